@@ -1,0 +1,82 @@
+"""Settings, frozen and checked at the door. Units: tokens, rows, bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hgca_cli.errors import UsageError
+
+SELECTORS = ("exact", "window", "moving-average")
+KV_DTYPES = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """How the rows of one sequence are kept and read.
+
+    window   newest rows of each layer on the device
+    sinks    first rows of each layer that stay on the device
+    context  most rows a sequence may have (address space is reserved for them)
+    select   the policy that chooses which rows of the store are read
+    budget   most rows of the store a head may read, as a share; None leaves it to the policy
+    kv_dtype dtype of the store's rows; None keeps the model's own
+    """
+
+    window: int = 1024
+    sinks: int = 4
+    context: int = 8192
+    select: str = "exact"
+    budget: float | None = None
+    kv_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise UsageError(f"--window: {self.window} rows is too few.", "Give 1 or more.")
+        if self.sinks < 0:
+            raise UsageError(f"--sinks: {self.sinks} is negative.", "Give 0 or more.")
+        if self.context < 1:
+            raise UsageError(f"--ctx: {self.context} tokens is too few.", "Give 1 or more.")
+        if self.select not in SELECTORS:
+            raise UsageError(f"--select: no policy {self.select!r}.", f"Choose from {', '.join(SELECTORS)}.")
+        if self.kv_dtype is not None and self.kv_dtype not in KV_DTYPES:
+            raise UsageError(f"--kv-dtype: no dtype {self.kv_dtype!r}.", f"Choose from {', '.join(KV_DTYPES)}.")
+        if self.budget is not None and not 0.0 <= self.budget <= 1.0:
+            raise UsageError(f"--budget: {self.budget} is not a share.", "Give a number from 0 to 1.")
+        if self.select == "exact" and self.budget not in (None, 1.0):
+            raise UsageError("--budget and exact attention exclude each other.", "Drop one of them.")
+
+    @property
+    def block(self) -> int:
+        """Rows evicted at once: a power of two, at most 64 and a quarter of the window."""
+        block = 1
+        while block < 64 and block * 8 <= self.window:
+            block *= 2
+        return block
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How the next token is drawn. Temperature 0 is greedy; the other filters then have no effect."""
+
+    temperature: float = 0.7
+    top_k: int = 0  # 0 = off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None  # None draws one
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("--temp", self.temperature, self.temperature >= 0, "0 (greedy) or more"),
+            ("--top-k", self.top_k, self.top_k >= 0, "0 (off) or more"),
+            ("--top-p", self.top_p, 0 < self.top_p <= 1, "more than 0, at most 1"),
+            ("--min-p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
+            ("--repeat-penalty", self.repetition_penalty, self.repetition_penalty > 0, "more than 0"),
+            ("--seed", self.seed, self.seed is None or 0 <= self.seed < 2**63, "0 to 2^63 - 1"),
+            ("--max-tokens", self.max_tokens, self.max_tokens >= 0, "0 or more"),
+        )
+        for flag, value, good, allowed in checks:
+            if not good or value != value or value == float("inf"):
+                raise UsageError(f"{flag}: {value} is out of range.", f"Allowed: {allowed}.")

@@ -1,0 +1,70 @@
+"""What happened, as plain data: the engine yields these, the console and `--json` show them.
+
+Sizes are tokens or rows, times are seconds, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a person or a program may want to know."""
+
+
+@dataclass(frozen=True)
+class Notice(Event):
+    """A fact that changes what the user gets (a fallback, a context beyond the trained length, ...)."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class PrefillProgress(Event):
+    """Prompt tokens read so far. `cached` of `total` were in the cache already."""
+
+    total: int
+    cached: int
+    processed: int  # includes `cached`
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Text(Event):
+    """A piece of the answer; whole characters only."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows of one layer and KV head are, and how many of the store's were read per step."""
+
+    window: int  # on the device, sinks included
+    store: int  # in CPU memory
+    read_share: float  # mean share of the store's rows read per layer, head and step; 0 with an empty store
+
+
+@dataclass(frozen=True)
+class Done(Event):
+    """The end of an answer.
+
+    finish_reason  "stop" (end of text or stop string), "length" (max tokens or context), "interrupted", "error"
+    """
+
+    finish_reason: str
+    prompt_tokens: int  # tokens of the conversation before the answer
+    cached_tokens: int  # of those, already in the cache
+    completion_tokens: int
+    prefill_seconds: float
+    ttft_seconds: float  # from the request to the first token
+    decode_seconds: float  # from the first token to the last
+    rows: Rows
+    text: str = field(default="", repr=False)  # the whole answer
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode rate, the first token excluded (it belongs to the prefill)."""
+        steps = self.completion_tokens - 1
+        return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else 0.0

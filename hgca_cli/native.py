@@ -1,0 +1,1 @@
+"""Torch tensors in, C kernels out: the only importer of the compiled module. (contract; being implemented)"""
