@@ -1,0 +1,100 @@
+"""Attention over rows that torch can see, with its log-sum-exp.
+
+torch's own flash kernels return the log-sum-exp below the public API; where they do not apply (softcap, keys and values
+of different width, other devices) plain matrix products do the same in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hgca_cli.attention.merge import Partial
+
+SCORE_BYTES = 64 << 20  # scores held at once by the plain path
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    bias: Tensor | None = None,
+    causal: bool = False,
+) -> Partial:
+    """Softmax attention of every query over every row of its head.
+
+    query   [heads, queries, key_dim]; key [heads, rows, key_dim]; value [heads, rows, value_dim]
+    bias    added to the scores: [rows], or [queries, rows]; -inf hides a row. Every query must see one:
+            torch's flash kernels answer NaN otherwise
+    causal  query i sees rows 0 .. i only (as many rows as queries)
+    returns out f32 [heads, queries, value_dim], lse f32 [heads, queries]; zeros and -inf over no rows
+    """
+    heads, queries, _ = query.shape
+    rows = key.shape[1]
+    if rows == 0 or queries == 0:  # torch's CPU kernel divides by zero here
+        out = torch.zeros(heads, queries, value.shape[-1], device=query.device)
+        return Partial(out, torch.full((heads, queries), float("-inf"), device=query.device))
+    if softcap == 0.0 and key.shape[-1] == value.shape[-1] and query.dtype == key.dtype:
+        if query.device.type == "cpu":
+            return _flash_cpu(query, key, value, scale, bias, causal)
+        if query.device.type == "cuda" and bias is None and _cuda_flash_takes(query):
+            return _flash_cuda(query, key, value, scale, causal)
+    return _plain(query, key, value, scale, softcap, bias, causal)
+
+
+def scores(query: Tensor, key: Tensor, *, scale: float, softcap: float = 0.0) -> Tensor:
+    """Scaled, capped scores f32 [heads, queries, rows]."""
+    raw = torch.matmul(query.float() * scale, key.float().transpose(-1, -2))
+    return softcap * torch.tanh(raw / softcap) if softcap > 0.0 else raw
+
+
+def _flash_cpu(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None, causal: bool) -> Partial:
+    mask = None
+    if bias is not None:
+        mask = bias.to(query.dtype).expand(1, 1, query.shape[1], key.shape[1])
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query[None], key[None], value[None], 0.0, causal, attn_mask=mask, scale=scale
+    )
+    return Partial(out[0].float(), lse[0].float())
+
+
+def _cuda_flash_takes(query: Tensor) -> bool:
+    return query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
+
+
+def _flash_cuda(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Partial:
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+        query[None], key[None], value[None], 0.0, causal, scale=scale
+    )
+    return Partial(out[0].float(), lse[0].float())
+
+
+def _plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    softcap: float,
+    bias: Tensor | None,
+    causal: bool,
+) -> Partial:
+    heads, queries, _ = query.shape
+    rows = key.shape[1]
+    step = max(1, SCORE_BYTES // (4 * heads * rows))
+    outs, lses = [], []
+    for first in range(0, queries, step):
+        part = slice(first, min(first + step, queries))
+        score = scores(query[:, part], key, scale=scale, softcap=softcap)
+        if bias is not None:
+            score += bias if bias.dim() == 1 else bias[part]
+        if causal:
+            seen = torch.arange(part.start, part.stop, device=query.device)[:, None]
+            score.masked_fill_(torch.arange(rows, device=query.device) > seen, float("-inf"))
+        lse = torch.logsumexp(score, dim=-1)
+        weight = torch.exp(score - lse.masked_fill(lse.isneginf(), 0.0).unsqueeze(-1))
+        outs.append(torch.matmul(weight, value.float()))
+        lses.append(lse)
+    return Partial(torch.cat(outs, dim=1), torch.cat(lses, dim=1))

@@ -1,0 +1,129 @@
+"""All that one layer of one sequence holds: window, store, the way between them, and the policy that reads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hgca_cli.attention.select import make_selector
+from hgca_cli.attention.select.contract import Selector
+from hgca_cli.config import CacheSettings
+from hgca_cli.errors import ContextOverflowError
+from hgca_cli.kv.evict import Evictor, evict_oldest
+from hgca_cli.kv.layout import LayerLayout, window_slots
+from hgca_cli.kv.store import Store
+from hgca_cli.kv.window import Window
+
+
+class LayerState:
+    """Rows of one layer and one sequence.
+
+    A sliding layer has no store: what it can no longer see is dropped. Every other row is always in exactly one place:
+    sinks, ring, on its way (evictor), or store.
+    """
+
+    def __init__(
+        self,
+        layout: LayerLayout,
+        settings: CacheSettings,
+        device: torch.device,
+        dtype: torch.dtype,
+        store_dtype: torch.dtype,
+    ) -> None:
+        self.layout = layout
+        self.settings = settings
+        slots = window_slots(layout, settings.window, settings.sinks, settings.context)
+        sinks = 0 if layout.sliding is not None else settings.sinks
+        self.window = Window(layout, slots, sinks, device, dtype)
+        self.store: Store | None = None
+        self.evictor: Evictor | None = None
+        if layout.sliding is None:
+            capacity = max(0, settings.context - self.window.sinks)
+            self.store = Store(layout, capacity, store_dtype)
+            self.evictor = Evictor(self.store, device)
+        self.selector: Selector = make_selector(settings, layout)
+        self.prompt_left = 0  # tokens of the current turn's prompt not seen yet
+        self.first_turn = True  # the store was empty when the turn began
+        self.steps = 0
+        self.share_read = 0.0  # sum over steps
+
+    @property
+    def length(self) -> int:
+        """Tokens seen."""
+        return self.window.end
+
+    def settle(self) -> None:
+        """Rows on their way have arrived."""
+        if self.evictor is not None:
+            self.evictor.settle()
+
+    def expect(self, tokens: int) -> None:
+        """A turn of so many prompt tokens begins."""
+        self.settle()
+        self.prompt_left = tokens
+        self.first_turn = self.store is None or self.store.rows == 0
+
+    def make_room(self) -> None:
+        """One more row fits into the window.
+
+        Raises ContextOverflowError if the context has no row left.
+        """
+        self.check_context(1)
+        if self.evictor is None and self.window.ring_rows == self.window.ring:
+            self.window.drop_oldest(1)
+
+    def evict_overflow(self) -> None:
+        """The last part of a step: with the ring full, its oldest block starts on its way to the store.
+
+        It arrives before the layer is used again (`settle`), so the copy has a whole token's time.
+        """
+        window = self.window
+        if self.evictor is None or window.ring_rows < window.ring or self.length >= self.settings.context:
+            return
+        count = min(self.settings.block, window.ring_rows)
+        self.selector.leave(count, self.length)
+        evict_oldest(window, self.evictor, count)
+
+    def append_chunk(self, key: Tensor, value: Tensor) -> None:
+        """Take the rows of a prompt chunk [kv_heads, n, dim]: the newest stay in the window, older ones go on."""
+        window = self.window
+        first = max(0, min(key.shape[1], window.sinks - window.end))
+        window.append(key[:, :first], value[:, :first])
+        key, value = key[:, first:], value[:, first:]
+        excess = max(0, window.ring_rows + key.shape[1] - window.ring)
+        from_ring = min(excess, window.ring_rows)
+        straight = excess - from_ring
+        if self.evictor is not None:
+            if excess:
+                self.selector.leave(excess, self.length + key.shape[1])
+            evict_oldest(window, self.evictor, from_ring)
+            if straight:
+                self.evictor.start([(key[:, :straight], value[:, :straight])])
+        else:
+            window.drop_oldest(from_ring)
+        if straight:
+            window.skip(straight)
+        window.append(key[:, straight:], value[:, straight:])
+        self.evict_overflow()
+
+    def check_context(self, rows: int) -> None:
+        """Raises ContextOverflowError if `rows` more do not fit."""
+        if self.length + rows > self.settings.context:
+            raise ContextOverflowError(
+                f"{self.length + rows:,} tokens do not fit into a context of {self.settings.context:,}.",
+                "Raise --ctx or start a new chat.",
+            )
+
+    def can_rewind(self, length: int) -> bool:
+        """Whether every row a sequence of `length` tokens needs is still here."""
+        if self.layout.sliding is None or length >= self.length:
+            return True
+        return self.window.start == 0 or length - self.window.start >= self.layout.sliding - 1
+
+    def rewind(self, length: int) -> None:
+        """Forget tokens `length` and later. Only if `can_rewind`."""
+        self.settle()
+        self.window.rewind(length)
+        if self.store is not None:
+            self.store.truncate(max(0, length - self.window.sinks))
+            self.selector.truncate(self.store.rows, self.window.ring_rows)

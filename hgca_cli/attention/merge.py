@@ -1,0 +1,40 @@
+"""Attention over some of the rows, and how two such parts become one: exactly, by log-sum-exp.
+
+Source: HGCA, arXiv:2507.03153, section 3; the same identity as in FlashAttention's split-KV decoding.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Partial(NamedTuple):
+    """Softmax attention over some of the rows; leading shapes agree."""
+
+    out: Tensor  # f32 [..., value_dim], zeros over no rows
+    lse: Tensor  # f32 [...], natural ln sum exp(score); -inf over no rows
+
+
+def merge(a: Partial, b: Partial) -> Partial:
+    """Attention over the rows of both (which must be different rows).
+
+    An empty part gives exactly the other part; two empty parts give zeros and -inf.
+    """
+    lse = torch.logaddexp(a.lse, b.lse)
+    share = torch.exp(a.lse - lse).masked_fill_(lse.isneginf(), 0.0)  # both empty: -inf - -inf
+    # weight times row, not lerp: b + share * (a - b) loses digits where |a| >> |b|, and an empty part must add nothing
+    share_b = torch.exp(b.lse - lse).masked_fill_(lse.isneginf(), 0.0)
+    return Partial(a.out * share.unsqueeze(-1) + b.out * share_b.unsqueeze(-1), lse)
+
+
+def absorb_sink(partial: Partial, logit: Tensor) -> Partial:
+    """A learned attention sink: one more logit per head whose value is zero (gpt-oss).
+
+    partial  out [heads, ..., value_dim]; logit  [heads], not scaled
+    """
+    shape = (-1,) + (1,) * (partial.lse.dim() - 1)
+    sink = logit.to(partial.lse.dtype).reshape(shape).expand_as(partial.lse)
+    return merge(partial, Partial(torch.zeros_like(partial.out), sink))

@@ -1,0 +1,19 @@
+"""Selection policies: one policy, one file, one paper."""
+
+from __future__ import annotations
+
+from hgca_cli.attention.select.contract import Selector
+from hgca_cli.attention.select.exact import Exact
+from hgca_cli.attention.select.moving_average import MovingAverage
+from hgca_cli.attention.select.window import WindowOnly
+from hgca_cli.config import CacheSettings
+from hgca_cli.kv.layout import LayerLayout
+
+
+def make_selector(settings: CacheSettings, layout: LayerLayout) -> Selector:
+    """The policy `settings.select` names, for one layer and sequence."""
+    if settings.select == "window" or settings.budget == 0.0:
+        return WindowOnly()
+    if settings.select == "moving-average":
+        return MovingAverage(layout, settings.window, budget=settings.budget)
+    return Exact()

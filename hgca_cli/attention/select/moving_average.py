@@ -1,0 +1,165 @@
+"""The paper's policy: a row is worth reading if it was attended to while it was in the window.
+
+Every ring row carries, per query head, an exponential moving average of the attention weight it received (MAW). When it
+is evicted it joins a head's sparse set iff  MAW > beta / rows of the head.  The set stays as it is while decoding; on an
+appended turn every row of the store is judged again, by the weight the turn's queries give it.
+
+Source: HGCA, arXiv:2507.03153, sections 3-4. What the paper leaves open, chosen here (measurements in
+docs/moving-average.md):
+
+- alpha: the average forgets at 2 / (window + 1), the usual span of a moving average as long as the window. It starts
+  at 0, not at the first weight: a token's weight for itself is large and says nothing about its later use.
+- pooling: a KV head reads a row if the mean over its group's query heads passes; one list then serves the group.
+- re-evaluation: the mean weight over the queries of the turn's last prefill chunk, against the same threshold.
+- A prompt read in chunks gives the averages that reading it token by token gives: a row's weights count only as long as
+  it would have been in the window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hgca_cli.attention.dense import scores
+from hgca_cli.attention.select.contract import Chosen, Turn
+from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.store import Store
+
+JUDGE_ROWS = 2048  # rows of the store weighed at once
+
+Pool = Literal["mean", "max", "none"]
+
+
+class MovingAverage:
+    """Sparse sets of one layer and one sequence.
+
+    window  ring rows of the layer
+    beta    share of the uniform weight 1 / rows a row must exceed on average (paper: 0.25 .. 1)
+    alpha   weight of the newest token in the average; None takes 2 / (window + 1)
+    pool    how the query heads of a KV head agree: "mean", "max", or "none" (a list per query head)
+    budget  most rows of a list as a share of the store; the largest averages stay. None: the threshold alone decides
+    """
+
+    watches = True
+
+    def __init__(
+        self,
+        layout: LayerLayout,
+        window: int,
+        *,
+        beta: float = 1.0,
+        alpha: float | None = None,
+        pool: Pool = "mean",
+        budget: float | None = None,
+    ) -> None:
+        self.beta = beta
+        self.alpha = alpha if alpha is not None else 2.0 / (window + 1)
+        self.pool: Pool = pool
+        self._window = window
+        self.budget = budget
+        self._heads = layout.heads
+        self._kv_heads = layout.kv_heads
+        self.average = torch.zeros(layout.heads, 0)  # f32 [heads, ring rows], oldest first, on the window's device
+        self._left = 0  # rows gone to the store
+        lists = layout.heads if pool == "none" else layout.kv_heads
+        self._rows = [torch.zeros(0, dtype=torch.int32) for _ in range(lists)]  # ascending
+        self._worth = [torch.zeros(0) for _ in range(lists)]  # the average each was chosen by
+        self._chosen: Chosen | None = None
+
+    def choose(self, query: Tensor, store: Store) -> Chosen | None:
+        """The sparse set, whatever the query."""
+        if self._chosen is None:
+            kept = [self._capped(rows, worth, store.rows) for rows, worth in zip(self._rows, self._worth, strict=True)]
+            start = torch.tensor([0, *(len(rows) for rows in kept)], dtype=torch.int64).cumsum(0)
+            share = float(start[-1]) / (len(kept) * store.rows)
+            self._chosen = Chosen(start, torch.cat(kept), share)
+        return self._chosen
+
+    def see_step(self, weight: Tensor) -> None:
+        """One token's weights enter the average; the token's own row is new."""
+        grown = torch.zeros_like(weight)
+        grown[:, : self.average.shape[1]] = self.average
+        self.average = grown.lerp_(weight, self.alpha)
+
+    def see_chunk(self, turn: Turn, store: Store) -> None:
+        """A chunk's weights enter the averages; at the end of an appended turn the store is judged again."""
+        if turn.last and not turn.first:
+            self._judge_again(turn, store)
+        queries, rows = turn.query.shape[1], turn.key.shape[1]
+        device = turn.query.device
+        query_at = torch.arange(queries, device=device)[:, None]
+        row_at = torch.arange(rows, device=device) - (rows - queries)  # ring rows have negative ones
+        last_at = torch.clamp(row_at + self._window - 1, max=queries - 1)  # the last query that finds the row there
+        counts = (query_at >= row_at) & (query_at <= last_at)
+        share = torch.where(counts, self.alpha * (1.0 - self.alpha) ** (last_at - query_at).clamp(min=0), 0.0)
+        gained = torch.cat([(share * weight).sum(dim=1) for weight in _weights(turn, turn.key)])
+        old = torch.zeros(self._heads, rows, device=device)
+        old[:, : self.average.shape[1]] = self.average
+        self.average = old * (1.0 - self.alpha) ** (last_at + 1).clamp(min=0) + gained
+
+    def leave(self, count: int, length: int) -> None:
+        """The oldest rows are judged by their average and join the sets, or not."""
+        going, self.average = self.average[:, :count], self.average[:, count:]
+        self._add(going, self._left, self.beta / length)
+        self._left += count
+
+    def truncate(self, store_rows: int, ring_rows: int) -> None:
+        """Rewound: rows no longer stored leave the sets."""
+        self._left = store_rows
+        self.average = self.average[:, :ring_rows]
+        for index, rows in enumerate(self._rows):
+            stay = rows < store_rows
+            self._rows[index], self._worth[index] = rows[stay], self._worth[index][stay]
+        self._chosen = None
+
+    def _add(self, average: Tensor, first_row: int, threshold: float) -> None:
+        """Judge rows first_row, first_row + 1, ... by their averages [heads, n]."""
+        grouped = average.reshape(self._kv_heads, -1, average.shape[1])
+        if self.pool == "mean":
+            pooled = grouped.mean(dim=1)
+        elif self.pool == "max":
+            pooled = grouped.amax(dim=1)
+        else:
+            pooled = average
+        pooled = pooled.cpu()
+        for index, worth in enumerate(pooled):
+            passed = torch.nonzero(worth > threshold).flatten()
+            rows = (passed + first_row).to(torch.int32)
+            self._rows[index] = torch.cat([self._rows[index], rows])
+            self._worth[index] = torch.cat([self._worth[index], worth[passed]])
+        self._chosen = None
+
+    def _capped(self, rows: Tensor, worth: Tensor, store_rows: int) -> Tensor:
+        if self.budget is None:
+            return rows
+        most = math.floor(self.budget * store_rows)
+        if len(rows) <= most:
+            return rows
+        best = torch.topk(worth, most).indices
+        return rows[best.sort().values]
+
+    def _judge_again(self, turn: Turn, store: Store) -> None:
+        """Every row of the store against the threshold, by its mean weight over the turn's queries."""
+        self._rows = [rows[:0] for rows in self._rows]
+        self._worth = [worth[:0] for worth in self._worth]
+        first = 0
+        for key, _ in store.blocks(JUDGE_ROWS):
+            key = key.to(turn.query.device, turn.query.dtype)
+            self._add(torch.cat([weight.mean(dim=1) for weight in _weights(turn, key)]), first, self.beta / turn.length)
+            first += key.shape[1]
+
+
+def _weights(turn: Turn, key: Tensor) -> Iterator[Tensor]:
+    """Softmax weights the turn's queries gave rows `key` [kv_heads, n, key_dim], per KV head: f32 [group, queries, n].
+
+    Rows later than a query get a weight too (at most 1); the caller hides them.
+    """
+    group = turn.query.shape[0] // key.shape[0]
+    for head, rows in enumerate(key):
+        mine = slice(head * group, (head + 1) * group)
+        score = scores(turn.query[mine], rows, scale=turn.scale, softcap=turn.softcap)
+        yield score.sub_(turn.lse[mine].unsqueeze(-1)).clamp_(max=0.0).exp_()

@@ -1,0 +1,114 @@
+"""Prefill: a chunk of a prompt attends exactly to everything before it and to itself. Nothing is approximated here.
+
+The store is brought to the device block by block (HeadInfer's idea, arXiv:2502.12574), so the device holds a bounded
+slice of one layer; on the CPU its rows are read in place. The parts are merged by log-sum-exp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hgca_cli.attention import dense
+from hgca_cli.attention.layer import LayerState
+from hgca_cli.attention.merge import Partial, absorb_sink, merge
+from hgca_cli.attention.select.contract import Turn
+
+STREAM_ROWS = 8192  # rows of the store on the device at once
+
+
+def prompt_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layer: LayerState,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    sink: Tensor | None = None,
+) -> Tensor:
+    """Attention of a chunk of one sequence; its rows are taken into the window and the store.
+
+    query   [heads, n, key_dim]; key [kv_heads, n, key_dim]; value [kv_heads, n, value_dim]
+    returns [heads, n, value_dim], in the query's dtype
+    """
+    layer.settle()
+    layer.check_context(key.shape[1])
+    if layer.layout.sliding is not None:
+        whole = _sliding_attention(query, key, value, layer, layer.layout.sliding, scale, softcap)
+    else:
+        whole = _full_attention(query, key, value, layer, scale, softcap)
+    if sink is not None:
+        whole = absorb_sink(whole, sink)
+    _account(query, key, layer, whole.lse, scale, softcap)
+    layer.append_chunk(key, value)
+    return whole.out.to(query.dtype)
+
+
+def _full_attention(
+    query: Tensor, key: Tensor, value: Tensor, layer: LayerState, scale: float, softcap: float
+) -> Partial:
+    """The chunk over itself, sinks and ring, and the store."""
+    group = query.shape[0] // key.shape[0]
+    own_key, own_value = key.repeat_interleave(group, 0), value.repeat_interleave(group, 0)
+    whole = dense.attend(query, own_key, own_value, scale=scale, softcap=softcap, causal=True)
+    for old_key, old_value, bias in _older(layer, query):
+        # one read of a row serves its group: query heads of a KV head stand behind each other as more queries
+        folded = query.reshape(key.shape[0], -1, query.shape[-1])
+        part = dense.attend(folded, old_key, old_value, scale=scale, softcap=softcap, bias=bias)
+        whole = merge(_unfold(part, query), whole)
+    return whole
+
+
+def _older(layer: LayerState, query: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Everything before the chunk, on the device, in pieces: keys, values, and a bias that hides free slots."""
+    if layer.window.rows > 0:
+        yield layer.window.view()
+    if layer.store is not None:
+        for key, value in layer.store.blocks(STREAM_ROWS):
+            yield key.to(query, non_blocking=True), value.to(query, non_blocking=True), None
+
+
+def _sliding_attention(
+    query: Tensor, key: Tensor, value: Tensor, layer: LayerState, sliding: int, scale: float, softcap: float
+) -> Partial:
+    """The chunk over the ring and itself, each query over its newest `sliding` rows."""
+    window = layer.window
+    rows = torch.arange(window.start, window.end + key.shape[1], device=query.device)
+    distance = rows[window.ring_rows :, None] - rows
+    hidden = (distance < 0) | (distance >= sliding)
+    bias = torch.zeros(hidden.shape, device=query.device).masked_fill_(hidden, float("-inf"))
+    pieces = window.oldest(window.ring_rows)
+    whole_key = torch.cat([*(piece for piece, _ in pieces), key], dim=1)
+    whole_value = torch.cat([*(piece for _, piece in pieces), value], dim=1)
+    folded = query.reshape(key.shape[0], -1, query.shape[-1])
+    bias = bias.repeat(query.shape[0] // key.shape[0], 1)
+    return _unfold(dense.attend(folded, whole_key, whole_value, scale=scale, softcap=softcap, bias=bias), query)
+
+
+def _unfold(part: Partial, query: Tensor) -> Partial:
+    heads, n = query.shape[:2]
+    return Partial(part.out.reshape(heads, n, -1), part.lse.reshape(heads, n))
+
+
+def _account(query: Tensor, key: Tensor, layer: LayerState, lse: Tensor, scale: float, softcap: float) -> None:
+    """Count the turn down and show the chunk to a policy that watches."""
+    n = key.shape[1]
+    layer.prompt_left = max(0, layer.prompt_left - n)
+    if not layer.selector.watches or layer.store is None:
+        return
+    window = layer.window
+    into_sinks = max(0, min(n, window.sinks - window.end))
+    turn = Turn(
+        query=query,
+        key=torch.cat([*(piece for piece, _ in window.oldest(window.ring_rows)), key[:, into_sinks:]], dim=1),
+        lse=lse,
+        scale=scale,
+        softcap=softcap,
+        length=layer.length + n,
+        last=layer.prompt_left == 0,
+        first=layer.first_turn,
+    )
+    layer.selector.see_chunk(turn, layer.store)

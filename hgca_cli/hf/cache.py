@@ -1,0 +1,173 @@
+"""A transformers Cache whose rows live in two places: newest on the device, older ones in CPU memory.
+
+`update` hands back only the new rows and remembers the layer; the attention function that transformers calls next
+(hf/attention.py) picks the layer up, attends to all of its rows and takes the new ones in.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from hgca_cli.attention.layer import LayerState
+from hgca_cli.config import CacheSettings
+from hgca_cli.errors import ModelError, UsageError
+from hgca_cli.events import Rows
+from hgca_cli.hf.shape import kv_layout
+from hgca_cli.kv.layout import KVLayout, LayerLayout
+
+STORE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# The layer whose `update` ran last: set by `HybridLayer.update`, taken by the attention function right after it.
+updated_layer: ContextVar[HybridLayer | None] = ContextVar("hgca_updated_layer", default=None)
+
+
+class HybridLayer(CacheLayerMixin):
+    """One layer of a batch of sequences of equal length."""
+
+    is_croppable = True
+
+    def __init__(self, index: int, layout: LayerLayout, settings: CacheSettings) -> None:
+        super().__init__()
+        self.index = index
+        self.layout = layout
+        self.settings = settings
+        self.is_sliding = layout.sliding is not None
+        self.states: list[LayerState] = []
+        self._expected = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """The first rows tell batch size, device and dtype; their shape must be what the config said."""
+        wanted = (self.layout.kv_heads, self.layout.key_dim, self.layout.value_dim)
+        got = (key_states.shape[1], key_states.shape[-1], value_states.shape[-1])
+        if wanted != got:
+            raise ModelError(
+                f"layer {self.index} has KV heads, key and value width {got}, the config says {wanted}.",
+                "This model family is not supported.",
+            )
+        store_dtype = STORE_DTYPES[self.settings.kv_dtype] if self.settings.kv_dtype else key_states.dtype
+        self.states = [
+            LayerState(self.layout, self.settings, key_states.device, key_states.dtype, store_dtype)
+            for _ in range(key_states.shape[0])
+        ]
+        self.expect(self._expected)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Announce new rows; they are taken in by the attention function, which gets just them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if key_states.shape[0] != len(self.states):
+            raise UsageError(
+                f"the cache was made for {len(self.states)} sequences and got {key_states.shape[0]}.",
+                "Make a new HybridCache for another batch.",
+            )
+        updated_layer.set(self)
+        return key_states, value_states
+
+    def expect(self, tokens: int) -> None:
+        """A turn of so many prompt tokens begins."""
+        self._expected = 0 if self.states else tokens  # before the first rows there is no state to tell
+        for state in self.states:
+            state.expect(tokens)
+
+    def get_seq_length(self) -> int:
+        """Tokens seen."""
+        return self.states[0].length if self.states else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Rows a mask would have to cover, and the position of the first."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """Most tokens there is room for."""
+        return self.settings.context
+
+    def reset(self) -> None:
+        """Forget every row and give the memory back."""
+        self.states = []
+        self.is_initialized = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the newest `-tokens_to_remove` tokens (transformers passes a negative number)."""
+        length = self.get_seq_length() - abs(tokens_to_remove)
+        if not all(state.can_rewind(length) for state in self.states):
+            raise UsageError(f"layer {self.index} slides and no longer has the rows that {length} tokens need.")
+        for state in self.states:
+            state.rewind(length)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beam search moves rows between sequences, which a store in CPU memory does not."""
+        raise UsageError("hybrid attention does not do beam search.", "Use num_beams=1.")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Not with a store per sequence."""
+        raise UsageError("hybrid attention cannot repeat a filled cache.", "Repeat the prompt instead.")
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some of the batch's sequences."""
+        self.states = [self.states[index] for index in indices.tolist()]
+
+
+class HybridCache(Cache):
+    """Pass it to a model whose attention implementation is "hgca": `model(..., past_key_values=HybridCache(config))`.
+
+    config_or_layout  a transformers config, or the KVLayout made from it
+    settings          window, sinks, context, policy
+    """
+
+    layers: list[HybridLayer]
+
+    def __init__(self, config_or_layout: Any, settings: CacheSettings | None = None) -> None:
+        layout = config_or_layout if isinstance(config_or_layout, KVLayout) else kv_layout(config_or_layout)
+        self.layout = layout
+        self.settings = settings or CacheSettings()
+        super().__init__(layers=[HybridLayer(index, layer, self.settings) for index, layer in enumerate(layout.layers)])
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen."""
+        return self.layers[layer_idx].get_seq_length()
+
+    def expect(self, tokens: int) -> None:
+        """A turn of so many prompt tokens begins: they may come in chunks, even of one token."""
+        for layer in self.layers:
+            layer.expect(tokens)
+
+    def can_rewind(self, length: int) -> bool:
+        """Whether the cache can go back to its first `length` tokens without reading them again."""
+        return all(state.can_rewind(length) for layer in self.layers for state in layer.states)
+
+    def rewind(self, length: int) -> bool:
+        """Forget tokens `length` and later; False, and nothing happened, if rows needed for that are gone."""
+        if not self.can_rewind(length):
+            return False
+        for layer in self.layers:
+            for state in layer.states:
+                state.rewind(length)
+        return True
+
+    def rows(self) -> Rows:
+        """Where rows are (of a layer that sees everything, one KV head), and the mean share of the store read."""
+        states = [state for layer in self.layers for state in layer.states]
+        full = [state for state in states if state.store is not None]
+        steps = sum(state.steps for state in full)
+        share = sum(state.share_read for state in full) / steps if steps else 0.0
+        if not states:
+            return Rows(0, 0, 0.0)
+        shown = (full or states)[0]
+        waiting = shown.evictor.pending if shown.evictor else 0
+        return Rows(shown.window.rows, shown.store.rows + waiting if shown.store else 0, share)
+
+    def reset_counters(self) -> None:
+        """Start counting the share read anew."""
+        for layer in self.layers:
+            for state in layer.states:
+                state.steps, state.share_read = 0, 0.0
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.reset()

@@ -1,0 +1,70 @@
+"""Rows on their way from the window to the store: an asynchronous copy, settled before anyone reads the store.
+
+On CUDA the copy runs on its own stream into pinned memory while the device goes on; the host waits for it only when
+the layer is next used, one token later. On the CPU the same two steps copy through the same staging memory.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hgca_cli.kv.store import Store
+from hgca_cli.kv.window import Window
+
+
+class Evictor:
+    """Moves rows of one layer and one sequence to its store, in order, in two steps: `start` and `settle`."""
+
+    def __init__(self, store: Store, device: torch.device) -> None:
+        self._store = store
+        self._cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if self._cuda else None
+        self._copied: torch.cuda.Event | None = None
+        self._staged: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def pending(self) -> int:
+        """Rows started and not yet in the store."""
+        return sum(key.shape[1] for key, _ in self._staged)
+
+    def start(self, pieces: list[tuple[Tensor, Tensor]]) -> None:
+        """Begin to copy (keys, values) [kv_heads, n, dim] pieces; the store has them after `settle`.
+
+        The caller may overwrite the source on the device's current stream at once.
+        """
+        if self._stream is None:
+            self._staged += [(key.clone(), value.clone()) for key, value in pieces]
+            return
+        main = torch.cuda.current_stream()
+        self._stream.wait_stream(main)
+        with torch.cuda.stream(self._stream):
+            for key, value in pieces:
+                self._staged.append((_pinned_copy(key), _pinned_copy(value)))
+                key.record_stream(self._stream)
+                value.record_stream(self._stream)
+            self._copied = self._stream.record_event()
+        main.wait_event(self._copied)  # the ring's slots are overwritten only after the copy has read them
+
+    def settle(self) -> None:
+        """Wait for the copies and append the rows to the store."""
+        if not self._staged:
+            return
+        if self._copied is not None:
+            self._copied.synchronize()
+            self._copied = None
+        for key, value in self._staged:
+            self._store.append(key, value)
+        self._staged.clear()
+
+
+def evict_oldest(window: Window, evictor: Evictor, count: int) -> None:
+    """Send the oldest `count` rows of the ring to the store and free their slots."""
+    evictor.start(window.oldest(count))
+    window.drop_oldest(count)
+
+
+def _pinned_copy(source: Tensor) -> Tensor:
+    # torch caches pinned blocks, so this allocates only the first times
+    target = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+    return target.copy_(source, non_blocking=True)

@@ -1,0 +1,59 @@
+"""Bytes of a KV cache, from the model's shape alone (no torch: the planner counts with this before anything loads)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerLayout:
+    """Rows of one layer.
+
+    heads      query heads, a multiple of kv_heads
+    key_dim    width of a key row; value_dim of a value row
+    sliding    newest rows a query of this layer may see; None for all. A sliding layer keeps just those, on the device
+    """
+
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    sliding: int | None = None
+
+    @property
+    def row_elements(self) -> int:
+        """Numbers one token adds to the layer: a key and a value for every KV head."""
+        return self.kv_heads * (self.key_dim + self.value_dim)
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """All layers, and the bytes of a number on the device (window) and in CPU memory (store)."""
+
+    layers: tuple[LayerLayout, ...]
+    device_itemsize: int = 4
+    store_itemsize: int = 4
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes one token adds to the store, over all layers that see everything."""
+        return sum(layer.row_elements for layer in self.layers if layer.sliding is None) * self.store_itemsize
+
+    def window_bytes(self, window: int, sinks: int, context: int) -> int:
+        """Device bytes of the windows: preallocated, so this is what a sequence takes however short it is."""
+        slots = sum(layer.row_elements * window_slots(layer, window, sinks, context) for layer in self.layers)
+        return slots * self.device_itemsize
+
+    def store_bytes(self, context: int, window: int, sinks: int) -> int:
+        """CPU bytes of the stores at a context of so many rows."""
+        return max(0, context - sinks - window) * self.row_bytes
+
+    def staging_bytes(self, rows: int) -> int:
+        """Host bytes of `rows` rows per layer on their way from the windows to the stores (a prefill chunk's worth)."""
+        full = sum(layer.row_elements for layer in self.layers if layer.sliding is None)
+        return full * rows * self.device_itemsize
+
+
+def window_slots(layer: LayerLayout, window: int, sinks: int, context: int) -> int:
+    """Device rows a layer has room for: sinks and window, or all that a sliding layer may see."""
+    return min(context, sinks + window if layer.sliding is None else layer.sliding)

@@ -1,0 +1,117 @@
+"""The newest rows of one layer, on the device: a ring of slots behind a few slots that hold the first rows (sinks).
+
+A row keeps its slot until it is evicted: position p >= sinks lives in slot sinks + (p - sinks) % ring. Keys arrive
+already rotated, so attention does not care about the order of slots; what is in use is told by `bias`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hgca_cli.kv.layout import LayerLayout
+
+
+class Window:
+    """Sinks and newest rows of one layer and one sequence.
+
+    slots   rows there is room for, sinks included
+    sinks   first positions that never leave
+
+    `start` .. `end` are the positions in the ring; the sinks in use are positions 0 .. min(sinks, end) - 1.
+    """
+
+    def __init__(self, layout: LayerLayout, slots: int, sinks: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.sinks = min(sinks, slots)
+        self.ring = slots - self.sinks
+        self.start = self.sinks
+        self.end = 0
+        # zeros, not empty: an unused slot meets -inf in the softmax, and NaN + -inf would be NaN
+        with torch.inference_mode(False):  # the caller may leave inference mode between a prompt and a rewind
+            self.keys = torch.zeros(layout.kv_heads, slots, layout.key_dim, device=device, dtype=dtype)
+            self.values = torch.zeros(layout.kv_heads, slots, layout.value_dim, device=device, dtype=dtype)
+            self._bias = torch.full((slots,), float("-inf"), device=device, dtype=dtype)
+
+    @property
+    def rows(self) -> int:
+        """Rows held, sinks included."""
+        return min(self.end, self.sinks) + self.ring_rows
+
+    @property
+    def ring_rows(self) -> int:
+        """Rows in the ring: those that can be evicted."""
+        return max(0, self.end - self.start)
+
+    def append(self, key: Tensor, value: Tensor) -> None:
+        """Take new rows at positions end .. end + n - 1.
+
+        key    [kv_heads, n, key_dim]; value [kv_heads, n, value_dim]
+
+        The caller made room: sinks left plus free ring slots are at least n.
+        """
+        rows = key.shape[1]
+        done = 0
+        while done < rows:
+            slot, run = self._run(self.end, rows - done)
+            assert self.end + run - self.start <= self.ring, "no room was made"
+            target = slice(slot, slot + run)
+            self.keys[:, target] = key[:, done : done + run]
+            self.values[:, target] = value[:, done : done + run]
+            self._bias[target] = 0.0
+            self.end += run
+            done += run
+
+    def oldest(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        """Views of the oldest `count` ring rows, in order, as at most two pieces (keys, values) [kv_heads, n, dim]."""
+        return [(self.keys[:, piece], self.values[:, piece]) for piece in self.slices(self.start, count)]
+
+    def drop_oldest(self, count: int) -> None:
+        """Forget the oldest `count` ring rows; their slots are free."""
+        for piece in self.slices(self.start, count):
+            self._bias[piece] = float("-inf")
+        self.start += count
+
+    def in_order(self, per_slot: Tensor) -> Tensor:
+        """Numbers per slot of the view [..., n] -> numbers per ring row, oldest first [..., ring_rows]."""
+        pieces = [per_slot[..., piece] for piece in self.slices(self.start, self.ring_rows)]
+        return torch.cat(pieces, dim=-1) if pieces else per_slot[..., :0]
+
+    def skip(self, rows: int) -> None:
+        """Positions pass that never enter the ring, which must be empty (rows of a long chunk go to the store)."""
+        assert self.ring_rows == 0 and self.end >= self.sinks
+        self.start = self.end = self.end + rows
+
+    def rewind(self, length: int) -> None:
+        """Forget positions `length` and later."""
+        kept = max(min(length, self.end), self.start)
+        for piece in self.slices(kept, self.end - kept):
+            self._bias[piece] = float("-inf")
+        if length < self.sinks:
+            self._bias[length : self.sinks] = float("-inf")
+        self.end = min(length, self.end)
+        self.start = max(self.sinks, min(self.start, self.end))
+
+    def view(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What attention reads: keys [kv_heads, n, key_dim], values, and bias [n]: 0 in use, -inf not; None if all are."""
+        if self.start == self.sinks and self.end <= self.sinks + self.ring:  # nothing evicted: a prefix
+            return self.keys[:, : self.end], self.values[:, : self.end], None
+        if self.ring_rows == self.ring:
+            return self.keys, self.values, None
+        return self.keys, self.values, self._bias
+
+    def slices(self, position: int, count: int) -> list[slice]:
+        """Slots of positions position .. position + count - 1, in order, as at most two runs of the ring."""
+        pieces = []
+        while count > 0:
+            slot, run = self._run(position, count)
+            pieces.append(slice(slot, slot + run))
+            position += run
+            count -= run
+        return pieces
+
+    def _run(self, position: int, count: int) -> tuple[int, int]:
+        """Slot of a position, and how many following positions have the following slots."""
+        if position < self.sinks:
+            return position, min(count, self.sinks - position)
+        offset = (position - self.sinks) % self.ring
+        return self.sinks + offset, min(count, self.ring - offset)

@@ -1,0 +1,189 @@
+"""The two tiers against one softmax in float64: prompts in chunks, steps, evictions, sinks, sliding, rewinds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hgca_cli.attention.layer import LayerState
+from hgca_cli.attention.step import decode_attention
+from hgca_cli.attention.stream import prompt_attention
+from hgca_cli.config import CacheSettings
+from hgca_cli.errors import ContextOverflowError
+from hgca_cli.kv.layout import LayerLayout
+
+CPU = torch.device("cpu")
+
+
+class Text:
+    """Random queries, keys and values of a sequence, and what attention over it must give."""
+
+    def __init__(self, rng: torch.Generator, n: int, layout: LayerLayout, softcap: float, sink: Tensor | None) -> None:
+        self.layout, self.softcap, self.sink = layout, softcap, sink
+        self.query = torch.randn(layout.heads, n, layout.key_dim, generator=rng)
+        self.key = torch.randn(layout.kv_heads, n, layout.key_dim, generator=rng)
+        self.value = torch.randn(layout.kv_heads, n, layout.value_dim, generator=rng)
+        self.scale = layout.key_dim**-0.5
+
+    def wanted(self) -> Tensor:
+        group = self.layout.heads // self.layout.kv_heads
+        key, value = (x.double().repeat_interleave(group, 0) for x in (self.key, self.value))
+        score = self.query.double() @ key.transpose(-1, -2) * self.scale
+        if self.softcap:
+            score = self.softcap * torch.tanh(score / self.softcap)
+        at = torch.arange(score.shape[-1])
+        distance = at[:, None] - at
+        hidden = (distance < 0) | (distance >= (self.layout.sliding or 1 << 30))
+        score = score.masked_fill(hidden, float("-inf"))
+        if self.sink is not None:
+            logit = self.sink.double().reshape(-1, 1, 1).expand(*score.shape[:2], 1)
+            return torch.softmax(torch.cat([score, logit], -1), -1)[..., :-1] @ value
+        return torch.softmax(score, -1) @ value
+
+    def feed(self, layer: LayerState, first: int, count: int) -> Tensor:
+        """Tokens first .. first + count - 1: a step if it is one and no prompt is expected, else a chunk."""
+        piece = slice(first, first + count)
+        query, key, value = self.query[:, piece], self.key[:, piece], self.value[:, piece]
+        extra = {"scale": self.scale, "softcap": self.softcap, "sink": self.sink}
+        if count == 1 and layer.prompt_left == 0:
+            step = decode_attention(query[None, :, 0], key[None], value[None], [layer], **extra)
+            return step[0][:, None]
+        return prompt_attention(query, key, value, layer, **extra)
+
+
+def run(text: Text, layer: LayerState, sizes: list[int]) -> Tensor:
+    outs, first = [], 0
+    for size in sizes:
+        outs.append(text.feed(layer, first, size))
+        first += size
+    return torch.cat(outs, dim=1)
+
+
+def state(layout: LayerLayout, store: torch.dtype = torch.float32, **settings: object) -> LayerState:
+    return LayerState(layout, CacheSettings(**settings), CPU, torch.float32, store)  # type: ignore[arg-type]
+
+
+GQA = LayerLayout(heads=6, kv_heads=2, key_dim=16, value_dim=16)
+WIDE = LayerLayout(heads=4, kv_heads=4, key_dim=24, value_dim=16)
+SLIDING = LayerLayout(heads=6, kv_heads=2, key_dim=16, value_dim=16, sliding=11)
+FEEDS = {
+    "steps": [1] * 90,
+    "prompt then steps": [60] + [1] * 30,
+    "chunks": [7, 1, 30, 2, 33, 17],
+    "turns": [20, 1, 1, 1, 25, 1, 1, 1, 1, 1, 30] + [1] * 7,
+}
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("layout", [GQA, WIDE, SLIDING], ids=["gqa", "wide keys", "sliding"])
+@pytest.mark.parametrize(
+    ("window", "sinks"), [(1, 0), (1, 4), (16, 4), (40, 0), (89, 0), (90, 0), (91, 4), (16, 95), (8, 90)]
+)
+def test_exact_over_two_tiers_is_full_attention(
+    feed: str, layout: LayerLayout, window: int, sinks: int, rng: torch.Generator
+) -> None:
+    text = Text(rng, 90, layout, 0.0, None)
+    layer = state(layout, window=window, sinks=sinks, context=90)
+    got = run(text, layer, FEEDS[feed])
+    assert (got - text.wanted()).abs().max() <= 1e-5
+    if layer.store is not None and window + sinks >= 90:
+        assert layer.store.rows == 0 and layer.evictor is not None and layer.evictor.pending == 0
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("layout", [GQA, SLIDING], ids=["full", "sliding"])
+def test_softcap_and_learned_sink(feed: str, layout: LayerLayout, rng: torch.Generator) -> None:
+    text = Text(rng, 90, layout, 3.0, torch.randn(6, generator=rng))
+    assert (run(text, state(layout, window=16, context=90), FEEDS[feed]) - text.wanted()).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_16_bit_store_rounds_and_no_more(kind: torch.dtype, rng: torch.Generator) -> None:
+    text = Text(rng, 90, GQA, 0.0, None)
+    got = run(text, state(GQA, kind, window=16, context=90), FEEDS["turns"])
+    error = (got - text.wanted()).pow(2).mean() / text.wanted().pow(2).mean()
+    assert error <= 5e-4
+
+
+def test_batch_rows_keep_apart(rng: torch.Generator) -> None:
+    texts = [Text(rng, 50, GQA, 0.0, None) for _ in range(3)]
+    layers = [state(GQA, window=8, context=50) for _ in texts]
+    for length, (text, layer) in zip((40, 7, 23), zip(texts, layers, strict=True), strict=True):
+        text.feed(layer, 0, length)
+    at = [layer.length for layer in layers]
+    query = torch.stack([t.query[:, n] for t, n in zip(texts, at, strict=True)])
+    key = torch.stack([t.key[:, n : n + 1] for t, n in zip(texts, at, strict=True)])
+    value = torch.stack([t.value[:, n : n + 1] for t, n in zip(texts, at, strict=True)])
+    got = decode_attention(query, key, value, layers, scale=texts[0].scale)
+    for out, text, n in zip(got, texts, at, strict=True):
+        assert (out - text.wanted()[:, n]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("back", [1, 5, 30, 59])
+@pytest.mark.parametrize("window", [1, 16, 100])
+def test_rewind_then_other_tokens(back: int, window: int, rng: torch.Generator) -> None:
+    text = Text(rng, 90, GQA, 0.0, None)
+    layer = state(GQA, window=window, sinks=4, context=90)
+    run(text, layer, [40] + [1] * 20)
+    length = 60 - back
+    layer.rewind(length)
+    assert layer.length == length
+    for tensor in (text.query, text.key, text.value):
+        tensor[:, length:] = torch.randn(tensor[:, length:].shape, generator=rng)
+    got = torch.cat([text.feed(layer, length, 10), text.feed(layer, length + 10, 1)], dim=1)
+    assert (got - text.wanted()[:, length : length + 11]).abs().max() <= 1e-5
+
+
+def test_a_sliding_layer_rewinds_only_what_it_still_has(rng: torch.Generator) -> None:
+    text = Text(rng, 90, SLIDING, 0.0, None)
+    layer = state(SLIDING, window=4, context=90)
+    run(text, layer, [40])
+    assert layer.can_rewind(39) and not layer.can_rewind(30)
+    layer.rewind(39)
+    assert (text.feed(layer, 39, 5) - text.wanted()[:, 39:44]).abs().max() <= 1e-5
+
+
+def test_every_row_is_in_one_place(rng: torch.Generator) -> None:
+    text = Text(rng, 90, GQA, 0.0, None)
+    layer = state(GQA, window=24, sinks=4, context=90)
+    for first, size in ((0, 30), (30, 1), (31, 1), (32, 40), (72, 1)):
+        text.feed(layer, first, size)
+        assert layer.store is not None and layer.evictor is not None
+        assert layer.window.rows + layer.store.rows + layer.evictor.pending == layer.length
+
+
+def test_window_policy_reads_sinks_and_window_only(rng: torch.Generator) -> None:
+    text = Text(rng, 90, GQA, 0.0, None)
+    layer = state(GQA, window=16, sinks=4, context=90, select="window")
+    run(text, layer, [89])
+    got = text.feed(layer, 89, 1)
+    assert layer.share_read == 0.0 and layer.steps == 1
+    kept = [*range(4), *range(layer.window.start, 89), 89]
+    score = text.query[:, 89:90].double() @ text.key[:, kept].double().repeat_interleave(3, 0).transpose(-1, -2)
+    want = torch.softmax(score * text.scale, -1) @ text.value[:, kept].double().repeat_interleave(3, 0)
+    assert len(kept) < 25 and (got - want).abs().max() <= 1e-5
+
+
+def test_the_context_is_a_limit_that_loses_nothing(rng: torch.Generator) -> None:
+    text = Text(rng, 60, GQA, 0.0, None)
+    layer = state(GQA, window=8, context=50)
+    run(text, layer, [50])
+    with pytest.raises(ContextOverflowError, match="51 tokens"):
+        text.feed(layer, 50, 1)
+    with pytest.raises(ContextOverflowError, match="60 tokens"):
+        text.feed(layer, 50, 10)
+    assert layer.length == 50
+
+
+def test_an_evicted_row_arrives_whenever_the_copy_ends(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is read only after what was on its way has arrived."""
+    text = Text(rng, 90, GQA, 0.0, None)
+    layer = state(GQA, window=8, context=90)
+    run(text, layer, [20])
+    assert layer.evictor is not None and layer.store is not None
+    stored = layer.store.rows
+    assert layer.evictor.pending > 0 and stored + layer.evictor.pending + layer.window.rows == 20
+    got = text.feed(layer, 20, 1)
+    assert layer.store.rows > stored
+    assert (got - text.wanted()[:, 20:21]).abs().max() <= 1e-5

@@ -1,0 +1,78 @@
+"""The ring: every row in one place, found again, whatever the order of appends, evictions and rewinds."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hgca_cli.kv.layout import KVLayout, LayerLayout, window_slots
+from hgca_cli.kv.window import Window
+
+LAYOUT = LayerLayout(heads=2, kv_heads=1, key_dim=2, value_dim=3)
+
+
+def numbered(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows whose numbers are their positions."""
+    at = torch.arange(first, first + count, dtype=torch.float32)[None, :, None]
+    return at.expand(1, count, 2), at.expand(1, count, 3)
+
+
+def held(window: Window) -> list[int]:
+    """Positions attention would see."""
+    keys, values, bias = window.view()
+    seen = torch.ones(keys.shape[1], dtype=torch.bool) if bias is None else bias == 0
+    assert torch.equal(keys[0, seen, 0], values[0, seen, 0])
+    return sorted(int(x) for x in keys[0, seen, 0])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sinks=st.integers(0, 5),
+    ring=st.integers(1, 7),
+    moves=st.lists(st.tuples(st.sampled_from(["append", "drop", "rewind"]), st.integers(0, 7)), max_size=40),
+)
+def test_window_holds_what_a_list_would(sinks: int, ring: int, moves: list[tuple[str, int]]) -> None:
+    window = Window(LAYOUT, sinks + ring, sinks, torch.device("cpu"), torch.float32)
+    head: list[int] = []
+    tail: list[int] = []
+    end = 0
+    for move, size in moves:
+        if move == "append":
+            count = min(size, (sinks - len(head) if end < sinks else 0) + ring - len(tail))
+            window.append(*numbered(end, count))
+            for _ in range(count):
+                (head if end < sinks else tail).append(end)
+                end += 1
+        elif move == "drop":
+            count = min(size, len(tail))
+            gone = [int(x) for keys, _ in window.oldest(count) for x in keys[0, :, 0]]
+            assert gone == tail[:count]
+            window.drop_oldest(count)
+            tail = tail[count:]
+        else:
+            end = max(0, end - size)
+            window.rewind(end)
+            head, tail = [p for p in head if p < end], [p for p in tail if p < end]
+        assert held(window) == head + tail
+        assert (window.rows, window.ring_rows, window.end) == (len(head) + len(tail), len(tail), end)
+
+
+def test_rows_that_pass_by_the_ring_keep_positions() -> None:
+    window = Window(LAYOUT, 6, 2, torch.device("cpu"), torch.float32)
+    window.append(*numbered(0, 2))
+    window.skip(9)
+    window.append(*numbered(11, 4))
+    assert held(window) == [0, 1, 11, 12, 13, 14]
+    assert window.end == 15
+
+
+def test_layout_counts_bytes() -> None:
+    full = LayerLayout(heads=9, kv_heads=3, key_dim=64, value_dim=64)
+    sliding = LayerLayout(heads=9, kv_heads=3, key_dim=64, value_dim=32, sliding=100)
+    layout = KVLayout((full, full, sliding), device_itemsize=4, store_itemsize=2)
+    assert layout.row_bytes == 2 * 3 * 128 * 2
+    assert layout.store_bytes(context=1000, window=200, sinks=4) == 796 * layout.row_bytes
+    assert layout.store_bytes(context=100, window=200, sinks=4) == 0
+    assert layout.window_bytes(window=200, sinks=4, context=1000) == (2 * 204 * 3 * 128 + 100 * 3 * 96) * 4
+    assert window_slots(full, 200, 4, 50) == 50
