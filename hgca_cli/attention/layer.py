@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hgca_cli.attention.select import make_selector
 from hgca_cli.attention.select.contract import Selector
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ContextOverflowError
@@ -26,6 +25,7 @@ class LayerState:
         self,
         layout: LayerLayout,
         settings: CacheSettings,
+        selector: Selector,
         device: torch.device,
         dtype: torch.dtype,
         store_dtype: torch.dtype,
@@ -41,7 +41,7 @@ class LayerState:
             capacity = max(0, settings.context - self.window.sinks)
             self.store = Store(layout, capacity, store_dtype)
             self.evictor = Evictor(self.store, device)
-        self.selector: Selector = make_selector(settings, layout)
+        self.selector = selector
         self.prompt_left = 0  # tokens of the current turn's prompt not seen yet
         self.first_turn = True  # the store was empty when the turn began
         self.steps = 0

@@ -58,7 +58,7 @@ def _window_attention(query: Tensor, layer: LayerState, scale: float, softcap: f
 
 
 def _ring_weights(query: Tensor, layer: LayerState, lse: Tensor, scale: float, softcap: float) -> Tensor:
-    """Softmax weight f32 [heads, ring rows] the token gave each ring row, oldest first; a share of everything it saw."""
+    """Softmax weight f32 [heads, ring rows] the token gave each ring row, oldest first: shares of all it saw."""
     key, _, _ = layer.window.view()
     grouped = query.view(key.shape[0], -1, query.shape[-1])
     score = dense.scores(grouped, key, scale=scale, softcap=softcap).view(query.shape[0], -1)

@@ -23,8 +23,8 @@ COMMIT_BYTES = 1 << 20  # per KV head and growth step; only touched pages take m
 class Store:
     """Rows 0 .. rows - 1 of every KV head of one layer and one sequence.
 
-    keys    [kv_heads, capacity, key_dim]; values [kv_heads, capacity, value_dim]: views of the reserved memory, of which
-            only the first `rows` rows may be read
+    keys    [kv_heads, capacity, key_dim]; values [kv_heads, capacity, value_dim]: views of the reserved memory, whose
+            first `rows` rows may be read
     """
 
     def __init__(self, layout: LayerLayout, capacity: int, dtype: torch.dtype) -> None:

@@ -92,7 +92,7 @@ class Window:
         self.start = max(self.sinks, min(self.start, self.end))
 
     def view(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What attention reads: keys [kv_heads, n, key_dim], values, and bias [n]: 0 in use, -inf not; None if all are."""
+        """To be read: keys [kv_heads, n, key_dim], values, and bias [n]: 0 in use, -inf not, None if all are."""
         if self.start == self.sinks and self.end <= self.sinks + self.ring:  # nothing evicted: a prefix
             return self.keys[:, : self.end], self.values[:, : self.end], None
         if self.ring_rows == self.ring:

@@ -1,8 +1,8 @@
 """The paper's policy: a row is worth reading if it was attended to while it was in the window.
 
-Every ring row carries, per query head, an exponential moving average of the attention weight it received (MAW). When it
-is evicted it joins a head's sparse set iff  MAW > beta / rows of the head.  The set stays as it is while decoding; on an
-appended turn every row of the store is judged again, by the weight the turn's queries give it.
+Every ring row carries, per query head, an exponential moving average of the attention weight it received (MAW). When
+it is evicted it joins a head's sparse set iff  MAW > beta / rows of the head.  The set stays as it is while decoding;
+on an appended turn every row of the store is judged again, by the weight the turn's queries give it.
 
 Source: HGCA, arXiv:2507.03153, sections 3-4. What the paper leaves open, chosen here (measurements in
 docs/moving-average.md):
