@@ -14,6 +14,7 @@ import argparse
 import json
 import random
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -119,17 +120,15 @@ def answers(
     variants = [(a, b, p) for a in options.alpha for b in options.beta for p in options.pool]
     for index, (alpha, beta, pool) in enumerate(variants):
         settings = CacheSettings(window=options.window, context=len(ids) + 16, select="moving-average")
-        cache = HybridCache(loaded.model.config, settings)
-        for layer in cache.layers:
-            layer.policy = lambda layout, a=alpha, b=beta, p=pool: MovingAverage(  # noqa: E731
-                layout, options.window, beta=b, alpha=a or None, pool=p
-            )
+        choose = partial(MovingAverage, window=options.window, beta=beta, alpha=alpha or None, pool=pool)
+        cache = HybridCache(loaded.model.config, settings, choose)
         turns = [ids[:question], ids[question:-1]] if options.appended else [ids[:-1]]
         for turn in turns:
             read(loaded, cache, turn, 512)
+        # the moving average first: the others evict rows behind its back
         policies = [(f"moving-average alpha={alpha or 'auto'} beta={beta} {pool}", None)]
         if index == 0:
-            policies = [("exact", Exact), ("window", WindowOnly), *policies]
+            policies += [("exact", Exact), ("window", WindowOnly)]
         for name, policy in policies:
             kept = [layer.states[0].selector for layer in cache.layers]
             for layer in cache.layers:

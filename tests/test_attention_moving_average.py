@@ -18,9 +18,8 @@ WINDOW, SINKS = 7, 2  # a window below 8 evicts row by row, as the definition be
 
 def make(**options: object) -> LayerState:
     settings = CacheSettings(window=WINDOW, sinks=SINKS, context=80, select="moving-average")
-    layer = LayerState(LAYOUT, settings, CPU, torch.float32, torch.float32)
-    layer.selector = MovingAverage(LAYOUT, WINDOW, **options)  # type: ignore[arg-type]
-    return layer
+    selector = MovingAverage(LAYOUT, WINDOW, **options)  # type: ignore[arg-type]
+    return LayerState(LAYOUT, settings, selector, CPU, torch.float32, torch.float32)
 
 
 def weights(text: Text) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hgca_cli.attention.layer import LayerState
+from hgca_cli.attention.select import make_selector
 from hgca_cli.attention.step import decode_attention
 from hgca_cli.attention.stream import prompt_attention
 from hgca_cli.config import CacheSettings
@@ -61,7 +62,8 @@ def run(text: Text, layer: LayerState, sizes: list[int]) -> Tensor:
 
 
 def state(layout: LayerLayout, store: torch.dtype = torch.float32, **settings: object) -> LayerState:
-    return LayerState(layout, CacheSettings(**settings), CPU, torch.float32, store)  # type: ignore[arg-type]
+    chosen = CacheSettings(**settings)  # type: ignore[arg-type]
+    return LayerState(layout, chosen, make_selector(chosen, layout), CPU, torch.float32, store)
 
 
 GQA = LayerLayout(heads=6, kv_heads=2, key_dim=16, value_dim=16)

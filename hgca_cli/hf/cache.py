@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +16,15 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from hgca_cli.attention.layer import LayerState
+from hgca_cli.attention.select import make_selector
+from hgca_cli.attention.select.contract import Selector
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.events import Rows
 from hgca_cli.hf.shape import kv_layout
 from hgca_cli.kv.layout import KVLayout, LayerLayout
+
+Policy = Callable[[LayerLayout], Selector]
 
 STORE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,8 +37,9 @@ class HybridLayer(CacheLayerMixin):
 
     is_croppable = True
 
-    def __init__(self, index: int, layout: LayerLayout, settings: CacheSettings) -> None:
+    def __init__(self, index: int, layout: LayerLayout, settings: CacheSettings, policy: Policy) -> None:
         super().__init__()
+        self.policy = policy
         self.index = index
         self.layout = layout
         self.settings = settings
@@ -51,7 +58,14 @@ class HybridLayer(CacheLayerMixin):
             )
         store_dtype = STORE_DTYPES[self.settings.kv_dtype] if self.settings.kv_dtype else key_states.dtype
         self.states = [
-            LayerState(self.layout, self.settings, key_states.device, key_states.dtype, store_dtype)
+            LayerState(
+                self.layout,
+                self.settings,
+                self.policy(self.layout),
+                key_states.device,
+                key_states.dtype,
+                store_dtype,
+            )
             for _ in range(key_states.shape[0])
         ]
         self.expect(self._expected)
@@ -117,16 +131,22 @@ class HybridCache(Cache):
     """Pass it to a model whose attention implementation is "hgca": `model(..., past_key_values=HybridCache(config))`.
 
     config_or_layout  a transformers config, or the KVLayout made from it
-    settings          window, sinks, context, policy
+    settings          window, sinks, context, policy by name
+    policy            makes the selector of a layer; None takes the one the settings name
     """
 
     layers: list[HybridLayer]
 
-    def __init__(self, config_or_layout: Any, settings: CacheSettings | None = None) -> None:
+    def __init__(
+        self, config_or_layout: Any, settings: CacheSettings | None = None, policy: Policy | None = None
+    ) -> None:
         layout = config_or_layout if isinstance(config_or_layout, KVLayout) else kv_layout(config_or_layout)
         self.layout = layout
         self.settings = settings or CacheSettings()
-        super().__init__(layers=[HybridLayer(index, layer, self.settings) for index, layer in enumerate(layout.layers)])
+        policy = policy or partial(make_selector, self.settings)
+        super().__init__(
+            layers=[HybridLayer(index, layer, self.settings, policy) for index, layer in enumerate(layout.layers)]
+        )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen."""
