@@ -72,7 +72,7 @@ def kv_layout(config: Any, device_itemsize: int = 4, store_itemsize: int = 4) ->
 
 
 def trained_context(config: Any) -> int:
-    """Tokens the model was trained on; with rope scaling, what the scaling was made for. 0 if the config does not say."""
+    """Tokens the model was trained on; what the scaling was made for if it has one. 0 if the config does not say."""
     return int(getattr(text_config(config), "max_position_embeddings", 0) or 0)
 
 

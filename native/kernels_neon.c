@@ -1,0 +1,63 @@
+/* NEON, which every 64-bit Arm has: 4 floats, 32 registers, four query heads a pass. */
+#include <arm_neon.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "hgca.h"
+
+typedef float32x4_t VF;
+enum { VW = 4 };
+#define HEADS 4
+
+static inline VF vzero(void) { return vdupq_n_f32(0.0f); }
+static inline VF vset1(float x) { return vdupq_n_f32(x); }
+static inline VF vload(const float *p) { return vld1q_f32(p); }
+static inline void vstore(float *p, VF x) { vst1q_f32(p, x); }
+static inline VF vmul(VF a, VF b) { return vmulq_f32(a, b); }
+static inline VF vadd(VF a, VF b) { return vaddq_f32(a, b); }
+static inline VF vsub(VF a, VF b) { return vsubq_f32(a, b); }
+static inline VF vfma(VF a, VF b, VF c) { return vfmaq_f32(c, a, b); }
+static inline VF vmax(VF a, VF b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+static inline VF vround(VF x) { return vrndnq_f32(x); }
+static inline VF vzero_below(VF x, VF low, VF y) { return vbslq_f32(vcltq_f32(x, low), vdupq_n_f32(0.0f), y); }
+static inline float vsum(VF x) { return vaddvq_f32(x); }
+
+static inline float vlargest(VF x) {
+    float each[4];
+    vst1q_f32(each, x);
+    float top = each[0];
+    for (int i = 1; i < 4; i++) top = each[i] > top ? each[i] : top;
+    return top;
+}
+
+static inline VF vpow2(VF n) {
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));
+}
+
+static inline void vsum4(VF a, VF b, VF c, VF d, float *out) {
+    vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
+}
+
+static inline VF vload_rows(const char *p, int dtype) {
+    if (dtype == HGCA_F32) {
+        VF x;
+        memcpy(&x, p, sizeof x);
+        return x;
+    }
+    uint16x4_t half;
+    memcpy(&half, p, sizeof half);
+    if (dtype == HGCA_F16) return vcvt_f32_f16(vreinterpret_f16_u16(half));
+    return vreinterpretq_f32_u32(vshll_n_u16(half, 16));
+}
+
+static inline VF vtail_rows(const char *p, int dtype, int n) {
+    char whole[16] = {0};
+    memcpy(whole, p, (size_t)n * (dtype == HGCA_F32 ? 4 : 2));
+    return vload_rows(whole, dtype);
+}
+
+#include "kernels_template.h"
+
+static int always(void) { return 1; }
+
+const hgca_isa_kernels hgca_neon = {"neon", always, {piece_f32, piece_bf16, piece_f16}};

@@ -1,0 +1,65 @@
+/* Plain C: the reference of the others, and what runs where nothing better does. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "hgca.h"
+
+typedef float VF;
+enum { VW = 1 };
+#define HEADS 4
+
+static inline VF vzero(void) { return 0.0f; }
+static inline VF vset1(float x) { return x; }
+static inline VF vload(const float *p) { return *p; }
+static inline void vstore(float *p, VF x) { *p = x; }
+static inline VF vmul(VF a, VF b) { return a * b; }
+static inline VF vadd(VF a, VF b) { return a + b; }
+static inline VF vsub(VF a, VF b) { return a - b; }
+static inline VF vfma(VF a, VF b, VF c) { return a * b + c; }
+static inline VF vmax(VF a, VF b) { return a > b ? a : b; }
+static inline VF vround(VF x) { return nearbyintf(x); }
+static inline VF vzero_below(VF x, VF low, VF y) { return x < low ? 0.0f : y; }
+static inline float vsum(VF x) { return x; }
+static inline float vlargest(VF x) { return x; }
+
+static inline VF from_bits(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static inline VF vpow2(VF n) { return from_bits((uint32_t)((int32_t)(n == n ? n : 0.0f) + 127) << 23); }
+
+static inline void vsum4(VF a, VF b, VF c, VF d, float *out) {
+    out[0] = a;
+    out[1] = b;
+    out[2] = c;
+    out[3] = d;
+}
+
+static inline float half_to_float(uint16_t half) {
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 31, fraction = half & 1023;
+    if (exponent == 31) return from_bits(sign | 0x7f800000u | fraction << 13);
+    if (exponent) return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
+    float tiny = (float)fraction * 5.9604644775390625e-8f; /* 2^-24 */
+    return sign ? -tiny : tiny;
+}
+
+static inline VF vload_rows(const char *p, int dtype) {
+    uint32_t bits = 0;
+    memcpy(&bits, p, dtype == HGCA_F32 ? 4 : 2);
+    if (dtype == HGCA_F16) return half_to_float((uint16_t)bits);
+    return from_bits(dtype == HGCA_BF16 ? bits << 16 : bits);
+}
+
+static inline VF vtail_rows(const char *p, int dtype, int n) {
+    (void)n;
+    return vload_rows(p, dtype);
+}
+
+#include "kernels_template.h"
+
+static int always(void) { return 1; }
+
+const hgca_isa_kernels hgca_scalar = {"scalar", always, {piece_f32, piece_bf16, piece_f16}};

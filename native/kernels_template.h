@@ -1,0 +1,202 @@
+/* Attention over one piece, written once. An instruction set's file defines a vocabulary and includes this:
+ *   VF, VW                     a vector of VW floats
+ *   HEADS                      query heads per pass (with 4 rows at once: HEADS * 4 accumulators, 4 keys, 1 query)
+ *   vzero vset1 vload vstore vmul vadd vsub vfma(a, b, c) = a * b + c
+ *   vmax(a, b)                 b where either is NaN
+ *   vround vpow2(n)            nearest integer; 2^n for whole n in -126 .. 127
+ *   vzero_below(x, low, y)     0 where x < low, else y (also where x is NaN)
+ *   vsum vlargest              horizontal
+ *   vsum4(a, b, c, d, out)     four horizontal sums
+ *   vload_rows(p, dtype)       VW numbers of a row as floats;  vtail_rows(p, dtype, n)  n < VW of them, then zeros
+ *
+ * A tile of rows is scored for HEADS query heads at a time, its scores stay on the stack, and its values are added up
+ * while they are in cache; meanwhile the next tile is prefetched, which alone doubles the rate of a core. */
+#include <math.h>
+#include <string.h>
+
+#include "hgca.h"
+#include "kernels.h"
+
+#define INLINE static inline __attribute__((always_inline))
+enum { TILE = 64, LINE = 64 };
+
+typedef struct {
+    const char *key[TILE];
+    const char *value[TILE];
+} tile_rows;
+
+INLINE int64_t size_of(int dtype) { return dtype == HGCA_F32 ? 4 : 2; }
+
+/* exp(x) for x <= 0 (or a little above), relative error below 2e-7; 0 below -87, NaN for NaN.
+ * Range reduction by ln 2 in two parts and the degree-6 polynomial of the Cephes library. */
+INLINE VF vexp(VF x) {
+    VF n = vround(vmul(vmax(vset1(-88.0f), x), vset1(1.44269504088896341f)));
+    VF r = vfma(n, vset1(-0.693359375f), x);
+    r = vfma(n, vset1(2.12194440e-4f), r);
+    VF p = vset1(1.9875691500e-4f);
+    p = vfma(p, r, vset1(1.3981999507e-3f));
+    p = vfma(p, r, vset1(8.3334519073e-3f));
+    p = vfma(p, r, vset1(4.1665795894e-2f));
+    p = vfma(p, r, vset1(1.6666665459e-1f));
+    p = vfma(p, r, vset1(5.0000001201e-1f));
+    p = vadd(vfma(p, vmul(r, r), r), vset1(1.0f));
+    return vzero_below(x, vset1(-87.0f), vmul(p, vpow2(n)));
+}
+
+INLINE void find_rows(const hgca_piece *p, int64_t from, int rows, tile_rows *tile) {
+    for (int r = 0; r < rows; r++) {
+        int64_t at = p->row ? p->row[from + r] : p->first + from + r;
+        tile->key[r] = p->key + at * p->key_row_stride;
+        tile->value[r] = p->value + at * p->value_row_stride;
+    }
+}
+
+INLINE void prefetch_row(const char *row, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(row + at, 0, 2);
+}
+
+/* score[h][r] for `heads` (a constant) queries over `rows` rows; rows beyond are left alone. */
+INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows *tile, int rows, const tile_rows *next,
+                       int next_rows, int heads, int dtype, float score[][TILE]) {
+    const int dim = p->key_dim;
+    const int64_t stride = hgca_padded(dim), size = size_of(dtype);
+    for (int r = 0; r < rows; r += 4) {
+        const char *key[4];
+        for (int j = 0; j < 4; j++) {
+            key[j] = tile->key[r + j < rows ? r + j : rows - 1];
+            if (r + j < next_rows) prefetch_row(next->key[r + j], dim * size);
+        }
+        VF sum[HEADS][4];
+        for (int h = 0; h < heads; h++)
+            for (int j = 0; j < 4; j++) sum[h][j] = vzero();
+        int d = 0;
+        for (; d + VW <= dim; d += VW) {
+            VF k[4];
+            for (int j = 0; j < 4; j++) k[j] = vload_rows(key[j] + d * size, dtype);
+            for (int h = 0; h < heads; h++) {
+                VF q = vload(query + h * stride + d);
+                for (int j = 0; j < 4; j++) sum[h][j] = vfma(q, k[j], sum[h][j]);
+            }
+        }
+        if (d < dim) {
+            for (int j = 0; j < 4; j++) {
+                VF k = vtail_rows(key[j] + d * size, dtype, dim - d);
+                for (int h = 0; h < heads; h++) sum[h][j] = vfma(vload(query + h * stride + d), k, sum[h][j]);
+            }
+        }
+        for (int h = 0; h < heads; h++) vsum4(sum[h][0], sum[h][1], sum[h][2], sum[h][3], &score[h][r]);
+    }
+}
+
+/* Scores of one head become weights exp(s - max); returns the factor what was there before must shrink by. */
+INLINE float weigh_tile(const hgca_piece *p, float *score, int rows, float *max, float *sum) {
+    int padded = (rows + VW - 1) / VW * VW;
+    for (int r = rows; r < padded; r++) score[r] = -INFINITY;
+    if (p->softcap > 0.0f) { /* tanh(x) = 1 - 2 / (exp(2x) + 1), on |x| so that exp does not overflow */
+        float scaled = -2.0f / p->softcap;
+        for (int r = 0; r < padded; r += VW) {
+            float e[VW], s[VW];
+            vstore(s, vload(score + r));
+            for (int i = 0; i < VW; i++) e[i] = fabsf(s[i]) * scaled;
+            vstore(e, vexp(vload(e)));
+            for (int i = 0; i < VW; i++) score[r + i] = copysignf(p->softcap * ((1.0f - e[i]) / (1.0f + e[i])), s[i]);
+        }
+        for (int r = rows; r < padded; r++) score[r] = -INFINITY;
+    }
+    VF top = vset1(-INFINITY);
+    for (int r = 0; r < padded; r += VW) top = vmax(vload(score + r), top);
+    float largest = vlargest(top), before = *max;
+    float now = largest > before ? largest : before;
+    if (now == -INFINITY) { /* nothing visible so far: weights of zero, unless a score is NaN */
+        for (int r = 0; r < padded; r++) score[r] = score[r] == -INFINITY ? 0.0f : score[r];
+        for (int r = 0; r < rows; r++) *sum += score[r];
+        return 1.0f;
+    }
+    VF total = vzero(), shift = vset1(now);
+    for (int r = 0; r < padded; r += VW) {
+        VF weight = vexp(vsub(vload(score + r), shift));
+        vstore(score + r, weight);
+        total = vadd(total, weight);
+    }
+    float factor = before == -INFINITY ? 0.0f : expf(before - now);
+    *max = now;
+    *sum = *sum * factor + vsum(total);
+    return factor;
+}
+
+/* out[h][c ..] = out * factor + sum_r weight[h][r] * value[r][c ..], `columns` (a constant) vectors wide. */
+INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, int rows, int heads, int dtype, int c,
+                        int columns, int tail, float weight[][TILE], const float *factor) {
+    const int64_t stride = hgca_padded(p->value_dim), size = size_of(dtype);
+    VF sum[HEADS][4];
+    for (int h = 0; h < heads; h++)
+        for (int j = 0; j < columns; j++)
+            sum[h][j] = vmul(vload(out + h * stride + c + j * VW), vset1(factor[h]));
+    for (int r = 0; r < rows; r++) {
+        const char *value = tile->value[r] + c * size;
+        VF v[4];
+        for (int j = 0; j < columns; j++)
+            v[j] = tail ? vtail_rows(value, dtype, tail) : vload_rows(value + j * VW * size, dtype);
+        for (int h = 0; h < heads; h++) {
+            VF w = vset1(weight[h][r]);
+            for (int j = 0; j < columns; j++) sum[h][j] = vfma(w, v[j], sum[h][j]);
+        }
+    }
+    for (int h = 0; h < heads; h++)
+        for (int j = 0; j < columns; j++) vstore(out + h * stride + c + j * VW, sum[h][j]);
+}
+
+INLINE void add_values(const hgca_piece *p, float *out, const tile_rows *tile, int rows, int heads, int dtype,
+                       float weight[][TILE], const float *factor) {
+    const int dim = p->value_dim;
+    int c = 0;
+    for (; c + 4 * VW <= dim; c += 4 * VW) add_columns(p, out, tile, rows, heads, dtype, c, 4, 0, weight, factor);
+    for (; c + VW <= dim; c += VW) add_columns(p, out, tile, rows, heads, dtype, c, 1, 0, weight, factor);
+    if (c < dim) add_columns(p, out, tile, rows, heads, dtype, c, 1, dim - c, weight, factor);
+}
+
+INLINE void heads_over_tile(const hgca_piece *p, int head, const tile_rows *tile, int rows, const tile_rows *next,
+                            int next_rows, int heads, int dtype) {
+    float score[HEADS][TILE] __attribute__((aligned(64)));
+    float factor[HEADS];
+    float *out = p->out + head * hgca_padded(p->value_dim);
+    score_tile(p, p->query + head * hgca_padded(p->key_dim), tile, rows, next, next_rows, heads, dtype, score);
+    for (int h = 0; h < heads; h++)
+        factor[h] = weigh_tile(p, score[h], rows, p->max + head + h, p->sum + head + h);
+    for (int r = 0; r < next_rows; r++) prefetch_row(next->value[r], p->value_dim * size_of(dtype));
+    add_values(p, out, tile, rows, heads, dtype, score, factor);
+}
+
+INLINE void whole_piece(const hgca_piece *p, int dtype) {
+    memset(p->out, 0, sizeof(float) * p->heads * hgca_padded(p->value_dim));
+    for (int h = 0; h < p->heads; h++) {
+        p->max[h] = -INFINITY;
+        p->sum[h] = 0.0f;
+    }
+    tile_rows tiles[2];
+    int rows = p->count < TILE ? (int)p->count : TILE;
+    find_rows(p, 0, rows, &tiles[0]);
+    for (int64_t from = 0, turn = 0; from < p->count; from += TILE, turn++) {
+        const tile_rows *tile = &tiles[turn & 1];
+        tile_rows *next = &tiles[~turn & 1];
+        int64_t left = p->count - from - rows;
+        int next_rows = left < TILE ? (int)left : TILE;
+        find_rows(p, from + rows, next_rows, next);
+        for (int head = 0; head < p->heads; head += HEADS) {
+            int ahead = head == 0 ? next_rows : 0; /* the later heads find the tile in cache */
+            switch (p->heads - head) {             /* a constant number of heads keeps the sums in registers */
+            case 1: heads_over_tile(p, head, tile, rows, next, ahead, 1, dtype); break;
+#if HEADS > 2
+            case 2: heads_over_tile(p, head, tile, rows, next, ahead, 2, dtype); break;
+            case 3: heads_over_tile(p, head, tile, rows, next, ahead, 3, dtype); break;
+#endif
+            default: heads_over_tile(p, head, tile, rows, next, ahead, HEADS, dtype);
+            }
+        }
+        rows = next_rows;
+    }
+}
+
+static void piece_f32(const hgca_piece *p) { whole_piece(p, HGCA_F32); }
+static void piece_bf16(const hgca_piece *p) { whole_piece(p, HGCA_BF16); }
+static void piece_f16(const hgca_piece *p) { whole_piece(p, HGCA_F16); }

@@ -1,0 +1,28 @@
+/* Worker threads and the queue of batches they work on. */
+#ifndef HGCA_POOL_H
+#define HGCA_POOL_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+/* A batch of pieces. The pool claims pieces one by one and calls `run` for each; `run` may be called by several threads
+ * at once, for different pieces. The memory is the caller's until `hgca_pool_wait` has returned. */
+typedef struct hgca_batch {
+    void (*run)(struct hgca_batch *batch, int32_t piece);
+    int32_t pieces;
+    _Atomic int32_t claimed;
+    _Atomic int32_t done;
+    struct hgca_batch *next; /* in the queue */
+} hgca_batch;
+
+int hgca_pool_submit(hgca_batch *batch);
+void hgca_pool_wait(hgca_batch *batch);
+
+/* The pool's lock, also for the list of outstanding work. */
+void hgca_pool_lock(void);
+void hgca_pool_unlock(void);
+
+/* Counts the forks since the library was loaded: a batch of an earlier count belongs to the parent. */
+int32_t hgca_pool_generation(void);
+
+#endif
