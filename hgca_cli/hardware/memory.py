@@ -1,0 +1,112 @@
+"""What a run takes, in bytes, on the device and in the host's memory: plain arithmetic on the model's shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hgca_cli.kv.layout import KVLayout
+
+ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
+RUNTIME = 512 << 20  # torch, transformers and Python: 330 MiB measured after the imports, and a tokenizer
+CUDA_RUNTIME = 1 << 30  # what a CUDA context takes of the host besides
+SCORES = 192 << 20  # the plain attention path holds at most 64 MiB of scores, three times over
+STREAM_ROWS = 8192  # rows of the store that prefill brings to the device at once
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What memory depends on, from a model's config.
+
+    parameters  numbers of the weights
+    layout      its KV cache; the item sizes in it do not matter here
+    trained     tokens it was trained on, 0 if unknown
+    dtype       of the weights as published: fp32, bf16 or fp16
+    """
+
+    parameters: int
+    layout: KVLayout
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    trained: int
+    dtype: str = "bf16"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run: what the bytes depend on."""
+
+    device: str
+    dtype: str
+    kv_dtype: str
+    context: int
+    window: int
+    sinks: int
+    chunk: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one place must hold. limit: what may be used of it, a margin already taken off."""
+
+    place: str  # "GPU 0 (name)" or "host memory"
+    weights: int
+    window: int
+    store: int
+    work: int  # activations of a prefill chunk, logits, rows on their way
+    runtime: int
+    limit: int
+
+    @property
+    def total(self) -> int:
+        """Bytes needed."""
+        return self.weights + self.window + self.store + self.work + self.runtime
+
+    @property
+    def fits(self) -> bool:
+        """Whether what is needed is at most the limit."""
+        return self.total <= self.limit
+
+
+def work_bytes(shape: ModelShape, choice: Choice) -> int:
+    """Bytes that live during a forward pass of one chunk, on the device that computes it.
+
+    The largest moment of a layer: hidden states and residual, query, key and value, attention output with its float32
+    partials, or the three tensors of the MLP; then scores, a float32 row of logits, the streamed piece of the store.
+    """
+    item = ITEMSIZE[choice.dtype]
+    layer = max(shape.layout.layers, key=lambda one: one.row_elements)
+    attention = layer.heads * (2 * layer.key_dim + 2 * layer.value_dim + layer.key_dim)
+    partials = 3 * 4 * layer.heads * layer.value_dim
+    per_token = item * (4 * shape.hidden + max(attention, 3 * shape.intermediate)) + partials
+    streamed = 0
+    if choice.device != "cpu" or choice.kv_dtype != choice.dtype:  # else rows are read in place
+        streamed = 2 * item * layer.row_elements * min(STREAM_ROWS, stored_rows(choice))
+    return choice.chunk * per_token + SCORES + 3 * 4 * shape.vocabulary + streamed
+
+
+def stored_rows(choice: Choice) -> int:
+    """Rows per layer that end up in CPU memory when the context is full."""
+    return max(0, choice.context - choice.sinks - choice.window)
+
+
+def needs(shape: ModelShape, choice: Choice, device_limit: int, host_limit: int, gpu_name: str = "") -> list[Memory]:
+    """Bytes needed in every place a choice uses: the GPU first, if there is one, then the host.
+
+    Weights pass through host memory on their way to a GPU; the store is still empty then.
+    """
+    item = ITEMSIZE[choice.dtype]
+    layout = replace(shape.layout, device_itemsize=item, store_itemsize=ITEMSIZE[choice.kv_dtype])
+    weights = shape.parameters * item
+    window = layout.window_bytes(choice.window, choice.sinks, choice.context)
+    store = layout.store_bytes(choice.context, choice.window, choice.sinks)
+    staging = layout.staging_bytes(choice.chunk) if store else 0
+    work = work_bytes(shape, choice)
+    if choice.device == "cpu":
+        return [Memory("host memory", weights, window, store, work + staging, RUNTIME, host_limit)]
+    place = f"GPU {choice.device.removeprefix('cuda:')}" + (f" ({gpu_name})" if gpu_name else "")
+    return [
+        Memory(place, weights, window, 0, work, 0, device_limit),
+        Memory("host memory", 0, 0, store, staging, RUNTIME + CUDA_RUNTIME, host_limit),
+        Memory("host memory while loading", weights, 0, 0, 0, RUNTIME + CUDA_RUNTIME, host_limit),
+    ]

@@ -1,0 +1,355 @@
+"""From a model's shape, a machine and what the user asked for, to every setting of a run, with its reason.
+
+Pure arithmetic, before anything is loaded. Version 1 of the rules: memory decides. `choose_device`, `choose_dtype`,
+`choose_context` and `choose_window` are the places where measured costs will decide instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from hgca_cli.config import CacheSettings
+from hgca_cli.errors import DoesNotFitError, ModelError, UsageError
+from hgca_cli.hardware.machine import Gpu, Machine
+from hgca_cli.hardware.memory import ITEMSIZE, Choice, Memory, ModelShape, needs, stored_rows
+from hgca_cli.units import format_bytes
+
+MARGIN = 1 << 30  # of a GPU's free memory: fragmentation, and what the desktop takes next
+HOST_SHARE = 0.8  # of the available host memory, unless --ram-limit says otherwise
+CPU_WINDOW = 1024
+CPU_CHUNK, GPU_CHUNK, SMALLEST_CHUNK = 512, 2048, 64
+UNKNOWN_CONTEXT = 4096  # where the config does not say what the model was trained on
+STEP = 256  # contexts and windows that memory decides are multiples of this
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What is to be planned. Everything but model and machine may be None: the planner decides.
+
+    yarn        the context is stretched with YaRN, so a context beyond the trained one needs no warning
+    gpu_memory, ram_limit  bytes that may be used at most
+    """
+
+    shape: ModelShape
+    machine: Machine
+    device: str | None = None  # "cpu", "cuda", "cuda:1"
+    dtype: str | None = None
+    kv_dtype: str | None = None
+    context: int | None = None
+    window: int | None = None
+    sinks: int | None = None
+    threads: int | None = None
+    prefill_chunk: int | None = None
+    gpu_memory: int | None = None
+    ram_limit: int | None = None
+    yarn: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every setting of a run.
+
+    reasons  why, by setting; memory: what each place must hold; notices: what the user should know
+    """
+
+    device: str
+    dtype: str
+    kv_dtype: str
+    context: int
+    window: int
+    sinks: int
+    threads: int
+    prefill_chunk: int
+    memory: tuple[Memory, ...]
+    reasons: dict[str, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether every place can hold what it must."""
+        return all(memory.fits for memory in self.memory)
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows per layer in CPU memory when the context is full; 0: nothing is offloaded."""
+        return max(0, self.context - self.sinks - self.window)
+
+    def cache_settings(self, select: str = "exact", budget: float | None = None) -> CacheSettings:
+        """The settings of the cache this plan is about."""
+        return CacheSettings(self.window, self.sinks, self.context, select, budget, self.kv_dtype)
+
+
+def make_plan(request: PlanRequest) -> Plan:
+    """The plan that is run. Raises DoesNotFitError with both figures and what would help, ModelError for no device."""
+    plan = draw_up(request)
+    if not plan.fits:
+        raise does_not_fit(request, plan)
+    return plan
+
+
+def draw_up(request: PlanRequest) -> Plan:
+    """The best plan there is, whether it fits or not. Raises ModelError for a device that is not there."""
+    _check(request)
+    reasons: dict[str, str] = {}
+    notices: list[str] = []
+    device = choose_device(request, reasons, notices)
+    place = _Place(request, device)
+    start = Choice(
+        device=device,
+        dtype=request.dtype or "bf16",
+        kv_dtype=request.kv_dtype or request.dtype or "bf16",
+        context=request.context or request.shape.trained or UNKNOWN_CONTEXT,
+        window=1,
+        sinks=request.sinks if request.sinks is not None else CacheSettings.sinks,
+        chunk=request.prefill_chunk or (CPU_CHUNK if device == "cpu" else GPU_CHUNK),
+    )
+    choice = choose_dtype(place, start, reasons)
+    choice = choose_context(place, choice, reasons)
+    choice = choose_chunk(place, choice, reasons)
+    choice = choose_window(place, choice, reasons)
+    threads = choose_threads(request, reasons, notices)
+    reasons["sinks"] = "given" if request.sinks is not None else "first rows that every head keeps looking at"
+    reasons["kv_dtype"] = "given" if request.kv_dtype else "the model's own numbers: nothing is rounded"
+    if request.shape.trained and choice.context > request.shape.trained and not request.yarn:
+        notices.append(
+            f"context {choice.context:,} is beyond the trained length {request.shape.trained:,}: answers get worse "
+            "past it. --yarn stretches the positions."
+        )
+    return Plan(
+        device=choice.device,
+        dtype=choice.dtype,
+        kv_dtype=choice.kv_dtype,
+        context=choice.context,
+        window=choice.window,
+        sinks=choice.sinks,
+        threads=threads,
+        prefill_chunk=choice.chunk,
+        memory=tuple(place.needs(choice)),
+        reasons=reasons,
+        notices=tuple(notices),
+    )
+
+
+class _Place:
+    """A request on one device: its limits, and what a choice needs there."""
+
+    def __init__(self, request: PlanRequest, device: str) -> None:
+        self.request = request
+        self.gpu: Gpu | None = None
+        free_host = request.machine.memory_free
+        self.host_limit = min(request.ram_limit or int(HOST_SHARE * free_host), free_host)
+        self.gpu_limit = 0
+        if device != "cpu":
+            self.gpu = next(gpu for gpu in request.machine.gpus if f"cuda:{gpu.index}" == device)
+            free = max(0, self.gpu.free - MARGIN)
+            self.gpu_limit = free if request.gpu_memory is None else min(free, request.gpu_memory)
+
+    def needs(self, choice: Choice) -> list[Memory]:
+        name = self.gpu.name if self.gpu else ""
+        return needs(self.request.shape, choice, self.gpu_limit, self.host_limit, name)
+
+    def fits(self, choice: Choice) -> bool:
+        return all(memory.fits for memory in self.needs(choice))
+
+    def default_window(self, choice: Choice) -> int:
+        """What the window is at least to be while other settings are decided."""
+        return self.request.window or max(1, min(choice.context - choice.sinks, CPU_WINDOW))
+
+
+def choose_device(request: PlanRequest, reasons: dict[str, str], notices: list[str]) -> str:
+    """The device asked for, or the GPU with most free memory if the model fits there at all, or the CPU."""
+    gpus = request.machine.gpus
+    best = max(gpus, key=lambda gpu: gpu.free, default=None)
+    wanted = request.device
+    if wanted not in (None, "auto"):
+        reasons["device"] = "given"
+        if wanted == "cpu":
+            return "cpu"
+        if wanted == "cuda" and best is not None:
+            return f"cuda:{best.index}"
+        if any(wanted == f"cuda:{gpu.index}" for gpu in gpus):
+            return str(wanted)
+        there = ", ".join(["cpu", *(f"cuda:{gpu.index} ({gpu.name})" for gpu in gpus)])
+        raise ModelError(f"--device {wanted}: no such device. There is: {there}.", "Use --device cpu.")
+    if best is None:
+        reasons["device"] = "no CUDA device"
+        return "cpu"
+    device = f"cuda:{best.index}"
+    if draw_up(replace(request, device=device)).fits:
+        reasons["device"] = "the GPU with most free memory" if len(gpus) > 1 else "a CUDA device is there"
+        return device
+    reasons["device"] = f"the model does not fit on {device}"
+    notices.append(f"{device} ({best.name}, {format_bytes(best.free)} free) is too small: running on the CPU.")
+    return "cpu"
+
+
+def choose_dtype(place: _Place, choice: Choice, reasons: dict[str, str]) -> Choice:
+    """On a GPU the model's own 16 bits; on the CPU fp32, which is exact and faster there, if everything fits in it."""
+    request = place.request
+    if request.dtype is not None:
+        reasons["dtype"] = "given"
+        return replace(choice, dtype=request.dtype, kv_dtype=request.kv_dtype or request.dtype)
+    own = request.shape.dtype if request.shape.dtype in ("bf16", "fp16") else "bf16"
+    if choice.device != "cpu":
+        reasons["dtype"] = "the model's own" if own == request.shape.dtype else "16 bits on a GPU"
+        return replace(choice, dtype=own, kv_dtype=request.kv_dtype or own)
+    wide = replace(choice, dtype="fp32", kv_dtype=request.kv_dtype or "fp32")
+    if place.fits(replace(wide, window=place.default_window(wide), chunk=request.prefill_chunk or SMALLEST_CHUNK)):
+        reasons["dtype"] = "weights and KV fit in fp32, which is fastest on the CPU"
+        return wide
+    reasons["dtype"] = "weights and KV in fp32 do not fit in memory"
+    return replace(choice, dtype="bf16", kv_dtype=request.kv_dtype or "bf16")
+
+
+def choose_context(place: _Place, choice: Choice, reasons: dict[str, str]) -> Choice:
+    """What was asked for; else the trained length, or the largest that fits."""
+    request = place.request
+    if request.context is not None:
+        reasons["context"] = "given"
+        return choice
+    said = "the model's trained length" if request.shape.trained else "the config names no trained length"
+
+    def fits(context: int, chunk: int = choice.chunk) -> bool:
+        smaller = replace(choice, context=context, chunk=chunk)
+        return place.fits(replace(smaller, window=place.default_window(smaller)))
+
+    if fits(choice.context):
+        reasons["context"] = said
+        return choice
+    context = _largest(fits, choice.context)
+    if not context and request.prefill_chunk is None:
+        context = _largest(lambda tokens: fits(tokens, SMALLEST_CHUNK), choice.context)
+    reasons["context"] = f"the most that fits; {said} is {choice.context:,}" if context else said
+    return replace(choice, context=context or choice.context)
+
+
+def choose_chunk(place: _Place, choice: Choice, reasons: dict[str, str]) -> Choice:
+    """The usual chunk, halved while its activations do not fit."""
+    if place.request.prefill_chunk is not None:
+        reasons["prefill_chunk"] = "given"
+        return choice
+    usual = choice.chunk
+    chunk = usual
+    while chunk > SMALLEST_CHUNK and not place.fits(replace(choice, chunk=chunk, window=place.default_window(choice))):
+        chunk //= 2
+    where = "the CPU" if choice.device == "cpu" else "a GPU"
+    reasons["prefill_chunk"] = f"usual on {where}" if chunk == usual else "smaller than usual: memory is tight"
+    return replace(choice, chunk=chunk)
+
+
+def choose_window(place: _Place, choice: Choice, reasons: dict[str, str]) -> Choice:
+    """On a GPU as many rows as fit; on the CPU a fixed number, since both tiers are the same memory there."""
+    request = place.request
+    everything = max(1, choice.context - choice.sinks)
+    if request.window is not None:
+        reasons["window"] = "given"
+        return replace(choice, window=request.window)
+    if choice.device == "cpu":
+        window = min(everything, CPU_WINDOW)
+        reasons["window"] = (
+            "the whole context" if window == everything else "enough for torch; older rows are read by the C kernels"
+        )
+        return replace(choice, window=window)
+
+    def fits(window: int) -> bool:
+        return place.fits(replace(choice, window=window))
+
+    if fits(everything):
+        reasons["window"] = "everything fits on the GPU: nothing is offloaded"
+        return replace(choice, window=everything)
+    window = _largest(fits, everything)
+    reasons["window"] = f"as many rows as fit on the GPU; {stored_rows(replace(choice, window=window)):,} go to the CPU"
+    return replace(choice, window=window or place.default_window(choice))
+
+
+def choose_threads(request: PlanRequest, reasons: dict[str, str], notices: list[str]) -> int:
+    """The processors the process may use; more are clamped, and said so."""
+    usable = request.machine.processors
+    if request.threads is None:
+        reasons["threads"] = "processors this process may use"
+        return usable
+    reasons["threads"] = "given"
+    if request.threads > usable:
+        notices.append(f"--threads {request.threads}: this process may use {usable} processors, so {usable} are used.")
+    return min(request.threads, usable)
+
+
+def does_not_fit(request: PlanRequest, plan: Plan) -> DoesNotFitError:
+    """The error for a plan that does not fit: figures per place, and up to three changes with what each saves."""
+    short = [memory for memory in plan.memory if not memory.fits]
+    figures = "; ".join(
+        f"{memory.place} needs {format_bytes(memory.total)} ({_parts(memory)}) and has {format_bytes(memory.limit)}"
+        for memory in short
+    )
+    remedies = _remedies(request, plan)
+    what = f"Try {', or '.join(remedies)}." if remedies else "No setting makes it fit: choose a smaller model."
+    return DoesNotFitError(f"{figures}.", what)
+
+
+def _remedies(request: PlanRequest, plan: Plan) -> list[str]:
+    """Flags that help, those that are enough first."""
+
+    def fits(context: int) -> bool:
+        return draw_up(replace(request, context=context, device=plan.device)).fits
+
+    changes: list[tuple[str, PlanRequest]] = []
+    if (context := _largest(fits, plan.context)) and context < plan.context:
+        changes.append((f"--ctx {context}", replace(request, context=context)))
+    if ITEMSIZE[plan.kv_dtype] > 2 and plan.stored_rows:
+        changes.append(("--kv-dtype bf16", replace(request, kv_dtype="bf16")))
+    if ITEMSIZE[plan.dtype] > 2:
+        changes.append(("--dtype bf16", replace(request, dtype="bf16")))
+    if plan.device != "cpu":
+        if request.window is not None:
+            changes.append(("--window auto", replace(request, window=None)))
+        changes.append(("--device cpu", replace(request, device="cpu")))
+    before = sum(memory.total for memory in plan.memory if not memory.fits)
+    places = {memory.place for memory in plan.memory if not memory.fits}
+    enough, helpful = [], []
+    for flag, changed in changes:
+        other = draw_up(changed if changed.device else replace(changed, device=plan.device))
+        saved = before - sum(memory.total for memory in other.memory if memory.place in places)
+        if other.fits:
+            enough.append(f"{flag} (fits, {format_bytes(saved)} less)" if saved > 0 else f"{flag} (fits)")
+        elif saved > 0:
+            helpful.append(f"{flag} (saves {format_bytes(saved)}, not enough alone)")
+    return (enough + helpful)[:3]
+
+
+def _parts(memory: Memory) -> str:
+    parts = (
+        ("weights", memory.weights),
+        ("window", memory.window),
+        ("store", memory.store),
+        ("work", memory.work),
+        ("runtime", memory.runtime),
+    )
+    return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size)
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest multiple of STEP up to `most` that fits; 0 if none does. Needs grow with it."""
+    low, high = 0, most // STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle * STEP) else (low, middle - 1)
+    return low * STEP
+
+
+def _check(request: PlanRequest) -> None:
+    for flag, value in (
+        ("--ctx", request.context),
+        ("--window", request.window),
+        ("--threads", request.threads),
+        ("--prefill-chunk", request.prefill_chunk),
+        ("--gpu-mem", request.gpu_memory),
+        ("--ram-limit", request.ram_limit),
+    ):
+        if value is not None and value < 1:
+            raise UsageError(f"{flag}: {value} is too small.", "Give 1 or more.")
+    if request.sinks is not None and request.sinks < 0:
+        raise UsageError(f"--sinks: {request.sinks} is negative.", "Give 0 or more.")
+    for flag, dtype in (("--dtype", request.dtype), ("--kv-dtype", request.kv_dtype)):
+        if dtype is not None and dtype not in ITEMSIZE:
+            raise UsageError(f"{flag}: no dtype {dtype!r}.", f"Choose from {', '.join(ITEMSIZE)}.")

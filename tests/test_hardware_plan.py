@@ -1,0 +1,202 @@
+"""The planner is arithmetic: every rule is a row, no torch."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hgca_cli.errors import DoesNotFitError, ModelError, UsageError
+from hgca_cli.hardware.machine import Gpu, Machine
+from hgca_cli.hardware.memory import ModelShape
+from hgca_cli.hardware.plan import HOST_SHARE, MARGIN, Plan, PlanRequest, draw_up, make_plan
+from hgca_cli.kv.layout import KVLayout, LayerLayout
+
+GIB = 1 << 30
+LAYOUT = KVLayout(tuple(LayerLayout(32, 8, 128, 128) for _ in range(32)))
+BIG = ModelShape(8_000_000_000, LAYOUT, hidden=4096, intermediate=14336, vocabulary=128_256, trained=131_072)
+SMALL = replace(BIG, parameters=135_000_000, layout=KVLayout((LayerLayout(9, 3, 64, 64),) * 30), trained=8192)
+HOST = Machine(processors=8, memory_total=64 * GIB, memory_free=60 * GIB)
+GPU = Gpu(0, "card", total=24 * GIB, free=23 * GIB)
+WITH_GPU = replace(HOST, gpus=(GPU,))
+
+
+def plan(shape: ModelShape = BIG, machine: Machine = HOST, **wanted: Any) -> Plan:
+    return make_plan(PlanRequest(shape, machine, **wanted))
+
+
+def test_what_was_asked_for_is_kept() -> None:
+    wanted = {"dtype": "bf16", "kv_dtype": "fp16", "context": 4096, "window": 100, "sinks": 7, "threads": 3}
+    made = plan(SMALL, prefill_chunk=33, device="cpu", **wanted)
+    assert {name: getattr(made, name) for name in wanted} == wanted
+    assert (made.prefill_chunk, made.device) == (33, "cpu")
+    assert all(made.reasons[name] == "given" for name in wanted)
+    settings = made.cache_settings("window")
+    assert (settings.window, settings.sinks, settings.context, settings.kv_dtype) == (100, 7, 4096, "fp16")
+
+
+def test_every_setting_has_a_reason() -> None:
+    for made in (plan(SMALL), plan(machine=WITH_GPU)):
+        for name in ("device", "dtype", "kv_dtype", "context", "window", "sinks", "threads", "prefill_chunk"):
+            assert made.reasons[name], name
+
+
+def test_cpu_takes_fp32_where_it_fits_and_says_why_not() -> None:
+    assert plan(SMALL).dtype == "fp32"
+    tight = plan()  # 8e9 fp32 weights are 30 GiB of the 48, the KV cache at 131,072 another 32
+    assert tight.dtype == tight.kv_dtype == "bf16"
+    assert "do not fit" in tight.reasons["dtype"]
+    assert plan(context=8192).dtype == "fp32"
+
+
+def test_context_is_the_trained_one_or_the_largest_that_fits() -> None:
+    assert plan(SMALL).context == 8192
+    poor = replace(HOST, memory_free=25 * GIB)
+    made = plan(machine=poor)
+    assert made.fits and 0 < made.context < BIG.trained and made.context % 256 == 0
+    more = draw_up(PlanRequest(BIG, poor, context=made.context + 256, dtype="bf16", prefill_chunk=made.prefill_chunk))
+    assert not more.fits, "256 tokens more fit too"
+    assert "most that fits" in made.reasons["context"]
+
+
+def test_unknown_trained_length() -> None:
+    assert plan(replace(SMALL, trained=0)).context == 4096
+    assert plan(replace(SMALL, trained=0), context=100_000).notices == ()
+
+
+def test_beyond_the_trained_length_is_announced_unless_stretched() -> None:
+    assert any("--yarn" in notice for notice in plan(SMALL, context=8193).notices)
+    assert plan(SMALL, context=8192).notices == ()
+    assert plan(SMALL, context=8193, yarn=True).notices == ()
+
+
+def test_gpu_keeps_everything_that_fits() -> None:
+    made = plan(machine=WITH_GPU, context=16384)
+    assert made.device == "cuda:0" and made.stored_rows == 0
+    assert "nothing is offloaded" in made.reasons["window"]
+    offloading = plan(machine=WITH_GPU)
+    assert 0 < offloading.window < offloading.context == 131_072
+    assert offloading.memory[0].limit == GPU.free - MARGIN
+    one_more = draw_up(PlanRequest(BIG, WITH_GPU, context=131_072, window=offloading.window + 256))
+    assert not one_more.fits, "a larger window fits too"
+    assert offloading.stored_rows == offloading.context - offloading.sinks - offloading.window
+
+
+def test_gpu_memory_and_ram_limit_cap() -> None:
+    capped = plan(machine=WITH_GPU, gpu_memory=20 * GIB)
+    assert capped.memory[0].limit == 20 * GIB and capped.window < plan(machine=WITH_GPU).window
+    assert plan(machine=WITH_GPU, gpu_memory=99 * GIB).memory[0].limit == GPU.free - MARGIN
+    assert plan(ram_limit=40 * GIB).memory[0].limit == 40 * GIB
+    assert plan().memory[0].limit == int(HOST_SHARE * HOST.memory_free)
+
+
+def test_a_gpu_too_small_is_left_with_a_notice_but_never_when_named() -> None:
+    machine = replace(HOST, gpus=(replace(GPU, free=11 * GIB),))
+    auto = plan(machine=machine)
+    assert auto.device == "cpu" and any("too small" in notice for notice in auto.notices)
+    with pytest.raises(DoesNotFitError, match=r"GPU 0 \(card\) needs .* has 10\.0 GiB.*--device cpu"):
+        plan(machine=machine, device="cuda")
+
+
+def test_weights_pass_through_host_memory_on_their_way_to_the_gpu() -> None:
+    with pytest.raises(DoesNotFitError, match="while loading"):
+        plan(machine=replace(WITH_GPU, memory_free=16 * GIB), device="cuda", context=4096)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:9", "mps", "cuda:x"])
+def test_a_missing_device_is_refused_and_what_is_there_is_named(device: str) -> None:
+    with pytest.raises(ModelError, match=f"{device}: no such device.*cpu.*--device cpu") as caught:
+        plan(SMALL, device=device)
+    assert caught.value.exit_code == 5
+
+
+def test_the_gpu_with_most_free_memory() -> None:
+    machine = replace(HOST, gpus=(replace(GPU, free=20 * GIB), replace(GPU, index=1)))
+    assert plan(SMALL, machine).device == plan(SMALL, machine, device="cuda").device == "cuda:1"
+    assert plan(SMALL, machine, device="cuda:0").device == "cuda:0"
+
+
+def test_threads_are_clamped_with_a_notice() -> None:
+    assert plan(SMALL).threads == 8
+    made = plan(SMALL, threads=10_000)
+    assert made.threads == 8 and "10000" in made.notices[0]
+
+
+def test_the_chunk_shrinks_before_a_given_context_is_refused() -> None:
+    usual = plan(context=40_000, dtype="bf16")
+    need = usual.memory[0].total
+    tight = plan(context=40_000, dtype="bf16", ram_limit=need - 1)
+    assert tight.prefill_chunk < usual.prefill_chunk == 512 and "tight" in tight.reasons["prefill_chunk"]
+
+
+def test_the_refusal_has_both_figures_and_remedies_that_are_true() -> None:
+    request = PlanRequest(BIG, replace(HOST, memory_free=32 * GIB), context=32768, dtype="fp32")
+    with pytest.raises(DoesNotFitError) as caught:
+        make_plan(request)
+    text = str(caught.value)
+    assert caught.value.exit_code == 4
+    assert re.search(r"host memory needs \d+\.\d GiB .* and has 25\.6 GiB", text)
+    assert "--dtype bf16 (fits" in text
+    assert make_plan(replace(request, dtype="bf16")).fits
+    assert "--kv-dtype bf16 (saves 3.7 GiB, not enough alone)" in text
+    assert not draw_up(replace(request, kv_dtype="bf16")).fits
+
+
+def test_the_largest_context_offered_fits_and_the_next_does_not() -> None:
+    request = PlanRequest(BIG, replace(HOST, memory_free=32 * GIB), context=1 << 20)
+    with pytest.raises(DoesNotFitError) as caught:
+        make_plan(request)
+    offered = int(re.search(r"--ctx (\d+)", str(caught.value))[1])  # type: ignore[index]
+    assert make_plan(replace(request, context=offered)).fits
+    assert not draw_up(replace(request, context=offered + 256)).fits
+
+
+def test_nothing_helps() -> None:
+    with pytest.raises(DoesNotFitError, match="choose a smaller model"):
+        plan(machine=replace(HOST, memory_free=4 * GIB))
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"context": 0}, {"window": 0}, {"threads": 0}, {"sinks": -1}, {"dtype": "fp8"}, {"ram_limit": -1}]
+)
+def test_settings_out_of_range(wanted: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--"):
+        plan(SMALL, **wanted)
+
+
+def test_kv_bytes_are_the_layouts() -> None:
+    made = plan(SMALL, context=8192, window=512, sinks=4, dtype="fp32", kv_dtype="bf16")
+    row = 30 * 3 * 128  # layers, KV heads, key and value
+    assert made.memory[0].window == row * 516 * 4
+    assert made.memory[0].store == row * (8192 - 516) * 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    free=st.integers(1, 100),
+    gpu=st.none() | st.integers(1, 80),
+    context=st.none() | st.integers(1, 1 << 21),
+    window=st.none() | st.integers(1, 1 << 18),
+)
+def test_a_plan_fits_or_is_refused(free: int, gpu: int | None, context: int | None, window: int | None) -> None:
+    gpus = (replace(GPU, free=gpu * GIB),) if gpu else ()
+    request = PlanRequest(BIG, replace(HOST, memory_free=free * GIB, gpus=gpus), context=context, window=window)
+    try:
+        made = make_plan(request)
+    except DoesNotFitError as error:
+        assert "needs" in error.message and error.hint
+    else:
+        assert all(memory.total <= memory.limit for memory in made.memory)
+        assert made.window >= 1 and made.context >= 1
+        assert context in (None, made.context) and window in (None, made.window)
+
+
+def test_planning_needs_no_torch() -> None:
+    code = "import sys, hgca_cli.hardware.plan; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
