@@ -94,5 +94,6 @@ class Engine:
             ttft_seconds=(first if written else prefilled) - began,
             decode_seconds=last - first if written else 0.0,
             rows=sequence.cache.rows(),
+            seed=sampler.seed,
             text=stream.text,
         )
