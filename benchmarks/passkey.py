@@ -119,7 +119,7 @@ def answers(
     loaded.model.set_attn_implementation("hgca")
     variants = [(a, b, p) for a in options.alpha for b in options.beta for p in options.pool]
     for index, (alpha, beta, pool) in enumerate(variants):
-        settings = CacheSettings(window=options.window, context=len(ids) + 16, select="moving-average")
+        settings = CacheSettings(window=options.window, context=len(ids) + 32, select="moving-average")
         choose = partial(MovingAverage, window=options.window, beta=beta, alpha=alpha or None, pool=pool)
         cache = HybridCache(loaded.model.config, settings, choose)
         turns = [ids[:question], ids[question:-1]] if options.appended else [ids[:-1]]
