@@ -83,7 +83,7 @@ def test_gpu_keeps_everything_that_fits() -> None:
     offloading = plan(machine=WITH_GPU)
     assert 0 < offloading.window < offloading.context == 131_072
     assert offloading.memory[0].limit == GPU.free - MARGIN
-    one_more = draw_up(PlanRequest(BIG, WITH_GPU, context=131_072, window=offloading.window + 256))
+    one_more = draw_up(PlanRequest(BIG, WITH_GPU, context=131_072, window=offloading.window + 256, prefill_chunk=2048))
     assert not one_more.fits, "a larger window fits too"
     assert offloading.stored_rows == offloading.context - offloading.sinks - offloading.window
 
