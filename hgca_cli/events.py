@@ -61,6 +61,7 @@ class Done(Event):
     ttft_seconds: float  # from the request to the first token
     decode_seconds: float  # from the first token to the last
     rows: Rows
+    seed: int = 0  # what the tokens were drawn with
     text: str = field(default="", repr=False)  # the whole answer
 
     @property
