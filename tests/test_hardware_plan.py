@@ -14,36 +14,41 @@ from hypothesis import strategies as st
 
 from hgca_cli.errors import DoesNotFitError, ModelError, UsageError
 from hgca_cli.hardware.machine import Gpu, Machine
-from hgca_cli.hardware.memory import ModelShape
-from hgca_cli.hardware.plan import HOST_SHARE, MARGIN, Plan, PlanRequest, draw_up, make_plan
+from hgca_cli.hardware.memory import Model
+from hgca_cli.hardware.plan import HOST_SHARE, MARGIN, Case, Plan, PlanRequest, draw_up, make_plan
 from hgca_cli.kv.layout import KVLayout, LayerLayout
 
 GIB = 1 << 30
 LAYOUT = KVLayout(tuple(LayerLayout(32, 8, 128, 128) for _ in range(32)))
-BIG = ModelShape(8_000_000_000, LAYOUT, hidden=4096, intermediate=14336, vocabulary=128_256, trained=131_072)
-SMALL = replace(BIG, parameters=135_000_000, layout=KVLayout((LayerLayout(9, 3, 64, 64),) * 30), trained=8192)
+BIG = Model(LAYOUT, 8_000_000_000, 131_072, hidden=4096, intermediate=14336, vocabulary=128_256)
+SMALL = replace(BIG, parameters=135_000_000, layout=KVLayout((LayerLayout(9, 3, 64, 64),) * 30), trained_context=8192)
 HOST = Machine(processors=8, memory_total=64 * GIB, memory_free=60 * GIB)
 GPU = Gpu(0, "card", total=24 * GIB, free=23 * GIB)
 WITH_GPU = replace(HOST, gpus=(GPU,))
 
 
-def plan(shape: ModelShape = BIG, machine: Machine = HOST, **wanted: Any) -> Plan:
-    return make_plan(PlanRequest(shape, machine, **wanted))
+def plan(model: Model = BIG, machine: Machine = HOST, **wanted: Any) -> Plan:
+    return make_plan(model, machine, PlanRequest(**wanted))
+
+
+def draft(model: Model = BIG, machine: Machine = HOST, **wanted: Any) -> Plan:
+    return draw_up(Case(model, machine, PlanRequest(**wanted)))
 
 
 def test_what_was_asked_for_is_kept() -> None:
     wanted = {"dtype": "bf16", "kv_dtype": "fp16", "context": 4096, "window": 100, "sinks": 7, "threads": 3}
-    made = plan(SMALL, prefill_chunk=33, device="cpu", **wanted)
+    made = plan(SMALL, chunk=33, device="cpu", select="window", **wanted)
     assert {name: getattr(made, name) for name in wanted} == wanted
-    assert (made.prefill_chunk, made.device) == (33, "cpu")
+    assert (made.chunk, made.device) == (33, "cpu")
     assert all(made.reasons[name] == "given" for name in wanted)
-    settings = made.cache_settings("window")
+    settings = made.cache
     assert (settings.window, settings.sinks, settings.context, settings.kv_dtype) == (100, 7, 4096, "fp16")
+    assert settings.select == "window"
 
 
 def test_every_setting_has_a_reason() -> None:
     for made in (plan(SMALL), plan(machine=WITH_GPU)):
-        for name in ("device", "dtype", "kv_dtype", "context", "window", "sinks", "threads", "prefill_chunk"):
+        for name in ("device", "dtype", "kv_dtype", "context", "window", "sinks", "threads", "chunk"):
             assert made.reasons[name], name
 
 
@@ -59,15 +64,15 @@ def test_context_is_the_trained_one_or_the_largest_that_fits() -> None:
     assert plan(SMALL).context == 8192
     poor = replace(HOST, memory_free=25 * GIB)
     made = plan(machine=poor)
-    assert made.fits and 0 < made.context < BIG.trained and made.context % 256 == 0
-    more = draw_up(PlanRequest(BIG, poor, context=made.context + 256, dtype="bf16", prefill_chunk=made.prefill_chunk))
+    assert made.fits and 0 < made.context < BIG.trained_context and made.context % 256 == 0
+    more = draft(BIG, poor, context=made.context + 256, dtype="bf16", chunk=made.chunk)
     assert not more.fits, "256 tokens more fit too"
     assert "most that fits" in made.reasons["context"]
 
 
 def test_unknown_trained_length() -> None:
-    assert plan(replace(SMALL, trained=0)).context == 4096
-    assert plan(replace(SMALL, trained=0), context=100_000).notices == ()
+    assert plan(replace(SMALL, trained_context=0)).context == 4096
+    assert plan(replace(SMALL, trained_context=0), context=100_000).notices == ()
 
 
 def test_beyond_the_trained_length_is_announced_unless_stretched() -> None:
@@ -83,7 +88,7 @@ def test_gpu_keeps_everything_that_fits() -> None:
     offloading = plan(machine=WITH_GPU)
     assert 0 < offloading.window < offloading.context == 131_072
     assert offloading.memory[0].limit == GPU.free - MARGIN
-    one_more = draw_up(PlanRequest(BIG, WITH_GPU, context=131_072, window=offloading.window + 256))
+    one_more = draft(machine=WITH_GPU, device="cuda", context=131_072, window=offloading.window + 256, chunk=2048)
     assert not one_more.fits, "a larger window fits too"
     assert offloading.stored_rows == offloading.context - offloading.sinks - offloading.window
 
@@ -132,29 +137,29 @@ def test_the_chunk_shrinks_before_a_given_context_is_refused() -> None:
     usual = plan(context=40_000, dtype="bf16")
     need = usual.memory[0].total
     tight = plan(context=40_000, dtype="bf16", ram_limit=need - 1)
-    assert tight.prefill_chunk < usual.prefill_chunk == 512 and "tight" in tight.reasons["prefill_chunk"]
+    assert tight.chunk < usual.chunk == 512 and "tight" in tight.reasons["chunk"]
 
 
 def test_the_refusal_has_both_figures_and_remedies_that_are_true() -> None:
-    request = PlanRequest(BIG, replace(HOST, memory_free=32 * GIB), context=32768, dtype="fp32")
+    poor = replace(HOST, memory_free=32 * GIB)
     with pytest.raises(DoesNotFitError) as caught:
-        make_plan(request)
+        plan(machine=poor, context=32768, dtype="fp32")
     text = str(caught.value)
     assert caught.value.exit_code == 4
     assert re.search(r"host memory needs \d+\.\d GiB .* and has 25\.6 GiB", text)
     assert "--dtype bf16 (fits" in text
-    assert make_plan(replace(request, dtype="bf16")).fits
+    assert plan(machine=poor, context=32768, dtype="bf16").fits
     assert "--kv-dtype bf16 (saves 3.7 GiB, not enough alone)" in text
-    assert not draw_up(replace(request, kv_dtype="bf16")).fits
+    assert not draft(machine=poor, context=32768, dtype="fp32", kv_dtype="bf16").fits
 
 
 def test_the_largest_context_offered_fits_and_the_next_does_not() -> None:
-    request = PlanRequest(BIG, replace(HOST, memory_free=32 * GIB), context=1 << 20)
+    poor = replace(HOST, memory_free=32 * GIB)
     with pytest.raises(DoesNotFitError) as caught:
-        make_plan(request)
+        plan(machine=poor, context=1 << 20)
     offered = int(re.search(r"--ctx (\d+)", str(caught.value))[1])  # type: ignore[index]
-    assert make_plan(replace(request, context=offered)).fits
-    assert not draw_up(replace(request, context=offered + 256)).fits
+    assert plan(machine=poor, context=offered).fits
+    assert not draft(machine=poor, context=offered + 256).fits
 
 
 def test_nothing_helps() -> None:
@@ -186,9 +191,9 @@ def test_kv_bytes_are_the_layouts() -> None:
 )
 def test_a_plan_fits_or_is_refused(free: int, gpu: int | None, context: int | None, window: int | None) -> None:
     gpus = (replace(GPU, free=gpu * GIB),) if gpu else ()
-    request = PlanRequest(BIG, replace(HOST, memory_free=free * GIB, gpus=gpus), context=context, window=window)
+    machine = replace(HOST, memory_free=free * GIB, gpus=gpus)
     try:
-        made = make_plan(request)
+        made = plan(machine=machine, context=context, window=window)
     except DoesNotFitError as error:
         assert "needs" in error.message and error.hint
     else:

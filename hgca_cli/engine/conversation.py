@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from hgca_cli.config import SamplingSettings
 from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.prefill import check_room
-from hgca_cli.events import Done, Event, Notice
+from hgca_cli.events import Done, Event, Notice, Text
 
 
 class Conversation:
@@ -18,8 +19,9 @@ class Conversation:
     system           the system message, None for the template's own
     template_options passed to the chat template
 
-    A turn whose prompt could not be read, or was stopped while it was read, leaves the messages as they were; rows that
-    were read stay, so asking the same again goes on from there. A stopped answer stays with what was said.
+    A turn whose prompt could not be read, or was stopped while it was read, leaves the conversation as it was; rows
+    that were read stay, so asking the same again goes on from there. An answer that was stopped, or broke off, stays
+    with what was said.
     """
 
     def __init__(
@@ -28,19 +30,23 @@ class Conversation:
         self._engine = engine
         self._options = template_options or {}
         self._sequence = engine.new_sequence()
-        self.messages: list[dict[str, str]] = []
+        self._history: list[int] = []  # ids of the messages up to the end of the last answer; [] if there is none
         self._documents: list[tuple[str, str]] = []
-        self._answered = 0  # tokens of the sequence up to the end of the last answer
+        self.messages: list[dict[str, str]] = []
         if system is not None:
             self.messages.append({"role": "system", "content": system})
 
     @property
     def used_tokens(self) -> int:
         """Tokens of the conversation so far."""
-        return len(self._sequence.tokens)
+        return len(self._history)
 
     def attach(self, name: str, text: str) -> int:
-        """Put a document before the next question; its tokens."""
+        """Put a document before the next question; returns its tokens.
+
+        The question then reads `name:`, a blank line, the text, a blank line, and so on for each document, and then
+        what was asked. Documents stay attached until a question was answered.
+        """
         self._documents.append((name, text))
         return len(self._engine.loaded.tokenizer.encode(text))
 
@@ -49,55 +55,82 @@ class Conversation:
         kept = self.messages[:1] if self.messages and self.messages[0]["role"] == "system" else []
         self.messages = kept if system is None else [{"role": "system", "content": system}]
         self._documents = []
+        self._history = []
         self._restart()
 
     def ask(self, text: str, sampling: SamplingSettings, stop: threading.Event) -> Iterator[Event]:
-        """One turn: yields Notice, PrefillProgress, Text and Done.
+        """One turn: yields Notice, PrefillProgress, Text and Done. Times count from this call.
 
-        Raises ContextOverflowError if it does not fit; the conversation is as it was.
+        Raises ContextOverflowError if it does not fit; the conversation is as it was. Other errors as of Engine.answer.
         """
+        return self._turn(text, sampling, stop, time.perf_counter())
+
+    def _turn(
+        self, text: str, sampling: SamplingSettings, stop: threading.Event, began: float
+    ) -> Generator[Event, None, None]:
         documents = "".join(f"{name}:\n\n{body.strip()}\n\n" for name, body in self._documents)
         asked = [*self.messages, {"role": "user", "content": documents + text}]
-        new, notice = self._new_tokens(asked)
-        if notice:
+        prompt = self._prompt(asked)
+        check_room(len(prompt), self._engine.context, self._engine.loaded.trained_context)
+        if notice := self._rewind_to(prompt):
             yield notice
-        for event in self._engine.answer(self._sequence, new, sampling, stop):
-            if isinstance(event, Done) and (event.completion_tokens or event.finish_reason != "interrupted"):
-                self.messages = [*asked, {"role": "assistant", "content": event.text}]
-                self._documents = []
-                self._answered = self._end_of(event)
-            yield event
+        new = prompt[len(self._sequence.tokens) :]
+        said: list[str] = []
+        done = False
+        try:
+            for event in self._engine.answer(self._sequence, new, sampling, stop, began=began):
+                if isinstance(event, Text):
+                    said.append(event.text)
+                elif isinstance(event, Done):
+                    done = True
+                    if said or event.finish_reason != "interrupted":  # else stopped before a word: it did not happen
+                        self._take(asked, prompt, event.text)
+                yield event
+        finally:
+            if said and not done:  # an error, or the caller has heard enough
+                self._take(asked, prompt, "".join(said))
 
-    def _new_tokens(self, asked: list[dict[str, str]]) -> tuple[list[int], Notice | None]:
-        """What is to be read so that the sequence holds the conversation; the sequence is rewound where it must be."""
-        tokenizer, sequence = self._engine.loaded.tokenizer, self._sequence
-        if self._answered and self._answered == len(sequence.tokens):
-            before = self.messages[:-1]
-            tail = tokenizer.turn_ids(before, self.messages[-1]["content"], asked, **self._options)
-            if tail is not None:
-                return tail, None
-        whole = tokenizer.encode_chat(asked, add_generation_prompt=True, **self._options)
-        check_room(len(whole), self._engine.context)
+    def _prompt(self, asked: list[dict[str, str]]) -> list[int]:
+        """Ids of the messages and the beginning of the answer; those of earlier answers as they were drawn."""
+        tokenizer = self._engine.loaded.tokenizer
+        if self._history:
+            answer = self.messages[-1]["content"]
+            if (tail := tokenizer.turn_ids(self.messages[:-1], answer, asked, **self._options)) is not None:
+                return self._history + tail
+        return tokenizer.encode_chat(asked, add_generation_prompt=True, **self._options)
+
+    def _rewind_to(self, prompt: list[int]) -> Notice | None:
+        """Back to the longest beginning of a prompt that is cached; a Notice if all must be read again."""
+        tokens = self._sequence.tokens
         shared = 0
-        for ours, theirs in zip(sequence.tokens, whole[:-1], strict=False):
+        for ours, theirs in zip(tokens, prompt[:-1], strict=False):  # at least one token is read: its logits are needed
             if ours != theirs:
                 break
             shared += 1
-        if sequence.rewind(shared):
-            return whole[shared:], None
-        lost = len(sequence.tokens)
+        if self._sequence.rewind(shared):
+            return None
+        lost = len(tokens)
         self._restart()
-        return whole, Notice(
-            f"reading the conversation again ({lost:,} tokens): its text changed before rows that are gone."
+        return Notice(
+            f"reading the conversation again ({lost:,} tokens): the template changed what came before, "
+            "and rows needed to go back are gone."
         )
 
-    def _end_of(self, done: Done) -> int:
-        """Tokens up to the end of the answer; 0 if the tokens say more than its text (a stop string was cut off)."""
-        tokens = self._sequence.tokens
-        said = self._engine.loaded.tokenizer.decode(tokens[done.prompt_tokens :])
-        return len(tokens) if said == done.text else 0
+    def _take(self, asked: list[dict[str, str]], prompt: list[int], answer: str) -> None:
+        """The turn happened: its messages, and its ids."""
+        self.messages = [*asked, {"role": "assistant", "content": answer}]
+        self._documents = []
+        self._history = prompt + self._ids_of(answer, self._sequence.tokens[len(prompt) :])
+
+    def _ids_of(self, answer: str, drawn: list[int]) -> list[int]:
+        """The drawn ids that say `answer`: without a stop string that was cut off, or what nobody heard."""
+        tokenizer = self._engine.loaded.tokenizer
+        for kept in range(len(drawn), 0, -1):  # from the end: a stop string is a few tokens
+            text = tokenizer.decode(drawn[:kept])
+            if answer.startswith(text):
+                return drawn[:kept] + tokenizer.encode(answer[len(text) :]) if text != answer else drawn[:kept]
+        return tokenizer.encode(answer)
 
     def _restart(self) -> None:
         self._sequence.close()
         self._sequence = self._engine.new_sequence()
-        self._answered = 0

@@ -24,7 +24,7 @@ def decode(
 ) -> Generator[int, None, str]:
     """Tokens until an end token, `most`, a full context, or `stop`.
 
-    logits  of the last token read
+    logits  of the last token read; the context has room for one more
 
     Every token that is yielded is in the sequence; an end token is neither. A token's forward pass happens when the
     next one is asked for, so that a caller who has enough pays for nothing more.
@@ -32,21 +32,17 @@ def decode(
     returns the finish reason: "stop", "length" or "interrupted"
     """
     ends = loaded.tokenizer.end_ids
-    written = 0
-    while written < most:
+    for written in range(most):
         if stop.is_set():
             return "interrupted"
         token = sampler(logits, sequence.tokens)
         if token in ends:
             return "stop"
-        if len(sequence.tokens) >= context:
-            return "length"
         sequence.tokens.append(token)
-        written += 1
         yield token
-        if written < most:
-            with torch.inference_mode():
-                ids = torch.tensor([sequence.tokens[sequence.cached :]], device=loaded.device)
-                output = loaded.model(input_ids=ids, past_key_values=sequence.cache, use_cache=True, logits_to_keep=1)
-                logits = output.logits[0, -1]
+        if written + 1 == most or len(sequence.tokens) >= context:
+            return "length"
+        if stop.is_set():
+            return "interrupted"
+        logits = sequence.forward(loaded, torch.tensor([[token]], device=loaded.device))
     return "length"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import hgca_cli.hf.attention
 from hgca_cli.config import CacheSettings, SamplingSettings
@@ -22,7 +22,8 @@ from hgca_cli.hf.shape import kv_layout
 class Engine:
     """A model and how its rows are kept.
 
-    context  most tokens of a sequence, prompt and answer together
+    context        most tokens of a sequence, prompt and answer together
+    prefill_chunk  prompt tokens read at once
     """
 
     def __init__(self, loaded: LoadedModel, settings: CacheSettings, *, prefill_chunk: int = 512) -> None:
@@ -38,36 +39,52 @@ class Engine:
         return Sequence(HybridCache(self._layout, self.settings))
 
     def complete(self, text: str, sampling: SamplingSettings, stop: threading.Event) -> Iterator[Event]:
-        """Continue a text as it stands, without a chat template."""
+        """Continue a text as it stands, without a chat template. Events and errors as of `answer`."""
+        return self._complete(text, sampling, stop, time.perf_counter())
+
+    def _complete(
+        self, text: str, sampling: SamplingSettings, stop: threading.Event, began: float
+    ) -> Generator[Event, None, None]:
+        ids = self.loaded.tokenizer.encode_prompt(text)
         sequence = self.new_sequence()
         try:
-            yield from self.answer(sequence, self.loaded.tokenizer.encode_prompt(text), sampling, stop)
+            yield from self.answer(sequence, ids, sampling, stop, began=began, before=ids)
         finally:
             sequence.close()
 
     def answer(
-        self, sequence: Sequence, new: list[int], sampling: SamplingSettings, stop: threading.Event
-    ) -> Iterator[Event]:
+        self,
+        sequence: Sequence,
+        new: list[int],
+        sampling: SamplingSettings,
+        stop: threading.Event,
+        *,
+        began: float | None = None,
+        before: list[int] | None = None,
+    ) -> Generator[Event, None, None]:
         """Read `new` after what the sequence holds, and write what follows.
+
+        began   time.perf_counter() of the request, None for now; times count from it
+        before  ids whose text the answer continues, None if it begins a text of its own
 
         Yields PrefillProgress, Text and one Done. `stop` ends it after the current chunk or token.
 
-        Raises ContextOverflowError, with nothing read, if the prompt leaves no room.
+        Raises ContextOverflowError or UsageError with nothing read, DoesNotFitError if memory runs out, ModelError for
+        logits that are not finite; what was read and written until then is in the sequence.
         """
-        began = time.perf_counter()
+        began = time.perf_counter() if began is None else began
         cached = sequence.cached
+        prompt_tokens = len(sequence.tokens) + len(new)
         sequence.cache.reset_counters()
         sampler = Sampler(sampling)
-        stream = TextStream(self.loaded.tokenizer.decode, sampling.stop)
-        first = last = prefilled = began
-        written = 0
+        stream = TextStream(self.loaded.tokenizer.decode, sampling.stop, before or ())
+        reading = time.perf_counter()
         logits = yield from prefill(self.loaded, sequence, new, self.context, self.prefill_chunk, stop)
-        prefilled = time.perf_counter()
-        prompt_tokens = len(sequence.tokens)
+        first = last = prefilled = time.perf_counter()
+        written = 0
         reason = "interrupted"
         if logits is not None:
             tokens = decode(self.loaded, sequence, logits, sampler, sampling.max_tokens, self.context, stop)
-            reason = "length"
             while True:
                 try:
                     token = next(tokens)
@@ -85,14 +102,16 @@ class Engine:
                     break
             if rest := stream.finish():
                 yield Text(rest)
+            if stream.stopped:  # the last piece, given up as a whole, held a stop string
+                reason = "stop"
         yield Done(
             finish_reason=reason,
             prompt_tokens=prompt_tokens,
-            cached_tokens=min(cached, prompt_tokens),
+            cached_tokens=cached,
             completion_tokens=written,
-            prefill_seconds=prefilled - began,
-            ttft_seconds=(first if written else prefilled) - began,
-            decode_seconds=last - first if written else 0.0,
+            prefill_seconds=prefilled - reading,
+            ttft_seconds=first - began,
+            decode_seconds=last - first,
             rows=sequence.cache.rows(),
             seed=sampler.seed,
             text=stream.text,

@@ -9,47 +9,64 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from hgca_cli.engine.sequence import Sequence
-from hgca_cli.errors import ContextOverflowError
-from hgca_cli.events import PrefillProgress
+from hgca_cli.engine.sequence import DeviceFullError, Sequence
+from hgca_cli.errors import ContextOverflowError, UsageError
+from hgca_cli.events import Event, Notice, PrefillProgress
 from hgca_cli.hf.load import LoadedModel
 
 
 def prefill(
     loaded: LoadedModel, sequence: Sequence, new: list[int], context: int, chunk: int, stop: threading.Event
-) -> Generator[PrefillProgress, None, Tensor | None]:
-    """Read what waits in the sequence and `new`; yields progress after every chunk.
+) -> Generator[Event, None, Tensor | None]:
+    """Read what waits in the sequence and `new`; yields progress at the start and after every chunk.
 
     returns  logits [vocabulary] of the last token, or None if `stop` was set: what was read until then stays read
 
-    Raises ContextOverflowError, with nothing read, if no token would be left for an answer.
+    A chunk that does not fit into the device's memory is halved once, with a Notice. Raises ContextOverflowError, with
+    nothing read, if no token would be left for an answer, and UsageError for a prompt without a token.
     """
-    check_room(len(sequence.tokens) + len(new), context)
+    check_room(len(sequence.tokens) + len(new), context, loaded.trained_context)
+    began = time.perf_counter()
     cached = sequence.cached
-    todo = sequence.waiting + new
-    assert todo, "a prompt has at least one token that is not cached"
     sequence.tokens += new
     total = len(sequence.tokens)
-    sequence.cache.expect(len(todo))
-    began = time.perf_counter()
+    if cached == total:
+        raise UsageError("the prompt is empty.", "Write something.")
+    ids = torch.tensor([sequence.tokens], device=loaded.device)
+    sequence.cache.expect(total - cached)
     logits: Tensor | None = None
-    for piece in torch.tensor([todo], device=loaded.device).split(chunk, dim=1):
-        if stop.is_set():
+    halved = False
+    try:
+        yield PrefillProgress(total, cached, cached, 0.0)
+        while sequence.cached < total:
+            if stop.is_set():
+                return None
+            read = sequence.cached
+            try:
+                logits = sequence.forward(loaded, ids[:, read : read + chunk])
+            except DeviceFullError:
+                if halved or chunk == 1:
+                    raise
+                halved, chunk = True, chunk // 2
+                sequence.cache.expect(total - sequence.cached)
+                yield Notice(f"{loaded.device} ran out of memory: reading on in chunks of {chunk} tokens.")
+                continue
+            if loaded.device.type == "cuda":
+                torch.cuda.synchronize(loaded.device)  # or the progress would be of launches, not of work
+            yield PrefillProgress(total, cached, sequence.cached, time.perf_counter() - began)
+    finally:
+        if sequence.cached < total:  # stopped, failed or dropped by the caller: keep just what was read
             del sequence.tokens[sequence.cached :]
             sequence.cache.expect(0)
-            return None
-        with torch.inference_mode():
-            output = loaded.model(input_ids=piece, past_key_values=sequence.cache, use_cache=True, logits_to_keep=1)
-            logits = output.logits[0, -1]
-        yield PrefillProgress(total, cached, sequence.cached, time.perf_counter() - began)
     return logits
 
 
-def check_room(tokens: int, context: int) -> None:
+def check_room(tokens: int, context: int, trained: int = 0) -> None:
     """Raises ContextOverflowError unless a prompt of so many tokens leaves room for one more."""
     if tokens >= context:
+        largest = f" (the model was made for {trained:,})" if trained else ""
         raise ContextOverflowError(
-            f"the prompt is {tokens:,} tokens, the context {context:,} ({tokens + 1 - context:,} over, "
-            "with one left for the answer).",
-            "Shorten it, or raise --ctx.",
+            f"prompt is {tokens:,} tokens, context is {context:,} ({tokens + 1 - context:,} over, "
+            "with one for the answer).",
+            f"Shorten it, or raise --ctx{largest}.",
         )

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
+from hgca_cli.errors import DoesNotFitError
 from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.load import LoadedModel
+
+
+class DeviceFullError(DoesNotFitError):
+    """The device ran out of memory in a forward pass; the sequence is as it was before."""
 
 
 class Sequence:
@@ -25,6 +34,31 @@ class Sequence:
         """Tokens whose rows are still to be computed."""
         return self.tokens[self.cached :]
 
+    def forward(self, loaded: LoadedModel, ids: Tensor) -> Tensor:
+        """Compute the rows of the next tokens of the sequence; logits [vocabulary] after the last.
+
+        ids  [1, n], on the model's device
+
+        Whatever interrupts it (no memory, Ctrl-C) leaves no row of these tokens in any layer. Raises DeviceFullError.
+        """
+        before = self.cached
+        try:
+            with torch.inference_mode():
+                output = loaded.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+                logits: Tensor = output.logits[0, -1]
+                return logits
+        except torch.OutOfMemoryError as error:
+            self._forget_beyond(before)
+            if loaded.device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise DeviceFullError(
+                f"{loaded.device} ran out of memory at token {before + ids.shape[1]:,}.",
+                "Choose a smaller --prefill-chunk, --window or --ctx.",
+            ) from error
+        except BaseException:
+            self._forget_beyond(before)
+            raise
+
     def rewind(self, length: int) -> bool:
         """Back to the first `length` tokens; False if rows needed for that are gone."""
         if self.cached > length and not self.cache.rewind(length):
@@ -36,3 +70,8 @@ class Sequence:
         """Give the memory back."""
         self.cache.close()
         self.tokens = []
+
+    def _forget_beyond(self, length: int) -> None:
+        """Layers that had taken rows of a forward pass give them back; if one cannot, everything is read again."""
+        if not self.cache.rewind(length):
+            self.cache.close()  # all tokens are waiting now

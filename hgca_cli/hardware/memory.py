@@ -1,4 +1,4 @@
-"""What a run takes, in bytes, on the device and in the host's memory: plain arithmetic on the model's shape."""
+"""What a run takes, in bytes, on the device and in the host's memory: plain arithmetic on the model's model."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ STREAM_ROWS = 8192  # rows of the store that prefill brings to the device at onc
 
 
 @dataclass(frozen=True)
-class ModelShape:
-    """What memory depends on, from a model's config.
+class Model:
+    """What memory depends on, from a model's config and the headers of its files.
 
-    parameters  numbers of the weights
-    layout      its KV cache; the item sizes in it do not matter here
-    trained     tokens it was trained on, 0 if unknown
-    dtype       of the weights as published: fp32, bf16 or fp16
+    layout           its KV cache; the item sizes in it do not matter here
+    parameters       numbers of the weights
+    trained_context  tokens it was trained on, 0 if unknown
+    own_dtype        of the weights as published: fp32, bf16 or fp16
     """
 
-    parameters: int
     layout: KVLayout
+    parameters: int
+    trained_context: int
     hidden: int
     intermediate: int
     vocabulary: int
-    trained: int
-    dtype: str = "bf16"
+    own_dtype: str = "bf16"
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,14 @@ class Memory:
     limit: int
 
     @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by what they are for."""
+        return {name: getattr(self, name) for name in ("weights", "window", "store", "work", "runtime")}
+
+    @property
     def total(self) -> int:
         """Bytes needed."""
-        return self.weights + self.window + self.store + self.work + self.runtime
+        return sum(self.parts.values())
 
     @property
     def fits(self) -> bool:
@@ -68,21 +73,21 @@ class Memory:
         return self.total <= self.limit
 
 
-def work_bytes(shape: ModelShape, choice: Choice) -> int:
+def work_bytes(model: Model, choice: Choice) -> int:
     """Bytes that live during a forward pass of one chunk, on the device that computes it.
 
     The largest moment of a layer: hidden states and residual, query, key and value, attention output with its float32
     partials, or the three tensors of the MLP; then scores, a float32 row of logits, the streamed piece of the store.
     """
     item = ITEMSIZE[choice.dtype]
-    layer = max(shape.layout.layers, key=lambda one: one.row_elements)
+    layer = max(model.layout.layers, key=lambda one: one.row_elements)
     attention = layer.heads * (2 * layer.key_dim + 2 * layer.value_dim + layer.key_dim)
     partials = 3 * 4 * layer.heads * layer.value_dim
-    per_token = item * (4 * shape.hidden + max(attention, 3 * shape.intermediate)) + partials
+    per_token = item * (4 * model.hidden + max(attention, 3 * model.intermediate)) + partials
     streamed = 0
     if choice.device != "cpu" or choice.kv_dtype != choice.dtype:  # else rows are read in place
         streamed = 2 * item * layer.row_elements * min(STREAM_ROWS, stored_rows(choice))
-    return choice.chunk * per_token + SCORES + 3 * 4 * shape.vocabulary + streamed
+    return choice.chunk * per_token + SCORES + 3 * 4 * model.vocabulary + streamed
 
 
 def stored_rows(choice: Choice) -> int:
@@ -90,18 +95,18 @@ def stored_rows(choice: Choice) -> int:
     return max(0, choice.context - choice.sinks - choice.window)
 
 
-def needs(shape: ModelShape, choice: Choice, device_limit: int, host_limit: int, gpu_name: str = "") -> list[Memory]:
+def needs(model: Model, choice: Choice, device_limit: int, host_limit: int, gpu_name: str = "") -> list[Memory]:
     """Bytes needed in every place a choice uses: the GPU first, if there is one, then the host.
 
     Weights pass through host memory on their way to a GPU; the store is still empty then.
     """
     item = ITEMSIZE[choice.dtype]
-    layout = replace(shape.layout, device_itemsize=item, store_itemsize=ITEMSIZE[choice.kv_dtype])
-    weights = shape.parameters * item
+    layout = replace(model.layout, device_itemsize=item, store_itemsize=ITEMSIZE[choice.kv_dtype])
+    weights = model.parameters * item
     window = layout.window_bytes(choice.window, choice.sinks, choice.context)
     store = layout.store_bytes(choice.context, choice.window, choice.sinks)
     staging = layout.staging_bytes(choice.chunk) if store else 0
-    work = work_bytes(shape, choice)
+    work = work_bytes(model, choice)
     if choice.device == "cpu":
         return [Memory("host memory", weights, window, store, work + staging, RUNTIME, host_limit)]
     place = f"GPU {choice.device.removeprefix('cuda:')}" + (f" ({gpu_name})" if gpu_name else "")

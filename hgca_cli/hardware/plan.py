@@ -1,6 +1,6 @@
 """From a model's shape, a machine and what the user asked for, to every setting of a run, with its reason.
 
-Pure arithmetic, before anything is loaded. Version 1 of the rules: memory decides. `choose_device`, `choose_dtype`,
+Pure arithmetic, before anything is loaded. Version 1 of the rules: memory decides. `place_model`, `choose_dtype`,
 `choose_context` and `choose_window` are the places where measured costs will decide instead.
 """
 
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hgca_cli.config import CacheSettings
-from hgca_cli.errors import DoesNotFitError, ModelError, UsageError
-from hgca_cli.hardware.machine import Gpu, Machine
-from hgca_cli.hardware.memory import ITEMSIZE, Choice, Memory, ModelShape, needs, stored_rows
+from hgca_cli.errors import DoesNotFitError, UsageError
+from hgca_cli.hardware.machine import Gpu, Machine, choose_device
+from hgca_cli.hardware.memory import ITEMSIZE, Choice, Memory, Model, needs, stored_rows
 from hgca_cli.units import format_bytes
 
 MARGIN = 1 << 30  # of a GPU's free memory: fragmentation, and what the desktop takes next
@@ -25,22 +26,23 @@ STEP = 256  # contexts and windows that memory decides are multiples of this
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is to be planned. Everything but model and machine may be None: the planner decides.
+    """What the user asked for. None (of device also "auto"): the planner decides.
 
-    yarn        the context is stretched with YaRN, so a context beyond the trained one needs no warning
+    select, budget  the policy, passed on
+    yarn            the context is stretched with YaRN, so a context beyond the trained one needs no warning
     gpu_memory, ram_limit  bytes that may be used at most
     """
 
-    shape: ModelShape
-    machine: Machine
     device: str | None = None  # "cpu", "cuda", "cuda:1"
     dtype: str | None = None
     kv_dtype: str | None = None
     context: int | None = None
     window: int | None = None
     sinks: int | None = None
+    chunk: int | None = None
     threads: int | None = None
-    prefill_chunk: int | None = None
+    select: str = "exact"
+    budget: float | None = None
     gpu_memory: int | None = None
     ram_limit: int | None = None
     yarn: bool = False
@@ -50,7 +52,9 @@ class PlanRequest:
 class Plan:
     """Every setting of a run.
 
-    reasons  why, by setting; memory: what each place must hold; notices: what the user should know
+    yarn_context  what the positions are stretched to, None if they are not
+    memory        what each place must hold: the GPU if there is one, the host, the host while loading
+    reasons       why, by setting; notices: what the user should know
     """
 
     device: str
@@ -60,7 +64,10 @@ class Plan:
     window: int
     sinks: int
     threads: int
-    prefill_chunk: int
+    chunk: int
+    select: str
+    budget: float | None
+    yarn_context: int | None
     memory: tuple[Memory, ...]
     reasons: dict[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
@@ -75,45 +82,85 @@ class Plan:
         """Rows per layer in CPU memory when the context is full; 0: nothing is offloaded."""
         return max(0, self.context - self.sinks - self.window)
 
-    def cache_settings(self, select: str = "exact", budget: float | None = None) -> CacheSettings:
+    @property
+    def cache(self) -> CacheSettings:
         """The settings of the cache this plan is about."""
-        return CacheSettings(self.window, self.sinks, self.context, select, budget, self.kv_dtype)
+        return CacheSettings(self.window, self.sinks, self.context, self.select, self.budget, self.kv_dtype)
+
+    @property
+    def device_bytes(self) -> dict[str, int]:
+        """Bytes on the GPU by what they are for; empty on the CPU."""
+        return self.memory[0].parts if self.device != "cpu" else {}
+
+    @property
+    def device_limit(self) -> int:
+        """Bytes of the GPU that may be used; 0 on the CPU."""
+        return self.memory[0].limit if self.device != "cpu" else 0
+
+    @property
+    def host_bytes(self) -> dict[str, int]:
+        """Bytes in host memory once the model is loaded and the context full, by what they are for."""
+        return self._host.parts
+
+    @property
+    def host_limit(self) -> int:
+        """Bytes of host memory that may be used."""
+        return self._host.limit
+
+    @property
+    def _host(self) -> Memory:
+        return self.memory[0] if self.device == "cpu" else self.memory[1]
 
 
-def make_plan(request: PlanRequest) -> Plan:
+@dataclass(frozen=True)
+class Case:
+    """A request with what it is about."""
+
+    model: Model
+    machine: Machine
+    request: PlanRequest
+
+    def asking(self, **changes: Any) -> Case:
+        """The same, asked for differently."""
+        return replace(self, request=replace(self.request, **changes))
+
+
+def make_plan(model: Model, machine: Machine, request: PlanRequest) -> Plan:
     """The plan that is run. Raises DoesNotFitError with both figures and what would help, ModelError for no device."""
-    plan = draw_up(request)
+    case = Case(model, machine, request)
+    plan = draw_up(case)
     if not plan.fits:
-        raise does_not_fit(request, plan)
+        raise does_not_fit(case, plan)
     return plan
 
 
-def draw_up(request: PlanRequest) -> Plan:
+def draw_up(case: Case) -> Plan:
     """The best plan there is, whether it fits or not. Raises ModelError for a device that is not there."""
+    request, model = case.request, case.model
     _check(request)
     reasons: dict[str, str] = {}
     notices: list[str] = []
-    device = choose_device(request, reasons, notices)
-    place = _Place(request, device)
+    device = place_model(case, reasons, notices)
+    place = _Place(case, device)
     start = Choice(
         device=device,
         dtype=request.dtype or "bf16",
         kv_dtype=request.kv_dtype or request.dtype or "bf16",
-        context=request.context or request.shape.trained or UNKNOWN_CONTEXT,
+        context=request.context or model.trained_context or UNKNOWN_CONTEXT,
         window=1,
         sinks=request.sinks if request.sinks is not None else CacheSettings.sinks,
-        chunk=request.prefill_chunk or (CPU_CHUNK if device == "cpu" else GPU_CHUNK),
+        chunk=request.chunk or (CPU_CHUNK if device == "cpu" else GPU_CHUNK),
     )
     choice = choose_dtype(place, start, reasons)
     choice = choose_context(place, choice, reasons)
     choice = choose_chunk(place, choice, reasons)
     choice = choose_window(place, choice, reasons)
-    threads = choose_threads(request, reasons, notices)
+    threads = choose_threads(case, reasons, notices)
     reasons["sinks"] = "given" if request.sinks is not None else "first rows that every head keeps looking at"
     reasons["kv_dtype"] = "given" if request.kv_dtype else "the model's own numbers: nothing is rounded"
-    if request.shape.trained and choice.context > request.shape.trained and not request.yarn:
+    if model.trained_context and choice.context > model.trained_context and not request.yarn:
         notices.append(
-            f"context {choice.context:,} is beyond the trained length {request.shape.trained:,}: answers get worse "
+            f"context {choice.context:,} is beyond the trained length {model.trained_context:,}: answers get worse "
             "past it. --yarn stretches the positions."
         )
     return Plan(
@@ -124,7 +171,10 @@ def draw_up(request: PlanRequest) -> Plan:
         window=choice.window,
         sinks=choice.sinks,
         threads=threads,
-        prefill_chunk=choice.chunk,
+        chunk=choice.chunk,
+        select=request.select,
+        budget=request.budget,
+        yarn_context=choice.context if request.yarn else None,
         memory=tuple(place.needs(choice)),
         reasons=reasons,
         notices=tuple(notices),
@@ -134,20 +184,21 @@ def draw_up(request: PlanRequest) -> Plan:
 class _Place:
     """A request on one device: its limits, and what a choice needs there."""
 
-    def __init__(self, request: PlanRequest, device: str) -> None:
-        self.request = request
+    def __init__(self, case: Case, device: str) -> None:
+        request, machine = case.request, case.machine
+        self.request, self.model = request, case.model
         self.gpu: Gpu | None = None
-        free_host = request.machine.memory_free
+        free_host = machine.memory_free
         self.host_limit = min(request.ram_limit or int(HOST_SHARE * free_host), free_host)
         self.gpu_limit = 0
         if device != "cpu":
-            self.gpu = next(gpu for gpu in request.machine.gpus if f"cuda:{gpu.index}" == device)
+            self.gpu = next(gpu for gpu in machine.gpus if f"cuda:{gpu.index}" == device)
             free = max(0, self.gpu.free - MARGIN)
             self.gpu_limit = free if request.gpu_memory is None else min(free, request.gpu_memory)
 
     def needs(self, choice: Choice) -> list[Memory]:
         name = self.gpu.name if self.gpu else ""
-        return needs(self.request.shape, choice, self.gpu_limit, self.host_limit, name)
+        return needs(self.model, choice, self.gpu_limit, self.host_limit, name)
 
     def fits(self, choice: Choice) -> bool:
         return all(memory.fits for memory in self.needs(choice))
@@ -157,31 +208,21 @@ class _Place:
         return self.request.window or max(1, min(choice.context - choice.sinks, CPU_WINDOW))
 
 
-def choose_device(request: PlanRequest, reasons: dict[str, str], notices: list[str]) -> str:
-    """The device asked for, or the GPU with most free memory if the model fits there at all, or the CPU."""
-    gpus = request.machine.gpus
-    best = max(gpus, key=lambda gpu: gpu.free, default=None)
-    wanted = request.device
-    if wanted not in (None, "auto"):
+def place_model(case: Case, reasons: dict[str, str], notices: list[str]) -> str:
+    """The device asked for; else the GPU with most free memory if the plan fits there at all, or the CPU."""
+    device = choose_device(case.request.device, case.machine.gpus)
+    if case.request.device not in (None, "auto"):
         reasons["device"] = "given"
-        if wanted == "cpu":
-            return "cpu"
-        if wanted == "cuda" and best is not None:
-            return f"cuda:{best.index}"
-        if any(wanted == f"cuda:{gpu.index}" for gpu in gpus):
-            return str(wanted)
-        there = ", ".join(["cpu", *(f"cuda:{gpu.index} ({gpu.name})" for gpu in gpus)])
-        raise ModelError(f"--device {wanted}: no such device. There is: {there}.", "Use --device cpu.")
-    if best is None:
+    elif device == "cpu":
         reasons["device"] = "no CUDA device"
+    elif draw_up(case.asking(device=device)).fits:
+        several = len(case.machine.gpus) > 1
+        reasons["device"] = "the GPU with most free memory" if several else "a CUDA device is there"
+    else:
+        reasons["device"] = f"the model does not fit on {device}"
+        notices.append(f"{device} is too small for this: running on the CPU.")
         return "cpu"
-    device = f"cuda:{best.index}"
-    if draw_up(replace(request, device=device)).fits:
-        reasons["device"] = "the GPU with most free memory" if len(gpus) > 1 else "a CUDA device is there"
-        return device
-    reasons["device"] = f"the model does not fit on {device}"
-    notices.append(f"{device} ({best.name}, {format_bytes(best.free)} free) is too small: running on the CPU.")
-    return "cpu"
+    return device
 
 
 def choose_dtype(place: _Place, choice: Choice, reasons: dict[str, str]) -> Choice:
@@ -190,12 +231,12 @@ def choose_dtype(place: _Place, choice: Choice, reasons: dict[str, str]) -> Choi
     if request.dtype is not None:
         reasons["dtype"] = "given"
         return replace(choice, dtype=request.dtype, kv_dtype=request.kv_dtype or request.dtype)
-    own = request.shape.dtype if request.shape.dtype in ("bf16", "fp16") else "bf16"
+    own = place.model.own_dtype if place.model.own_dtype in ("bf16", "fp16") else "bf16"
     if choice.device != "cpu":
-        reasons["dtype"] = "the model's own" if own == request.shape.dtype else "16 bits on a GPU"
+        reasons["dtype"] = "the model's own" if own == place.model.own_dtype else "16 bits on a GPU"
         return replace(choice, dtype=own, kv_dtype=request.kv_dtype or own)
     wide = replace(choice, dtype="fp32", kv_dtype=request.kv_dtype or "fp32")
-    if place.fits(replace(wide, window=place.default_window(wide), chunk=request.prefill_chunk or SMALLEST_CHUNK)):
+    if place.fits(replace(wide, window=place.default_window(wide), chunk=request.chunk or SMALLEST_CHUNK)):
         reasons["dtype"] = "weights and KV fit in fp32, which is fastest on the CPU"
         return wide
     reasons["dtype"] = "weights and KV in fp32 do not fit in memory"
@@ -208,7 +249,7 @@ def choose_context(place: _Place, choice: Choice, reasons: dict[str, str]) -> Ch
     if request.context is not None:
         reasons["context"] = "given"
         return choice
-    said = "the model's trained length" if request.shape.trained else "the config names no trained length"
+    said = "the model's trained length" if place.model.trained_context else "the config names no trained length"
 
     def fits(context: int, chunk: int = choice.chunk) -> bool:
         smaller = replace(choice, context=context, chunk=chunk)
@@ -218,7 +259,7 @@ def choose_context(place: _Place, choice: Choice, reasons: dict[str, str]) -> Ch
         reasons["context"] = said
         return choice
     context = _largest(fits, choice.context)
-    if not context and request.prefill_chunk is None:
+    if not context and request.chunk is None:
         context = _largest(lambda tokens: fits(tokens, SMALLEST_CHUNK), choice.context)
     reasons["context"] = f"the most that fits; {said} is {choice.context:,}" if context else said
     return replace(choice, context=context or choice.context)
@@ -226,15 +267,15 @@ def choose_context(place: _Place, choice: Choice, reasons: dict[str, str]) -> Ch
 
 def choose_chunk(place: _Place, choice: Choice, reasons: dict[str, str]) -> Choice:
     """The usual chunk, halved while its activations do not fit."""
-    if place.request.prefill_chunk is not None:
-        reasons["prefill_chunk"] = "given"
+    if place.request.chunk is not None:
+        reasons["chunk"] = "given"
         return choice
     usual = choice.chunk
     chunk = usual
     while chunk > SMALLEST_CHUNK and not place.fits(replace(choice, chunk=chunk, window=place.default_window(choice))):
         chunk //= 2
     where = "the CPU" if choice.device == "cpu" else "a GPU"
-    reasons["prefill_chunk"] = f"usual on {where}" if chunk == usual else "smaller than usual: memory is tight"
+    reasons["chunk"] = f"usual on {where}" if chunk == usual else "smaller than usual: memory is tight"
     return replace(choice, chunk=chunk)
 
 
@@ -263,9 +304,9 @@ def choose_window(place: _Place, choice: Choice, reasons: dict[str, str]) -> Cho
     return replace(choice, window=window or place.default_window(choice))
 
 
-def choose_threads(request: PlanRequest, reasons: dict[str, str], notices: list[str]) -> int:
+def choose_threads(case: Case, reasons: dict[str, str], notices: list[str]) -> int:
     """The processors the process may use; more are clamped, and said so."""
-    usable = request.machine.processors
+    request, usable = case.request, case.machine.processors
     if request.threads is None:
         reasons["threads"] = "processors this process may use"
         return usable
@@ -275,40 +316,41 @@ def choose_threads(request: PlanRequest, reasons: dict[str, str], notices: list[
     return min(request.threads, usable)
 
 
-def does_not_fit(request: PlanRequest, plan: Plan) -> DoesNotFitError:
+def does_not_fit(case: Case, plan: Plan) -> DoesNotFitError:
     """The error for a plan that does not fit: figures per place, and up to three changes with what each saves."""
     short = [memory for memory in plan.memory if not memory.fits]
     figures = "; ".join(
         f"{memory.place} needs {format_bytes(memory.total)} ({_parts(memory)}) and has {format_bytes(memory.limit)}"
         for memory in short
     )
-    remedies = _remedies(request, plan)
+    remedies = _remedies(case, plan)
     what = f"Try {', or '.join(remedies)}." if remedies else "No setting makes it fit: choose a smaller model."
     return DoesNotFitError(f"{figures}.", what)
 
 
-def _remedies(request: PlanRequest, plan: Plan) -> list[str]:
+def _remedies(case: Case, plan: Plan) -> list[str]:
     """Flags that help, those that are enough first."""
+    here = case.asking(device=plan.device)
 
     def fits(context: int) -> bool:
-        return draw_up(replace(request, context=context, device=plan.device)).fits
+        return draw_up(here.asking(context=context)).fits
 
-    changes: list[tuple[str, PlanRequest]] = []
+    changes: list[tuple[str, Case]] = []
     if (context := _largest(fits, plan.context)) and context < plan.context:
-        changes.append((f"--ctx {context}", replace(request, context=context)))
+        changes.append((f"--ctx {context}", here.asking(context=context)))
     if ITEMSIZE[plan.kv_dtype] > 2 and plan.stored_rows:
-        changes.append(("--kv-dtype bf16", replace(request, kv_dtype="bf16")))
+        changes.append(("--kv-dtype bf16", here.asking(kv_dtype="bf16")))
     if ITEMSIZE[plan.dtype] > 2:
-        changes.append(("--dtype bf16", replace(request, dtype="bf16")))
+        changes.append(("--dtype bf16", here.asking(dtype="bf16")))
     if plan.device != "cpu":
-        if request.window is not None:
-            changes.append(("--window auto", replace(request, window=None)))
-        changes.append(("--device cpu", replace(request, device="cpu")))
+        if case.request.window is not None:
+            changes.append(("--window auto", here.asking(window=None)))
+        changes.append(("--device cpu", here.asking(device="cpu")))
     before = sum(memory.total for memory in plan.memory if not memory.fits)
     places = {memory.place for memory in plan.memory if not memory.fits}
     enough, helpful = [], []
     for flag, changed in changes:
-        other = draw_up(changed if changed.device else replace(changed, device=plan.device))
+        other = draw_up(changed)
         saved = before - sum(memory.total for memory in other.memory if memory.place in places)
         if other.fits:
             enough.append(f"{flag} (fits, {format_bytes(saved)} less)" if saved > 0 else f"{flag} (fits)")
@@ -318,14 +360,7 @@ def _remedies(request: PlanRequest, plan: Plan) -> list[str]:
 
 
 def _parts(memory: Memory) -> str:
-    parts = (
-        ("weights", memory.weights),
-        ("window", memory.window),
-        ("store", memory.store),
-        ("work", memory.work),
-        ("runtime", memory.runtime),
-    )
-    return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size)
+    return ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.parts.items() if size)
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:
@@ -342,7 +377,7 @@ def _check(request: PlanRequest) -> None:
         ("--ctx", request.context),
         ("--window", request.window),
         ("--threads", request.threads),
-        ("--prefill-chunk", request.prefill_chunk),
+        ("--prefill-chunk", request.chunk),
         ("--gpu-mem", request.gpu_memory),
         ("--ram-limit", request.ram_limit),
     ):
