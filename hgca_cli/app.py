@@ -22,7 +22,6 @@ from hgca_cli.errors import HgcaError
 app = typer.Typer(
     name="hgca",
     help="Long-context LLM inference when the GPU is too small for the context, or there is none.",
-    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -57,7 +56,7 @@ def run(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         # --debug may stand anywhere
-        rest = [word for word in rename_aliases(arguments) if word != "--debug"]
+        rest = [word for word in rename_aliases(arguments) if word != "--debug"] or ["--help"]
         code = app(rest, standalone_mode=False)
         with contextlib.suppress(AttributeError):
             sys.stdout.flush()

@@ -182,7 +182,9 @@ def isa() -> str:
 def use_isa(name: str) -> None:
     """Choose one of `isas()`. Not while jobs run. Raises UsageError for another name."""
     if lib.hgca_use_isa(name.encode()) != lib.HGCA_OK:
-        raise UsageError(f"HGCA_ISA: this machine has no instruction set {name!r}.", f"Choose from {', '.join(isas())}.")
+        raise UsageError(
+            f"HGCA_ISA: this machine has no instruction set {name!r}.", f"Choose from {', '.join(isas())}."
+        )
 
 
 class Reservation:
@@ -197,7 +199,7 @@ class Reservation:
 
     def commit(self, offset: int, size: int) -> None:
         """Make bytes offset .. offset + size - 1 usable; they read as zeros. Raises OutOfMemoryError."""
-        assert 0 <= offset and offset + size <= self._size
+        assert offset >= 0 and offset + size <= self._size
         check(lib.hgca_commit(self._base, offset, size))
 
     def tensor(self, dtype: torch.dtype, shape: Sequence[int], strides: Sequence[int], offset: int) -> Tensor:
@@ -205,7 +207,10 @@ class Reservation:
         if self._size < dtype.itemsize or 0 in shape:
             return torch.empty(tuple(shape), dtype=dtype)
         whole = torch.frombuffer(
-            ffi.buffer(self._base, self._size), dtype=dtype, count=(self._size - offset) // dtype.itemsize, offset=offset
+            ffi.buffer(self._base, self._size),
+            dtype=dtype,
+            count=(self._size - offset) // dtype.itemsize,
+            offset=offset,
         )
         return whole.as_strided(tuple(shape), tuple(strides))
 

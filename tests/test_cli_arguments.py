@@ -130,13 +130,16 @@ def test_values_out_of_range(flag: str, value: str, capsys: pytest.CaptureFixtur
         ["--exact", "--budget", "0.5"],
         ["--select", "window", "--budget", "0.5"],
         ["--system", "a", "--system-file", "b"],
-        ["hello", "there"],
         ["--yarn"],
     ],
 )
 def test_what_excludes_each_other_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     err = refused(capsys, "chat", "-p", "x", *words)
     assert any(word.lstrip("-") in err for word in words)
+
+
+def test_two_prompts_are_one_too_many(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--prompt" in refused(capsys, "chat", "-p", "x", "hello", "there")
 
 
 @pytest.mark.parametrize(

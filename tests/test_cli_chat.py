@@ -96,7 +96,9 @@ def test_raw_text_and_another_template(model: str, tmp_path: Path) -> None:
     raw = lines(hgca("chat", "-m", model, "--raw", "-p", "the cat", "--json", "-n", "1"))[-1]
     chat = lines(hgca("chat", "-m", model, "-p", "the cat", "--json", "-n", "1"))[-1]
     (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    other = lines(hgca("chat", "-m", model, "-p", "the cat", "--json", "-n", "1", "--chat-template", f"{tmp_path}/t.jinja"))
+    other = lines(
+        hgca("chat", "-m", model, "-p", "the cat", "--json", "-n", "1", "--chat-template", f"{tmp_path}/t.jinja")
+    )
     prompt = [record["usage"]["prompt_tokens"] for record in (raw, chat, other[-1])]  # type: ignore[index]
     assert prompt[0] == prompt[2] < prompt[1]
 
@@ -106,8 +108,14 @@ def test_stop_strings_and_policies(model: str) -> None:
     stop = whole[10:13]
     cut = hgca("chat", "-m", model, "-p", "the cat", "-n", "30", "--temp", "0", "--stop", stop).stdout.decode()
     assert cut.rstrip("\n") == whole[: whole.index(stop)].rstrip("\n")
-    for policy in (["--select", "window"], ["--select", "moving-average"], ["--select", "moving-average", "--budget", "10%"]):
-        record = lines(hgca("chat", "-m", model, "-p", "the cat " * 60, "--json", "-n", "4", "--window", "8", *policy))[-1]
+    for policy in (
+        ["--select", "window"],
+        ["--select", "moving-average"],
+        ["--select", "moving-average", "--budget", "10%"],
+    ):
+        record = lines(hgca("chat", "-m", model, "-p", "the cat " * 60, "--json", "-n", "4", "--window", "8", *policy))[
+            -1
+        ]
         assert record["hgca"]["read_share"] < 1.0  # type: ignore[index]
 
 

@@ -62,7 +62,12 @@ def test_a_whole_model_loads(model: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [("no/such/dir/here", "no such file"), ("./nothing", "no such file"), ("x.gguf", "no such file"), ("/", "no model")],
+    [
+        ("no/such/dir/here", "no such file"),
+        ("./nothing", "no such file"),
+        ("x.gguf", "no such file"),
+        ("/", "no model"),
+    ],
 )
 def test_a_path_that_holds_no_model(name: str, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hgca_cli.hf.hub.snapshot", lambda *_, **__: pytest.fail("a path became a hub request"))
@@ -225,7 +230,7 @@ GGUFS: dict[str, tuple[bytes, str]] = {
     "version 99": (header(99) + bytes(200), "version 99"),
     "2^64 - 1 tensors": (header(3, 2**64 - 1) + bytes(200), "damaged"),
     "2^64 - 1 keys": (header(3, 1, 2**64 - 1) + bytes(200), "damaged"),
-    "zeros": (header() + bytes(400), "damaged"),
+    "zeros": (header() + bytes(400), "no tokenizer"),
     "noise": (header(3, 3, 9) + bytes(range(256)) * 8, "damaged"),
 }
 

@@ -208,5 +208,5 @@ def test_what_does_not_fit_together_is_refused(rng: torch.Generator) -> None:
 
 def test_an_instruction_set_this_machine_lacks_is_named() -> None:
     assert native.isas()[-1] == "scalar" and native.isa() == native.isas()[0]
-    with pytest.raises(UsageError, match="avx1024.*Choose from.*scalar"):
+    with pytest.raises(UsageError, match=r"avx1024.*Choose from.*scalar"):
         native.use_isa("avx1024")

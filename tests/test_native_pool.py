@@ -63,9 +63,7 @@ def test_callers_in_several_python_threads(rng: torch.Generator) -> None:
     wrong: list[int] = []
 
     def call(index: int) -> None:
-        for _ in range(20):
-            if not right(jobs[index], native.attend(jobs[index])):
-                wrong.append(index)
+        wrong.extend(index for _ in range(20) if not right(jobs[index], native.attend(jobs[index])))
 
     threads = [threading.Thread(target=call, args=(index,)) for index in range(4)]
     for thread in threads:

@@ -10,20 +10,22 @@ import typer
 
 from hgca_cli.commands import options
 from hgca_cli.commands.inputs import decode_text, prompt_text, read_document, read_stdin, stdin_has_text
-from hgca_cli.commands.setup import ModelChoice, Wishes, plan_model, start_engine
+from hgca_cli.commands.setup import ModelChoice, plan_model, start_engine
 from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.hf.registry import DEFAULT
 from hgca_cli.ui.console import make_sink, plan_table
 
 if TYPE_CHECKING:
     from hgca_cli.commands.inputs import Document
+    from hgca_cli.hardware.plan import PlanRequest
 
 
 def chat(
     prompt_words: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]", help="Answer this and exit.")] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this and exit.")] = None,
     file: Annotated[
-        list[str] | None, typer.Option("--file", "-f", help="Text file to read first; - is standard input. May be repeated.")
+        list[str] | None,
+        typer.Option("--file", "-f", help="Text file to read first; - is standard input. May be repeated."),
     ] = None,
     model: options.Model = DEFAULT,
     revision: options.Revision = None,
@@ -71,8 +73,21 @@ def chat(
     from hgca_cli.commands.talk import Talk, sampling_of
     from hgca_cli.engine.conversation import Conversation
 
-    wishes = _wishes(
-        device, dtype, kv_dtype, ctx, window, sinks, prefill_chunk, threads, select, exact, budget, gpu_mem, ram_limit, yarn
+    request = _request(
+        device,
+        dtype,
+        kv_dtype,
+        ctx,
+        window,
+        sinks,
+        prefill_chunk,
+        threads,
+        select,
+        exact,
+        budget,
+        gpu_mem,
+        ram_limit,
+        yarn,
     )
     chosen = {
         "temperature": temp,
@@ -94,16 +109,20 @@ def chat(
 
     watched = sys.stderr is not None and sys.stderr.isatty()
     sink = make_sink(
-        as_json=as_json, stats=(watched if stats is None else stats) and not quiet, stream=not no_stream, quiet=quiet, plain=plain
+        as_json=as_json,
+        stats=(watched if stats is None else stats) and not quiet,
+        stream=not no_stream,
+        quiet=quiet,
+        plain=plain,
     )
     choice = ModelChoice(model, revision, trust_remote_code, offline, template)
-    planned = plan_model(choice, wishes, sink.show)
+    planned = plan_model(choice, request, sink.show)
     if plan:
-        sink.plan(planned, wishes.select, model) if as_json else typer.echo(plan_table(planned, wishes.select, model))
+        sink.plan(planned, model) if as_json else typer.echo(plan_table(planned, model))
         return
     if as_json or watched:
-        sink.plan(planned, wishes.select, model)
-    engine = start_engine(choice, wishes, planned, sink.show)
+        sink.plan(planned, model)
+    engine = start_engine(choice, planned, sink.show)
     sampling = sampling_of(chosen, engine.loaded.model.generation_config.to_diff_dict())
     conversation = Conversation(engine, system)
     talk = Talk(engine, conversation, sampling, sink, raw=raw, plain=plain)
@@ -114,7 +133,7 @@ def chat(
     talk.converse()
 
 
-def _wishes(
+def _request(
     device: str,
     dtype: str,
     kv_dtype: str,
@@ -129,9 +148,10 @@ def _wishes(
     gpu_mem: str | None,
     ram_limit: str | None,
     yarn: bool,
-) -> Wishes:
-    """Flags as what is fixed of a plan. Raises UsageError for what is out of range or contradicts itself."""
+) -> PlanRequest:
+    """Flags as a plan request. Raises UsageError for what is out of range or contradicts itself."""
     from hgca_cli.config import KV_DTYPES
+    from hgca_cli.hardware.plan import PlanRequest
 
     for flag, value, least in (("--sinks", sinks, 0), ("--prefill-chunk", chunk, 1)):
         if value is not None and not least <= value <= options.MOST_ROWS:
@@ -140,14 +160,14 @@ def _wishes(
     context = options.count_of(ctx, "--ctx")
     if yarn and context is None:
         raise UsageError("--yarn needs a length to stretch to.", "Add --ctx, like --ctx 32k.")
-    return Wishes(
+    return PlanRequest(
         device=device,
         dtype=options.choice_of(dtype, "--dtype", KV_DTYPES),
         kv_dtype=options.choice_of(kv_dtype, "--kv-dtype", KV_DTYPES),
         context=context,
         window=options.count_of(window, "--window"),
         sinks=sinks,
-        prefill_chunk=chunk,
+        chunk=chunk,
         threads=options.threads_of(threads),
         select=policy,
         budget=share,

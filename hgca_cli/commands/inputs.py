@@ -52,7 +52,9 @@ def decode_text(content: bytes, name: str) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8 text (byte {error.start:,}).", "Convert it first, e.g. with iconv.") from error
+        raise UsageError(
+            f"{name} is not UTF-8 text (byte {error.start:,}).", "Convert it first, e.g. with iconv."
+        ) from error
     if "\0" in text:
         raise UsageError(f"{name} holds NUL bytes: not a text file.", "Extract its text first.")
     return text

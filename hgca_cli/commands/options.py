@@ -35,7 +35,7 @@ ALIASES = {
 
 def rename_aliases(arguments: list[str]) -> list[str]:
     """Arguments in our own spelling; what follows `--` is left alone."""
-    renamed = []
+    renamed: list[str] = []
     for index, word in enumerate(arguments):
         if word == "--":
             return renamed + arguments[index:]
@@ -49,7 +49,9 @@ MODEL, MEMORY, TEXT = "Model", "Memory and speed", "Answer"
 Model = Annotated[
     str, typer.Option("--model", "-m", envvar="HGCA_MODEL", help="Alias, hub id, safetensors directory or .gguf file.")
 ]
-Revision = Annotated[str | None, typer.Option("--revision", envvar="HGCA_REVISION", help="Branch or commit on the hub.")]
+Revision = Annotated[
+    str | None, typer.Option("--revision", envvar="HGCA_REVISION", help="Branch or commit on the hub.")
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", envvar="HGCA_TRUST_REMOTE_CODE", help="Run code that comes with the model."),
@@ -57,7 +59,9 @@ TrustRemoteCode = Annotated[
 Offline = Annotated[bool, typer.Option("--offline", envvar="HGCA_OFFLINE", help="Ask no network.")]
 Ctx = Annotated[
     str | None,
-    typer.Option("--ctx", "-c", envvar="HGCA_CTX", help="Context in tokens, like 128k. Default: the model's, if it fits."),
+    typer.Option(
+        "--ctx", "-c", envvar="HGCA_CTX", help="Context in tokens, like 128k. Default: the model's, if it fits."
+    ),
 ]
 Yarn = Annotated[
     bool, typer.Option("--yarn", envvar="HGCA_YARN", help="Stretch positions to a --ctx beyond the trained length.")
@@ -65,7 +69,10 @@ Yarn = Annotated[
 Device = Annotated[str, typer.Option("--device", envvar="HGCA_DEVICE", help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option("--dtype", envvar="HGCA_DTYPE", help="Weights: auto, fp32, bf16 or fp16.")]
 KvDtype = Annotated[
-    str, typer.Option("--kv-dtype", envvar="HGCA_KV_DTYPE", help="Rows in the store: auto (as the weights), fp32, bf16, fp16.")
+    str,
+    typer.Option(
+        "--kv-dtype", envvar="HGCA_KV_DTYPE", help="Rows in the store: auto (as the weights), fp32, bf16, fp16."
+    ),
 ]
 Window = Annotated[
     str, typer.Option("--window", envvar="HGCA_WINDOW", help="Newest rows that stay on the device, like 4k, or auto.")
@@ -102,25 +109,36 @@ RamLimit = Annotated[
 ]
 MaxTokens = Annotated[
     int | None,
-    typer.Option("--max-tokens", "-n", envvar="HGCA_MAX_TOKENS", help="Most tokens of an answer. Default: what fits, to 4096."),
+    typer.Option(
+        "--max-tokens", "-n", envvar="HGCA_MAX_TOKENS", help="Most tokens of an answer. Default: what fits, to 4096."
+    ),
 ]
 Temp = Annotated[
-    float | None, typer.Option("--temp", envvar="HGCA_TEMP", help="Temperature; 0 is greedy. Default: the model's, else 0.7.")
+    float | None,
+    typer.Option("--temp", envvar="HGCA_TEMP", help="Temperature; 0 is greedy. Default: the model's, else 0.7."),
 ]
 TopK = Annotated[
-    int | None, typer.Option("--top-k", envvar="HGCA_TOP_K", help="Draw from the k likeliest; 0 is off. Default: the model's.")
+    int | None,
+    typer.Option("--top-k", envvar="HGCA_TOP_K", help="Draw from the k likeliest; 0 is off. Default: the model's."),
 ]
 TopP = Annotated[
     float | None,
-    typer.Option("--top-p", envvar="HGCA_TOP_P", help="Draw from the likeliest that hold this mass. Default: the model's, else 0.95."),
+    typer.Option(
+        "--top-p",
+        envvar="HGCA_TOP_P",
+        help="Draw from the likeliest that hold this mass. Default: the model's, else 0.95.",
+    ),
 ]
 MinP = Annotated[
-    float | None, typer.Option("--min-p", envvar="HGCA_MIN_P", help="Drop what is less likely than this share of the likeliest.")
+    float | None,
+    typer.Option("--min-p", envvar="HGCA_MIN_P", help="Drop what is less likely than this share of the likeliest."),
 ]
 RepeatPenalty = Annotated[
     float | None, typer.Option("--repeat-penalty", envvar="HGCA_REPEAT_PENALTY", help="Above 1 discourages repetition.")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", envvar="HGCA_SEED", help="For the same answer again. Default: random.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", envvar="HGCA_SEED", help="For the same answer again. Default: random.")
+]
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", envvar="HGCA_STOP", help="Text that ends the answer. May be repeated.")
 ]
@@ -131,7 +149,9 @@ SystemFile = Annotated[
 ChatTemplate = Annotated[
     Path | None, typer.Option("--chat-template", envvar="HGCA_CHAT_TEMPLATE", help="File with a chat template (jinja).")
 ]
-Raw = Annotated[bool, typer.Option("--raw", envvar="HGCA_RAW", help="Continue the text as it stands: no chat template.")]
+Raw = Annotated[
+    bool, typer.Option("--raw", envvar="HGCA_RAW", help="Continue the text as it stands: no chat template.")
+]
 
 MOST_ROWS = 1 << 30
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hgca_cli.events import Event, Notice
 
 if TYPE_CHECKING:
     from hgca_cli.engine.engine import Engine
-    from hgca_cli.hardware.plan import Plan
+    from hgca_cli.hardware.plan import Plan, PlanRequest
 
 
 @dataclass(frozen=True)
@@ -24,29 +24,11 @@ class ModelChoice:
     template: str | None = None  # a chat template that replaces the model's
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What the flags fix of a plan; None leaves it to the planner. Bytes for limits."""
-
-    device: str = "auto"
-    dtype: str | None = None
-    kv_dtype: str | None = None
-    context: int | None = None
-    window: int | None = None
-    sinks: int | None = None
-    threads: int | None = None
-    prefill_chunk: int | None = None
-    gpu_memory: int | None = None
-    ram_limit: int | None = None
-    yarn: bool = False
-    select: str = "exact"
-    budget: float | None = None
-
-
-def plan_model(choice: ModelChoice, wishes: Wishes, notify: Callable[[Event], None]) -> Plan:
+def plan_model(choice: ModelChoice, request: PlanRequest, notify: Callable[[Event], None]) -> Plan:
     """The plan for a model, from its config and the headers of its files: no weights are read."""
-    from hgca_cli.hardware.memory import ModelShape
-    from hgca_cli.hardware.plan import PlanRequest, make_plan
+    from hgca_cli.hardware.machine import choose_device
+    from hgca_cli.hardware.memory import Model
+    from hgca_cli.hardware.plan import make_plan
     from hgca_cli.hardware.probe import probe_machine
     from hgca_cli.hf.checks import weights_bytes
     from hgca_cli.hf.load import read_config
@@ -54,29 +36,27 @@ def plan_model(choice: ModelChoice, wishes: Wishes, notify: Callable[[Event], No
     from hgca_cli.hf.shape import kv_layout, text_config, trained_context
 
     machine = probe_machine()
+    choose_device(request.device, machine.gpus)  # a device that is not there is refused before anything is fetched
     files = resolve(choice.name, revision=choice.revision, offline=choice.offline, notify=notify)
     config = read_config(files, trust_remote_code=choice.trust_remote_code)
     text = text_config(config)
     own = str(getattr(config, "dtype", "") or "").removeprefix("torch.")
-    shape = ModelShape(
-        parameters=weights_bytes(files.path, 1),
+    model = Model(
         layout=kv_layout(config),
+        parameters=weights_bytes(files.path, 1),
+        trained_context=trained_context(config),
         hidden=text.hidden_size,
         intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         vocabulary=text.vocab_size,
-        trained=trained_context(config),
-        dtype={"bfloat16": "bf16", "float16": "fp16"}.get(own, "fp32"),
+        own_dtype={"bfloat16": "bf16", "float16": "fp16"}.get(own, "fp32"),
     )
-    fixed = {field.name: getattr(wishes, field.name) for field in fields(wishes)}
-    policy = {name: fixed.pop(name) for name in ("select", "budget")}
-    plan = make_plan(PlanRequest(shape, machine, **fixed))
-    plan.cache_settings(**policy)  # refuses settings that contradict each other before weights are read
+    plan = make_plan(model, machine, request)
     for notice in plan.notices:
         notify(Notice(notice))
     return plan
 
 
-def start_engine(choice: ModelChoice, wishes: Wishes, plan: Plan, notify: Callable[[Event], None]) -> Engine:
+def start_engine(choice: ModelChoice, plan: Plan, notify: Callable[[Event], None]) -> Engine:
     """Load the model by plan."""
     import torch
 
@@ -93,8 +73,8 @@ def start_engine(choice: ModelChoice, wishes: Wishes, plan: Plan, notify: Callab
         device=plan.device,
         dtype=plan.dtype,
         trust_remote_code=choice.trust_remote_code,
-        yarn_context=plan.context if wishes.yarn else None,
+        yarn_context=plan.yarn_context,
     )
     if choice.template is not None:
         loaded.tokenizer.with_template(choice.template)
-    return Engine(loaded, plan.cache_settings(wishes.select, wishes.budget), prefill_chunk=plan.prefill_chunk)
+    return Engine(loaded, plan.cache, prefill_chunk=plan.chunk)

@@ -41,7 +41,9 @@ def convert(path: Path, target: Path, notify: Notify) -> None:
     numbers = check_gguf(path)
     small = numbers * 4 <= FULL_PRECISION_BYTES
     notify(
-        Notice(f"converting {path.name} to safetensors ({'fp32' if small else 'bf16'}), once; larger files take minutes")
+        Notice(
+            f"converting {path.name} to safetensors ({'fp32' if small else 'bf16'}), once; larger files take minutes"
+        )
     )
     began = time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)

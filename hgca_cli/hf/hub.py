@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from hgca_cli.errors import ModelError
@@ -29,10 +30,10 @@ def snapshot(name: str, *, revision: str | None, offline: bool, notify: Notify) 
 
     offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES")
     get = f"Fetch it first: hgca pull {name}"
-    options = {"repo_id": name, "revision": revision, "allow_patterns": HUB_FILES}
+    get_files = partial(snapshot_download, name, revision=revision, allow_patterns=HUB_FILES)
     with quiet():
         try:
-            path = Path(snapshot_download(**options, local_files_only=True))
+            path = Path(get_files(local_files_only=True))
             if any(path.glob("*.safetensors")) and (path / "config.json").exists():
                 return path
         except (LocalEntryNotFoundError, FileNotFoundError):
@@ -43,7 +44,7 @@ def snapshot(name: str, *, revision: str | None, offline: bool, notify: Notify) 
             raise ModelError(f"model {name} is not on this machine and the hub may not be asked (offline).", get)
         notify(Notice(f"fetching {name} from the hub"))
         try:
-            return Path(snapshot_download(**options))
+            return Path(get_files())
         except GatedRepoError as error:
             raise ModelError(
                 f"model {name} is gated.", "Accept its licence on the hub, then: hf auth login, or set HF_TOKEN."
@@ -55,7 +56,9 @@ def snapshot(name: str, *, revision: str | None, offline: bool, notify: Notify) 
         except RevisionNotFoundError as error:
             raise ModelError(f"model {name} has no revision {revision!r}.", "Check --revision.") from error
         except LocalEntryNotFoundError as error:
-            raise ModelError(f"cannot reach the model hub for {name}.", "Check the network, or use --offline.") from error
+            raise ModelError(
+                f"cannot reach the model hub for {name}.", "Check the network, or use --offline."
+            ) from error
         except (HfHubHTTPError, OSError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(f"cannot fetch {name} from the hub ({first}).", "Check the network.") from error

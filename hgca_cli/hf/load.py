@@ -46,7 +46,7 @@ def read_config(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
     with quiet():
         try:
             config = AutoConfig.from_pretrained(files.path, trust_remote_code=trust_remote_code, local_files_only=True)
-        except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
+        except Exception as error:  # validators of many libraries raise errors of their own
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"{files.path / 'config.json'} is not usable: {reason}", FETCH_AGAIN) from error
     refuse_unsupported(config)
@@ -154,7 +154,8 @@ def _refuse_incomplete(files: ModelFiles, info: dict[str, Any]) -> None:
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ModelError(
-                f"{files.path}: weights are {what}: {names[0]}{more}.", "config.json and weights do not belong together."
+                f"{files.path}: weights are {what}: {names[0]}{more}.",
+                "config.json and weights do not belong together.",
             )
 
 

@@ -83,7 +83,9 @@ def cache_dir(notify: Notify = ignore) -> Path:
             return path
     except OSError as error:
         if chosen:
-            raise ModelError(f"HGCA_CACHE_DIR: cannot write to {path} ({error.strerror}).", "Choose another.") from error
+            raise ModelError(
+                f"HGCA_CACHE_DIR: cannot write to {path} ({error.strerror}).", "Choose another."
+            ) from error
         spare = Path(tempfile.gettempdir()) / f"hgca-cache-{os.getuid() if hasattr(os, 'getuid') else 0}"
         spare.mkdir(mode=0o700, exist_ok=True)
         notify(Notice(f"cannot write to {path}: converted models go to {spare} (set HGCA_CACHE_DIR to choose)."))
@@ -91,7 +93,9 @@ def cache_dir(notify: Notify = ignore) -> Path:
 
 
 def _looks_like_path(spec: str) -> bool:
-    return spec.startswith((".", "/", "~", "\\")) or spec.endswith((".gguf", ".safetensors", "/")) or spec.count("/") > 1
+    return (
+        spec.startswith((".", "/", "~", "\\")) or spec.endswith((".gguf", ".safetensors", "/")) or spec.count("/") > 1
+    )
 
 
 def _local(path: Path, notify: Notify) -> Path:

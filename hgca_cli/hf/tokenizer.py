@@ -36,7 +36,9 @@ class Tokenizer:
                 good = hf is not None and len(hf) > 0 and isinstance(hf.encode("a", add_special_tokens=False), list)
             except Exception as error:  # tokenizer files fail in every way: KeyError, pyo3 panics, AttributeError
                 reason = " ".join(str(error).split())[:160] or type(error).__name__
-                raise ModelError(f"the tokenizer in {path} cannot be read: {reason}", "Fetch the model again.") from error
+                raise ModelError(
+                    f"the tokenizer in {path} cannot be read: {reason}", "Fetch the model again."
+                ) from error
         if not good:
             raise ModelError(f"{path} has no tokenizer.", "Fetch the model again.")
         own = hf.eos_token_id

@@ -22,7 +22,7 @@ class Sink(Protocol):
         """One event."""
         ...
 
-    def plan(self, plan: Any, select: str, model: str) -> None:
+    def plan(self, plan: Any, model: str) -> None:
         """What will be where."""
         ...
 
@@ -67,10 +67,10 @@ class HumanSink:
             if self._stats:
                 self.info(figures(event))
 
-    def plan(self, plan: Any, select: str, model: str) -> None:
+    def plan(self, plan: Any, model: str) -> None:
         """One line on what runs."""
         if not self._quiet:
-            self.info(plan_line(plan, select, model))
+            self.info(plan_line(plan, model))
 
     def info(self, text: str) -> None:
         """A dim line on stderr."""
@@ -119,9 +119,9 @@ class JsonSink:
         elif isinstance(event, Done):
             self._line(done_record(event))
 
-    def plan(self, plan: Any, select: str, model: str) -> None:
+    def plan(self, plan: Any, model: str) -> None:
         """The plan as an object."""
-        self._line({"type": "plan", "model": model, "select": select} | plan_record(plan))
+        self._line({"type": "plan", "model": model} | plan_record(plan))
 
     def info(self, text: str) -> None:
         """Lines for people have no place here."""
@@ -183,34 +183,30 @@ def done_record(done: Done) -> dict[str, Any]:
 
 def plan_record(plan: Any) -> dict[str, Any]:
     """A plan as plain data. Bytes."""
-    names = ("device", "dtype", "kv_dtype", "context", "window", "sinks", "threads", "prefill_chunk")
-    memory = [
-        {name: getattr(place, name) for name in ("place", "weights", "window", "store", "work", "runtime", "limit")}
-        for place in plan.memory
-    ]
+    names = ("device", "dtype", "kv_dtype", "context", "window", "sinks", "select", "budget", "threads", "chunk")
+    memory = [{"place": place.place, "limit": place.limit} | place.parts for place in plan.memory]
     return {name: getattr(plan, name) for name in names} | {"memory": memory, "reasons": plan.reasons}
 
 
-def plan_line(plan: Any, select: str, model: str) -> str:
+def plan_line(plan: Any, model: str) -> str:
     """A plan in one line."""
-    held = format_bytes(sum(place.total for place in plan.memory))
+    held = format_bytes(sum(plan.device_bytes.values()) + sum(plan.host_bytes.values()))
     return (
         f"{model} on {plan.device} in {plan.dtype}, context {plan.context:,}, window {plan.window:,} "
-        f"+ {plan.sinks} sinks, store {plan.kv_dtype} read by {select}, {plan.threads} threads, {held} at most"
+        f"+ {plan.sinks} sinks, store {plan.kv_dtype} read by {plan.select}, {plan.threads} threads, {held} at most"
     )
 
 
-def plan_table(plan: Any, select: str, model: str) -> str:
+def plan_table(plan: Any, model: str) -> str:
     """A plan with its bytes and reasons, for --plan."""
-    lines = [plan_line(plan, select, model)]
+    lines = [plan_line(plan, model)]
     for place in plan.memory:
-        parts = {name: getattr(place, name) for name in ("weights", "window", "store", "work", "runtime")}
-        named = " + ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
+        named = " + ".join(f"{name} {format_bytes(size)}" for name, size in place.parts.items() if size)
         lines.append(f"  {place.place}: {named} = {format_bytes(place.total)} of {format_bytes(place.limit)}")
     lines += [f"  {name.replace('_', '-')}: {reason}" for name, reason in plan.reasons.items()]
     flags = f"--device {plan.device} --dtype {plan.dtype} --kv-dtype {plan.kv_dtype} --ctx {plan.context}"
-    flags += f" --window {plan.window} --sinks {plan.sinks} --select {select} --threads {plan.threads}"
-    lines.append(f"  flags: {flags} --prefill-chunk {plan.prefill_chunk}")
+    flags += f" --window {plan.window} --sinks {plan.sinks} --select {plan.select} --threads {plan.threads}"
+    lines.append(f"  flags: {flags} --prefill-chunk {plan.chunk}")
     return "\n".join(lines)
 
 
