@@ -60,7 +60,7 @@ def greedy_reference(prompt: list[int], tokens: int) -> list[int]:
 
 
 def fail_at(engine: Engine, call: int, error: Callable[[], BaseException], times: int = 1) -> list[int]:
-    """Let the last layer's MLP raise at its `call`-th use: by then all layers have taken their rows."""
+    """Let the first layer's MLP raise at its `call`-th use: by then just that layer has taken its rows."""
     calls = [0]
 
     def hook(*_: Any) -> None:
@@ -68,7 +68,7 @@ def fail_at(engine: Engine, call: int, error: Callable[[], BaseException], times
         if call <= calls[0] < call + times:
             raise error()
 
-    engine.loaded.model.model.layers[-1].mlp.register_forward_pre_hook(hook)
+    engine.loaded.model.model.layers[0].mlp.register_forward_pre_hook(hook)
     return calls
 
 
