@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,12 +21,25 @@ GREEDY = SamplingSettings(temperature=0, max_tokens=12)
 PROMPT = [40 + (7 * n) % 200 for n in range(60)]
 
 
+class OtherEnds:
+    """A tokenizer with other tokens that end an answer."""
+
+    def __init__(self, tokenizer: Any, ends: set[int]) -> None:
+        self.tokenizer, self.end_ids = tokenizer, frozenset(ends)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+
+def ending(engine: Engine, *ends: int) -> Engine:
+    """The same engine, whose answers end with other tokens."""
+    engine.loaded = replace(engine.loaded, tokenizer=OtherEnds(engine.loaded.tokenizer, set(ends)))  # type: ignore[arg-type]
+    return engine
+
+
 def no_end(engine: Engine) -> Engine:
     """The same engine, whose answers never end by themselves."""
-    object.__setattr__(
-        engine.loaded, "tokenizer", type(engine.loaded.tokenizer)(engine.loaded.tokenizer.hf, frozenset())
-    )
-    return engine
+    return ending(engine)
 
 
 def run(
@@ -46,7 +60,7 @@ def greedy_reference(prompt: list[int], tokens: int) -> list[int]:
 
 
 def fail_at(engine: Engine, call: int, error: Callable[[], BaseException], times: int = 1) -> list[int]:
-    """Let the last layer's MLP raise at its `call`-th use: by then all layers have taken their rows."""
+    """Let the first layer's MLP raise at its `call`-th use: by then just that layer has taken its rows."""
     calls = [0]
 
     def hook(*_: Any) -> None:
@@ -54,7 +68,7 @@ def fail_at(engine: Engine, call: int, error: Callable[[], BaseException], times
         if call <= calls[0] < call + times:
             raise error()
 
-    engine.loaded.model.model.layers[-1].mlp.register_forward_pre_hook(hook)
+    engine.loaded.model.model.layers[0].mlp.register_forward_pre_hook(hook)
     return calls
 
 
@@ -110,8 +124,7 @@ def test_an_end_token_ends_and_is_not_kept() -> None:
     engine = tiny_engine()
     words = greedy_reference(PROMPT, 12)
     end = next(word for n, word in enumerate(words) if n > 2 and word not in words[:n])
-    object.__setattr__(engine.loaded.tokenizer, "end_ids", frozenset([end]))
-    sequence, _, done = run(engine, PROMPT)
+    sequence, _, done = run(ending(engine, end), PROMPT)
     assert done.finish_reason == "stop"
     assert sequence.tokens[60:] == words[: words.index(end)]
 

@@ -20,7 +20,7 @@ from hgca_cli.config import SamplingSettings
 from hgca_cli.engine.sampling import Sampler, candidates, penalise
 from hgca_cli.errors import ModelError
 
-VOCABULARY = 3000  # more than the tokens that are tried first for top-p
+VOCABULARY = 3000
 
 
 def logits(seed: int = 0, spread: float = 3.0, size: int = VOCABULARY) -> torch.Tensor:
