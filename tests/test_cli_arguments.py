@@ -158,9 +158,11 @@ def test_policy_and_budget(select: str, exact: bool, budget: str, want: tuple[st
     assert options.policy_of(select, exact, budget) == want
 
 
-def test_a_device_that_is_not_there(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_device_that_is_not_there(model: Path) -> None:
     for device in ("cuda:99", "tpu"):
-        err = refused(capsys, "chat", "-p", "x", "-m", str(model), "--device", device, code=5)
+        done = hgca("chat", "-p", "x", "-m", str(model), "--device", device)
+        assert done.returncode == 5 and done.stderr.count(b"\n") == 1
+        err = done.stderr.decode()
         assert device in err and "no such device" in err and "cpu" in err
 
 
