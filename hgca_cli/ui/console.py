@@ -86,6 +86,8 @@ class HumanSink:
         sys.stdout.flush()
 
     def _progress(self, event: PrefillProgress) -> None:
+        if event.processed <= event.cached:  # nothing read yet: the clock starts
+            self._told = time.monotonic()
         if event.processed >= event.total:
             if self._bar:
                 self._bar.close()
