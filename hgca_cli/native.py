@@ -169,6 +169,11 @@ def set_threads(count: int) -> None:
         raise UsageError(f"--threads: {count} is out of range.", "Give 1 to 1024.")
 
 
+def share_openmp(on: bool) -> bool:
+    """Work with torch's own threads instead of ours, in `wait`: for a device that is the CPU. False if torch has none."""
+    return bool(lib.hgca_share_openmp(int(on)) == lib.HGCA_OK)
+
+
 def isas() -> tuple[str, ...]:
     """Instruction sets this machine has, fastest first; the last is "scalar"."""
     return tuple(ffi.string(lib.hgca_isas()).decode().split(","))

@@ -67,6 +67,11 @@ int hgca_wait(int64_t ticket);
 int hgca_set_threads(int32_t threads);
 int32_t hgca_threads(void);
 
+/* on: jobs are worked on in hgca_wait, by the OpenMP threads the process already has (GNU OpenMP, found at run time),
+ * and no thread of our own is woken. Where torch computes on the same processors this is faster: its threads spin
+ * between two layers, and ours would have to push them off a core first. HGCA_NO_THREADS if there is no GNU OpenMP. */
+int hgca_share_openmp(int32_t on);
+
 /* Instruction sets this machine has, fastest first, as one comma-separated list that ends in "scalar"; the one in use;
  * and a way to choose (tests compare them all). Not while jobs run. */
 const char *hgca_isas(void);

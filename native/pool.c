@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include "pool.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stddef.h>
@@ -27,6 +28,7 @@ static int32_t wanted;                /* threads, the caller included; 0: not ye
 static int32_t running;               /* workers started */
 static int32_t sleeping;
 static _Atomic int32_t generation;
+static hgca_parallel parallel; /* GOMP_parallel, if its threads are to be shared */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static inline void relax(void) {
@@ -180,6 +182,11 @@ int hgca_pool_submit(hgca_batch *batch) {
     atomic_store(&batch->done, 0);
     batch->next = NULL;
     pthread_mutex_lock(&lock);
+    batch->shared = parallel;
+    if (batch->shared) {
+        pthread_mutex_unlock(&lock);
+        return HGCA_OK;
+    }
     start_workers();
     if (batch->pieces > 0) {
         if (last) last->next = batch;
@@ -192,11 +199,31 @@ int hgca_pool_submit(hgca_batch *batch) {
     return HGCA_OK;
 }
 
+static void help(void *batch) {
+    uint64_t before = flush_denormals();
+    work_on(batch);
+    restore_denormals(before);
+}
+
+int hgca_share_openmp(int32_t on) {
+    hgca_parallel found = NULL;
+    if (on) *(void **)&found = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    pthread_mutex_lock(&lock);
+    parallel = found;
+    pthread_mutex_unlock(&lock);
+    return on && !found ? HGCA_NO_THREADS : HGCA_OK;
+}
+
 void hgca_pool_wait(hgca_batch *batch) {
+    if (batch->shared) {
+        int32_t threads = hgca_threads();
+        if (threads > batch->pieces) threads = batch->pieces;
+        if (threads > 1) batch->shared(help, batch, (unsigned)threads, 0);
+        else help(batch);
+        return;
+    }
     if (batch->pieces > 0) {
-        uint64_t before = flush_denormals();
-        work_on(batch);
-        restore_denormals(before);
+        help(batch);
         int64_t until = nanoseconds() + SPIN_NANOSECONDS;
         while (atomic_load(&batch->done) < batch->pieces && nanoseconds() < until)
             for (int i = 0; i < 16; i++) relax();

@@ -5,6 +5,9 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+/* GOMP_parallel: every thread of a team calls `run`. */
+typedef void (*hgca_parallel)(void (*run)(void *), void *data, unsigned threads, unsigned flags);
+
 /* A batch of pieces. The pool claims pieces one by one and calls `run` for each; `run` may be called by several threads
  * at once, for different pieces. The memory is the caller's until `hgca_pool_wait` has returned. */
 typedef struct hgca_batch {
@@ -13,6 +16,7 @@ typedef struct hgca_batch {
     _Atomic int32_t claimed;
     _Atomic int32_t done;
     struct hgca_batch *next; /* in the queue */
+    hgca_parallel shared;    /* OpenMP's threads do the work, in hgca_pool_wait; NULL: the queue does */
 } hgca_batch;
 
 int hgca_pool_submit(hgca_batch *batch);

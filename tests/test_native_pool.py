@@ -44,6 +44,24 @@ def test_thread_counts_agree_and_repeat(threads: int, rng: torch.Generator) -> N
         native.set_threads(before)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_torchs_own_threads_give_the_same(threads: int, rng: torch.Generator) -> None:
+    before, one = native.threads(), job(rng)
+    try:
+        native.set_threads(threads)
+        want = native.attend(one)
+        if not native.share_openmp(True):
+            pytest.skip("this torch has no GNU OpenMP")
+        pending = native.start([one, job(rng, 1), job(rng, 0)])
+        assert torch.equal(pending.wait()[0].out, want.out)
+        native.start([one])  # dropped
+        assert all(torch.equal(native.attend(one).out, want.out) for _ in range(20))
+    finally:
+        native.share_openmp(False)
+        native.set_threads(before)
+    assert torch.equal(native.attend(one).lse, want.lse) or threads != before
+
+
 @pytest.mark.parametrize("count", [0, -1, 10_000])
 def test_thread_counts_out_of_range_are_refused(count: int) -> None:
     with pytest.raises(UsageError, match="--threads"):

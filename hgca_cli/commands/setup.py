@@ -66,6 +66,7 @@ def start_engine(choice: ModelChoice, plan: Plan, notify: Callable[[Event], None
     from hgca_cli.hf.registry import resolve
 
     native.set_threads(plan.threads)
+    native.share_openmp(plan.device == "cpu")
     torch.set_num_threads(plan.threads)
     files = resolve(choice.name, revision=choice.revision, offline=True, notify=notify)  # planning has fetched it
     loaded = load_model(
