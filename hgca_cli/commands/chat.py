@@ -1,0 +1,182 @@
+"""`hgca chat`: a conversation, or one answer and done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hgca_cli.commands import options
+from hgca_cli.commands.flags import exclude, naming_variables, plan_request, sampling_flags, sampling_of
+from hgca_cli.commands.inputs import prompt_text, read_document, read_stdin, read_text, stdin_has_text
+from hgca_cli.commands.setup import ModelChoice, plan_model, start_engine
+from hgca_cli.errors import UsageError
+from hgca_cli.events import Notice
+from hgca_cli.hf.registry import DEFAULT
+from hgca_cli.ui.console import make_sink
+from hgca_cli.ui.figures import plan_table
+from hgca_cli.ui.style import Style, is_terminal, style_of
+
+if TYPE_CHECKING:
+    from hgca_cli.commands.inputs import Document
+    from hgca_cli.commands.talk import Talk
+    from hgca_cli.hardware.plan import PlanRequest
+    from hgca_cli.ui.console import Sink
+
+
+def chat(
+    context: typer.Context,
+    words: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="Answer this and exit.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Answer this and exit.")] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option("--file", "-f", metavar="FILE", help="Text to read first; - is stdin. May be repeated."),
+    ] = None,
+    model: options.Model = DEFAULT,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    offline: options.Offline = False,
+    ctx: options.Ctx = "auto",
+    yarn: options.Yarn = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    kv_dtype: options.KvDtype = "auto",
+    window: options.Window = "auto",
+    sinks: options.Sinks = None,
+    select: options.Select = "auto",
+    exact: options.Exact = False,
+    budget: options.Budget = "auto",
+    threads: options.Threads = "auto",
+    prefill_chunk: options.PrefillChunk = "auto",
+    gpu_mem: options.GpuMem = None,
+    ram_limit: options.RamLimit = None,
+    plan: options.ShowPlan = False,
+    max_tokens: options.MaxTokens = None,
+    temp: options.Temp = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repeat_penalty: options.RepeatPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    system: options.System = None,
+    system_file: options.SystemFile = None,
+    chat_template: options.ChatTemplate = None,
+    raw: options.Raw = False,
+    json: Annotated[
+        bool, typer.Option("--json", envvar="HGCA_JSON", help="One JSON object per line on standard output.")
+    ] = False,
+    stats: Annotated[
+        bool | None,
+        typer.Option(
+            "--stats/--no-stats", envvar="HGCA_STATS", help="Figures after an answer. Default: on a terminal."
+        ),
+    ] = None,
+    no_stream: Annotated[
+        bool, typer.Option("--no-stream", envvar="HGCA_NO_STREAM", help="Show an answer when it is whole.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", envvar="HGCA_PLAIN", help="No colours, no bar, no line editor.")
+    ] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.Color = "auto",
+    debug: options.Debug = False,
+) -> None:
+    """Chat with a model over long documents: the newest rows on the device, the rest in CPU memory.
+
+    With PROMPT, -p or a pipe: one answer, then exit. Without: a conversation.
+    """
+    given = dict(locals())  # the options, by name
+    with naming_variables(context):
+        style, request, sampling = _checked(given)
+        template = read_text(chat_template.expanduser(), str(chat_template)) if chat_template else None
+        message = _system_message(system, system_file)
+        question, documents = (None, []) if plan else _inputs(given)
+        sink = _sink(given, style)
+        choice = ModelChoice(model, revision, trust_remote_code, offline, template)
+        files, planned = plan_model(choice, request, sink.show)
+    if plan:
+        sink.plan(planned, model, detailed=True) if json else typer.echo(plan_table(planned, model))
+        return
+    if verbose:
+        sink.plan(planned, model, detailed=True)
+    elif json or is_terminal(sys.stderr):
+        sink.plan(planned, model)
+    engine = start_engine(choice, files, planned)
+    settings, origins, wrong = sampling_of(sampling, engine.loaded.model.generation_config.to_diff_dict())
+    for text in wrong:
+        sink.show(Notice(text))
+    from hgca_cli.commands.talk import Talk
+
+    talk = Talk(engine, message, settings, origins, sink, raw=raw)
+    for document in documents:
+        talk.attach(document)
+    if question is not None:
+        raise typer.Exit(talk.answer(question))
+    _converse(talk, sink, plain=plain or json, color=style.color)
+
+
+def _checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, Any]]:
+    """What can be refused without looking at any file."""
+    for one, other in (
+        ("system", "system_file"),
+        ("raw", "system"),
+        ("raw", "system_file"),
+        ("raw", "chat_template"),
+        ("quiet", "verbose"),
+        ("json", "plain"),
+    ):
+        exclude(given, one, other)
+    if given["prompt"] is not None and given["words"]:
+        raise UsageError("--prompt and a prompt without a flag exclude each other.", "Drop one of them.")
+    return style_of(given["color"], plain=given["plain"]), plan_request(given), sampling_flags(given)
+
+
+def _sink(given: Mapping[str, Any], style: Style) -> Sink:
+    stats = given["stats"] if given["stats"] is not None else is_terminal(sys.stderr) and not given["quiet"]
+    return make_sink(style, as_json=given["json"], stats=stats, stream=not given["no_stream"], quiet=given["quiet"])
+
+
+def _system_message(text: str | None, file: Path | None) -> str | None:
+    if file is not None:
+        return read_text(file.expanduser(), str(file)).strip()
+    return None if text is None else prompt_text(text, "--system")
+
+
+def _inputs(given: Mapping[str, Any]) -> tuple[str | None, list[Document]]:
+    """The question, None for a conversation, and the documents: a pipe comes before the words of the command line."""
+    paths = given["file"] or []
+    if paths.count("-") > 1:
+        raise UsageError("--file -: standard input can be read only once.", "Give it once.")
+    said = given["prompt"] if given["prompt"] is not None else " ".join(given["words"] or ())
+    said = prompt_text(said, "the prompt")
+    documents = [read_document(path) for path in paths]
+    if given["prompt"] is None and not given["words"] and not stdin_has_text():
+        if sys.stdin is None or sys.stdin.closed:
+            raise UsageError("standard input is closed: there is nobody to talk to.", "Give a prompt: hgca chat -p ...")
+        return None, documents
+    piped = read_stdin() if "-" not in paths and stdin_has_text() else ""
+    if not given["raw"]:
+        piped = piped.strip()
+    question = f"{piped}\n\n{said}" if piped and said else piped or said
+    if not question.strip():
+        raise UsageError("the prompt is empty.", "Give one: hgca chat -p 'your question'")
+    return question, documents
+
+
+def _converse(talk: Talk, sink: Sink, *, plain: bool, color: bool) -> None:
+    from hgca_cli.commands.slash import COMMANDS
+    from hgca_cli.ui.editor import Editor, make_reader
+    from hgca_cli.ui.history import history_file
+
+    def bar() -> str:
+        return f" {talk.status()}   /help   Ctrl-D leaves "
+
+    reader = make_reader([f"/{name}" for name in COMMANDS], bar, history_file, plain=plain, color=color)
+    if isinstance(reader, Editor):
+        sink.note("/help lists what can be typed; Esc Enter begins a new line; Ctrl-D leaves")
+    talk.converse(reader)

@@ -1,0 +1,186 @@
+"""The options commands share. Values arrive as they were written; commands/flags.py checks what Typer cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", envvar="HGCA_QUIET", help="Show the answer and errors, nothing else.")
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", envvar="HGCA_VERBOSE", help="Say more: what is chosen, and why.")
+]
+Color = Annotated[
+    str,
+    typer.Option("--color", envvar="HGCA_COLOR", metavar="auto|always|never", help="Colours on the terminal."),
+]
+Debug = Annotated[bool, typer.Option("--debug", envvar="HGCA_DEBUG", help="Show the traceback of an error.")]
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="HGCA_MODEL",
+        metavar="NAME",
+        help="Alias, hub id, safetensors directory or .gguf file.",
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", envvar="HGCA_REVISION", metavar="NAME", help="Branch, tag or commit on the hub."),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", envvar="HGCA_TRUST_REMOTE_CODE", help="Run code that comes with the model."),
+]
+Offline = Annotated[bool, typer.Option("--offline", envvar="HGCA_OFFLINE", help="Ask no network.")]
+
+Ctx = Annotated[
+    str,
+    typer.Option(
+        "--ctx", "-c", envvar="HGCA_CTX", metavar="N[k]",
+        help="Context in tokens: 128k is 131,072. auto: what the model was trained for, or what fits.",
+    ),
+]  # fmt: skip
+Yarn = Annotated[
+    bool,
+    typer.Option("--yarn", envvar="HGCA_YARN", help="Stretch positions (YaRN) to a --ctx beyond the trained one."),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        envvar="HGCA_DEVICE",
+        metavar="auto|cuda[:N]|cpu",
+        help="Where the model and the window are.",
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", envvar="HGCA_DTYPE", metavar="auto|fp32|bf16|fp16", help="Numbers of the weights."),
+]
+KvDtype = Annotated[
+    str,
+    typer.Option(
+        "--kv-dtype", envvar="HGCA_KV_DTYPE", metavar="auto|fp32|bf16|fp16",
+        help="Numbers of the rows in the store. auto: those of the weights.",
+    ),
+]  # fmt: skip
+Window = Annotated[
+    str,
+    typer.Option("--window", envvar="HGCA_WINDOW", metavar="N[k]", help="Newest rows that stay on the device."),
+]
+Sinks = Annotated[
+    int | None,
+    typer.Option("--sinks", envvar="HGCA_SINKS", metavar="N", help="First rows that stay on the device. Default: 4."),
+]
+Select = Annotated[
+    str,
+    typer.Option(
+        "--select", envvar="HGCA_SELECT", metavar="POLICY",
+        help="Rows of the store that are read: exact (all), window (none), moving-average. auto: exact.",
+    ),
+]  # fmt: skip
+Exact = Annotated[bool, typer.Option("--exact", envvar="HGCA_EXACT", help="Short for --select exact.")]
+Budget = Annotated[
+    str,
+    typer.Option(
+        "--budget", envvar="HGCA_BUDGET", metavar="SHARE",
+        help="Most of the store a head reads: 0.05 or 5%; 0 is the window only, 1 is exact. auto: up to the policy.",
+    ),
+]  # fmt: skip
+Threads = Annotated[
+    str,
+    typer.Option("--threads", "-t", envvar="HGCA_THREADS", metavar="N", help="CPU threads. auto: all it may use."),
+]
+PrefillChunk = Annotated[
+    str,
+    typer.Option("--prefill-chunk", envvar="HGCA_PREFILL_CHUNK", metavar="N[k]", help="Prompt tokens read at once."),
+]
+GpuMem = Annotated[
+    str | None,
+    typer.Option("--gpu-mem", envvar="HGCA_GPU_MEM", metavar="SIZE", help="Most GPU memory to use, like 8GiB."),
+]
+RamLimit = Annotated[
+    str | None,
+    typer.Option("--ram-limit", envvar="HGCA_RAM_LIMIT", metavar="SIZE", help="Most host memory to use, like 16GiB."),
+]
+ShowPlan = Annotated[
+    bool, typer.Option("--plan", envvar="HGCA_PLAN", help="Show what would be where, and why, and exit.")
+]
+
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens", "-n", envvar="HGCA_MAX_TOKENS", metavar="N",
+        help="Most tokens of an answer. Default: what the context has room for, at most 4096.",
+    ),
+]  # fmt: skip
+Temp = Annotated[
+    float | None,
+    typer.Option(
+        "--temp",
+        envvar="HGCA_TEMP",
+        metavar="T",
+        help="Temperature; 0 is greedy. Default: the model's, else 0.7.",
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k", envvar="HGCA_TOP_K", metavar="K",
+        help="Draw from the K likeliest; 0 is off. Default: the model's, else off.",
+    ),
+]  # fmt: skip
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p", envvar="HGCA_TOP_P", metavar="P",
+        help="Draw from the likeliest that hold this mass. Default: the model's, else 0.95.",
+    ),
+]  # fmt: skip
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p", envvar="HGCA_MIN_P", metavar="P",
+        help="Drop what is less likely than this share of the likeliest. Default: the model's, else 0.",
+    ),
+]  # fmt: skip
+RepeatPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--repeat-penalty", envvar="HGCA_REPEAT_PENALTY", metavar="X",
+        help="Above 1 discourages repetition. Default: the model's, else 1.",
+    ),
+]  # fmt: skip
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", envvar="HGCA_SEED", metavar="N", help="The same seed, the same answer. Default: random."),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", envvar="HGCA_STOP", metavar="TEXT", help="Text that ends the answer. May be repeated."),
+]
+System = Annotated[
+    str | None, typer.Option("--system", "-s", envvar="HGCA_SYSTEM", metavar="TEXT", help="System message.")
+]
+SystemFile = Annotated[
+    Path | None,
+    typer.Option("--system-file", envvar="HGCA_SYSTEM_FILE", metavar="FILE", help="File with the system message."),
+]
+ChatTemplate = Annotated[
+    Path | None,
+    typer.Option(
+        "--chat-template",
+        envvar="HGCA_CHAT_TEMPLATE",
+        metavar="FILE",
+        help="Chat template (jinja) in place of the model's.",
+    ),
+]
+Raw = Annotated[
+    bool, typer.Option("--raw", envvar="HGCA_RAW", help="Continue the text as it stands: no chat template.")
+]

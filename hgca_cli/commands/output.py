@@ -1,0 +1,17 @@
+"""How a command that failed says so. Light: it is used before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from hgca_cli.ui.inert import inert
+
+
+def report(message: str, hint: str, code: str, exit_code: int, as_json: bool) -> None:
+    """One line on stderr; with `--json` also one object on stdout."""
+    text = inert(" ".join(f"{message} {hint}".split()))
+    if as_json:
+        record = {"type": "error", "code": code, "message": text, "exit_code": exit_code}
+        print(json.dumps(record), flush=True)
+    print(f"hgca: error: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,160 @@
+"""Where everything a command says goes: the answer to stdout, all else to stderr; or JSON lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hgca_cli.errors import HgcaError
+from hgca_cli.events import Done, Event, Notice, PrefillProgress, Text
+from hgca_cli.ui.figures import eta, figures, plan_line, plan_table
+from hgca_cli.ui.inert import inert
+from hgca_cli.ui.json_lines import JsonSink
+from hgca_cli.ui.style import Style, is_terminal
+from hgca_cli.units import format_seconds
+
+if TYPE_CHECKING:
+    from hgca_cli.ui.progress import Bar
+
+LINE_SECONDS = 5.0  # between progress lines where there is no terminal
+
+
+class Sink(Protocol):
+    """Shows what happens."""
+
+    def show(self, event: Event) -> None:
+        """One event."""
+        ...
+
+    def plan(self, plan: Any, model: str, *, detailed: bool = False) -> None:
+        """What will be where; detailed: with bytes and reasons."""
+        ...
+
+    def attached(self, name: str, tokens: int) -> None:
+        """A document that will be read before the question."""
+        ...
+
+    def tell(self, text: str) -> None:
+        """What was asked for: shown always."""
+        ...
+
+    def note(self, text: str) -> None:
+        """What was not asked for."""
+        ...
+
+    def error(self, error: HgcaError) -> None:
+        """What went wrong in a turn; the conversation goes on."""
+        ...
+
+    def close(self) -> None:
+        """The turn is over, however it ended."""
+        ...
+
+
+def make_sink(style: Style, *, as_json: bool, stats: bool, stream: bool, quiet: bool) -> Sink:
+    """The sink the flags ask for."""
+    if as_json:
+        return JsonSink(stream=stream, quiet=quiet)
+    return HumanSink(style, stats=stats, stream=stream, quiet=quiet)
+
+
+class HumanSink:
+    """For a person: the answer as it comes, a progress bar while a prompt is read, one line of figures after."""
+
+    def __init__(self, style: Style, *, stats: bool, stream: bool, quiet: bool) -> None:
+        self._style, self._stats, self._stream, self._quiet = style, stats, stream, quiet
+        self._to_terminal = is_terminal(sys.stdout)
+        self._bar: Bar | None = None
+        self._told = 0.0
+        self._line_open = False
+
+    def show(self, event: Event) -> None:
+        """One event."""
+        if isinstance(event, PrefillProgress):
+            self._progress(event)
+            return
+        self._close_bar()
+        if isinstance(event, Text) and self._stream:
+            self._answer(event.text)
+        elif isinstance(event, Notice):
+            self.note(event.text)
+        elif isinstance(event, Done):
+            if not self._stream:
+                self._answer(event.text)
+            if self._line_open or not event.text:
+                self._write("\n")
+            self._line_open = False
+            if self._stats:
+                self.tell(figures(event))
+
+    def plan(self, plan: Any, model: str, *, detailed: bool = False) -> None:
+        """One line on what runs, or all of it."""
+        if detailed:
+            self.tell(plan_table(plan, model))
+        else:
+            self.note(plan_line(plan, model))
+
+    def attached(self, name: str, tokens: int) -> None:
+        """How long a document is."""
+        self.note(f"{name}: {tokens:,} tokens")
+
+    def tell(self, text: str) -> None:
+        """A dim line on stderr."""
+        self._close_bar()
+        text = inert(text)
+        print(f"\x1b[2m{text}\x1b[0m" if self._style.color else text, file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """A dim line on stderr, unless --quiet."""
+        if not self._quiet:
+            self.tell(text)
+
+    def error(self, error: HgcaError) -> None:
+        """One line on stderr."""
+        self._close_bar()
+        text = f"error: {inert(str(error))}"
+        print(f"\x1b[31m{text}\x1b[0m" if self._style.color else text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """No bar is left on the screen, and no line unfinished."""
+        self._close_bar()
+        if self._line_open:
+            self._line_open = False
+            self._write("\n")
+
+    def _answer(self, text: str) -> None:
+        if text:
+            self._line_open = not text.endswith("\n")
+            self._write(inert(text) if self._to_terminal else text)
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk, mostly
+            raise HgcaError(f"cannot write the answer: {error.strerror}.", "Free some space.") from error
+
+    def _progress(self, event: PrefillProgress) -> None:
+        if self._quiet:
+            return
+        if event.processed <= event.cached:
+            self._told = time.monotonic()
+        if event.processed >= event.total:
+            self._close_bar()
+        elif self._style.bar:
+            if self._bar is None:
+                from hgca_cli.ui.progress import Bar
+
+                self._bar = Bar(event, color=self._style.color)
+            self._bar.show(event)
+        elif time.monotonic() - self._told > LINE_SECONDS:
+            self._told = time.monotonic()
+            self.note(f"read {event.processed:,} of {event.total:,} tokens, {format_seconds(eta(event))} left")
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,20 @@
+"""Where typed lines are remembered."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def history_file() -> Path | None:
+    """The file of typed lines, readable by its owner only; None where none can be written."""
+    folder = Path(os.environ.get("HGCA_DATA_DIR") or platformdirs.user_data_dir("hgca"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "history"
+        file.touch(mode=0o600, exist_ok=True)
+        return file if os.access(file, os.W_OK) else None
+    except OSError:
+        return None
