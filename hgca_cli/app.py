@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import traceback
+import warnings
+from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from hgca_cli import __version__
+from hgca_cli.commands import options
+from hgca_cli.commands.aliases import rename_aliases, split_words
 from hgca_cli.commands.chat import chat
-from hgca_cli.commands.options import rename_aliases
 from hgca_cli.commands.output import report
 from hgca_cli.commands.pull import pull
-from hgca_cli.errors import HgcaError
+from hgca_cli.errors import HgcaError, HgcaWarning
+from hgca_cli.ui.inert import inert
+
+COMMANDS: dict[str, Callable[..., None]] = {"chat": chat, "pull": pull}
+TRUE = ("1", "true", "t", "yes", "y", "on")
 
 app = typer.Typer(
     name="hgca",
@@ -26,8 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command(name="chat")(chat)
-app.command(name="pull")(pull)
+for _name, _command in COMMANDS.items():
+    app.command(name=_name)(_command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -37,71 +45,97 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _options(
+def _before_any_command(
+    context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", envvar="HGCA_DEBUG", help="Show tracebacks of errors.")] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.Color = "auto",
+    debug: options.Debug = False,
 ) -> None:
-    """Options before the command; `--debug` is looked for by `run`."""
+    """What stands before the command is the default of what stands after it."""
+    general = {"quiet": quiet, "verbose": verbose, "color": color}
+    context.default_map = dict.fromkeys(COMMANDS, general)
 
 
 def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code (docs/cli.md)."""
-    debug = "--debug" in arguments or os.environ.get("HGCA_DEBUG", "").lower() in ("1", "true", "yes", "on")
-    as_json = "--json" in arguments
-    for stream in (sys.stdout, sys.stderr):  # a terminal or file that knows only ASCII gets replacements, no traceback
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-    signal.signal(signal.SIGTERM, _terminated)
+    words, _ = split_words(arguments)
+    debug = "--debug" in words or os.environ.get("HGCA_DEBUG", "").lower() in TRUE
+    as_json = "--json" in words or os.environ.get("HGCA_JSON", "").lower() in TRUE
+    _prepare_streams()
+    warnings.showwarning = _show_warning
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        # --debug may stand anywhere
-        rest = [word for word in rename_aliases(arguments) if word != "--debug"] or ["--help"]
-        code = app(rest, standalone_mode=False)
-        with contextlib.suppress(AttributeError):
-            sys.stdout.flush()
+        code = app(rename_aliases(arguments) or ["--help"], prog_name="hgca", standalone_mode=False)
+        sys.stdout.flush()
         return int(code or 0)
-    except HgcaError as error:
-        _trace(debug)
-        report(error.message, error.hint, error.code, as_json)
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        _trace(debug)
-        return 130
-    except BrokenPipeError:  # the reader has left: say nothing, also not when Python flushes at exit
-        with contextlib.suppress(OSError, AttributeError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except SystemExit as stop:
+    except BrokenPipeError:
+        return _reader_left()
+    except SystemExit as stop:  # SIGTERM; Typer, too, when the reader has left
+        if isinstance(stop.__context__, BrokenPipeError):
+            return _reader_left()
         return int(stop.code or 0) if isinstance(stop.code, (int, type(None))) else 1
-    except Exception as error:
-        return _other(error, debug, as_json)
+    except BaseException as error:
+        return _failed(error, debug, as_json)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _other(error: Exception, debug: bool, as_json: bool) -> int:
-    """A mistake in the arguments as Typer tells it, or an error nobody expected."""
-    _trace(debug)
-    told: Any = getattr(error, "format_message", None)
+def _failed(error: BaseException, debug: bool, as_json: bool) -> int:
+    """Tell what went wrong; returns the exit code."""
+    if debug:
+        traceback.print_exception(error)
+    message, hint, code, exit_code = _explain(error, debug)
+    if exit_code == 130 and not as_json:
+        return exit_code
+    try:
+        report(message, hint, code, exit_code, as_json)
+    except OSError:  # nobody can be told
+        return _reader_left(exit_code)
+    return exit_code
+
+
+def _explain(error: BaseException, debug: bool) -> tuple[str, str, str, int]:
+    """Message, hint, machine-readable word and exit code of an error."""
+    if isinstance(error, HgcaError):
+        return error.message, error.hint, error.code, error.exit_code
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return "interrupted.", "", "interrupted", 130
+    told: Any = getattr(error, "format_message", None)  # a mistake in the arguments, as Typer tells it
     if told is not None:
         command = getattr(getattr(error, "ctx", None), "command_path", "hgca")
-        report(_one_line(told()), f"See {command} --help.", "usage", as_json)
-        return int(getattr(error, "exit_code", 2))
-    report(
-        f"unexpected error: {type(error).__name__}: {_one_line(str(error))[:300]}",
-        "" if debug else "--debug shows where; please report it.",
-        "unexpected",
-        as_json,
-    )
-    return 1
+        words = re.sub(r"\(Possible options: (.+)\)", r"Did you mean \1?", str(told()))
+        return words, f"See {command} --help.", "usage", int(getattr(error, "exit_code", 2))
+    what = f"unexpected error: {type(error).__name__}: {str(error)[:300]}".rstrip(": ")
+    return what, "" if debug else "(--debug shows the traceback; please report it.)", "unexpected", 1
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _prepare_streams() -> None:
+    """Streams that are there and never refuse a character: one that cannot be shown is replaced."""
+    if sys.stdout is None:  # the shell closed it (>&-)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  (for as long as the process runs)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
-def _trace(debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
+def _reader_left(code: int = 0) -> int:
+    """Say nothing, also not when Python flushes at exit."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """One line on stderr for a person, without file and line."""
+    kind = "warning" if issubclass(category, HgcaWarning) else f"warning ({category.__name__})"
+    print(f"hgca: {kind}: {inert(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

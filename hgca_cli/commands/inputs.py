@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +14,16 @@ MOST_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Document:
-    """A text to put before the question."""
+    """A text to put before the question. name: one line of valid Unicode, whatever the file is called."""
 
     name: str
     text: str
 
 
 def prompt_text(text: str, what: str) -> str:
-    """A prompt from the command line. Raises UsageError if the shell passed bytes that are not UTF-8."""
+    """Text from the command line. Raises UsageError if the shell passed bytes that are not UTF-8."""
     if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
-        raise UsageError(f"{what} is not valid UTF-8.", "Check the terminal's encoding, or pass the text with --file.")
+        raise UsageError(f"{what}: the text is not valid UTF-8.", "Check the terminal's encoding, or use --file.")
     return text
 
 
@@ -34,17 +35,23 @@ def read_document(path: str) -> Document:
     if path == "-":
         return Document("standard input", read_stdin())
     file = Path(path).expanduser()
+    name = " ".join(os.fsencode(file.name).decode("utf-8", "replace").split())
+    return Document(name, read_text(file, path))
+
+
+def read_text(file: Path, called: str) -> str:
+    """The text of a file, which errors call as the person did. Errors as of `read_document`."""
     try:
         if file.stat().st_size > MOST_BYTES:
-            raise UsageError(f"{path} is larger than 1 GiB.", "No context holds so much text.")
+            raise UsageError(f"{called} is larger than 1 GiB.", "No context holds so much text.")
         content = file.read_bytes()
     except FileNotFoundError as error:
-        raise ModelError(f"{path}: no such file.", "Check the path.") from error
+        raise ModelError(f"{called}: no such file.", "Check the path.") from error
     except IsADirectoryError as error:
-        raise UsageError(f"{path} is a directory.", "Name a text file; --file may be repeated.") from error
+        raise UsageError(f"{called} is a directory.", "Name a text file; --file may be repeated.") from error
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: {getattr(error, 'strerror', None) or error}.") from error
-    return Document(file.name, decode_text(content, path))
+        raise ModelError(f"{called}: {getattr(error, 'strerror', None) or error}.", "Check the path.") from error
+    return decode_text(content, called)
 
 
 def decode_text(content: bytes, name: str) -> str:
@@ -66,12 +73,13 @@ def read_stdin() -> str:
         raise UsageError("standard input is closed.", "Pipe a text in, or name a file.")
     if sys.stdin.isatty():
         raise UsageError("standard input is a terminal.", "Pipe a text in, or name a file.")
-    return decode_text(sys.stdin.buffer.read(), "standard input")
+    try:
+        content = sys.stdin.buffer.read()
+    except OSError as error:
+        raise UsageError(f"standard input: {error.strerror}.", "Pipe a text in, or name a file.") from error
+    return decode_text(content, "standard input")
 
 
 def stdin_has_text() -> bool:
     """Whether something was piped in: standard input is open and no terminal."""
-    try:
-        return sys.stdin is not None and not sys.stdin.closed and not sys.stdin.isatty()
-    except ValueError:
-        return False
+    return sys.stdin is not None and not sys.stdin.closed and not sys.stdin.isatty()

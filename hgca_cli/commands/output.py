@@ -8,10 +8,10 @@ import sys
 from hgca_cli.ui.inert import inert
 
 
-def report(message: str, hint: str, code: str, as_json: bool) -> None:
+def report(message: str, hint: str, code: str, exit_code: int, as_json: bool) -> None:
     """One line on stderr; with `--json` also one object on stdout."""
-    text = inert(f"{message} {hint}".rstrip())
-    if as_json and sys.stdout is not None:
-        print(json.dumps({"type": "error", "code": code, "message": text}), flush=True)
-    if sys.stderr is not None:
-        print(f"hgca: error: {text}", file=sys.stderr, flush=True)
+    text = inert(" ".join(f"{message} {hint}".split()))
+    if as_json:
+        record = {"type": "error", "code": code, "message": text, "exit_code": exit_code}
+        print(json.dumps(record), flush=True)
+    print(f"hgca: error: {text}", file=sys.stderr, flush=True)

@@ -10,7 +10,11 @@ from hgca_cli.events import Event, Notice
 
 if TYPE_CHECKING:
     from hgca_cli.engine.engine import Engine
+    from hgca_cli.hardware.memory import Model
     from hgca_cli.hardware.plan import Plan, PlanRequest
+    from hgca_cli.hf.registry import ModelFiles
+
+PLANNED = (None, "auto", "cpu")  # devices that are always there
 
 
 @dataclass(frozen=True)
@@ -24,24 +28,36 @@ class ModelChoice:
     template: str | None = None  # a chat template that replaces the model's
 
 
-def plan_model(choice: ModelChoice, request: PlanRequest, notify: Callable[[Event], None]) -> Plan:
-    """The plan for a model, from its config and the headers of its files: no weights are read."""
-    from hgca_cli.hardware.machine import choose_device
-    from hgca_cli.hardware.memory import Model
+def plan_model(choice: ModelChoice, request: PlanRequest, notify: Callable[[Event], None]) -> tuple[ModelFiles, Plan]:
+    """Where a model is, and the plan for it, from its config and the headers of its files: no weights are read."""
+    from hgca_cli.hf.registry import resolve
+
+    if request.device not in PLANNED:  # one that is not there is refused before anything is fetched
+        from hgca_cli.hardware.machine import choose_device
+        from hgca_cli.hardware.probe import probe_gpus
+
+        choose_device(request.device, probe_gpus())
+    files = resolve(choice.name, revision=choice.revision, offline=choice.offline, notify=notify)
     from hgca_cli.hardware.plan import make_plan
     from hgca_cli.hardware.probe import probe_machine
+
+    plan = make_plan(describe(files, choice.trust_remote_code), probe_machine(), request)
+    for notice in plan.notices:
+        notify(Notice(notice))
+    return files, plan
+
+
+def describe(files: ModelFiles, trust_remote_code: bool) -> Model:
+    """What the planner must know of a model. Raises ModelError."""
+    from hgca_cli.hardware.memory import Model
     from hgca_cli.hf.checks import weights_bytes
     from hgca_cli.hf.load import read_config
-    from hgca_cli.hf.registry import resolve
     from hgca_cli.hf.shape import kv_layout, text_config, trained_context
 
-    machine = probe_machine()
-    choose_device(request.device, machine.gpus)  # a device that is not there is refused before anything is fetched
-    files = resolve(choice.name, revision=choice.revision, offline=choice.offline, notify=notify)
-    config = read_config(files, trust_remote_code=choice.trust_remote_code)
+    config = read_config(files, trust_remote_code=trust_remote_code)
     text = text_config(config)
     own = str(getattr(config, "dtype", "") or "").removeprefix("torch.")
-    model = Model(
+    return Model(
         layout=kv_layout(config),
         parameters=weights_bytes(files.path, 1),
         trained_context=trained_context(config),
@@ -50,25 +66,18 @@ def plan_model(choice: ModelChoice, request: PlanRequest, notify: Callable[[Even
         vocabulary=text.vocab_size,
         own_dtype={"bfloat16": "bf16", "float16": "fp16"}.get(own, "fp32"),
     )
-    plan = make_plan(model, machine, request)
-    for notice in plan.notices:
-        notify(Notice(notice))
-    return plan
 
 
-def start_engine(choice: ModelChoice, plan: Plan, notify: Callable[[Event], None]) -> Engine:
-    """Load the model by plan."""
+def start_engine(choice: ModelChoice, files: ModelFiles, plan: Plan) -> Engine:
+    """Load the model by plan. Raises ModelError, DoesNotFitError."""
     import torch
 
     from hgca_cli import native
     from hgca_cli.engine.engine import Engine
     from hgca_cli.hf.load import load_model
-    from hgca_cli.hf.registry import resolve
 
     native.set_threads(plan.threads)
-    native.share_openmp(plan.device == "cpu")
     torch.set_num_threads(plan.threads)
-    files = resolve(choice.name, revision=choice.revision, offline=True, notify=notify)  # planning has fetched it
     loaded = load_model(
         files,
         device=plan.device,

@@ -6,13 +6,20 @@ import difflib
 import shlex
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hgca_cli.commands.flags import SAMPLING
 from hgca_cli.commands.inputs import read_document
+from hgca_cli.config import SamplingSettings
 from hgca_cli.errors import UsageError
+from hgca_cli.ui.figures import figures
 
 if TYPE_CHECKING:
     from hgca_cli.commands.talk import Talk
+
+
+class Leave(Exception):
+    """The person wants to go."""
 
 
 def run_slash(talk: Talk, line: str) -> None:
@@ -26,72 +33,103 @@ def run_slash(talk: Talk, line: str) -> None:
     COMMANDS[name][0](talk, rest.strip())
 
 
+def setting_of(name: str, value: str) -> Any:
+    """A sampling setting from what was typed. Raises UsageError if it is no number; its range is checked when set."""
+    if name == "stop":
+        return (value,) if value else ()
+    if name == "seed" and value in ("", "none", "random"):
+        return None
+    kind = {field.name: field.type for field in fields(SamplingSettings)}[name]
+    try:
+        return float(value) if kind == "float" else int(value)
+    except ValueError as error:
+        raise UsageError(f"{name}: {value!r} is not a number.", f"Like /set {name} 1") from error
+
+
 def _help(talk: Talk, rest: str) -> None:
-    for name, (_, text) in COMMANDS.items():
-        talk.sink.info(f"  /{name:<22}{text}" if " " not in text[:1] else text)
-    talk.sink.info('  """ ... """            a message of several lines (or Esc Enter for a new line)')
-    talk.sink.info("  Ctrl-C                 stops the answer; twice leaves. Ctrl-D leaves")
-
-
-def _clear(talk: Talk, rest: str) -> None:
-    talk.conversation.clear()
-    talk.sink.info("conversation forgotten")
+    lines = [f"  {'/' + name + ' ' + words:<20}  {text}" for name, (_, words, text) in COMMANDS.items()]
+    lines += [
+        '  """ ... """           a message of several lines; Esc Enter or Alt-Enter begins a new line, too',
+        "  //...                 a message that begins with a slash; so does a leading space",
+        "  Ctrl-C                stops the answer and keeps the session; twice leaves. Ctrl-D leaves",
+    ]
+    talk.sink.tell("\n".join(lines))
 
 
 def _file(talk: Talk, rest: str) -> None:
-    if not rest:
-        raise UsageError("/file needs a path.", "/file notes.txt")
-    for path in shlex.split(rest):
-        talk.attach(read_document(path))
+    try:
+        paths = shlex.split(rest)
+    except ValueError as error:
+        raise UsageError(f"/file: {error}.", "Quote paths with blanks: /file 'my notes.txt'") from error
+    if not paths:
+        raise UsageError("/file needs a path.", "Like /file notes.txt")
+    if "-" in paths:
+        raise UsageError("/file: - is what you are typing into.", "Name a file.")
+    for document in [read_document(path) for path in paths]:  # all of them, or none
+        talk.attach(document)
 
 
 def _system(talk: Talk, rest: str) -> None:
-    talk.conversation.clear(rest)
-    talk.sink.info("system message set; the conversation starts anew")
+    if rest:
+        talk.clear(rest)
+        talk.sink.tell("system message set; the conversation begins anew")
+        return
+    said = [message["content"] for message in talk.conversation.messages if message["role"] == "system"]
+    talk.sink.tell(said[0] if said else "no system message but the model's own")
 
 
 def _set(talk: Talk, rest: str) -> None:
-    name, _, value = rest.partition(" ")
-    name = {"temp": "temperature", "repeat_penalty": "repetition_penalty"}.get(name, name)
-    talk.set(name, value.strip())
-    talk.sink.info(f"{name} = {getattr(talk.sampling, name)}")
+    word, _, value = rest.partition(" ")
+    name = word.lstrip("-").replace("-", "_")
+    name = SAMPLING.get(name, name)
+    if name not in talk.origins:
+        near = difflib.get_close_matches(name, [*talk.origins, *SAMPLING], n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UsageError(f"/set: no setting {word!r}.", f"{hint}There are {', '.join(talk.origins)}.")
+    talk.set(name, setting_of(name, value.strip()))
+    talk.sink.tell(f"{name} = {getattr(talk.sampling, name)}")
 
 
 def _show(talk: Talk, rest: str) -> None:
-    for field in fields(talk.sampling):
-        talk.sink.info(f"  {field.name:<20}{getattr(talk.sampling, field.name)}")
-    cache = talk.engine.settings
-    for field in fields(cache):
-        talk.sink.info(f"  {field.name:<20}{getattr(cache, field.name)}")
+    lines = [f"  {'model':<20}{talk.engine.loaded.name}"]
+    lines += [
+        f"  {field.name:<20}{getattr(talk.engine.settings, field.name)}" for field in fields(talk.engine.settings)
+    ]
+    for name, origin in talk.origins.items():
+        lines.append(f"  {name:<20}{getattr(talk.sampling, name)!s:<12} {origin}")
+    talk.sink.tell("\n".join(lines))
 
 
 def _stats(talk: Talk, rest: str) -> None:
-    talk.sink.info(talk.stats())
+    talk.sink.tell(figures(talk.last) if talk.last else "no answer yet")
 
 
 def _ctx(talk: Talk, rest: str) -> None:
     encode = talk.engine.loaded.tokenizer.encode
-    for message in talk.conversation.messages:
-        start = " ".join(message["content"].split())[:50]
-        talk.sink.info(f"  {message['role']:<10}{len(encode(message['content'])):>8,} tokens  {start}")
-    talk.sink.info(talk.status().split("   ")[0].strip())
+    parts = [(m["role"], len(encode(m["content"])), m["content"]) for m in talk.conversation.messages]
+    parts += [("attached", tokens, document.name) for document, tokens in talk.attached]
+    lines = [f"  {role:<10}{tokens:>9,} tokens  {' '.join(text[:400].split())[:50]}" for role, tokens, text in parts]
+    talk.sink.tell("\n".join([*lines, f"  {talk.status()}"]))
+
+
+def _clear(talk: Talk, rest: str) -> None:
+    talk.clear()
+    talk.sink.tell("conversation forgotten")
 
 
 def _exit(talk: Talk, rest: str) -> None:
-    from hgca_cli.commands.talk import Leave
-
     raise Leave
 
 
-COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str]] = {
-    "help": (_help, "this list"),
-    "file": (_file, "PATH: read a text file before the next question"),
-    "system": (_system, "TEXT: set the system message and start anew"),
-    "set": (_set, "NAME VALUE: temperature, top_p, top_k, min_p, repetition_penalty, seed, max_tokens, stop"),
-    "show": (_show, "the settings in force"),
-    "stats": (_stats, "figures of the last answer"),
-    "ctx": (_ctx, "what fills the context"),
-    "clear": (_clear, "forget the conversation"),
-    "exit": (_exit, "leave"),
+COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
+    "help": (_help, "", "this list"),
+    "file": (_file, "PATH", "read text files before the next question"),
+    "system": (_system, "TEXT", "set the system message and begin anew"),
+    "set": (_set, "NAME VALUE", "temp, top_p, top_k, min_p, repeat_penalty, seed, max_tokens, stop"),
+    "show": (_show, "", "the settings in force, and where they come from"),
+    "stats": (_stats, "", "figures of the last answer"),
+    "ctx": (_ctx, "", "what fills the context"),
+    "clear": (_clear, "", "forget the conversation"),
+    "exit": (_exit, "", "leave"),
 }
 SAME = {"bye": "exit", "quit": "exit", "read": "file", "?": "help"}

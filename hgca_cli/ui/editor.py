@@ -1,73 +1,108 @@
-"""The line a person types into: history, paste kept whole, several lines, completion of commands and paths."""
+"""Lines a person types: an editor with history where there is a terminal for it, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
+
+from hgca_cli.errors import UsageError
+from hgca_cli.ui.style import is_terminal
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BLOCK = '"""'
+PROMPT = ">>> "
+
+
+class Reader(Protocol):
+    """Reads messages."""
+
+    def read(self) -> str:
+        """One message. Raises EOFError for Ctrl-D, KeyboardInterrupt for Ctrl-C."""
+        ...
+
+
+class PlainReader:
+    """Messages line by line, those between triple quotes as one; the prompt goes where somebody sees it."""
+
+    def read(self) -> str:
+        """One message. Raises EOFError at the end of input, UsageError for bytes that are not UTF-8."""
+        lines = [self._line(PROMPT)]
+        while in_block("\n".join(lines)):
+            lines.append(self._line("... "))
+        return without_quotes("\n".join(lines))
+
+    def _line(self, prompt: str) -> str:
+        shown = sys.stderr if is_terminal(sys.stderr) else sys.stdout if is_terminal(sys.stdout) else None
+        if shown is not None:
+            shown.write(prompt)
+            shown.flush()
+        line = sys.stdin.buffer.readline()
+        if not line:
+            raise EOFError
+        try:
+            return line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise UsageError("that line is not valid UTF-8.", "Check the terminal's encoding.") from error
 
 
 class Editor:
-    """Reads what a person types, with prompt_toolkit.
+    """A line editor: history, paste kept whole, several lines, completion of commands and paths.
 
     commands  slash commands to complete; status  gives the text of the bar below the line
     """
 
-    def __init__(self, commands: Iterable[str], status: Callable[[], str], history: Path | None) -> None:
+    def __init__(
+        self, commands: Iterable[str], status: Callable[[], str], history: Path | None, *, color: bool
+    ) -> None:
         from prompt_toolkit import PromptSession
-        from prompt_toolkit.completion import PathCompleter, WordCompleter
-        from prompt_toolkit.document import Document
         from prompt_toolkit.history import FileHistory, InMemoryHistory
+        from prompt_toolkit.output import ColorDepth
 
-        words = WordCompleter(sorted(commands), sentence=True)
-        paths = PathCompleter(expanduser=True)
+        from hgca_cli.ui.editor_keys import SlashCompleter, editor_keys
 
-        class Completer(type(words)):  # type: ignore[misc]
-            def get_completions(self, document: Any, event: Any) -> Any:
-                line = document.text_before_cursor
-                if line.startswith("/file "):
-                    rest = line.removeprefix("/file ")
-                    return paths.get_completions(Document(rest, len(rest)), event)
-                return words.get_completions(document, event) if line.startswith("/") and " " not in line else ()
-
-        self._session: Any = PromptSession(
+        self._session: PromptSession[str] = PromptSession(
             history=FileHistory(str(history)) if history else InMemoryHistory(),
             multiline=True,
-            key_bindings=_keys(),
-            completer=Completer([]),
+            key_bindings=editor_keys(),
+            completer=SlashCompleter(commands),
             complete_while_typing=False,
             bottom_toolbar=status if os.environ.get("TERM") != "dumb" else None,
             prompt_continuation="... ",
+            color_depth=None if color else ColorDepth.DEPTH_1_BIT,
         )
 
     def read(self) -> str:
-        """One message; a block in triple quotes loses them. Raises EOFError for Ctrl-D, KeyboardInterrupt for Ctrl-C."""
-        text = str(self._session.prompt(">>> "))
-        stripped = text.strip()
-        if stripped.startswith(BLOCK) and stripped.endswith(BLOCK) and len(stripped) >= 2 * len(BLOCK):
-            return stripped[len(BLOCK) : -len(BLOCK)].strip("\n")
-        return text
+        """One message; a block in triple quotes loses them."""
+        return without_quotes(self._session.prompt(PROMPT))
 
 
-def _keys() -> Any:
-    from prompt_toolkit.key_binding import KeyBindings
+def make_reader(
+    commands: Iterable[str],
+    status: Callable[[], str],
+    history: Callable[[], Path | None],
+    *,
+    plain: bool,
+    color: bool,
+) -> Reader:
+    """The editor if a person sits at both ends, else plain lines."""
+    if plain or not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
+        return PlainReader()
+    return Editor(commands, status, history(), color=color)
 
-    keys = KeyBindings()
 
-    @keys.add("enter")
-    def _(event: Any) -> None:
-        buffer = event.current_buffer
-        text = buffer.text.strip()
-        if text.startswith(BLOCK) and (len(text) < 2 * len(BLOCK) or not text.endswith(BLOCK)):
-            buffer.insert_text("\n")  # inside a block Enter is a new line
-        else:
-            buffer.validate_and_handle()
+def in_block(text: str) -> bool:
+    """Whether a block of triple quotes was begun and not ended."""
+    text = text.strip()
+    return text.startswith(BLOCK) and (len(text) < 2 * len(BLOCK) or not text.endswith(BLOCK))
 
-    @keys.add("escape", "enter")
-    def _(event: Any) -> None:
-        event.current_buffer.insert_text("\n")
 
-    return keys
+def without_quotes(text: str) -> str:
+    """A message without the triple quotes around it."""
+    inside = text.strip()
+    if inside.startswith(BLOCK) and inside.endswith(BLOCK) and len(inside) >= 2 * len(BLOCK):
+        return inside[len(BLOCK) : -len(BLOCK)].strip("\n")
+    return text

@@ -1,0 +1,44 @@
+"""Other tools' spellings of our flags."""
+
+from __future__ import annotations
+
+# Accepted everywhere and not shown in --help.
+ALIASES = {
+    "--ctx-size": "--ctx",
+    "--num-ctx": "--ctx",
+    "--max-model-len": "--ctx",
+    "--context-length": "--ctx",
+    "--n-predict": "--max-tokens",
+    "--predict": "--max-tokens",
+    "--max-new-tokens": "--max-tokens",
+    "--max-completion-tokens": "--max-tokens",
+    "--temperature": "--temp",
+    "--repetition-penalty": "--repeat-penalty",
+    "--reverse-prompt": "--stop",
+    "--system-prompt": "--system",
+    "--system-prompt-file": "--system-file",
+    "--chat-template-file": "--chat-template",
+    "--kv-cache-dtype": "--kv-dtype",
+    "--cache-type": "--kv-dtype",
+    "--sink": "--sinks",
+    "--dense": "--exact",
+    "--gpu-memory": "--gpu-mem",
+    "--prefill-step-size": "--prefill-chunk",
+    "--chunked-prefill-size": "--prefill-chunk",
+}
+
+
+def rename_aliases(arguments: list[str]) -> list[str]:
+    """Arguments in our own spelling; what follows `--` is left alone."""
+    own, rest = split_words(arguments)
+    renamed: list[str] = []
+    for word in own:
+        name, equals, value = word.partition("=")
+        renamed.append(ALIASES.get(name, name) + equals + value)
+    return renamed + rest
+
+
+def split_words(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Arguments before `--`, and those from there on: words that are no flags, whatever they look like."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:end], arguments[end:]

@@ -1,0 +1,180 @@
+"""From what was written on the command line to settings. Everything here is checked before anything is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hgca_cli.config import KV_DTYPES, SELECTORS, SamplingSettings
+from hgca_cli.errors import HgcaError, UsageError
+from hgca_cli.units import parse_bytes, parse_count, parse_share
+
+if TYPE_CHECKING:
+    from hgca_cli.hardware.plan import PlanRequest
+
+MOST_ROWS = 1 << 30
+MOST_THREADS = 1024
+SAMPLING = {
+    "temp": "temperature",
+    "repeat_penalty": "repetition_penalty",
+}  # where flag and setting differ in name
+OURS = {"temperature": 0.7, "top_p": 0.95, "max_tokens": 4096}
+THE_MODELS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+)  # what generation_config.json may set
+
+
+def plan_request(given: Mapping[str, Any]) -> PlanRequest:
+    """The plan the flags ask for. Raises UsageError for what is out of range or contradicts itself."""
+    from hgca_cli.hardware.plan import PlanRequest
+
+    sinks = given["sinks"]
+    if sinks is not None and not 0 <= sinks <= MOST_ROWS:
+        raise UsageError(f"--sinks: {sinks} is out of range.", f"Give 0 to {MOST_ROWS}.")
+    select, budget = policy_of(given["select"], given["exact"], given["budget"])
+    context = count_of(given["ctx"], "--ctx")
+    if given["yarn"] and context is None:
+        raise UsageError("--yarn needs a length to stretch to.", "Add --ctx, like --ctx 32k.")
+    return PlanRequest(
+        device=given["device"],
+        dtype=choice_of(given["dtype"], "--dtype", KV_DTYPES),
+        kv_dtype=choice_of(given["kv_dtype"], "--kv-dtype", KV_DTYPES),
+        context=context,
+        window=count_of(given["window"], "--window"),
+        sinks=sinks,
+        chunk=count_of(given["prefill_chunk"], "--prefill-chunk"),
+        threads=count_of(given["threads"], "--threads", MOST_THREADS),
+        select=select,
+        budget=budget,
+        gpu_memory=bytes_of(given["gpu_mem"], "--gpu-mem"),
+        ram_limit=bytes_of(given["ram_limit"], "--ram-limit"),
+        yarn=given["yarn"],
+    )
+
+
+def sampling_flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling settings the flags set, and only those. Raises UsageError for a value out of range."""
+    from hgca_cli.commands.inputs import prompt_text
+
+    names = {field.name for field in fields(SamplingSettings)}
+    flags = {SAMPLING.get(name, name): value for name, value in given.items() if value is not None}
+    flags = {name: value for name, value in flags.items() if name in names}
+    if "stop" in flags:
+        flags["stop"] = tuple(prompt_text(word, "--stop") for word in flags["stop"])
+        if "" in flags["stop"]:
+            raise UsageError("--stop: an empty text would end every answer at once.", "Drop it.")
+    SamplingSettings(**flags)
+    return flags
+
+
+def sampling_of(
+    flags: Mapping[str, Any], models: Mapping[str, Any]
+) -> tuple[SamplingSettings, dict[str, str], list[str]]:
+    """Sampling settings, where each comes from, and what is wrong with the model's own.
+
+    flags   of `sampling_flags`: they win
+    models  the model's generation_config: comes next; a value that is no good is left out, and told
+    """
+    settings = dict(OURS)
+    origins = {field.name: "default" for field in fields(SamplingSettings)}
+    wrong: list[str] = []
+    for name in THE_MODELS:
+        value = models.get(name)
+        if value is None or isinstance(value, bool):
+            continue
+        try:
+            SamplingSettings(**{name: value})
+        except (HgcaError, TypeError):
+            wrong.append(f"the model's generation_config says {name} = {value!r}, which is no good: not used.")
+            continue
+        settings[name] = value
+        origins[name] = "the model's"
+    origins |= dict.fromkeys(flags, "given")
+    return SamplingSettings(**settings | dict(flags)), origins, wrong
+
+
+def count_of(text: str | None, flag: str, most: int = MOST_ROWS) -> int | None:
+    """Tokens or rows a flag names, None for auto. Raises UsageError naming flag and range."""
+    if text is None or text == "auto":
+        return None
+    try:
+        value = parse_count(text, flag)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {text!r} is not a whole number.", f"Give 1 to {most:,}, or auto.") from error
+    if not 1 <= value <= most:
+        raise UsageError(f"{flag}: {text} is out of range.", f"Give 1 to {most:,}.")
+    return value
+
+
+def bytes_of(text: str | None, flag: str) -> int | None:
+    """Bytes a flag names, None if it was not given. Raises UsageError naming the flag."""
+    return None if text is None else parse_bytes(text, flag)
+
+
+def choice_of(text: str, flag: str, choices: tuple[str, ...]) -> str | None:
+    """One of the choices, None for auto. Raises UsageError naming them."""
+    if text == "auto":
+        return None
+    if text not in choices:
+        raise UsageError(f"{flag}: no such choice {text!r}.", f"Choose from auto, {', '.join(choices)}.")
+    return text
+
+
+def policy_of(select: str, exact: bool, budget: str) -> tuple[str, float | None]:
+    """Policy and budget from --select, --exact and --budget. Raises UsageError if they contradict each other."""
+    share = None if budget == "auto" else parse_share(budget, "--budget")
+    named = choice_of(select, "--select", SELECTORS)
+    if exact:
+        if named not in (None, "exact"):
+            raise UsageError(f"--exact and --select {named} exclude each other.", "Drop one of them.")
+        named = "exact"
+    if share is None:
+        return named or "exact", None
+    if share == 1.0 and named in (None, "exact"):
+        return "exact", None
+    if share == 0.0 and named in (None, "window"):
+        return "window", None
+    if named in ("exact", "window"):
+        flag = "--exact" if exact else f"--select {named}"
+        raise UsageError(f"--budget {budget} and {flag} exclude each other.", "Drop one of them.")
+    if named is None:
+        raise UsageError(
+            f"--budget {budget} needs a policy that chooses rows.",
+            "Add --select moving-average, or give 0 or 1.",
+        )
+    return named, share
+
+
+def exclude(given: Mapping[str, Any], *names: str) -> None:
+    """Raises UsageError, naming both, if more than one of these was given."""
+    flags = ["--" + name.replace("_", "-") for name in names if given[name] not in (None, False, [], ())]
+    if len(flags) > 1:
+        raise UsageError(f"{flags[0]} and {flags[1]} exclude each other.", "Drop one of them.")
+
+
+@contextmanager
+def naming_variables(context: typer.Context) -> Iterator[None]:
+    """Inside, a UsageError about a flag that was set by an environment variable names the variable."""
+    try:
+        yield
+    except UsageError as error:
+        flags = dict.fromkeys(re.findall(r"--[a-z][a-z-]*", error.message))
+        names = [flag[2:].replace("-", "_") for flag in flags]
+        found = [f"HGCA_{name.upper()}" for name in names if _from_environment(context, name)]
+        if found:
+            error.message = f"{error.message.rstrip('.')} (set by {', '.join(found)} in the environment)."
+        raise
+
+
+def _from_environment(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return getattr(source, "name", "") == "ENVIRONMENT"

@@ -1,0 +1,36 @@
+"""The bar that is shown while a prompt is read. Only imported where there is a terminal for it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from hgca_cli.events import PrefillProgress
+from hgca_cli.ui.figures import eta
+from hgca_cli.units import format_seconds
+
+
+class Bar:
+    """A transient bar on stderr; it must be closed, or the cursor stays hidden."""
+
+    def __init__(self, event: PrefillProgress, *, color: bool) -> None:
+        columns = (
+            TextColumn("reading"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )
+        console = Console(stderr=True, no_color=not color)
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._task = self._progress.add_task("", total=event.total, completed=event.cached, rate="")
+        self._progress.start()
+
+    def show(self, event: PrefillProgress) -> None:
+        """Move the bar."""
+        new = event.processed - event.cached
+        rate = f"{new / event.seconds:,.0f} tok/s, {format_seconds(eta(event))} left" if event.seconds and new else ""
+        self._progress.update(self._task, completed=event.processed, rate=f"{rate}  (Ctrl-C stops)")
+
+    def close(self) -> None:
+        """Take the bar away, and show the cursor again."""
+        self._progress.stop()
