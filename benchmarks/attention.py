@@ -33,9 +33,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[4096, 32768])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--times", type=int, default=9)
+    parser.add_argument("--own-threads", action="store_true", help="the library's threads, as with a GPU, not torch's")
     parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}")
     options = parser.parse_args()
     native.set_threads(options.threads)
+    native.share_openmp(not options.own_threads)
     torch.set_num_threads(options.threads)
 
     ceiling = {threads: bandwidth(threads) for threads in sorted({1, options.threads})}

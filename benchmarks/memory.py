@@ -31,8 +31,8 @@ def main() -> int:
     parser.add_argument("--new", type=int, default=64)
     options = parser.parse_args()
     choice = ModelChoice(options.model)
-    plan = plan_model(choice, PlanRequest(context=options.ctx, window=options.window), lambda event: None)
-    engine = start_engine(choice, plan, lambda event: None)
+    files, plan = plan_model(choice, PlanRequest(context=options.ctx, window=options.window), lambda event: None)
+    engine = start_engine(choice, files, plan)
     ids = engine.loaded.tokenizer.encode(options.text.read_text(encoding="utf-8-sig"))[: options.ctx - options.new]
     sequence = engine.new_sequence()
     sampling = SamplingSettings(temperature=0.0, max_tokens=options.new)

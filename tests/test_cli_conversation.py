@@ -13,7 +13,7 @@ import pytest
 
 from hgca_cli.ui.inert import inert
 from tests.models import save_tiny
-from tests.test_cli_arguments import hgca
+from tests.test_cli_outside import hgca
 
 pexpect = pytest.importorskip("pexpect")
 
