@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 import hgca_cli.hf.attention  # noqa: F401  (registers "hgca")
+from hgca_cli import native
 from hgca_cli.config import CacheSettings
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.load import load_model
@@ -37,6 +38,7 @@ def main() -> int:
     parser.add_argument("--new", type=int, default=128)
     options = parser.parse_args()
 
+    native.share_openmp(True)
     loaded = load_model(resolve(options.model), device="cpu", dtype="fp32")
     model, tokenizer = loaded.model, loaded.tokenizer
     excerpt = tokenizer.decode(tokenizer.encode(options.text.read_text(encoding="utf-8-sig"))[: options.tokens])

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 import hgca_cli.hf.attention  # noqa: F401  (registers "hgca")
+from hgca_cli import native
 from hgca_cli.attention.select.exact import Exact
 from hgca_cli.attention.select.moving_average import MovingAverage
 from hgca_cli.attention.select.window import WindowOnly
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--appended", action="store_true")
     parser.add_argument("--no-full", action="store_true", help="leave transformers' sdpa out")
     options = parser.parse_args()
+    native.share_openmp(True)
     loaded = load_model(resolve(options.model), device="cpu", dtype="fp32")
     text = loaded.tokenizer.encode(options.text.read_text(encoding="utf-8-sig"))
 

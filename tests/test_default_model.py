@@ -17,10 +17,32 @@ from hgca_cli.hf.registry import DEFAULT, ModelFiles
 
 pytestmark = pytest.mark.model
 NEAR_TIE = 1e-3
-WORDS = (
-    "river mountain letter garden winter engine captain silver morning market yellow thunder window story "
-    "teacher island forest candle bridge music paper ocean doctor evening"
-).split()
+WORDS = [
+    "river",
+    "mountain",
+    "letter",
+    "garden",
+    "winter",
+    "engine",
+    "captain",
+    "silver",
+    "morning",
+    "market",
+    "yellow",
+    "thunder",
+    "window",
+    "story",
+    "teacher",
+    "island",
+    "forest",
+    "candle",
+    "bridge",
+    "music",
+    "paper",
+    "ocean",
+    "doctor",
+    "evening",
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +52,9 @@ def loaded(default_model: Path) -> LoadedModel:
 
 def prose(count: int, seed: int) -> str:
     draw = random.Random(seed)
-    lines = [f"The {draw.choice(WORDS)} near the {draw.choice(WORDS)} kept a {draw.choice(WORDS)}." for _ in range(count)]
+    lines = [
+        f"The {draw.choice(WORDS)} near the {draw.choice(WORDS)} kept a {draw.choice(WORDS)}." for _ in range(count)
+    ]
     return " ".join(lines)
 
 
@@ -75,7 +99,9 @@ def test_a_passkey_is_found_by_exact_as_by_full_attention(loaded: LoadedModel) -
     for seed in range(3):
         key = str(random.Random(seed).randrange(10000, 100000))
         hidden = f" The pass key is {key}. Remember it: {key} is the pass key. "
-        text = prose(20, seed) + hidden + prose(40, seed + 50) + "\n\nWhat is the pass key? Answer with the number only."
+        text = (
+            prose(20, seed) + hidden + prose(40, seed + 50) + "\n\nWhat is the pass key? Answer with the number only."
+        )
         ids = prompt(loaded, text)
         for name in found:
             settings = CacheSettings(window=64, context=2048, select="window" if name == "window" else "exact")

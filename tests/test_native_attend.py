@@ -121,9 +121,13 @@ def test_strided_and_unaligned_rows(isa: str, rng: torch.Generator) -> None:
         assert worst(job) <= 1e-5
         job.key, job.value = job.key[:, ::3], job.value[:, ::3]
         assert worst(job) <= 1e-5
-        bytes_ = torch.zeros(2 * 100 * 64 * dtype.itemsize + 1, dtype=torch.uint8)
-        odd = bytes_[1:].numpy()  # one byte off: no vector type is aligned there
-        odd[:] = together.contiguous().view(torch.uint8).flatten().numpy()[: len(odd)]
+        buffer = bytearray(together.numel() * dtype.itemsize + 1)  # one byte off: no number is aligned there
+        odd = torch.frombuffer(buffer, dtype=dtype, count=together.numel(), offset=1).view(2, 100, 64)
+        torch.frombuffer(buffer, dtype=torch.uint8)[1:] = together.contiguous().view(torch.uint8).flatten()
+        assert odd.data_ptr() % dtype.itemsize == 1
+        want = native.attend(native.Attention(job.query, together[..., :40], together[..., 40:], job.scale))
+        got = native.attend(native.Attention(job.query, odd[..., :40], odd[..., 40:], job.scale))
+        assert torch.equal(got.out, want.out) and torch.equal(got.lse, want.lse)
 
 
 def test_one_huge_channel(isa: str, rng: torch.Generator) -> None:
