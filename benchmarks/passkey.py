@@ -29,6 +29,7 @@ from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.load import LoadedModel, load_model
 from hgca_cli.hf.registry import resolve
 
+ANSWER = 14  # tokens: "The pass key is", five digits, and some to spare
 QUESTION = "\n\nWhat is the pass key? Answer with the number only."
 
 
@@ -117,7 +118,7 @@ def answers(
         loaded.model.set_attn_implementation("sdpa")
         with torch.inference_mode():
             out = loaded.model(input_ids=torch.tensor([ids[:-1]]), use_cache=True, logits_to_keep=1)
-        said.append(("full", answer(loaded, out.past_key_values, ids[-1], 24), 1.0))
+        said.append(("full", answer(loaded, out.past_key_values, ids[-1], ANSWER), 1.0))
     loaded.model.set_attn_implementation("hgca")
     variants = [(a, b, p) for a in options.alpha for b in options.beta for p in options.pool]
     for index, (alpha, beta, pool) in enumerate(variants):
@@ -137,7 +138,7 @@ def answers(
                 if policy is not None:
                     layer.states[0].selector = policy()
             cache.reset_counters()
-            text = answer(loaded, cache, ids[-1], 24)
+            text = answer(loaded, cache, ids[-1], ANSWER)
             said.append((name, text, cache.rows().read_share))
             for layer, selector in zip(cache.layers, kept, strict=True):
                 layer.states[0].selector = selector
