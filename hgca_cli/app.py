@@ -108,7 +108,7 @@ def _explain(error: BaseException, debug: bool) -> tuple[str, str, str, int]:
     told: Any = getattr(error, "format_message", None)  # a mistake in the arguments, as Typer tells it
     if told is not None:
         command = getattr(getattr(error, "ctx", None), "command_path", "hgca")
-        words = re.sub(r"\(Possible options: (.+)\)", r"Did you mean \1?", str(told()))
+        words = re.sub(r"\s*\(Possible options: (.+)\)", r". Did you mean \1?", str(told()))
         return words, f"See {command} --help.", "usage", int(getattr(error, "exit_code", 2))
     what = f"unexpected error: {type(error).__name__}: {str(error)[:300]}".rstrip(": ")
     return what, "" if debug else "(--debug shows the traceback; please report it.)", "unexpected", 1

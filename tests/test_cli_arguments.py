@@ -1,0 +1,231 @@
+"""Arguments: what is wrong is one line with a remedy and the right exit code, before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hgca_cli import __version__
+from hgca_cli.app import run
+from hgca_cli.commands import aliases, flags
+from hgca_cli.errors import UsageError
+from tests.cli_process import environment, hgca, shell
+
+
+@pytest.fixture(autouse=True)
+def _no_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    for name in [name for name in os.environ if name.startswith("HGCA_")]:
+        monkeypatch.delenv(name)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) -> str:
+    assert run(list(words)) == code
+    out, err = capsys.readouterr()
+    assert err.startswith("hgca: error: ") and err.count("\n") == 1 and "Traceback" not in err and out == ""
+    return err
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["chat", "--help"], ["pull", "-h"]])
+def test_help_is_shown(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Usage: hgca") and "--help" in out and err == ""
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"hgca {__version__}\n"
+
+
+def test_help_is_light() -> None:
+    """Neither torch nor transformers, and little CPU over a bare Python start."""
+
+    def seconds(*words: str) -> float:
+        before = os.times()
+        subprocess.run([sys.executable, *words], capture_output=True, check=True, env=environment())
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    code = "import sys; from hgca_cli.app import run; run(['--help']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    for heavy in ("'torch'", "'transformers'", "'rich'", "'prompt_toolkit'", "'huggingface_hub'"):
+        assert heavy not in done.stdout
+    bare = min(seconds("-c", "pass") for _ in range(3))
+    ours = min(seconds("-m", "hgca_cli", "--help") for _ in range(3))
+    assert ours - bare < 0.3
+
+
+@pytest.mark.parametrize("words", ["", "--help", "chat --help", "--version"])
+def test_a_reader_that_leaves_is_no_error(words: str) -> None:
+    for command in (f"hgca {words} | true", f"hgca {words} | head -c 1", f"hgca {words} >&-"):
+        assert shell(f"set -o pipefail; {command} || test $? = 141").stderr == b""
+
+
+@pytest.mark.parametrize(("flag", "near"), [("--windw", "--window"), ("--temprature", "--temp"), ("--fil", "--file")])
+def test_an_unknown_flag_names_a_near_one(flag: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    err = refused(capsys, "chat", flag, "3")
+    assert f"{flag}. Did you mean " in err and near in err.split("mean")[1]
+
+
+def test_an_unknown_command_names_a_near_one(capsys: pytest.CaptureFixture[str]) -> None:
+    err = refused(capsys, "chta")
+    assert "'chta'" in err and "'chat'" in err
+
+
+@pytest.mark.parametrize("flag", ["--window", "--ctx", "--prefill-chunk", "--threads"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "abc", str(10**12), "", "4q", "nan"])
+def test_counts_out_of_range_name_the_range(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    err = refused(capsys, "chat", "-p", "x", f"{flag}={value}")
+    assert flag in err and "Give 1 to" in err
+
+
+BAD = [
+    ("--budget", "-0.1"), ("--budget", "1.0001"), ("--budget", "nan"), ("--budget", "inf"), ("--budget", "some"),
+    ("--budget", "0.1"),  # exact reads everything: a budget needs a policy that chooses
+    ("--temp", "-1"), ("--temp", "nan"), ("--temp", "inf"), ("--temp", "hot"),
+    ("--top-p", "0"), ("--top-p", "2"), ("--top-k", "-1"), ("--min-p", "1.5"), ("--repeat-penalty", "0"),
+    ("--seed", str(2**64)), ("--seed", "-1"), ("--max-tokens", "-1"), ("--stop", ""),
+    ("--threads", "10000"), ("--sinks", "-1"), ("--sinks", str(10**12)),
+    ("--dtype", "int3"), ("--kv-dtype", "int3"), ("--select", "best"), ("--color", "mauve"),
+    ("--ram-limit", "lots"), ("--gpu-mem", "-1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flag", "value"), BAD)
+def test_values_out_of_range_name_the_flag(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert flag in refused(capsys, "chat", "-p", "x", f"{flag}={value}")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--exact", "--select", "window"], ["--exact", "--select window"]),
+        (["--exact", "--budget", "0.5"], ["--exact", "--budget 0.5"]),
+        (["--dense", "--budget", "0.5"], ["--exact", "--budget 0.5"]),
+        (["--select", "window", "--budget", "0.5"], ["--select window", "--budget 0.5"]),
+        (["--system", "a", "--system-file", "b"], ["--system", "--system-file"]),
+        (["--raw", "--chat-template", "t"], ["--raw", "--chat-template"]),
+        (["--raw", "--system", "s"], ["--raw", "--system"]),
+        (["-q", "-v"], ["--quiet", "--verbose"]),
+        (["hello", "there"], ["--prompt", "without a flag"]),
+        (["--yarn"], ["--yarn", "--ctx"]),
+        (["-f", "-", "-f", "-"], ["--file", "once"]),
+    ],
+)
+def test_what_excludes_each_other_is_named(
+    words: list[str], named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    err = refused(capsys, "chat", "-p", "x", *words)
+    assert all(word in err for word in named)
+
+
+def test_options_before_the_command_count(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--color" in refused(capsys, "--color", "mauve", "chat", "-p", "x")
+    assert "--verbose" in refused(capsys, "-q", "chat", "-v", "-p", "x")
+
+
+@pytest.mark.parametrize(
+    ("select", "exact", "budget", "want"),
+    [
+        ("auto", False, "auto", ("exact", None)),
+        ("auto", True, "auto", ("exact", None)),
+        ("auto", False, "0", ("window", None)),
+        ("auto", False, "1", ("exact", None)),
+        ("auto", False, "100%", ("exact", None)),
+        ("window", False, "0", ("window", None)),
+        ("moving-average", False, "5%", ("moving-average", 0.05)),
+        ("moving-average", False, "0.05", ("moving-average", 0.05)),
+        ("moving-average", False, "1", ("moving-average", 1.0)),
+    ],
+)
+def test_policy_and_budget(select: str, exact: bool, budget: str, want: tuple[str, float | None]) -> None:
+    assert flags.policy_of(select, exact, budget) == want
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HGCA_WINDOW", "wide"),
+        ("HGCA_CTX", "-3"),
+        ("HGCA_THREADS", "many"),
+        ("HGCA_TEMP", "hot"),
+        ("HGCA_TOP_P", "7"),
+        ("HGCA_BUDGET", "nan"),
+        ("HGCA_SELECT", "best"),
+        ("HGCA_RAM_LIMIT", "lots"),
+        ("HGCA_EXACT", "perhaps"),
+        ("HGCA_COLOR", "mauve"),
+    ],
+)
+def test_garbage_in_the_environment_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert name in refused(capsys, "chat", "-p", "x")
+
+
+def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HGCA_WINDOW", "wide")
+    err = refused(capsys, "chat", "-p", "x", "--window", "16", "--temp", "-1")
+    assert "--temp" in err and "HGCA" not in err
+
+
+def test_spellings_of_other_tools() -> None:
+    words = ["--num-ctx=4k", "--temperature", "1", "--", "--num-ctx"]
+    assert aliases.rename_aliases(words) == ["--ctx=4k", "--temp", "1", "--", "--num-ctx"]
+
+
+@pytest.mark.parametrize(("other", "ours"), aliases.ALIASES.items())
+def test_every_alias_is_an_option(other: str, ours: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["chat", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"{ours} " in out and f"{other} " not in out
+
+
+@pytest.mark.parametrize("device", ["cuda:9", "cuda:x", "tpu"])
+def test_a_device_that_is_not_there(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    err = refused(capsys, "chat", "-m", "nobody/nothing", "-p", "x", "--device", device, code=5)
+    assert "no such device" in err and "cpu" in err and device in err
+
+
+def test_mistakes_are_told_before_the_model_is_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    refused(capsys, "chat", "-m", "no-such-org/no-such-model", "-p", "x", "--temp", "-3")
+    assert time.monotonic() - began < 1
+
+
+def test_sizes_people_write() -> None:
+    assert flags.count_of("128k", "--ctx") == 131_072 and flags.count_of("1M", "--ctx") == 1 << 20
+    assert flags.count_of("auto", "--ctx") is None and flags.bytes_of("8GiB", "--ram-limit") == 8 << 30
+    with pytest.raises(UsageError, match="--ctx"):
+        flags.count_of("k", "--ctx")
+
+
+def test_sampling_comes_from_flags_then_the_model_then_us() -> None:
+    theirs = {"temperature": 0.6, "top_k": 20, "top_p": "most", "do_sample": True}
+    settings, origins, wrong = flags.sampling_of({"top_k": 5}, theirs)
+    assert (settings.temperature, settings.top_k, settings.top_p) == (0.6, 5, 0.95)
+    assert (origins["temperature"], origins["top_k"], origins["top_p"]) == ("the model's", "given", "default")
+    assert len(wrong) == 1 and "top_p = 'most'" in wrong[0]
+
+
+def test_debug_shows_where_and_nothing_else_does() -> None:
+    for words in (["--debug", "chat"], ["chat", "--debug"]):
+        assert b"Traceback" in hgca(*words, "-p", "x", "--window", "0").stderr
+    assert b"Traceback" not in hgca("chat", "-p", "x", "--window", "0").stderr
+
+
+def test_an_error_nobody_expected_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr("hgca_cli.commands.chat.plan_model", broken)
+    err = refused(capsys, "chat", "-p", "x", code=1)
+    assert "unexpected error: ZeroDivisionError: by zero" in err and "--debug" in err

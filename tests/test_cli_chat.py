@@ -1,0 +1,168 @@
+"""Chat from outside: one answer, JSON, plans, policies, and what ends a run."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli_process import environment, here, hgca, records, save_tiny, shell
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny(tmp_path_factory.mktemp("chat") / "model")
+
+
+def test_one_answer_and_nothing_else(model: str) -> None:
+    once = hgca("chat", "-m", model, "-p", "the cat", "-n", "12", "--seed", "7")
+    again = here("chat", "-m", model, "the", "cat", "-n", "12", "--seed", "7")
+    assert once.returncode == again.returncode == 0 and once.stderr == again.stderr == b""
+    assert once.stdout == again.stdout and once.stdout.endswith(b"\n") and len(once.stdout) > 5
+    assert here("chat", "-m", model, "the cat", "-n", "12", "--seed", "8").stdout != once.stdout
+    assert here("chat", "-m", model, "the cat", "-n", "12", "--seed", "7", "--no-stream").stdout == once.stdout
+
+
+def test_json_events(model: str, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("the cat sat on the mat. " * 20)
+    words = ["chat", "-m", model, "-f", str(tmp_path / "long.txt"), "-p", "why?", "--json", "-n", "8", "--temp", "0"]
+    run = here(*words, "--window", "32", "--prefill-chunk", "64")
+    told = records(run)
+    assert run.returncode == 0 and run.stderr == b""
+    kinds = [record["type"] for record in told]
+    assert kinds[:2] == ["plan", "file"] and kinds.count("prefill") > 2 and kinds[-1] == "done"
+    assert told[0]["window"] == 32 and told[0]["context"] == 512
+    done = told[-1]
+    assert "".join(record["text"] for record in told if record["type"] == "token") == done["text"]
+    usage, timings = done["usage"], done["timings"]
+    assert usage["completion_tokens"] == timings["predicted_n"] == 8 and timings["predicted_per_second"] > 0
+    assert usage["prompt_tokens"] > 100 and done["hgca"]["store"] > 50 and done["hgca"]["read_share"] == 1.0
+    prefill = [record for record in told if record["type"] == "prefill"][-1]
+    assert prefill["processed"] == prefill["total"] == usage["prompt_tokens"] and prefill["cache"] == 0
+    short = records(here(*words, "--no-stream", "-q"))
+    assert [record["type"] for record in short] == ["done"] and short[0]["text"] == done["text"]
+
+
+def test_no_tokens_and_errors_as_json(model: str) -> None:
+    empty = records(here("chat", "-m", model, "-p", "x", "-n", "0", "--json"))[-1]
+    assert empty["text"] == "" and empty["finish_reason"] == "length" and empty["usage"]["completion_tokens"] == 0
+    done = here("chat", "-m", model, "-p", "the cat " * 900, "--json", "--ctx", "256")
+    error = records(done)[-1]
+    assert done.returncode == 2 and done.stderr.startswith(b"hgca: error: prompt is ")
+    assert error["type"] == "error" and error["code"] == "context_overflow" and error["exit_code"] == 2
+    assert "256" in error["message"] and "--ctx" in error["message"]
+    usage = here("chat", "-p", "x", "--json", "--temp", "-1")
+    assert records(usage)[-1]["code"] == "usage"
+
+
+def test_the_window_does_not_change_a_greedy_answer(model: str) -> None:
+    words = ["chat", "-m", model, "-p", "once upon a time " * 20, "-n", "30", "--temp", "0", "--json"]
+    done = {window: records(here(*words, "--window", window))[-1] for window in ("1", "16", "500")}
+    assert len({record["text"] for record in done.values()}) == 1
+    assert done["1"]["hgca"]["store"] > done["16"]["hgca"]["store"] > 0 == done["500"]["hgca"]["store"]
+
+
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [(["--select", "window"], 0.0), (["--budget", "0"], 0.0), (["--select", "moving-average", "--budget", "10%"], 0.3)],
+)
+def test_policies_and_budgets_reach_the_store(words: list[str], most: float, model: str) -> None:
+    base = ["chat", "-m", model, "-p", "the cat " * 60, "--json", "-n", "4", "--window", "8"]
+    rows = records(here(*base, *words))[-1]["hgca"]
+    assert rows["store"] > 50 and rows["read_share"] <= most
+
+
+def test_a_plan_loads_nothing(model: str) -> None:
+    done = here("chat", "-m", model, "--plan", "--ctx", "2k", "--window", "64", "--kv-dtype", "bf16")
+    assert done.returncode == 0 and b"weights" in done.stdout
+    for flag in (b"--ctx 2048", b"--window 64", b"--kv-dtype bf16", b"--device cpu"):
+        assert flag in done.stdout
+    assert b"beyond the trained length 512" in done.stderr and b"--yarn" in done.stderr
+    too_much = here("chat", "-m", model, "--plan", "--ctx", "900M")
+    assert too_much.returncode == 4 and b"needs" in too_much.stderr and b"--ctx" in too_much.stderr
+    assert here("chat", "-m", model, "-p", "x", "--ram-limit", "1M").returncode == 4
+    as_json = records(here("chat", "-m", model, "--plan", "--json"))
+    assert [record["type"] for record in as_json] == ["plan"] and as_json[0]["memory"][0]["weights"] > 0
+
+
+def test_beyond_the_trained_length(model: str) -> None:
+    plain = here("chat", "-m", model, "-p", "x", "-n", "2", "--ctx", "1k")
+    assert plain.returncode == 0 and b"beyond the trained length 512" in plain.stderr
+    stretched = here("chat", "-m", model, "-p", "x", "-n", "2", "--ctx", "1k", "--yarn")
+    assert stretched.returncode == 0 and stretched.stderr == b""
+    silent = here("chat", "-m", model, "-p", "x", "-n", "2", "--ctx", "1k", "-q")
+    assert silent.returncode == 0 and silent.stderr == b"" and silent.stdout
+
+
+def test_too_many_threads_are_clamped_and_said(model: str) -> None:
+    done = here("chat", "-m", model, "-p", "x", "-n", "1", "--threads", "1000")
+    assert done.returncode == 0 and b"--threads 1000" in done.stderr and b"are used" in done.stderr
+
+
+def test_raw_text_another_template_and_a_system_message(model: str, tmp_path: Path) -> None:
+    base = ["chat", "-m", model, "-p", "the cat", "--json", "-n", "1", "--temp", "0"]
+    (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    (tmp_path / "system.txt").write_text("be terse\n")
+
+    def prompt(*more: str) -> int:
+        return int(records(here(*base, *more))[-1]["usage"]["prompt_tokens"])
+
+    chat = prompt()
+    assert prompt("--raw") == prompt("--chat-template", str(tmp_path / "t.jinja")) < chat
+    assert prompt("-s", "be terse") == prompt("--system-file", str(tmp_path / "system.txt")) > chat
+
+
+def test_stop_strings_end_the_answer(model: str) -> None:
+    words = ["chat", "-m", model, "-p", "the cat", "-n", "30", "--temp", "0", "--json"]
+    whole = records(here(*words))[-1]["text"]
+    cut = records(here(*words, "--stop", "never said", "--stop", whole[10:13]))[-1]
+    assert cut["text"] == whole[: whole.index(whole[10:13])] and cut["finish_reason"] == "stop"
+
+
+def test_figures_only_where_somebody_looks_or_asks(model: str) -> None:
+    base = ["chat", "-m", model, "-p", "the cat", "-n", "5", "--seed", "3"]
+    assert here(*base).stderr == b""
+    shown = here(*base, "--stats").stderr.decode()
+    assert shown.startswith("5 tokens, ") and "tok/s" in shown and "rows: window" in shown and "seed 3" in shown
+    assert "\x1b" not in shown and "\x1b[2m" in here(*base, "--stats", "--color", "always").stderr.decode()
+    assert "threads: " in here(*base, "-v").stderr.decode()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_one_shot_that_is_stopped(number: int, code: int, model: str) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "hgca_cli", "chat", "-m", model, "-p", "the cat", "-n", "9999", "--ctx", "20k", "-q"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        env=environment(),
+    )
+    assert child.stdout is not None and child.stderr is not None
+    first = child.stdout.read(1)  # it answers
+    child.send_signal(number)
+    assert child.wait(timeout=20) == code
+    assert first and child.stdout.read().endswith(b"\n") and child.stderr.read() == b""  # what there is was printed
+
+
+def test_a_reader_that_leaves_and_a_full_disk(model: str) -> None:
+    left = shell(f"hgca chat -m {model} -p x -n 9999 --ctx 20k -q | head -c 1")
+    assert left.returncode == 0 and len(left.stdout) == 1 and left.stderr == b""
+    if Path("/dev/full").exists():
+        full = shell(f"hgca chat -m {model} -p x -n 5 -q >/dev/full")
+        assert full.returncode == 1 and full.stderr.startswith(b"hgca: error: cannot write the answer: No space left")
+        assert full.stderr.count(b"\n") == 1
+
+
+def test_a_model_that_is_not_there() -> None:
+    for name in ("./no/such/dir", "no-such-alias"):
+        done = here("chat", "-m", name, "-p", "x", HF_HUB_OFFLINE="1")
+        assert done.returncode == 5 and done.stderr.count(b"\n") == 1 and name.strip("./").encode() in done.stderr
+
+
+def test_pull_says_where_a_model_is(model: str) -> None:
+    done = here("pull", model, "-v")
+    assert done.returncode == 0 and model.encode() in done.stdout and b"model.safetensors" in done.stderr
+    assert here("pull", "./nowhere").returncode == 5
