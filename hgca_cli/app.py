@@ -90,7 +90,7 @@ def _failed(error: BaseException, debug: bool, as_json: bool) -> int:
     if debug:
         traceback.print_exception(error)
     message, hint, code, exit_code = _explain(error, debug)
-    if exit_code == 130 and not as_json:
+    if exit_code == 130:  # Ctrl-C: the person knows
         return exit_code
     try:
         report(message, hint, code, exit_code, as_json)

@@ -82,7 +82,7 @@ class HumanSink:
         elif isinstance(event, Done):
             if not self._stream:
                 self._answer(event.text)
-            if self._line_open or not event.text:
+            if self._line_open or not (event.text or event.finish_reason == "interrupted"):
                 self._write("\n")
             self._line_open = False
             if self._stats:

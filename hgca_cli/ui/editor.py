@@ -70,7 +70,7 @@ class Editor:
             key_bindings=editor_keys(),
             completer=SlashCompleter(commands),
             complete_while_typing=False,
-            bottom_toolbar=status if os.environ.get("TERM") != "dumb" else None,
+            bottom_toolbar=status,
             prompt_continuation="... ",
             color_depth=None if color else ColorDepth.DEPTH_1_BIT,
         )
@@ -88,8 +88,8 @@ def make_reader(
     plain: bool,
     color: bool,
 ) -> Reader:
-    """The editor if a person sits at both ends, else plain lines."""
-    if plain or not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
+    """The editor if a person sits at both ends of a terminal that can move its cursor, else plain lines."""
+    if plain or os.environ.get("TERM") == "dumb" or not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
         return PlainReader()
     return Editor(commands, status, history(), color=color)
 

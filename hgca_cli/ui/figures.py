@@ -20,9 +20,10 @@ def figures(done: Done) -> str:
     read = f", {rows.read_share:.0%} of it read" if rows.store else ""
     cached = f" ({done.cached_tokens:,} cached)" if done.cached_tokens else ""
     cut = "" if done.finish_reason == "stop" else f" | {done.finish_reason}"
+    speed = f"{done.tokens_per_second:.1f} tok/s, first after {format_seconds(done.ttft_seconds)}"
     return (
-        f"{done.completion_tokens:,} tokens, {done.tokens_per_second:.1f} tok/s, "
-        f"first after {format_seconds(done.ttft_seconds)} | prompt {done.prompt_tokens:,}{cached} | "
+        f"{done.completion_tokens:,} tokens{f', {speed}' if done.completion_tokens else ''} | "
+        f"prompt {done.prompt_tokens:,}{cached} | "
         f"rows: window {rows.window:,}, store {rows.store:,}{read} | seed {done.seed}{cut}"
     )
 
