@@ -57,28 +57,36 @@ def check_config(path: Path, *, trust_remote_code: bool = False) -> dict[str, An
         raise ModelError(f"{file}: transformers knows no model family {kind!r}.", "A newer transformers may.")
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for name, most in PLAUSIBLE.items():
-            value = part.get(name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-                raise ModelError(f"{file}: {name} = {str(value)[:40]} is not plausible (1 .. {most:,}).", FETCH_AGAIN)
+            values = part.get(name)
+            for value in values if isinstance(values, list) else [values]:  # a list has one per layer
+                if value is None:
+                    continue
+                if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+                    raise ModelError(
+                        f"{file}: {name} = {str(value)[:40]} is not plausible (1 .. {most:,}).", FETCH_AGAIN
+                    )
     return config
 
 
 def check_weights(path: Path) -> list[Path]:
     """The safetensors files of a model directory, each with a sound header. Raises ModelError naming the file."""
-    index = path / "model.safetensors.index.json"
-    if index.exists():
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    files: list[Path] = []  # those transformers will read
+    if whole.exists():
+        files = [whole]
+    elif index.exists():
         files = [path / name for name in _shards(index)]
-    else:
-        files = sorted(path.glob("*.safetensors"))
     if not files:
-        if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
+        if others := sorted(p.name for p in path.glob("*.safetensors")):
+            raise ModelError(
+                f"{path} has {others[0]}, but neither model.safetensors nor an index of its parts.", FETCH_AGAIN
+            )
+        if any(any(path.glob(kind)) for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt")):
             raise ModelError(
                 f"{path} has only pickle weights (.bin), which can run code when they are loaded: refused.",
                 "Use a model with safetensors, or convert it with its author's tools.",
             )
-        raise ModelError(f"{path} has no .safetensors file.", FETCH_AGAIN)
+        raise ModelError(f"{path} has no model.safetensors.", FETCH_AGAIN)
     for file in files:
         tensor_bytes(file)
     return files
@@ -107,6 +115,31 @@ def tensor_bytes(file: Path) -> dict[str, tuple[int, int]]:
 def weights_bytes(path: Path, itemsize: int) -> int:
     """Bytes of a model's weights once loaded with numbers of `itemsize` bytes."""
     return sum(count for file in check_weights(path) for count, _ in tensor_bytes(file).values()) * itemsize
+
+
+def check_size(config: Any, path: Path) -> None:
+    """The model a config describes, built without memory, is no larger than its files. Raises ModelError.
+
+    Missing and mismatched weights are told by name once loaded, but only after room was made for all of them.
+    """
+    counts = [count for file in check_weights(path) for count, _ in tensor_bytes(file).values()]
+    text = config.get_text_config(decoder=True)
+    if text.num_hidden_layers > len(counts):
+        raise ModelError(
+            f"{path}: config.json wants {text.num_hidden_layers:,} layers, the files have {len(counts):,} tensors.",
+            "config.json and weights are of different models.",
+        )
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        wanted = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    packed = 8 if getattr(config, "quantization_config", None) else 2  # 4-bit codes in words; a head tied or not
+    if wanted > packed * sum(counts):
+        raise ModelError(
+            f"{path}: config.json describes {wanted:,} weights, the files have {sum(counts):,}.",
+            "config.json and weights are of different models.",
+        )
 
 
 def _shards(index: Path) -> list[str]:

@@ -15,8 +15,8 @@ from hgca_cli.errors import ModelError
 SECONDS = 5.0
 
 
-class _TimeUp(Exception):
-    """Raised inside the rendering thread."""
+class _TimeUp(BaseException):
+    """Raised inside the rendering thread; no `except Exception` on the way may swallow it."""
 
 
 def render(tokenizer: Any, messages: list[dict[str, str]], seconds: float = SECONDS, **options: Any) -> str:

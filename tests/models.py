@@ -1,0 +1,149 @@
+"""Tiny random models on disk, as safetensors and as GGUF, and the ways to damage them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny_engine import TEMPLATE, tiny_model, tiny_tokenizer
+
+LAYERS, HEADS, KV_HEADS = 2, 4, 2
+
+
+def write_model(path: Path, template: str | None = TEMPLATE) -> Path:
+    """A whole model directory: config, generation config, tokenizer, model.safetensors."""
+    tiny_model().save_pretrained(path)
+    tiny_tokenizer(template).hf.save_pretrained(path)
+    return path
+
+
+def change_config(path: Path, **changes: Any) -> None:
+    """Set keys of config.json; None takes one away."""
+    file = path / "config.json"
+    config = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    """Rewrite model.safetensors with what `change` makes of its tensors."""
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def shard(path: Path, name: str = "model-00002-of-00002.safetensors") -> Path:
+    """Split model.safetensors in two; the second is called `name` in the index. Returns the index."""
+    tensors = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    names = sorted(tensors)
+    first, second = names[: len(names) // 2], names[len(names) // 2 :]
+    one = "model-00001-of-00002.safetensors"
+    save_file({n: tensors[n] for n in first}, path / one, metadata={"format": "pt"})
+    save_file({n: tensors[n] for n in second}, path / "model-00002-of-00002.safetensors", metadata={"format": "pt"})
+    index = path / "model.safetensors.index.json"
+    places = dict.fromkeys(first, one) | dict.fromkeys(second, name)
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return index
+
+
+def raw_safetensors(header: object, data: bytes = b"", length: int | None = None) -> bytes:
+    """A safetensors file with any header: an object written as JSON, or bytes as they are."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def write_gguf(
+    path: Path,
+    *,
+    tokenizer: bool = True,
+    quant: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    leave_out: str = "",
+    arch: str = "llama",
+) -> Path:
+    """The tiny model as a GGUF file, named and ordered as llama.cpp's converter does it.
+
+    quant  of the matrices (their rows are 32 or 48 numbers: a block is 32, so only some take Q8_0)
+    """
+    model, fast = tiny_model(), tiny_tokenizer().hf
+    writer = gguf.GGUFWriter(path, arch)
+    config = model.config
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // HEADS)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    if tokenizer:
+        _add_tokenizer(writer, fast, config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
+    for name, tensor in model.state_dict().items():
+        if name == leave_out:
+            continue
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor = _permuted(tensor, HEADS if "q_proj" in name else KV_HEADS)
+        data = tensor.numpy().copy()
+        fits = data.ndim == 2 and data.shape[1] % gguf.GGML_QUANT_SIZES[quant][0] == 0
+        kind = quant if fits else gguf.GGMLQuantizationType.F32
+        packed = data if kind == gguf.GGMLQuantizationType.F32 else gguf.quants.quantize(data, kind)
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), packed, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def gguf_bytes(
+    pairs: list[bytes] = (), tensors: list[bytes] = (), *, version: int = 3,  # type: ignore[assignment]
+    counts: tuple[int, int] | None = None, data: bytes = b"",
+) -> bytes:  # fmt: skip
+    """A GGUF file put together by hand."""
+    count = counts or (len(tensors), len(pairs))
+    return b"GGUF" + struct.pack("<IQQ", version, *count) + b"".join(pairs) + b"".join(tensors) + data
+
+
+def gguf_string(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def gguf_tensor(name: str, shape: tuple[int, ...], kind: int = 0, offset: int = 0) -> bytes:
+    return gguf_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, fast: Any, rows: int) -> None:
+    spec = json.loads(fast.backend_tokenizer.to_str())
+    by_id = {index: token for token, index in fast.get_vocab().items()}
+    control = set(fast.all_special_tokens)
+    tokens = [by_id.get(index, f"<unused{index}>") for index in range(rows)]
+    kinds = [3 if token in control else 1 if index in by_id else 5 for index, token in enumerate(tokens)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in spec["model"]["merges"]])
+    writer.add_bos_token_id(fast.convert_tokens_to_ids("<|end|>"))
+    writer.add_eos_token_id(fast.convert_tokens_to_ids("<|end|>"))
+    writer.add_chat_template(TEMPLATE)
+
+
+def _permuted(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of a query or key matrix as GGUF orders them for llama: rotary pairs are neighbours."""
+    rows, columns = tensor.shape
+    return tensor.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal to the last bit, NaN included."""
+    return bool(numpy.array_equal(a.numpy(), b.numpy(), equal_nan=True))
