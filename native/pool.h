@@ -15,7 +15,7 @@ typedef struct hgca_batch {
     struct hgca_batch *next; /* in the queue */
 } hgca_batch;
 
-int hgca_pool_submit(hgca_batch *batch);
+void hgca_pool_submit(hgca_batch *batch);
 void hgca_pool_wait(hgca_batch *batch);
 
 /* The pool's lock, also for the list of outstanding work. */
