@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hgca_cli.errors import ModelError
+from hgca_cli.hf.shape import refuse_unsupported_model
 
 # What a config may say at most: generous for any model there is, small enough that nothing is built for hours.
 PLAUSIBLE = {
@@ -26,6 +27,12 @@ PLAUSIBLE = {
 FETCH_AGAIN = "Fetch the model again."
 
 
+def reason(error: BaseException, most: int = 160) -> str:
+    """What an error of a library says, as the end of one of our lines."""
+    said = " ".join(str(error).split())[:most].rstrip(" .")
+    return f"{type(error).__name__} {said}".rstrip() if isinstance(error, KeyError) or not said else said
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model's file. Raises ModelError naming the file."""
     try:
@@ -33,8 +40,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ModelError(f"{path} is missing.", "Name the directory of a complete model.") from error
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "it is not valid JSON"
-        raise ModelError(f"{path} cannot be read: {reason}.", FETCH_AGAIN) from error
+        why = getattr(error, "strerror", None) or "it is not valid JSON"
+        raise ModelError(f"{path} cannot be read: {why}.", FETCH_AGAIN) from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} is not a JSON object.", FETCH_AGAIN)
     return content
@@ -108,7 +115,7 @@ def tensor_bytes(file: Path) -> dict[str, tuple[int, int]]:
                     count *= size
                 sizes[name] = (count, count * _BITS.get(part.get_dtype(), 32) // 8)
     except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
-        raise ModelError(f"{file} is damaged: {str(error).splitlines()[0][:150]}.", FETCH_AGAIN) from error
+        raise ModelError(f"{file} is damaged: {reason(error)}.", FETCH_AGAIN) from error
     return sizes
 
 
@@ -117,8 +124,10 @@ def weights_bytes(path: Path, itemsize: int) -> int:
     return sum(count for file in check_weights(path) for count, _ in tensor_bytes(file).values()) * itemsize
 
 
-def check_size(config: Any, path: Path) -> None:
-    """The model a config describes, built without memory, is no larger than its files. Raises ModelError.
+def check_size(config: Any, path: Path, *, trust_remote_code: bool = False) -> None:
+    """The model a config describes, built without memory, is one we can run and no larger than its files.
+
+    Raises ModelError.
 
     Missing and mismatched weights are told by name once loaded, but only after room was made for all of them.
     """
@@ -133,7 +142,9 @@ def check_size(config: Any, path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        wanted = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    refuse_unsupported_model(model)
+    wanted = sum(p.numel() for p in model.parameters())
     packed = 8 if getattr(config, "quantization_config", None) else 2  # 4-bit codes in words; a head tied or not
     if wanted > packed * sum(counts):
         raise ModelError(

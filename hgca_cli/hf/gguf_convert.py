@@ -19,6 +19,7 @@ from pathlib import Path
 from hgca_cli.errors import DoesNotFitError, HgcaError, ModelError
 from hgca_cli.events import Notice
 from hgca_cli.hf import model_cache
+from hgca_cli.hf.checks import reason
 from hgca_cli.hf.gguf_check import check_gguf
 from hgca_cli.hf.registry import Notify
 from hgca_cli.units import format_bytes
@@ -134,5 +135,6 @@ def _drop_invented(target: Path, rows: int) -> None:
 
 
 def _cannot(path: Path, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split())[:150] or type(error).__name__
-    return ModelError(f"{path} cannot be converted: {reason}", "Use the model's safetensors, or another file of it.")
+    return ModelError(
+        f"{path} cannot be converted: {reason(error)}.", "Use the model's safetensors, or another file of it."
+    )

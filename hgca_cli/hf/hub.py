@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.events import Notice
+from hgca_cli.hf.checks import reason
 from hgca_cli.hf.registry import Notify
 from hgca_cli.units import format_bytes
 
@@ -90,8 +92,7 @@ def _explained(name: str, revision: str | None, error: Exception) -> ModelError 
     reach = "Check the network (HF_ENDPOINT sets a mirror), or name a model you have: -m DIRECTORY."
     if isinstance(error, errors.LocalEntryNotFoundError):
         return ModelError(f"cannot reach the model hub for {name}.", reach)
-    reason = " ".join(str(error).split())[:150] or type(error).__name__
-    return ModelError(f"cannot fetch {name} from the hub: {reason}", reach)
+    return ModelError(f"cannot fetch {name} from the hub: {reason(error)}.", reach)
 
 
 def _progress(name: str, notify: Notify) -> type:
@@ -105,7 +106,7 @@ def _progress(name: str, notify: Notify) -> type:
 
         def __init__(self, *args: Any, **options: Any) -> None:
             options.pop("name", None)
-            super().__init__(*args, **options | {"disable": False})
+            super().__init__(*args, **options | {"disable": False, "file": io.StringIO()})
 
         def display(self, *_: Any, **__: Any) -> bool:
             if self.unit == "B" and self.n > told["bytes"] and time.monotonic() - told["at"] > TELL_EVERY_SECONDS:

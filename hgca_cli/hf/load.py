@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from hgca_cli.errors import DoesNotFitError, ModelError
-from hgca_cli.hf.checks import FETCH_AGAIN, check_config, check_size, check_weights
+from hgca_cli.hf.checks import FETCH_AGAIN, check_config, check_size, check_weights, read_json, reason
 from hgca_cli.hf.quiet import quiet
 from hgca_cli.hf.registry import ModelFiles
-from hgca_cli.hf.shape import refuse_unsupported, refuse_unsupported_model, text_config, trained_context
+from hgca_cli.hf.shape import refuse_unsupported, text_config, trained_context
 from hgca_cli.hf.tokenizer import Tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -48,8 +48,7 @@ def read_config(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
         try:
             config = AutoConfig.from_pretrained(files.path, trust_remote_code=trust_remote_code, local_files_only=True)
         except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"{files.path / 'config.json'} is not usable: {reason}", FETCH_AGAIN) from error
+            raise ModelError(f"{files.path / 'config.json'} is not usable: {reason(error)}.", FETCH_AGAIN) from error
     refuse_unsupported(config)
     return config
 
@@ -75,13 +74,15 @@ def load_model(
     if yarn_context is not None and yarn_context > trained:
         stretch(config, yarn_context)
     shards = check_weights(files.path)
+    if (files.path / "generation_config.json").exists():
+        read_json(files.path / "generation_config.json")  # transformers goes on without it, and answers never end
     tokenizer = Tokenizer.load(files.path, trust_remote_code=trust_remote_code)
     kind = DTYPES.get(dtype) or (torch.float32 if device == "cpu" else _own_dtype(config))
     from transformers import AutoModelForCausalLM
 
     with quiet():
         try:
-            check_size(config, files.path)
+            check_size(config, files.path, trust_remote_code=trust_remote_code)
             model, info = AutoModelForCausalLM.from_pretrained(
                 files.path,
                 config=config,
@@ -99,9 +100,7 @@ def load_model(
         except (ValueError, RuntimeError, KeyError, TypeError, OSError, AttributeError, ImportError) as error:
             if "can't allocate memory" in str(error):  # how torch says it on the CPU
                 raise _too_large(files, device) from error
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise ModelError(f"{files.path} cannot be loaded: {reason}", FETCH_AGAIN) from error
-    refuse_unsupported_model(model)
+            raise ModelError(f"{files.path} cannot be loaded: {reason(error)}.", FETCH_AGAIN) from error
     _refuse_not_finite(files, model)
     rows = model.get_input_embeddings().weight.shape[0]
     if tokenizer.largest_id >= rows:

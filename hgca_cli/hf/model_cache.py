@@ -29,6 +29,8 @@ ABANDONED_SECONDS = 24 * 3600  # a conversion this old was killed
 def find(name: str) -> Path | None:
     """The directory of a converted model, wherever it was put; nothing is written."""
     for root in (_home(), _spare()):
+        if root == _spare() and not _ours(root):
+            continue
         if (root / "models" / name / "config.json").is_file():
             return root / "models" / name
     return None
@@ -49,9 +51,8 @@ def cache_dir(notify: Callable[[Event], None]) -> Path:
     spare = _spare()
     try:
         spare.mkdir(mode=0o700, exist_ok=True)
-        found = spare.lstat()
-        if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
-            raise PermissionError(errno.EACCES, "it belongs to someone else")  # whose files we would then trust
+        if not _ours(spare):
+            raise PermissionError(errno.EACCES, "it belongs to someone else")
         _writable(spare)
     except OSError as error:
         raise ModelError(
@@ -98,6 +99,15 @@ def _home() -> Path:
 
 def _spare() -> Path:
     return Path(tempfile.gettempdir()) / f"hgca-cache-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+
+
+def _ours(spare: Path) -> bool:
+    """Whether a directory in a place where anybody may write is the user's own: its files will be trusted."""
+    try:
+        found = spare.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and (not hasattr(os, "getuid") or found.st_uid == os.getuid())
 
 
 def _writable(path: Path) -> Path:

@@ -10,9 +10,10 @@ from typing import Any
 
 from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.hf import template
-from hgca_cli.hf.checks import FETCH_AGAIN
+from hgca_cli.hf.checks import FETCH_AGAIN, reason
 from hgca_cli.hf.quiet import quiet
 
+_FILES = ("tokenizer.*", "vocab.*", "*.model", "*.tiktoken", "tekken.json")  # one of these holds the vocabulary
 Messages = list[dict[str, str]]
 
 
@@ -32,6 +33,8 @@ class Tokenizer:
         """The tokenizer of a model directory. Raises ModelError naming the directory."""
         from transformers import AutoTokenizer
 
+        if not any(True for kind in _FILES for _ in path.glob(kind)):
+            raise ModelError(f"{path} has no tokenizer.", FETCH_AGAIN)
         with quiet():
             try:
                 hf = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
@@ -39,10 +42,9 @@ class Tokenizer:
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # tokenizer files fail in every way; a panic in Rust is no Exception
-                reason = " ".join(str(error).split())[:160] or type(error).__name__
-                raise ModelError(f"the tokenizer in {path} cannot be read: {reason}", FETCH_AGAIN) from error
+                raise ModelError(f"the tokenizer in {path} cannot be read: {reason(error)}.", FETCH_AGAIN) from error
         if not good:
-            raise ModelError(f"{path} has no tokenizer.", FETCH_AGAIN)
+            raise ModelError(f"the tokenizer in {path} is empty.", FETCH_AGAIN)
         own = hf.eos_token_id
         return cls(hf, frozenset([own] if own is not None else []))
 
