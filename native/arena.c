@@ -9,11 +9,7 @@
 #define MAP_NORESERVE 0
 #endif
 
-static int64_t page(void) {
-    static int64_t size;
-    if (size == 0) size = (int64_t)sysconf(_SC_PAGESIZE);
-    return size;
-}
+static int64_t page(void) { return (int64_t)sysconf(_SC_PAGESIZE); }
 
 static int64_t up(int64_t bytes) { return (bytes + page() - 1) / page() * page(); }
 
@@ -49,7 +45,6 @@ const char *hgca_status_text(int status) {
     case HGCA_BAD_ARGUMENT: return "an argument is out of range";
     case HGCA_NO_MEMORY: return "no memory";
     case HGCA_NO_ISA: return "this machine does not have that instruction set";
-    case HGCA_NO_THREADS: return "no thread could be started";
     }
     return "unknown status";
 }

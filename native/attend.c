@@ -9,6 +9,7 @@
 #include "pool.h"
 
 enum { LEAST_ROWS = 256, TILE_ROWS = 64, PIECES_PER_THREAD = 4 };
+enum { MOST = 1 << 24 }; /* heads, widths: what keeps the sizes below in 64 bits */
 
 /* One list of one job: its query heads, its rows, the pieces they were cut into. */
 typedef struct {
@@ -58,7 +59,8 @@ static int check(const hgca_attention *job) {
         return HGCA_BAD_ARGUMENT;
     if (!job->query || !job->out || !job->lse || (job->rows > 0 && (!job->key || !job->value)))
         return HGCA_BAD_ARGUMENT;
-    if (!(job->softcap >= 0.0f)) return HGCA_BAD_ARGUMENT;
+    if (job->heads > MOST || job->key_dim > MOST || job->value_dim > MOST) return HGCA_BAD_ARGUMENT;
+    if (!(job->softcap >= 0.0f && job->softcap < INFINITY)) return HGCA_BAD_ARGUMENT;
     if (job->lists == 0) return HGCA_OK;
     if (job->lists % job->kv_heads || job->heads % job->lists || !job->row_start) return HGCA_BAD_ARGUMENT;
     if (job->row_start[0] < 0) return HGCA_BAD_ARGUMENT;
@@ -223,7 +225,8 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     w->next = outstanding;
     outstanding = w;
     hgca_pool_unlock();
-    return hgca_pool_submit(&w->batch);
+    hgca_pool_submit(&w->batch);
+    return HGCA_OK;
 }
 
 int hgca_wait(int64_t ticket) {

@@ -4,17 +4,41 @@
 #include <stddef.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "hgca.h"
 
-/* Fastest first. A new instruction set is one file and one row. */
-static const hgca_isa_kernels *const table[] = {
-#if defined(__x86_64__) || defined(_M_X64)
-    &hgca_avx512,
-    &hgca_avx2,
-#elif defined(__aarch64__)
-    &hgca_neon,
+/* The questions stand here and not beside the kernels: those files are compiled with instructions the machine may lack.
+ * The compiler's own test asks CPUID, and XGETBV whether the system saves the registers. */
+static int always(void) { return 1; }
+
+#if defined(__x86_64__)
+static int has_avx2(void) {
+    unsigned a, b, c = 0, d;
+    int f16c = __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1); /* older compilers cannot ask for it by name */
+    return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+static int has_avx512(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
 #endif
-    &hgca_scalar,
+
+/* Fastest first. A new instruction set is one file and one row. */
+static const struct {
+    const hgca_isa_kernels *kernels;
+    int (*present)(void);
+} table[] = {
+#if defined(__x86_64__)
+    {&hgca_avx512, has_avx512},
+    {&hgca_avx2, has_avx2},
+#elif defined(__aarch64__)
+    {&hgca_neon, always},
+#endif
+    {&hgca_scalar, always},
 };
 enum { ROWS = sizeof table / sizeof table[0] };
 
@@ -23,22 +47,21 @@ static _Atomic(const hgca_isa_kernels *) chosen;
 const hgca_isa_kernels *hgca_kernels(void) {
     const hgca_isa_kernels *kernels = atomic_load_explicit(&chosen, memory_order_acquire);
     for (int i = 0; kernels == NULL; i++) {
-        if (!table[i]->present()) continue;
-        kernels = table[i];
+        if (!table[i].present()) continue;
+        kernels = table[i].kernels;
         atomic_store_explicit(&chosen, kernels, memory_order_release);
     }
     return kernels;
 }
 
 const char *hgca_isas(void) {
-    static char names[64]; /* the same bytes whoever writes them */
-    char list[sizeof names] = "";
+    static _Thread_local char names[64];
+    names[0] = 0;
     for (int i = 0; i < ROWS; i++) {
-        if (!table[i]->present()) continue;
-        if (list[0]) strcat(list, ",");
-        strcat(list, table[i]->name);
+        if (!table[i].present()) continue;
+        if (names[0]) strcat(names, ",");
+        strcat(names, table[i].kernels->name);
     }
-    memcpy(names, list, sizeof names);
     return names;
 }
 
@@ -47,9 +70,8 @@ const char *hgca_isa(void) { return hgca_kernels()->name; }
 int hgca_use_isa(const char *name) {
     if (name == NULL) return HGCA_BAD_ARGUMENT;
     for (int i = 0; i < ROWS; i++) {
-        if (strcmp(table[i]->name, name) != 0) continue;
-        if (!table[i]->present()) return HGCA_NO_ISA;
-        atomic_store_explicit(&chosen, table[i], memory_order_release);
+        if (strcmp(table[i].kernels->name, name) != 0 || !table[i].present()) continue;
+        atomic_store_explicit(&chosen, table[i].kernels, memory_order_release);
         return HGCA_OK;
     }
     return HGCA_NO_ISA;

@@ -13,8 +13,7 @@ enum {
     HGCA_OK = 0,
     HGCA_BAD_ARGUMENT = 1, /* a null pointer, a negative size, a row out of range, heads that do not divide */
     HGCA_NO_MEMORY = 2,    /* malloc or mmap said no */
-    HGCA_NO_ISA = 3,       /* no such instruction set here */
-    HGCA_NO_THREADS = 4    /* a worker could not be started */
+    HGCA_NO_ISA = 3        /* no such instruction set here */
 };
 
 enum { HGCA_F32 = 0, HGCA_BF16 = 1, HGCA_F16 = 2 };
@@ -63,7 +62,8 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket);
 int hgca_wait(int64_t ticket);
 
 /* Threads that work on a job, the waiting caller included: 1 .. 1024. The default is the number of processors the
- * process may use. A child process after fork() gets threads of its own at its first job. */
+ * process may use. Where the system refuses a thread there are fewer, and the waiting caller does their work. A child
+ * process after fork() gets threads of its own at its first job; jobs started before the fork are the parent's. */
 int hgca_set_threads(int32_t threads);
 int32_t hgca_threads(void);
 

@@ -37,8 +37,7 @@ typedef void (*hgca_piece_fn)(const hgca_piece *piece);
 
 typedef struct {
     const char *name;
-    int (*present)(void);        /* may this machine run it? */
-    hgca_piece_fn piece[3];      /* by dtype: f32, bf16, f16 */
+    hgca_piece_fn piece[3]; /* by dtype: f32, bf16, f16 */
 } hgca_isa_kernels;
 
 extern const hgca_isa_kernels hgca_scalar, hgca_avx2, hgca_avx512, hgca_neon;

@@ -1,5 +1,4 @@
 /* AVX2 with FMA and F16C: 8 floats, 16 registers, so two query heads a pass. */
-#include <cpuid.h>
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
@@ -61,10 +60,4 @@ static inline VF vtail_rows(const char *p, int dtype, int n) {
 
 #include "kernels_template.h"
 
-static int present(void) {
-    unsigned a, b, c = 0, d;
-    int f16c = __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
-    return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
-
-const hgca_isa_kernels hgca_avx2 = {"avx2", present, {piece_f32, piece_bf16, piece_f16}};
+const hgca_isa_kernels hgca_avx2 = {"avx2", {piece_f32, piece_bf16, piece_f16}};

@@ -55,9 +55,4 @@ static inline VF vtail_rows(const char *p, int dtype, int n) {
 
 #include "kernels_template.h"
 
-static int present(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-
-const hgca_isa_kernels hgca_avx512 = {"avx512", present, {piece_f32, piece_bf16, piece_f16}};
+const hgca_isa_kernels hgca_avx512 = {"avx512", {piece_f32, piece_bf16, piece_f16}};

@@ -60,6 +60,4 @@ static inline VF vtail_rows(const char *p, int dtype, int n) {
 
 #include "kernels_template.h"
 
-static int always(void) { return 1; }
-
-const hgca_isa_kernels hgca_scalar = {"scalar", always, {piece_f32, piece_bf16, piece_f16}};
+const hgca_isa_kernels hgca_scalar = {"scalar", {piece_f32, piece_bf16, piece_f16}};

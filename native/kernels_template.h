@@ -88,21 +88,30 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
     }
 }
 
+/* score = softcap * tanh(score / softcap). Near zero an odd polynomial (Cephes), as 1 - exp(-2x) has lost its digits
+ * there; else (1 - e) / (1 + e) with e = exp(-2 |x|), which cannot overflow. NaN stays NaN. */
+INLINE void cap_scores(float *score, int rows, float softcap) {
+    float e[TILE] __attribute__((aligned(64)));
+    for (int r = 0; r < rows; r++) e[r] = -2.0f * fabsf(score[r] / softcap);
+    for (int r = rows; r % VW != 0; r++) e[r] = 0.0f;
+    for (int r = 0; r < rows; r += VW) vstore(e + r, vexp(vload(e + r)));
+    for (int r = 0; r < rows; r++) {
+        float x = score[r] / softcap, z = x * x;
+        float p = -5.70498872745e-3f;
+        p = p * z + 2.06390887954e-2f;
+        p = p * z - 5.37397155531e-2f;
+        p = p * z + 1.33314422036e-1f;
+        p = p * z - 3.33332819422e-1f;
+        float near_zero = p * z * x + x, far = copysignf((1.0f - e[r]) / (1.0f + e[r]), x);
+        score[r] = softcap * (fabsf(x) < 0.625f ? near_zero : far);
+    }
+}
+
 /* Scores of one head become weights exp(s - max); returns the factor what was there before must shrink by. */
 INLINE float weigh_tile(const hgca_piece *p, float *score, int rows, float *max, float *sum) {
     int padded = (rows + VW - 1) / VW * VW;
+    if (p->softcap > 0.0f) cap_scores(score, rows, p->softcap);
     for (int r = rows; r < padded; r++) score[r] = -INFINITY;
-    if (p->softcap > 0.0f) { /* tanh(x) = 1 - 2 / (exp(2x) + 1), on |x| so that exp does not overflow */
-        float scaled = -2.0f / p->softcap;
-        for (int r = 0; r < padded; r += VW) {
-            float e[VW], s[VW];
-            vstore(s, vload(score + r));
-            for (int i = 0; i < VW; i++) e[i] = fabsf(s[i]) * scaled;
-            vstore(e, vexp(vload(e)));
-            for (int i = 0; i < VW; i++) score[r + i] = copysignf(p->softcap * ((1.0f - e[i]) / (1.0f + e[i])), s[i]);
-        }
-        for (int r = rows; r < padded; r++) score[r] = -INFINITY;
-    }
     VF top = vset1(-INFINITY);
     for (int r = 0; r < padded; r += VW) top = vmax(vload(score + r), top);
     float largest = vlargest(top), before = *max;

@@ -176,7 +176,7 @@ static void start_workers(void) {
     }
 }
 
-int hgca_pool_submit(hgca_batch *batch) {
+void hgca_pool_submit(hgca_batch *batch) {
     pthread_once(&once, watch_forks);
     atomic_store(&batch->claimed, 0);
     atomic_store(&batch->done, 0);
@@ -196,7 +196,6 @@ int hgca_pool_submit(hgca_batch *batch) {
         if (sleeping > 0) pthread_cond_broadcast(&work_came);
     }
     pthread_mutex_unlock(&lock);
-    return HGCA_OK;
 }
 
 static void help(void *batch) {

@@ -19,7 +19,7 @@ typedef struct hgca_batch {
     hgca_parallel shared;    /* OpenMP's threads do the work, in hgca_pool_wait; NULL: the queue does */
 } hgca_batch;
 
-int hgca_pool_submit(hgca_batch *batch);
+void hgca_pool_submit(hgca_batch *batch);
 void hgca_pool_wait(hgca_batch *batch);
 
 /* The pool's lock, also for the list of outstanding work. */

@@ -1,136 +1,149 @@
-"""Tiny random models on disk, whole and damaged."""
+"""Tiny random models on disk, as safetensors and as GGUF, and the ways to damage them."""
 
 from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from safetensors.torch import load_file, save_file
 
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-TEXT = "the cat sat on the mat. once upon a time there was a model, and it was small: żółć, 東京, 🙂 שלום"
+from tests.tiny_engine import TEMPLATE, tiny_model, tiny_tokenizer
+
+LAYERS, HEADS, KV_HEADS = 2, 4, 2
 
 
-def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with the control tokens of a chat model; every byte is a token."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator([TEXT] * 20, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    fast.chat_template = template
-    return fast
-
-
-def tiny_config(**changes: Any) -> LlamaConfig:
-    """A llama of a few thousand parameters."""
-    options = {
-        "vocab_size": 400,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "tie_word_embeddings": False,
-    }
-    return LlamaConfig(**options | changes)
-
-
-def save_tiny(path: Path, *, template: str | None = TEMPLATE, seed: int = 0, **changes: Any) -> Path:
-    """A tiny random model with tokenizer, saved to a directory."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(**changes))
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            parameter.data.mul_(5.0)  # random weights this small say nothing otherwise
-    model.save_pretrained(path)
-    tokenizer(template).save_pretrained(path)
+def write_model(path: Path, template: str | None = TEMPLATE) -> Path:
+    """A whole model directory: config, generation config, tokenizer, model.safetensors."""
+    tiny_model().save_pretrained(path)
+    tiny_tokenizer(template).hf.save_pretrained(path)
     return path
 
 
-def edit_json(file: Path, **changes: Any) -> None:
-    """Change keys of a JSON file; None removes one."""
-    content = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+def change_config(path: Path, **changes: Any) -> None:
+    """Set keys of config.json; None takes one away."""
+    file = path / "config.json"
+    config = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
-def rewrite_header(file: Path, change: Any) -> None:
-    """Change a safetensors header in place: `change` gets and returns the parsed header."""
-    raw = file.read_bytes()
-    length = struct.unpack("<Q", raw[:8])[0]
-    header = json.dumps(change(json.loads(raw[8 : 8 + length]))).encode()
-    file.write_bytes(struct.pack("<Q", len(header)) + header + raw[8 + length :])
+def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    """Rewrite model.safetensors with what `change` makes of its tensors."""
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
 
 
-def write_gguf(path: Path, *, with_tokenizer: bool = True, layers: int = 1) -> Path:
-    """A tiny llama in GGUF, float32."""
-    import numpy as np
-    from gguf import GGUFWriter, TokenType
+def shard(path: Path, name: str = "model-00002-of-00002.safetensors") -> Path:
+    """Split model.safetensors in two; the second is called `name` in the index. Returns the index."""
+    tensors = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    names = sorted(tensors)
+    first, second = names[: len(names) // 2], names[len(names) // 2 :]
+    one = "model-00001-of-00002.safetensors"
+    save_file({n: tensors[n] for n in first}, path / one, metadata={"format": "pt"})
+    save_file({n: tensors[n] for n in second}, path / "model-00002-of-00002.safetensors", metadata={"format": "pt"})
+    index = path / "model.safetensors.index.json"
+    places = dict.fromkeys(first, one) | dict.fromkeys(second, name)
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return index
 
-    rng = np.random.default_rng(0)
-    writer = GGUFWriter(path, "llama")
-    writer.add_context_length(256)
-    writer.add_embedding_length(32)
-    writer.add_block_count(layers)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
+
+def raw_safetensors(header: object, data: bytes = b"", length: int | None = None) -> bytes:
+    """A safetensors file with any header: an object written as JSON, or bytes as they are."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def write_gguf(
+    path: Path,
+    *,
+    tokenizer: bool = True,
+    quant: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    leave_out: str = "",
+    arch: str = "llama",
+) -> Path:
+    """The tiny model as a GGUF file, named and ordered as llama.cpp's converter does it.
+
+    quant  of the matrices (their rows are 32 or 48 numbers: a block is 32, so only some take Q8_0)
+    """
+    model, fast = tiny_model(), tiny_tokenizer().hf
+    writer = gguf.GGUFWriter(path, arch)
+    config = model.config
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // HEADS)
     writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(8)
-    writer.add_vocab_size(400)
-    if with_tokenizer:
-        fast = tokenizer()
-        vocabulary = sorted(fast.get_vocab().items(), key=lambda item: item[1])
-        state = json.loads(fast.backend_tokenizer.to_str())
-        words = [word for word, _ in vocabulary] + [f"<unused{i}>" for i in range(400 - len(vocabulary))]
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_list(words)
-        writer.add_token_types([TokenType.CONTROL if i < 3 else TokenType.NORMAL for i in range(400)])
-        merges = [" ".join(m) if isinstance(m, list) else m for m in state["model"]["merges"]]
-        writer.add_token_merges(merges)
-        writer.add_bos_token_id(0)
-        writer.add_eos_token_id(2)
-        writer.add_chat_template(TEMPLATE)
-
-    def put(name: str, *shape: int) -> None:
-        writer.add_tensor(name, (rng.standard_normal(shape) * 0.2).astype(np.float32))
-
-    put("token_embd.weight", 400, 32)
-    put("output.weight", 400, 32)
-    put("output_norm.weight", 32)
-    for i in range(layers):
-        put(f"blk.{i}.attn_norm.weight", 32)
-        put(f"blk.{i}.ffn_norm.weight", 32)
-        put(f"blk.{i}.attn_q.weight", 32, 32)
-        put(f"blk.{i}.attn_k.weight", 16, 32)
-        put(f"blk.{i}.attn_v.weight", 16, 32)
-        put(f"blk.{i}.attn_output.weight", 32, 32)
-        put(f"blk.{i}.ffn_gate.weight", 64, 32)
-        put(f"blk.{i}.ffn_up.weight", 64, 32)
-        put(f"blk.{i}.ffn_down.weight", 32, 64)
+    writer.add_vocab_size(config.vocab_size)
+    if tokenizer:
+        _add_tokenizer(writer, fast, config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
+    for name, tensor in model.state_dict().items():
+        if name == leave_out:
+            continue
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor = _permuted(tensor, HEADS if "q_proj" in name else KV_HEADS)
+        data = tensor.numpy().copy()
+        fits = data.ndim == 2 and data.shape[1] % gguf.GGML_QUANT_SIZES[quant][0] == 0
+        kind = quant if fits else gguf.GGMLQuantizationType.F32
+        packed = data if kind == gguf.GGMLQuantizationType.F32 else gguf.quants.quantize(data, kind)
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), packed, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def gguf_bytes(
+    pairs: list[bytes] = (), tensors: list[bytes] = (), *, version: int = 3,  # type: ignore[assignment]
+    counts: tuple[int, int] | None = None, data: bytes = b"",
+) -> bytes:  # fmt: skip
+    """A GGUF file put together by hand."""
+    count = counts or (len(tensors), len(pairs))
+    return b"GGUF" + struct.pack("<IQQ", version, *count) + b"".join(pairs) + b"".join(tensors) + data
+
+
+def gguf_string(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def gguf_tensor(name: str, shape: tuple[int, ...], kind: int = 0, offset: int = 0) -> bytes:
+    return gguf_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, fast: Any, rows: int) -> None:
+    spec = json.loads(fast.backend_tokenizer.to_str())
+    by_id = {index: token for token, index in fast.get_vocab().items()}
+    control = set(fast.all_special_tokens)
+    tokens = [by_id.get(index, f"<unused{index}>") for index in range(rows)]
+    kinds = [3 if token in control else 1 if index in by_id else 5 for index, token in enumerate(tokens)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in spec["model"]["merges"]])
+    writer.add_bos_token_id(fast.convert_tokens_to_ids("<|end|>"))
+    writer.add_eos_token_id(fast.convert_tokens_to_ids("<|end|>"))
+    writer.add_chat_template(TEMPLATE)
+
+
+def _permuted(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of a query or key matrix as GGUF orders them for llama: rotary pairs are neighbours."""
+    rows, columns = tensor.shape
+    return tensor.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal to the last bit, NaN included."""
+    return bool(numpy.array_equal(a.numpy(), b.numpy(), equal_nan=True))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hgca_cli.errors import ModelError
+from hgca_cli.hf.shape import refuse_unsupported_model
 
 # What a config may say at most: generous for any model there is, small enough that nothing is built for hours.
 PLAUSIBLE = {
@@ -26,6 +27,12 @@ PLAUSIBLE = {
 FETCH_AGAIN = "Fetch the model again."
 
 
+def reason(error: BaseException, most: int = 160) -> str:
+    """What an error of a library says, as the end of one of our lines."""
+    said = " ".join(str(error).split())[:most].rstrip(" .")
+    return f"{type(error).__name__} {said}".rstrip() if isinstance(error, KeyError) or not said else said
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model's file. Raises ModelError naming the file."""
     try:
@@ -33,8 +40,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ModelError(f"{path} is missing.", "Name the directory of a complete model.") from error
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "it is not valid JSON"
-        raise ModelError(f"{path} cannot be read: {reason}.", FETCH_AGAIN) from error
+        why = getattr(error, "strerror", None) or "it is not valid JSON"
+        raise ModelError(f"{path} cannot be read: {why}.", FETCH_AGAIN) from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} is not a JSON object.", FETCH_AGAIN)
     return content
@@ -57,28 +64,36 @@ def check_config(path: Path, *, trust_remote_code: bool = False) -> dict[str, An
         raise ModelError(f"{file}: transformers knows no model family {kind!r}.", "A newer transformers may.")
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for name, most in PLAUSIBLE.items():
-            value = part.get(name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-                raise ModelError(f"{file}: {name} = {str(value)[:40]} is not plausible (1 .. {most:,}).", FETCH_AGAIN)
+            values = part.get(name)
+            for value in values if isinstance(values, list) else [values]:  # a list has one per layer
+                if value is None:
+                    continue
+                if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+                    raise ModelError(
+                        f"{file}: {name} = {str(value)[:40]} is not plausible (1 .. {most:,}).", FETCH_AGAIN
+                    )
     return config
 
 
 def check_weights(path: Path) -> list[Path]:
     """The safetensors files of a model directory, each with a sound header. Raises ModelError naming the file."""
-    index = path / "model.safetensors.index.json"
-    if index.exists():
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    files: list[Path] = []  # those transformers will read
+    if whole.exists():
+        files = [whole]
+    elif index.exists():
         files = [path / name for name in _shards(index)]
-    else:
-        files = sorted(path.glob("*.safetensors"))
     if not files:
-        if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
+        if others := sorted(p.name for p in path.glob("*.safetensors")):
+            raise ModelError(
+                f"{path} has {others[0]}, but neither model.safetensors nor an index of its parts.", FETCH_AGAIN
+            )
+        if any(any(path.glob(kind)) for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt")):
             raise ModelError(
                 f"{path} has only pickle weights (.bin), which can run code when they are loaded: refused.",
                 "Use a model with safetensors, or convert it with its author's tools.",
             )
-        raise ModelError(f"{path} has no .safetensors file.", FETCH_AGAIN)
+        raise ModelError(f"{path} has no model.safetensors.", FETCH_AGAIN)
     for file in files:
         tensor_bytes(file)
     return files
@@ -100,13 +115,42 @@ def tensor_bytes(file: Path) -> dict[str, tuple[int, int]]:
                     count *= size
                 sizes[name] = (count, count * _BITS.get(part.get_dtype(), 32) // 8)
     except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
-        raise ModelError(f"{file} is damaged: {str(error).splitlines()[0][:150]}.", FETCH_AGAIN) from error
+        raise ModelError(f"{file} is damaged: {reason(error)}.", FETCH_AGAIN) from error
     return sizes
 
 
 def weights_bytes(path: Path, itemsize: int) -> int:
     """Bytes of a model's weights once loaded with numbers of `itemsize` bytes."""
     return sum(count for file in check_weights(path) for count, _ in tensor_bytes(file).values()) * itemsize
+
+
+def check_size(config: Any, path: Path, *, trust_remote_code: bool = False) -> None:
+    """The model a config describes, built without memory, is one we can run and no larger than its files.
+
+    Raises ModelError.
+
+    Missing and mismatched weights are told by name once loaded, but only after room was made for all of them.
+    """
+    counts = [count for file in check_weights(path) for count, _ in tensor_bytes(file).values()]
+    text = config.get_text_config(decoder=True)
+    if text.num_hidden_layers > len(counts):
+        raise ModelError(
+            f"{path}: config.json wants {text.num_hidden_layers:,} layers, the files have {len(counts):,} tensors.",
+            "config.json and weights are of different models.",
+        )
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    refuse_unsupported_model(model)
+    wanted = sum(p.numel() for p in model.parameters())
+    packed = 8 if getattr(config, "quantization_config", None) else 2  # 4-bit codes in words; a head tied or not
+    if wanted > packed * sum(counts):
+        raise ModelError(
+            f"{path}: config.json describes {wanted:,} weights, the files have {sum(counts):,}.",
+            "config.json and weights are of different models.",
+        )
 
 
 def _shards(index: Path) -> list[str]:

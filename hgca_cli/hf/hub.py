@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import json
 import os
-from functools import partial
+import time
 from pathlib import Path
+from typing import Any
 
-from hgca_cli.errors import ModelError
+from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.events import Notice
-from hgca_cli.hf.registry import HUB_FILES, Notify
+from hgca_cli.hf.checks import reason
+from hgca_cli.hf.registry import Notify
+from hgca_cli.units import format_bytes
+
+# Never pickles, never code; and of the weights one copy (some repositories hold the same ones in folders, or whole).
+WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "*.txt", "*.tiktoken"]
+UNWANTED = ["*/*", "consolidated*", "*.bin", "*.pt", "*.pth", "*.py", "*.gguf"]
+TELL_EVERY_SECONDS = 5.0
 
 
 def snapshot(name: str, *, revision: str | None, offline: bool, notify: Notify) -> Path:
@@ -17,48 +28,91 @@ def snapshot(name: str, *, revision: str | None, offline: bool, notify: Notify) 
     Raises ModelError, with the remedy, for a name that is not there, gated, or out of reach.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError
 
     from hgca_cli.hf.quiet import quiet
 
     offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES")
-    get = f"Fetch it first: hgca pull {name}"
-    get_files = partial(snapshot_download, name, revision=revision, allow_patterns=HUB_FILES)
+    options: dict[str, Any] = {
+        "repo_id": name, "revision": revision, "allow_patterns": WANTED, "ignore_patterns": UNWANTED
+    }  # fmt: skip
     with quiet():
         try:
-            path = Path(get_files(local_files_only=True))
-            if any(path.glob("*.safetensors")) and (path / "config.json").exists():
+            path = Path(snapshot_download(**options, local_files_only=True))
+            if is_complete(path):
                 return path
-        except (LocalEntryNotFoundError, FileNotFoundError):
-            pass
         except HFValidationError as error:
-            raise ModelError(f"{name!r} is not a hub id.", "A hub id looks like org/name.") from error
+            raise ModelError(f"{name[:100]!r} is not a hub id.", "A hub id looks like org/name.") from error
+        except OSError:
+            pass  # not here yet, or not all of it
         if offline:
-            raise ModelError(f"model {name} is not on this machine and the hub may not be asked (offline).", get)
+            raise ModelError(
+                f"model {name} is not on this machine, and the hub may not be asked (offline).",
+                f"Where there is a network: hgca pull {name}, or: hf download {name}",
+            )
         notify(Notice(f"fetching {name} from the hub"))
         try:
-            return Path(get_files())
-        except GatedRepoError as error:
-            raise ModelError(
-                f"model {name} is gated.", "Accept its licence on the hub, then: hf auth login, or set HF_TOKEN."
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise ModelError(
-                f"no model {name} on the hub.", "Check the name; a private model needs hf auth login."
-            ) from error
-        except RevisionNotFoundError as error:
-            raise ModelError(f"model {name} has no revision {revision!r}.", "Check --revision.") from error
-        except LocalEntryNotFoundError as error:
-            raise ModelError(
-                f"cannot reach the model hub for {name}.", "Check the network, or use --offline."
-            ) from error
-        except (HfHubHTTPError, OSError) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelError(f"cannot fetch {name} from the hub ({first}).", "Check the network.") from error
+            path = Path(snapshot_download(**options, tqdm_class=_progress(name, notify)))
+        except Exception as error:  # the hub's client raises its own errors, its HTTP library's and OSError
+            raise _explained(name, revision, error) from error
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(
+            f"model {name} has no safetensors weights (pickle weights are refused: they can run code).",
+            "If it offers a .gguf file, fetch that and name it: -m FILE.gguf",
+        )
+    return path
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a snapshot has its config, a tokenizer and all its weights (a fetch may have been stopped half-way)."""
+    if not (path / "config.json").is_file() or not any(path.glob("tokenizer*")):
+        return False
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(path.glob("*.safetensors"))
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return True  # damaged, not incomplete: said where the weights are checked
+    return all(isinstance(shard, str) and (path / shard).is_file() for shard in shards)
+
+
+def _explained(name: str, revision: str | None, error: Exception) -> ModelError | DoesNotFitError:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        hint = "Accept its licence on the hub, then: hf auth login, or set HF_TOKEN."
+        return ModelError(f"model {name} is gated.", hint)
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ModelError(f"no model {name} on the hub.", "Check the name; a private model needs: hf auth login.")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelError(f"model {name} has no revision {revision!r}.", "Check --revision.")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DoesNotFitError(f"the disk is full: {name} cannot be fetched.", "Make room, or set HF_HOME elsewhere.")
+    reach = "Check the network (HF_ENDPOINT sets a mirror), or name a model you have: -m DIRECTORY."
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return ModelError(f"cannot reach the model hub for {name}.", reach)
+    return ModelError(f"cannot fetch {name} from the hub: {reason(error)}.", reach)
+
+
+def _progress(name: str, notify: Notify) -> type:
+    """A progress bar for huggingface_hub that draws nothing and tells every few seconds."""
+    from tqdm.std import tqdm  # type: ignore[import-untyped]
+
+    told = {"bytes": 0, "at": time.monotonic()}
+
+    class Progress(tqdm):
+        """Counts bytes over all files; several bars may count the same ones, so the largest tells."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **options | {"disable": False, "file": io.StringIO()})
+
+        def display(self, *_: Any, **__: Any) -> bool:
+            if self.unit == "B" and self.n > told["bytes"] and time.monotonic() - told["at"] > TELL_EVERY_SECONDS:
+                told.update(bytes=int(self.n), at=time.monotonic())
+                whole = f" of {format_bytes(self.total)}" if (self.total or 0) > self.n else ""
+                notify(Notice(f"fetching {name}: {format_bytes(self.n)}{whole}"))
+            return True
+
+    return Progress

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from hgca_cli.errors import DoesNotFitError, ModelError
-from hgca_cli.hf.checks import FETCH_AGAIN, check_config, check_weights
+from hgca_cli.hf.checks import FETCH_AGAIN, check_config, check_size, check_weights, read_json, reason
 from hgca_cli.hf.quiet import quiet
 from hgca_cli.hf.registry import ModelFiles
-from hgca_cli.hf.shape import refuse_unsupported, refuse_unsupported_model, text_config, trained_context
+from hgca_cli.hf.shape import refuse_unsupported, text_config, trained_context
 from hgca_cli.hf.tokenizer import Tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,9 +47,8 @@ def read_config(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
     with quiet():
         try:
             config = AutoConfig.from_pretrained(files.path, trust_remote_code=trust_remote_code, local_files_only=True)
-        except Exception as error:  # validators of many libraries raise errors of their own
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"{files.path / 'config.json'} is not usable: {reason}", FETCH_AGAIN) from error
+        except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
+            raise ModelError(f"{files.path / 'config.json'} is not usable: {reason(error)}.", FETCH_AGAIN) from error
     refuse_unsupported(config)
     return config
 
@@ -71,15 +71,18 @@ def load_model(
     """
     config = read_config(files, trust_remote_code=trust_remote_code)
     trained = trained_context(config)
-    if yarn_context and yarn_context > trained:
+    if yarn_context is not None and yarn_context > trained:
         stretch(config, yarn_context)
     shards = check_weights(files.path)
+    if (files.path / "generation_config.json").exists():
+        read_json(files.path / "generation_config.json")  # transformers goes on without it, and answers never end
     tokenizer = Tokenizer.load(files.path, trust_remote_code=trust_remote_code)
     kind = DTYPES.get(dtype) or (torch.float32 if device == "cpu" else _own_dtype(config))
     from transformers import AutoModelForCausalLM
 
     with quiet():
         try:
+            check_size(config, files.path, trust_remote_code=trust_remote_code)
             model, info = AutoModelForCausalLM.from_pretrained(
                 files.path,
                 config=config,
@@ -90,16 +93,14 @@ def load_model(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are reported, and refused below with their shapes
             )
-            _refuse_incomplete(files, info)
+            refuse_incomplete(files.path, info)
             model = model.to(device).eval().requires_grad_(False)
-        except torch.OutOfMemoryError as error:
-            raise DoesNotFitError(
-                f"{files.name} does not fit into the memory of {device}.", "Try --dtype bf16, --device cpu."
-            ) from error
-        except (ValueError, RuntimeError, KeyError, TypeError, OSError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"{files.path} cannot be loaded: {reason}", FETCH_AGAIN) from error
-    refuse_unsupported_model(model)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise _too_large(files, device) from error
+        except (ValueError, RuntimeError, KeyError, TypeError, OSError, AttributeError, ImportError) as error:
+            if "can't allocate memory" in str(error):  # how torch says it on the CPU
+                raise _too_large(files, device) from error
+            raise ModelError(f"{files.path} cannot be loaded: {reason(error)}.", FETCH_AGAIN) from error
     _refuse_not_finite(files, model)
     rows = model.get_input_embeddings().weight.shape[0]
     if tokenizer.largest_id >= rows:
@@ -123,13 +124,14 @@ def load_model(
 def stretch(config: Any, context: int) -> None:
     """Set YaRN rope scaling in a config. Raises ModelError for models without plain rotary positions."""
     text = text_config(config)
-    rope = getattr(text, "rope_parameters", None)
-    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
+    rope = getattr(text, "rope_parameters", None)  # nested per kind of layer in some families
+    trained = trained_context(config)
+    kind = rope.get("rope_type", "default") if isinstance(rope, dict) and "rope_theta" in rope else None
+    if not isinstance(rope, dict) or kind != "default" or not trained:
         raise ModelError(
             f"--yarn: models of family {config.model_type!r} have no plain rotary positions to stretch.",
             "Leave --yarn out, or use a model trained for longer contexts.",
         )
-    trained = trained_context(config)
     text.rope_parameters = rope | {
         "rope_type": "yarn",
         "factor": context / trained,
@@ -138,15 +140,24 @@ def stretch(config: Any, context: int) -> None:
     text.max_position_embeddings = context
 
 
+def _too_large(files: ModelFiles, device: str) -> DoesNotFitError:
+    other = "" if device == "cpu" else " or --device cpu"
+    return DoesNotFitError(f"{files.name} does not fit into the memory of {device}.", f"Try --dtype bf16{other}.")
+
+
 def _own_dtype(config: Any) -> torch.dtype:
     own = getattr(config, "dtype", None)
     return own if own in (torch.bfloat16, torch.float16) else torch.bfloat16
 
 
-def _refuse_incomplete(files: ModelFiles, info: dict[str, Any]) -> None:
+def refuse_incomplete(path: Path, info: dict[str, Any]) -> None:
+    """Raises ModelError for weights that transformers found missing, left over or of another shape.
+
+    info  what from_pretrained gives with output_loading_info
+    """
     for name, have, want in sorted(info.get("mismatched_keys") or ()):
         raise ModelError(
-            f"{files.path}: {name} has shape {list(have)}, the config wants {list(want)}.",
+            f"{path}: {name} has shape {list(have)}, the config wants {list(want)}.",
             "config.json and weights are of different models.",
         )
     for what in ("missing", "unexpected"):
@@ -154,8 +165,7 @@ def _refuse_incomplete(files: ModelFiles, info: dict[str, Any]) -> None:
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ModelError(
-                f"{files.path}: weights are {what}: {names[0]}{more}.",
-                "config.json and weights do not belong together.",
+                f"{path}: weights are {what}: {names[0]}{more}.", "config.json and weights do not belong together."
             )
 
 
@@ -163,7 +173,9 @@ def _refuse_not_finite(files: ModelFiles, model: torch.nn.Module) -> None:
     """One pass over the weights at memory speed: 0.04 s for 135M parameters in fp32."""
     for name, parameter in model.named_parameters():
         if parameter.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(parameter))).all()):
-            raise ModelError(f"{files.path}: {name} holds NaN or infinite numbers.", FETCH_AGAIN)
+            half = parameter.dtype == torch.float16
+            hint = "In fp16 large weights overflow: try --dtype bf16." if half else FETCH_AGAIN
+            raise ModelError(f"{files.path}: {name} holds NaN or infinite numbers.", hint)
 
 
 def _end_ids(model: Any) -> set[int]:

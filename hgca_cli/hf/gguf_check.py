@@ -1,0 +1,156 @@
+"""A GGUF file is walked through, bounded by its own size, before a library believes what it claims.
+
+The gguf library trusts counts and offsets: an array of 2^60 numbers in a file of 100 bytes keeps it busy for ever.
+Format: ggml, docs/gguf.md (versions 2 and 3, little endian).
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from pathlib import Path
+
+from hgca_cli.errors import ModelError
+
+VERSIONS = (2, 3)
+AGAIN = "Fetch it again."
+_STRING, _ARRAY = 8, 9
+_SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # value type -> bytes
+_MOST_DIMENSIONS = 8
+_MOST_NAME = 1 << 16
+
+
+def check_gguf(path: Path) -> int:
+    """Numbers in all tensors of a GGUF file that is sound and has a tokenizer. Raises ModelError naming the file."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ModelError(f"{path} is not a GGUF file.", "Its first bytes should be 'GGUF'.")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Walk(path, data).check()
+    except struct.error as error:
+        raise ModelError(f"{path} is cut short or damaged.", AGAIN) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.", AGAIN) from error
+
+
+class _Walk:
+    """One pass over a file. struct.error means that something ends beyond the file."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self.data, self.at = path, data, 4
+
+    def check(self) -> int:
+        size = len(self.data)
+        version, tensors, pairs = self._unpack("<IQQ")
+        if version not in VERSIONS:
+            raise self._bad(f"is GGUF version {version}; versions 2 and 3 are read", "Convert it again.")
+        if tensors == 0 or tensors * 32 > size or pairs * 13 > size:  # the fewest bytes one of each takes
+            raise self._bad(f"claims {tensors:,} tensors and {pairs:,} keys in {size:,} bytes")
+        keys, alignment = set(), 32
+        for _ in range(pairs):
+            key = self._string()
+            kind = self._unpack("<I")[0]
+            if key in keys:
+                raise self._bad(f"has the key {key[:60]!r} twice")
+            keys.add(key)
+            if key == "general.alignment" and kind == 4:
+                alignment = struct.unpack_from("<I", self.data, self.at)[0]
+            self._skip_value(kind)
+        if alignment == 0 or alignment & (alignment - 1):
+            raise self._bad(f"has an alignment of {alignment}, not a power of two")
+        numbers = self._tensors(tensors, alignment)
+        if not {"tokenizer.ggml.tokens", "tokenizer.ggml.model"} <= keys:
+            raise self._bad("has no tokenizer", "Use a GGUF file made from a whole language model.")
+        return numbers
+
+    def _tensors(self, count: int, alignment: int) -> int:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        found: dict[str, tuple[int, int]] = {}  # name -> offset, bytes
+        kinds: set[int] = set()
+        numbers = 0
+        for _ in range(count):
+            name = self._string(_MOST_NAME)
+            dimensions = self._unpack("<I")[0]
+            if dimensions > _MOST_DIMENSIONS:
+                raise self._bad(f"has a tensor {name[:60]!r} of {dimensions} dimensions")
+            shape = self._unpack(f"<{dimensions}Q")
+            kind, offset = self._unpack("<IQ")
+            if name in found:
+                raise self._bad(f"names the tensor {name[:60]!r} twice")
+            if kind not in {k.value for k in GGMLQuantizationType}:
+                raise self._bad(f"stores {name[:60]!r} as type {kind}, which is not known", _NO_TYPE)
+            kinds.add(kind)
+            elements = 1
+            for length in shape:
+                elements *= length
+            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+            if elements == 0 or elements % block:
+                raise self._bad(f"has a tensor {name[:60]!r} of an impossible shape {shape}")
+            found[name] = offset, elements // block * block_bytes
+            numbers += elements
+        start = -(-self.at // alignment) * alignment
+        room = len(self.data) - start
+        for name, (offset, length) in found.items():
+            if offset % alignment or offset + length > room:
+                raise self._bad(f"is cut short or damaged: the tensor {name[:60]!r} ends beyond the file")
+        if sum(length for _, length in found.values()) > room:
+            raise self._bad("has tensors that overlap")
+        for kind in kinds:
+            self._check_dequantises(kind)
+        return numbers
+
+    def _check_dequantises(self, kind: int) -> None:
+        import numpy
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        quant = GGMLQuantizationType(kind)
+        try:
+            dequantize(numpy.zeros((1, GGML_QUANT_SIZES[quant][1]), dtype=numpy.uint8), quant)
+        except (NotImplementedError, ValueError, KeyError) as error:
+            raise self._bad(f"has weights of type {quant.name}, which cannot be dequantised", _NO_TYPE) from error
+
+    def _skip_value(self, kind: int) -> None:
+        if kind in _SCALARS:
+            self._skip(_SCALARS[kind])
+        elif kind == _STRING:
+            self._skip(self._unpack("<Q")[0])
+        elif kind == _ARRAY:
+            item, length = self._unpack("<IQ")
+            if item in _SCALARS:
+                self._skip(_SCALARS[item] * length)
+            elif item == _STRING:
+                if length * 8 > len(self.data):
+                    raise self._bad(f"has an array of {length:,} strings")
+                for _ in range(length):
+                    self._skip(self._unpack("<Q")[0])
+            else:  # arrays of arrays: allowed by the format, written by nobody, and a way to recurse for ever
+                raise self._bad(f"has an array of values of type {item}")
+        else:
+            raise self._bad(f"has a value of type {kind}")
+
+    def _string(self, most: int = _MOST_NAME) -> str:
+        length = self._unpack("<Q")[0]
+        if length > most:
+            raise self._bad(f"has a name of {length:,} bytes")
+        begin = self.at
+        self._skip(length)
+        return self.data[begin : self.at].decode("utf-8")  # UnicodeDecodeError is a ValueError
+
+    def _unpack(self, layout: str) -> tuple[int, ...]:
+        values = struct.unpack_from(layout, self.data, self.at)
+        self.at += struct.calcsize(layout)
+        return values
+
+    def _skip(self, length: int) -> None:
+        if self.at + length > len(self.data):
+            raise struct.error("beyond the end")
+        self.at += length
+
+    def _bad(self, what: str, hint: str = AGAIN) -> ModelError:
+        return ModelError(f"{self.path} {what}.", hint)
+
+
+_NO_TYPE = "Use a file of another quantisation (Q4_K_M, Q8_0, F16, ...), or the model's safetensors."
