@@ -44,6 +44,7 @@ const char *hgca_status_text(int status) {
     case HGCA_OK: return "ok";
     case HGCA_BAD_ARGUMENT: return "an argument is out of range";
     case HGCA_NO_MEMORY: return "no memory";
+    case HGCA_NO_OPENMP: return "this process has no GNU OpenMP";
     case HGCA_NO_ISA: return "this machine does not have that instruction set";
     }
     return "unknown status";

@@ -13,7 +13,8 @@ enum {
     HGCA_OK = 0,
     HGCA_BAD_ARGUMENT = 1, /* a null pointer, a negative size, a row out of range, heads that do not divide */
     HGCA_NO_MEMORY = 2,    /* malloc or mmap said no */
-    HGCA_NO_ISA = 3        /* no such instruction set here */
+    HGCA_NO_ISA = 3,       /* no such instruction set here */
+    HGCA_NO_OPENMP = 4     /* this process has no GNU OpenMP to share */
 };
 
 enum { HGCA_F32 = 0, HGCA_BF16 = 1, HGCA_F16 = 2 };
@@ -69,7 +70,7 @@ int32_t hgca_threads(void);
 
 /* on: jobs are worked on in hgca_wait, by the OpenMP threads the process already has (GNU OpenMP, found at run time),
  * and no thread of our own is woken. Where torch computes on the same processors this is faster: its threads spin
- * between two layers, and ours would have to push them off a core first. HGCA_NO_THREADS if there is no GNU OpenMP. */
+ * between two layers, and ours would have to push them off a core first. HGCA_NO_OPENMP if there is none. */
 int hgca_share_openmp(int32_t on);
 
 /* Instruction sets this machine has, fastest first, as one comma-separated list that ends in "scalar"; the one in use;

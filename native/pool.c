@@ -185,7 +185,7 @@ void hgca_pool_submit(hgca_batch *batch) {
     batch->shared = parallel;
     if (batch->shared) {
         pthread_mutex_unlock(&lock);
-        return HGCA_OK;
+        return;
     }
     start_workers();
     if (batch->pieces > 0) {
@@ -210,7 +210,7 @@ int hgca_share_openmp(int32_t on) {
     pthread_mutex_lock(&lock);
     parallel = found;
     pthread_mutex_unlock(&lock);
-    return on && !found ? HGCA_NO_THREADS : HGCA_OK;
+    return on && !found ? HGCA_NO_OPENMP : HGCA_OK;
 }
 
 void hgca_pool_wait(hgca_batch *batch) {
