@@ -29,6 +29,7 @@ from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.load import LoadedModel, load_model
 from hgca_cli.hf.registry import resolve
 
+FIXED = {"exact": Exact, "window": WindowOnly}
 ANSWER = 14  # tokens: "The pass key is", five digits, and some to spare
 QUESTION = "\n\nWhat is the pass key? Answer with the number only."
 
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.0], help="0: 2 / (window + 1)")
     parser.add_argument("--pool", nargs="+", default=["mean"])
     parser.add_argument("--appended", action="store_true")
+    parser.add_argument("--policies", nargs="+", default=["moving-average", "exact", "window"])
     parser.add_argument("--no-full", action="store_true", help="leave transformers' sdpa out")
     options = parser.parse_args()
     native.share_openmp(True)
@@ -123,15 +125,18 @@ def answers(
     variants = [(a, b, p) for a in options.alpha for b in options.beta for p in options.pool]
     for index, (alpha, beta, pool) in enumerate(variants):
         settings = CacheSettings(window=options.window, context=len(ids) + 32, select="moving-average")
-        choose = partial(MovingAverage, window=options.window, beta=beta, alpha=alpha or None, pool=pool)
+        watching = partial(MovingAverage, window=options.window, beta=beta, alpha=alpha or None, pool=pool)
+        choose = watching if "moving-average" in options.policies else lambda layout: Exact()
         cache = HybridCache(loaded.model.config, settings, choose)
         turns = [ids[:question], ids[question:-1]] if options.appended else [ids[:-1]]
         for turn in turns:
             read(loaded, cache, turn, 512)
         # the moving average first: the others evict rows behind its back
-        policies = [(f"moving-average alpha={alpha or 'auto'} beta={beta} {pool}", None)]
+        policies: list[tuple[str, type | None]] = []
+        if "moving-average" in options.policies:
+            policies.append((f"moving-average alpha={alpha or 'auto'} beta={beta} {pool}", None))
         if index == 0:
-            policies += [("exact", Exact), ("window", WindowOnly)]
+            policies += [(name, kind) for name, kind in FIXED.items() if name in options.policies]
         for name, policy in policies:
             kept = [layer.states[0].selector for layer in cache.layers]
             for layer in cache.layers:
