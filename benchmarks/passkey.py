@@ -70,6 +70,14 @@ def read(loaded: LoadedModel, cache: HybridCache, ids: list[int], chunk: int) ->
         loaded.model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
+def take_over(cache: HybridCache, rows: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Fill a cache with the keys and values [1, kv_heads, n, dim] another prefill made."""
+    with torch.inference_mode():
+        for layer, (keys, values) in zip(cache.layers, rows, strict=True):
+            layer.lazy_initialization(keys, values)
+            layer.states[0].append_chunk(keys[0], values[0])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
@@ -82,6 +90,7 @@ def main() -> None:
     parser.add_argument("--pool", nargs="+", default=["mean"])
     parser.add_argument("--appended", action="store_true")
     parser.add_argument("--policies", nargs="+", default=["moving-average", "exact", "window"])
+    parser.add_argument("--share-prefill", action="store_true", help="exact decodes from the rows sdpa's prefill made")
     parser.add_argument("--no-full", action="store_true", help="leave transformers' sdpa out")
     options = parser.parse_args()
     native.share_openmp(True)
@@ -116,10 +125,12 @@ def answers(
 ) -> list[tuple[str, str, float]]:
     """(policy, answer, share of the store read) of every policy for one prompt."""
     said: list[tuple[str, str, float]] = []
+    rows: list[tuple[torch.Tensor, torch.Tensor]] = []
     if not options.no_full:
         loaded.model.set_attn_implementation("sdpa")
         with torch.inference_mode():
             out = loaded.model(input_ids=torch.tensor([ids[:-1]]), use_cache=True, logits_to_keep=1)
+        rows = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
         said.append(("full", answer(loaded, out.past_key_values, ids[-1], ANSWER), 1.0))
     loaded.model.set_attn_implementation("hgca")
     variants = [(a, b, p) for a in options.alpha for b in options.beta for p in options.pool]
@@ -129,6 +140,9 @@ def answers(
         choose = watching if "moving-average" in options.policies else lambda layout: Exact()
         cache = HybridCache(loaded.model.config, settings, choose)
         turns = [ids[:question], ids[question:-1]] if options.appended else [ids[:-1]]
+        if options.share_prefill:
+            take_over(cache, rows)
+            turns = []
         for turn in turns:
             read(loaded, cache, turn, 512)
         # the moving average first: the others evict rows behind its back
