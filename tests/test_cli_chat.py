@@ -143,7 +143,7 @@ def test_a_one_shot_that_is_stopped(number: int, code: int, model: str) -> None:
     assert child.stdout is not None and child.stderr is not None
     first = child.stdout.read(1)  # it answers
     child.send_signal(number)
-    assert child.wait(timeout=20) == code
+    assert child.wait(timeout=90) == code
     assert first and child.stdout.read().endswith(b"\n") and child.stderr.read() == b""  # what there is was printed
 
 

@@ -30,7 +30,7 @@ def spawn(model: str, tmp_path: Path):  # type: ignore[no-untyped-def]
             ["-m", "hgca_cli", "chat", "-m", model, *words],
             encoding="utf-8",
             codec_errors="replace",
-            timeout=20,
+            timeout=120,
             dimensions=(30, 160),
             env=environment(HGCA_DATA_DIR=str(tmp_path / "data"), PROMPT_TOOLKIT_NO_CPR="1", **env),
             cwd=str(ROOT),
@@ -122,7 +122,7 @@ def test_an_error_ends_the_turn_and_keeps_the_session(spawn) -> None:  # type: i
 def test_ctrl_c_stops_the_answer_and_keeps_the_session(words: list[str], spawn) -> None:  # type: ignore[no-untyped-def]
     child = spawn(*words, "--ctx", "20k")
     say(child, "the cat")
-    time.sleep(1.5)  # it answers
+    time.sleep(4.0)  # it answers, also on a busy machine
     child.sendintr()
     child.expect(r"(\d+) tokens.*interrupted")
     assert int(child.match[1]) > 0
