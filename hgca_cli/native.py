@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import weakref
 from collections.abc import Sequence
@@ -57,23 +58,27 @@ class Attention:
 class Pending:
     """Jobs on their way. Tensors stay alive until `wait` has returned; dropped without it, it waits."""
 
-    def __init__(self, ticket: int, jobs: Sequence[Attention], results: list[Partial]) -> None:
-        self._ticket = ticket
-        self._jobs: Sequence[Attention] | None = jobs
+    def __init__(self, inputs: list[Tensor | None], results: list[Partial]) -> None:
+        self._ticket = ffi.new("int64_t *")  # written by hgca_start, so that Ctrl-C finds no gap; 0: nothing runs
+        self._inputs = inputs
         self._results = results
         _outstanding.add(self)
 
     def wait(self) -> list[Partial]:
-        """One partial per job. The calling thread helps; may be called again."""
-        if self._jobs is not None:
-            jobs, self._jobs = self._jobs, None
-            check(lib.hgca_wait(self._ticket))
-            del jobs
+        """One partial per job. The calling thread helps; may be called again, by one thread at a time.
+
+        Raises NativeError in a child process for jobs the parent started.
+        """
+        if self._ticket[0]:
+            status = lib.hgca_wait(self._ticket[0])
+            self._ticket[0] = 0
+            self._inputs.clear()
+            check(status)
         return self._results
 
     def __del__(self) -> None:
-        if self._jobs is not None:
-            lib.hgca_wait(self._ticket)
+        if self._ticket[0]:
+            lib.hgca_wait(self._ticket[0])
 
 
 _outstanding: weakref.WeakSet[Pending] = weakref.WeakSet()
@@ -83,7 +88,8 @@ _outstanding: weakref.WeakSet[Pending] = weakref.WeakSet()
 def _finish() -> None:
     """The interpreter may not take memory away that a thread still reads."""
     for pending in list(_outstanding):
-        pending.wait()
+        with contextlib.suppress(NativeError):  # a forked child: nothing of the parent's runs here
+            pending.wait()
 
 
 def check(status: int) -> None:
@@ -102,9 +108,10 @@ def start(jobs: Sequence[Attention]) -> Pending:
     """
     described = ffi.new("hgca_attention[]", len(jobs))
     results = [_describe(job, described[index]) for index, job in enumerate(jobs)]
-    ticket = ffi.new("int64_t *")
-    check(lib.hgca_start(described, len(jobs), ticket))
-    return Pending(ticket[0], jobs, results)
+    inputs = [tensor for job in jobs for tensor in (job.query, job.key, job.value, job.row_start, job.row)]
+    pending = Pending(inputs, results)
+    check(lib.hgca_start(described, len(jobs), pending._ticket))
+    return pending
 
 
 def attend(job: Attention) -> Partial:
@@ -113,21 +120,25 @@ def attend(job: Attention) -> Partial:
 
 
 def _describe(job: Attention, to: Any) -> Partial:
+    """Fills the C description; memory for the result is taken in one piece, as this runs once per layer and token."""
     query, key, value = job.query, job.key, job.value
-    heads, key_dim = query.shape
-    kv_heads, rows, value_dim = value.shape
     if (
-        key.shape != (kv_heads, rows, key_dim)
+        query.dim() != 2
+        or key.dim() != 3
+        or value.dim() != 3
+        or key.shape != (*value.shape[:2], query.shape[1])
         or key.dtype != value.dtype
         or key.dtype not in _DTYPES
         or query.dtype != torch.float32
         or not query.is_contiguous()
-        or (rows > 0 and not (_packed(key) and _packed(value)))
-        or not (query.device.type == key.device.type == value.device.type == "cpu")
+        or not (_packed(key) and _packed(value))
+        or not (query.is_cpu and key.is_cpu and value.is_cpu)
     ):
         raise NativeError(f"attention over {_say(query)}, {_say(key)}, {_say(value)} does not fit together.")
+    heads, key_dim = query.shape
+    kv_heads, rows, value_dim = value.shape
     size = key.element_size()
-    result = torch.empty(heads * (value_dim + 1))
+    result = torch.empty(heads * (value_dim + 1), dtype=torch.float32, device="cpu")
     to.key, to.value, to.query = _at(key), _at(value), _at(query)
     to.key_head_stride, to.key_row_stride = key.stride(0) * size, key.stride(1) * size
     to.value_head_stride, to.value_row_stride = value.stride(0) * size, value.stride(1) * size
@@ -135,19 +146,30 @@ def _describe(job: Attention, to: Any) -> Partial:
     to.key_dim, to.value_dim, to.dtype = key_dim, value_dim, _DTYPES[key.dtype]
     to.scale, to.softcap = job.scale, job.softcap
     if job.row_start is not None:
-        start_, row = job.row_start, job.row
-        if row is None or start_.dtype != torch.int64 or row.dtype != torch.int32 or not row.is_contiguous():
-            raise NativeError("row lists are i64 starts and contiguous i32 rows.")
-        to.lists, to.row_start, to.row = len(start_) - 1, _at(start_, "int64_t *"), _at(row, "int32_t *")
-        if to.lists < 1 or not start_.is_contiguous() or int(start_[-1]) > len(row):
-            raise NativeError("row lists end beyond their rows.")
+        _describe_lists(job.row_start, job.row, to)
     to.out = _at(result)
     to.lse = to.out + heads * value_dim
     return Partial(result[: heads * value_dim].view(heads, value_dim), result[heads * value_dim :])
 
 
+def _describe_lists(row_start: Tensor, row: Tensor | None, to: Any) -> None:
+    if (
+        row is None
+        or row_start.dtype != torch.int64
+        or row.dtype != torch.int32
+        or not (row_start.is_contiguous() and row.is_contiguous())
+        or not (row_start.is_cpu and row.is_cpu)
+        or row_start.dim() != 1
+        or len(row_start) < 2
+    ):
+        raise NativeError("row lists are two or more i64 starts and i32 rows, contiguous, on the CPU.")
+    if int(row_start[-1]) > row.numel():
+        raise NativeError("row lists end beyond their rows.")
+    to.lists, to.row_start, to.row = len(row_start) - 1, _at(row_start, "int64_t *"), _at(row, "int32_t *")
+
+
 def _packed(rows: Tensor) -> bool:
-    return rows.shape[2] == 1 or rows.stride(2) == 1
+    return rows.stride(2) == 1 or rows.shape[2] == 1 or rows.numel() == 0
 
 
 def _at(tensor: Tensor, kind: str = "float *") -> Any:
@@ -182,7 +204,9 @@ def isa() -> str:
 def use_isa(name: str) -> None:
     """Choose one of `isas()`. Not while jobs run. Raises UsageError for another name."""
     if lib.hgca_use_isa(name.encode()) != lib.HGCA_OK:
-        raise UsageError(f"HGCA_ISA: this machine has no instruction set {name!r}.", f"Choose from {', '.join(isas())}.")
+        raise UsageError(
+            f"HGCA_ISA: this machine has no instruction set {name!r}.", f"Choose from {', '.join(isas())}."
+        )
 
 
 class Reservation:
@@ -197,7 +221,7 @@ class Reservation:
 
     def commit(self, offset: int, size: int) -> None:
         """Make bytes offset .. offset + size - 1 usable; they read as zeros. Raises OutOfMemoryError."""
-        assert 0 <= offset and offset + size <= self._size
+        assert offset >= 0 and size >= 0 and offset + size <= self._size
         check(lib.hgca_commit(self._base, offset, size))
 
     def tensor(self, dtype: torch.dtype, shape: Sequence[int], strides: Sequence[int], offset: int) -> Tensor:
@@ -205,7 +229,10 @@ class Reservation:
         if self._size < dtype.itemsize or 0 in shape:
             return torch.empty(tuple(shape), dtype=dtype)
         whole = torch.frombuffer(
-            ffi.buffer(self._base, self._size), dtype=dtype, count=(self._size - offset) // dtype.itemsize, offset=offset
+            ffi.buffer(self._base, self._size),
+            dtype=dtype,
+            count=(self._size - offset) // dtype.itemsize,
+            offset=offset,
         )
         return whole.as_strided(tuple(shape), tuple(strides))
 

@@ -45,6 +45,7 @@ const char *hgca_status_text(int status) {
     case HGCA_BAD_ARGUMENT: return "an argument is out of range";
     case HGCA_NO_MEMORY: return "no memory";
     case HGCA_NO_ISA: return "this machine does not have that instruction set";
+    case HGCA_FORKED: return "these jobs were started before fork() and belong to the parent process";
     }
     return "unknown status";
 }

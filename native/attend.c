@@ -240,5 +240,5 @@ int hgca_wait(int64_t ticket) {
     int ours = w->generation == hgca_pool_generation();
     if (ours) hgca_pool_wait(&w->batch);
     free(w);
-    return ours ? HGCA_OK : HGCA_BAD_ARGUMENT; /* started before a fork: the parent has the threads */
+    return ours ? HGCA_OK : HGCA_FORKED;
 }

@@ -13,7 +13,8 @@ enum {
     HGCA_OK = 0,
     HGCA_BAD_ARGUMENT = 1, /* a null pointer, a negative size, a row out of range, heads that do not divide */
     HGCA_NO_MEMORY = 2,    /* malloc or mmap said no */
-    HGCA_NO_ISA = 3        /* no such instruction set here */
+    HGCA_NO_ISA = 3,       /* no such instruction set here */
+    HGCA_FORKED = 4        /* the jobs were started before fork(): the parent process has them */
 };
 
 enum { HGCA_F32 = 0, HGCA_BF16 = 1, HGCA_F16 = 2 };

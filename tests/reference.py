@@ -11,19 +11,18 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """query [heads, key_dim] over key, value [kv_heads, rows, dim]; lists of rows serve consecutive query heads."""
     heads, kv_heads = query.shape[0], key.shape[0]
+    every: list[slice] = [slice(None)] * kv_heads
+    count = kv_heads if lists is None else len(lists)
     out = torch.zeros(heads, value.shape[-1], dtype=torch.float64)
     lse = torch.full((heads,), float("-inf"), dtype=torch.float64)
-    for head in range(heads):
-        kv_head = head // (heads // kv_heads)
-        k, v = key[kv_head].double(), value[kv_head].double()
-        if lists is not None:
-            rows = lists[head // (heads // len(lists))]
-            k, v = k[rows], v[rows]
-        score = k @ query[head].double() * scale
+    for index, chosen in enumerate(every if lists is None else lists):
+        served = slice(index * heads // count, (index + 1) * heads // count)
+        k, v = (side[index * kv_heads // count].double()[chosen] for side in (key, value))
+        score = query[served].double() @ k.T * scale
         score = softcap * torch.tanh(score / softcap) if softcap else score
-        if len(score) and not bool((score == float("-inf")).all()):
-            lse[head] = torch.logsumexp(score, 0)
-            out[head] = torch.softmax(score, 0) @ v
+        nothing = (score == float("-inf")).all(1)  # also over no rows
+        lse[served] = torch.logsumexp(score, 1)
+        out[served] = torch.where(nothing[:, None], 0.0, torch.softmax(score, 1) @ v)
     return out, lse
 
 
