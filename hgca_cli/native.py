@@ -226,7 +226,7 @@ class Reservation:
 
     def commit(self, offset: int, size: int) -> None:
         """Make bytes offset .. offset + size - 1 usable; they read as zeros. Raises OutOfMemoryError."""
-        assert offset >= 0 and offset + size <= self._size
+        assert offset >= 0 and size >= 0 and offset + size <= self._size
         check(lib.hgca_commit(self._base, offset, size))
 
     def tensor(self, dtype: torch.dtype, shape: Sequence[int], strides: Sequence[int], offset: int) -> Tensor:

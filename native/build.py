@@ -1,6 +1,6 @@
 """Writes the C source of the Python module: what hgca.h declares between its markers, as cffi wants it.
 
-python build.py hgca.h _native.c
+Called by CMake: build.py <hgca.h> <the C file to write>.
 """
 
 from __future__ import annotations

@@ -10,13 +10,14 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float, softcap: float = 0.0, lists: list[list[int]] | None = None
 ) -> tuple[Tensor, Tensor]:
     """query [heads, key_dim] over key, value [kv_heads, rows, dim]; lists of rows serve consecutive query heads."""
-    heads, kv_heads, rows = query.shape[0], *key.shape[:2]
-    lists = [list(range(rows))] * kv_heads if lists is None else lists
+    heads, kv_heads = query.shape[0], key.shape[0]
+    every: list[slice] = [slice(None)] * kv_heads
+    count = kv_heads if lists is None else len(lists)
     out = torch.zeros(heads, value.shape[-1], dtype=torch.float64)
     lse = torch.full((heads,), float("-inf"), dtype=torch.float64)
-    for index, chosen in enumerate(lists):
-        served = slice(index * heads // len(lists), (index + 1) * heads // len(lists))
-        k, v = (side[index * kv_heads // len(lists)].double()[chosen] for side in (key, value))
+    for index, chosen in enumerate(every if lists is None else lists):
+        served = slice(index * heads // count, (index + 1) * heads // count)
+        k, v = (side[index * kv_heads // count].double()[chosen] for side in (key, value))
         score = query[served].double() @ k.T * scale
         score = softcap * torch.tanh(score / softcap) if softcap else score
         nothing = (score == float("-inf")).all(1)  # also over no rows

@@ -126,7 +126,8 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_session(words: list[str], spawn) 
     child.sendintr()
     child.expect(r"(\d+) tokens.*interrupted")
     assert int(child.match[1]) > 0
-    time.sleep(0.3)
+    child.expect(PROMPT)
+    time.sleep(1.5)  # the line editor has taken the terminal over
     child.sendintr()  # nothing to stop
     child.expect("Ctrl-D or /exit leaves")
     say(child, "/set max_tokens 4")

@@ -1,0 +1,156 @@
+"""Reserved memory: grows in place, outlives its owner as long as a view does, and no kernel reads past its end."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from hgca_cli import native
+from tests import reference
+
+PAGE = resource.getpagesize()
+GIB = 1 << 30
+
+
+@pytest.fixture(params=native.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = native.isa()
+    native.use_isa(request.param)
+    yield request.param
+    native.use_isa(before)
+
+
+def address_space() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * PAGE
+
+
+def test_committed_memory_is_zero_and_stays_where_it_is() -> None:
+    memory = native.Reservation(64 << 20)
+    memory.commit(0, 1 << 20)
+    first = memory.tensor(torch.int32, (1 << 18,), (1,), 0)
+    assert not first.any()
+    first.fill_(7)
+    memory.commit(1 << 20, 8 << 20)
+    whole = memory.tensor(torch.int32, (9 << 18,), (1,), 0)
+    assert whole.data_ptr() == first.data_ptr()
+    assert (whole[: 1 << 18] == 7).all() and not whole[1 << 18 :].any()
+
+
+def test_overlapping_commits_keep_what_is_there() -> None:
+    memory = native.Reservation(10 * PAGE)
+    memory.commit(PAGE // 2, PAGE)  # rounded outwards to two pages
+    view = memory.tensor(torch.uint8, (2 * PAGE,), (1,), 0)
+    view.fill_(9)
+    memory.commit(0, 3 * PAGE)
+    assert (view == 9).all()
+
+
+def test_strides_and_offset() -> None:
+    memory = native.Reservation(PAGE)
+    memory.commit(0, PAGE)
+    memory.tensor(torch.int16, (100,), (1,), 0).copy_(torch.arange(100, dtype=torch.int16))
+    view = memory.tensor(torch.int16, (2, 3), (10, 2), 8)
+    assert view.tolist() == [[4, 6, 8], [14, 16, 18]]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the size of the process from /proc")
+def test_memory_lives_as_long_as_a_view() -> None:
+    before = address_space()
+    memory = native.Reservation(256 * GIB)
+    memory.commit(0, PAGE)
+    view = memory.tensor(torch.float32, (8,), (1,), 0)
+    slice_of_it = view[2:5]
+    del memory, view
+    gc.collect()
+    slice_of_it.fill_(3.0)
+    assert slice_of_it.tolist() == [3.0, 3.0, 3.0]
+    assert address_space() - before >= 256 * GIB
+    del slice_of_it
+    gc.collect()
+    assert address_space() - before < GIB
+
+
+def test_reservation_without_a_view_is_released() -> None:
+    before = address_space() if Path("/proc/self/statm").exists() else pytest.skip("no /proc")
+    for _ in range(200):  # 25 TiB in all
+        native.Reservation(128 * GIB)
+    gc.collect()
+    assert address_space() - before < GIB
+
+
+def test_too_much_is_an_error_not_a_crash() -> None:
+    with pytest.raises(native.OutOfMemoryError, match="no memory"):
+        native.Reservation(1 << 60)
+    with pytest.raises(native.NativeError, match="out of range"):
+        native.Reservation(-1)
+
+
+def test_commit_refused_by_the_system() -> None:
+    """Under a limit on data memory the commit fails with an error that a caller can act on."""
+    code = """
+import resource
+from hgca_cli import native
+memory = native.Reservation(1 << 40)
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+try:
+    memory.commit(0, 1 << 35)
+except native.OutOfMemoryError as error:
+    print("refused:", error)
+memory.commit(0, 1 << 20)
+print("small commits still work")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "refused:" in done.stdout and "still work" in done.stdout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_nothing_is_read_outside_the_rows(isa: str, dtype: torch.dtype) -> None:
+    """The rows end where the process's memory ends, or start where it starts: a stray read would kill the test."""
+    for width in (1, 3, 7, 8, 15, 17, 31, 40, 64, 100, 129):
+        for rows in (1, 2, 5, 66):
+            count = rows * width
+            size = count * dtype.itemsize
+            pages = -(-size // PAGE)
+            memory = native.Reservation((pages + 2) * PAGE)
+            memory.commit(PAGE, pages * PAGE)
+            for offset in (PAGE, (pages + 1) * PAGE - size):
+                key = memory.tensor(dtype, (1, rows, width), (count, width, 1), offset)
+                key.copy_(torch.randn(1, rows, width))
+                query = torch.randn(3, width)
+                for lists in ({}, {"row_start": torch.tensor([0, 1]), "row": torch.tensor([rows - 1]).int()}):
+                    got = native.attend(native.Attention(query, key, key, 0.3, **lists))
+                    wanted, _ = reference.attend(query, key, key, 0.3, lists=[[rows - 1]] if lists else None)
+                    torch.testing.assert_close(got.out.double(), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_rows_more_than_4_gib_apart(isa: str, lists: bool) -> None:
+    """Offsets beyond 2^32 bytes, between rows, heads and keys and values; little of it is ever committed."""
+    width, rows, heads = 16, 5, 2
+    row_bytes, head_bytes, value_offset = 3 * GIB, 16 * GIB, 40 * GIB
+    memory = native.Reservation(80 * GIB)
+    for side in (0, value_offset):
+        for head in range(heads):
+            for row in range(rows):
+                memory.commit(side + head * head_bytes + row * row_bytes, width * 4)
+    shape, strides = (heads, rows, width), (head_bytes // 4, row_bytes // 4, 1)
+    key, value = (memory.tensor(torch.float32, shape, strides, offset) for offset in (0, value_offset))
+    generator = torch.Generator().manual_seed(6)
+    for side in (key, value):
+        side.copy_(torch.randn(shape, generator=generator))
+    query = torch.randn(4, width, generator=generator)
+    job = native.Attention(query, key, value, 0.25)
+    chosen = [[4, 0], [3, 4, 1]] if lists else None
+    if chosen:
+        job.row_start, job.row = torch.tensor([0, 2, 5]), torch.tensor([4, 0, 3, 4, 1]).int()
+    got = native.attend(job)
+    wanted, _ = reference.attend(query, key.clone(), value.clone(), 0.25, lists=chosen)
+    torch.testing.assert_close(got.out.double(), wanted, rtol=0, atol=1e-5)
