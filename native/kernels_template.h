@@ -134,8 +134,9 @@ INLINE float weigh_tile(const hgca_piece *p, float *score, int rows, float *max,
 }
 
 /* out[h][c ..] = out * factor + sum_r weight[h][r] * value[r][c ..], `columns` (a constant) vectors wide. */
-INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, int rows, int heads, int dtype, int c,
-                        int columns, int tail, float weight[][TILE], const float *factor) {
+INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, int rows, const tile_rows *next,
+                        int next_rows, int heads, int dtype, int c, int columns, int tail, float weight[][TILE],
+                        const float *factor) {
     const int64_t stride = hgca_padded(p->value_dim), size = size_of(dtype);
     VF sum[HEADS][4];
     for (int h = 0; h < heads; h++)
@@ -143,6 +144,7 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
             sum[h][j] = vmul(vload(out + h * stride + c + j * VW), vset1(factor[h]));
     for (int r = 0; r < rows; r++) {
         const char *value = tile->value[r] + c * size;
+        if (c == 0 && r < next_rows) prefetch_row(next->value[r], p->value_dim * size);
         VF v[4];
         for (int j = 0; j < columns; j++)
             v[j] = tail ? vtail_rows(value, dtype, tail) : vload_rows(value + j * VW * size, dtype);
@@ -155,13 +157,13 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
         for (int j = 0; j < columns; j++) vstore(out + h * stride + c + j * VW, sum[h][j]);
 }
 
-INLINE void add_values(const hgca_piece *p, float *out, const tile_rows *tile, int rows, int heads, int dtype,
-                       float weight[][TILE], const float *factor) {
+INLINE void add_values(const hgca_piece *p, float *out, const tile_rows *tile, int rows, const tile_rows *next,
+                       int next_rows, int heads, int dtype, float weight[][TILE], const float *factor) {
     const int dim = p->value_dim;
     int c = 0;
-    for (; c + 4 * VW <= dim; c += 4 * VW) add_columns(p, out, tile, rows, heads, dtype, c, 4, 0, weight, factor);
-    for (; c + VW <= dim; c += VW) add_columns(p, out, tile, rows, heads, dtype, c, 1, 0, weight, factor);
-    if (c < dim) add_columns(p, out, tile, rows, heads, dtype, c, 1, dim - c, weight, factor);
+    for (; c + 4 * VW <= dim; c += 4 * VW) add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 4, 0, weight, factor);
+    for (; c + VW <= dim; c += VW) add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 1, 0, weight, factor);
+    if (c < dim) add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 1, dim - c, weight, factor);
 }
 
 INLINE void heads_over_tile(const hgca_piece *p, int head, const tile_rows *tile, int rows, const tile_rows *next,
@@ -172,8 +174,7 @@ INLINE void heads_over_tile(const hgca_piece *p, int head, const tile_rows *tile
     score_tile(p, p->query + head * hgca_padded(p->key_dim), tile, rows, next, next_rows, heads, dtype, score);
     for (int h = 0; h < heads; h++)
         factor[h] = weigh_tile(p, score[h], rows, p->max + head + h, p->sum + head + h);
-    for (int r = 0; r < next_rows; r++) prefetch_row(next->value[r], p->value_dim * size_of(dtype));
-    add_values(p, out, tile, rows, heads, dtype, score, factor);
+    add_values(p, out, tile, rows, next, next_rows, heads, dtype, score, factor);
 }
 
 INLINE void whole_piece(const hgca_piece *p, int dtype) {
