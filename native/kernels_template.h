@@ -161,8 +161,10 @@ INLINE void add_values(const hgca_piece *p, float *out, const tile_rows *tile, i
                        int next_rows, int heads, int dtype, float weight[][TILE], const float *factor) {
     const int dim = p->value_dim;
     int c = 0;
-    for (; c + 4 * VW <= dim; c += 4 * VW) add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 4, 0, weight, factor);
-    for (; c + VW <= dim; c += VW) add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 1, 0, weight, factor);
+    for (; c + 4 * VW <= dim; c += 4 * VW)
+        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 4, 0, weight, factor);
+    for (; c + VW <= dim; c += VW)
+        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 1, 0, weight, factor);
     if (c < dim) add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 1, dim - c, weight, factor);
 }
 
