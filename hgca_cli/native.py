@@ -22,7 +22,12 @@ except ImportError as error:  # a source tree without the built module
         f"the C library is not built ({error}).", "Install the package: pip install -c constraints.txt -e ."
     ) from error
 
-_DTYPES = {torch.float32: lib.HGCA_F32, torch.bfloat16: lib.HGCA_BF16, torch.float16: lib.HGCA_F16}
+_DTYPES = {
+    torch.float32: lib.HGCA_F32,
+    torch.bfloat16: lib.HGCA_BF16,
+    torch.float16: lib.HGCA_F16,
+    torch.int8: lib.HGCA_I8,
+}
 
 
 class OutOfMemoryError(NativeError):
@@ -32,18 +37,23 @@ class OutOfMemoryError(NativeError):
 class Partial(NamedTuple):
     """Attention over some rows of the store."""
 
-    out: Tensor  # f32 [heads, value_dim], zeros over no rows
-    lse: Tensor  # f32 [heads], natural; -inf over no rows
+    out: Tensor  # f32 [heads, value_dim] ([tokens, heads, value_dim] for several tokens), zeros over no rows
+    lse: Tensor  # f32 [heads] ([tokens, heads]), natural; -inf over no rows
 
 
 @dataclass(slots=True)
 class Attention:
-    """One query token of one sequence over rows of CPU memory.
+    """Query tokens of one sequence over rows of CPU memory.
 
-    query      f32 [heads, key_dim], contiguous, not scaled
-    key        [kv_heads, rows, key_dim]; value [kv_heads, rows, value_dim]: f32, bf16 or f16, any head and row strides,
-               numbers of a row next to each other
+    query      f32 [heads, key_dim], or [tokens, heads, key_dim] (each row is read once for all tokens); contiguous,
+               not scaled
+    key        [kv_heads, rows, key_dim]; value [kv_heads, rows, value_dim]: f32, bf16, f16 or i8, any head and row
+               strides, numbers of a row next to each other
     row_start  i64 [lists + 1] and row i32: the rows each list of query heads reads; None reads every row
+    run        i32, as long as row: row i stands for the run[i] rows from row[i] on; None: 1 each
+    key_scale  f32 [kv_heads, rows], what the numbers of an i8 row are to be multiplied with; value_scale likewise, with
+               the same strides
+    causal     the last `tokens` rows are the tokens' own: token t sees rows 0 .. rows - tokens + t
     """
 
     query: Tensor
@@ -53,6 +63,14 @@ class Attention:
     softcap: float = 0.0
     row_start: Tensor | None = None
     row: Tensor | None = None
+    run: Tensor | None = None
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
+    causal: bool = False
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What must stay alive while the job runs."""
+        return self.query, self.key, self.value, self.row_start, self.row, self.run, self.key_scale, self.value_scale
 
 
 class Pending:
@@ -108,7 +126,7 @@ def start(jobs: Sequence[Attention]) -> Pending:
     """
     described = ffi.new("hgca_attention[]", len(jobs))
     results = [_describe(job, described[index]) for index, job in enumerate(jobs)]
-    inputs = [tensor for job in jobs for tensor in (job.query, job.key, job.value, job.row_start, job.row)]
+    inputs = [tensor for job in jobs for tensor in job.tensors()]
     pending = Pending(inputs, results)
     check(lib.hgca_start(described, len(jobs), pending._ticket))
     return pending
@@ -123,10 +141,10 @@ def _describe(job: Attention, to: Any) -> Partial:
     """Fills the C description; memory for the result is taken in one piece, as this runs once per layer and token."""
     query, key, value = job.query, job.key, job.value
     if (
-        query.dim() != 2
+        query.dim() not in (2, 3)
         or key.dim() != 3
         or value.dim() != 3
-        or key.shape != (*value.shape[:2], query.shape[1])
+        or key.shape != (*value.shape[:2], query.shape[-1])
         or key.dtype != value.dtype
         or key.dtype not in _DTYPES
         or query.dtype != torch.float32
@@ -135,24 +153,44 @@ def _describe(job: Attention, to: Any) -> Partial:
         or not (query.is_cpu and key.is_cpu and value.is_cpu)
     ):
         raise NativeError(f"attention over {_say(query)}, {_say(key)}, {_say(value)} does not fit together.")
-    heads, key_dim = query.shape
+    heads, key_dim = query.shape[-2:]
+    tokens = query.shape[0] if query.dim() == 3 else 1
     kv_heads, rows, value_dim = value.shape
     size = key.element_size()
-    result = torch.empty(heads * (value_dim + 1), dtype=torch.float32, device="cpu")
+    result = torch.empty(tokens * heads * (value_dim + 1), dtype=torch.float32, device="cpu")
     to.key, to.value, to.query = _at(key), _at(value), _at(query)
     to.key_head_stride, to.key_row_stride = key.stride(0) * size, key.stride(1) * size
     to.value_head_stride, to.value_row_stride = value.stride(0) * size, value.stride(1) * size
     to.rows, to.kv_heads, to.heads = rows, kv_heads, heads
     to.key_dim, to.value_dim, to.dtype = key_dim, value_dim, _DTYPES[key.dtype]
     to.scale, to.softcap = job.scale, job.softcap
+    to.tokens, to.causal = tokens, job.causal
     if job.row_start is not None:
-        _describe_lists(job.row_start, job.row, to)
+        _describe_lists(job.row_start, job.row, job.run, to)
+    if key.dtype == torch.int8:
+        _describe_scales(job.key_scale, job.value_scale, (kv_heads, rows), to)
     to.out = _at(result)
-    to.lse = to.out + heads * value_dim
-    return Partial(result[: heads * value_dim].view(heads, value_dim), result[heads * value_dim :])
+    to.lse = to.out + tokens * heads * value_dim
+    out, lse = result[: tokens * heads * value_dim], result[tokens * heads * value_dim :]
+    return Partial(out.view(*query.shape[:-1], value_dim), lse.view(query.shape[:-1]))
 
 
-def _describe_lists(row_start: Tensor, row: Tensor | None, to: Any) -> None:
+def _describe_scales(key: Tensor | None, value: Tensor | None, shape: tuple[int, int], to: Any) -> None:
+    if (
+        key is None
+        or value is None
+        or key.shape != shape
+        or value.shape != shape
+        or key.stride() != value.stride()
+        or not (key.dtype == value.dtype == torch.float32)
+        or not (key.is_cpu and value.is_cpu)
+    ):
+        raise NativeError("int8 rows need f32 scales [kv_heads, rows] of keys and of values, with the same strides.")
+    to.key_scale, to.value_scale = _at(key), _at(value)
+    to.scale_head_stride, to.scale_row_stride = key.stride(0) * 4, key.stride(1) * 4
+
+
+def _describe_lists(row_start: Tensor, row: Tensor | None, run: Tensor | None, to: Any) -> None:
     if (
         row is None
         or row_start.dtype != torch.int64
@@ -165,6 +203,10 @@ def _describe_lists(row_start: Tensor, row: Tensor | None, to: Any) -> None:
         raise NativeError("row lists are two or more i64 starts and i32 rows, contiguous, on the CPU.")
     if int(row_start[-1]) > row.numel():
         raise NativeError("row lists end beyond their rows.")
+    if run is not None:
+        if run.shape != row.shape or run.dtype != torch.int32 or not (run.is_contiguous() and run.is_cpu):
+            raise NativeError("runs are as many i32 lengths as there are rows, contiguous, on the CPU.")
+        to.run = _at(run, "int32_t *")
     to.lists, to.row_start, to.row = len(row_start) - 1, _at(row_start, "int64_t *"), _at(row, "int32_t *")
 
 

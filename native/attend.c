@@ -14,12 +14,12 @@ enum { MOST = 1 << 24 }; /* heads, widths: what keeps the sizes below in 64 bits
 /* One list of one job: its query heads, its rows, the pieces they were cut into. */
 typedef struct {
     const hgca_attention *job;
-    const float *query; /* scaled, padded: of the list's first head */
+    const float *query; /* placed: [tokens][heads] */
     int32_t head;       /* the list's first query head */
-    int32_t heads;
+    int32_t heads;      /* per token */
     int32_t first_piece;
     int32_t pieces;
-    const int32_t *row;
+    const hgca_kernel *kernel;
     int64_t rows;
     int64_t rows_per_piece;
     _Atomic int32_t left; /* pieces not done: who brings it to zero merges */
@@ -27,14 +27,15 @@ typedef struct {
 
 typedef struct {
     int32_t list;
-    float *out; /* [heads][padded value_dim] */
+    int64_t entry; /* where its rows begin: an entry of row, and how many rows of that entry's run come before */
+    int64_t first;
+    float *out; /* [tokens][heads][padded value_dim] */
     float *max;
     float *sum;
 } part;
 
 typedef struct work {
     hgca_batch batch; /* first: the pool hands this back */
-    const hgca_isa_kernels *kernels;
     hgca_attention *jobs;
     list *lists;
     int64_t list_count;
@@ -50,18 +51,14 @@ static int64_t last_ticket;
 static int64_t list_count(const hgca_attention *job) { return job->lists ? job->lists : job->kv_heads; }
 
 static int64_t list_rows(const hgca_attention *job, int64_t l) {
-    return job->lists ? job->row_start[l + 1] - job->row_start[l] : job->rows;
+    if (!job->lists) return job->rows;
+    if (!job->run) return job->row_start[l + 1] - job->row_start[l];
+    int64_t rows = 0;
+    for (int64_t i = job->row_start[l]; i < job->row_start[l + 1]; i++) rows += job->run[i];
+    return rows;
 }
 
-static int check(const hgca_attention *job) {
-    if (job->rows < 0 || job->kv_heads < 1 || job->heads < 1 || job->heads % job->kv_heads || job->key_dim < 1 ||
-        job->value_dim < 1 || job->dtype < HGCA_F32 || job->dtype > HGCA_F16 || job->lists < 0)
-        return HGCA_BAD_ARGUMENT;
-    if (!job->query || !job->out || !job->lse || (job->rows > 0 && (!job->key || !job->value)))
-        return HGCA_BAD_ARGUMENT;
-    if (job->heads > MOST || job->key_dim > MOST || job->value_dim > MOST) return HGCA_BAD_ARGUMENT;
-    if (!(job->softcap >= 0.0f && job->softcap < INFINITY)) return HGCA_BAD_ARGUMENT;
-    if (job->lists == 0) return HGCA_OK;
+static int check_lists(const hgca_attention *job) {
     if (job->lists % job->kv_heads || job->heads % job->lists || !job->row_start) return HGCA_BAD_ARGUMENT;
     if (job->row_start[0] < 0) return HGCA_BAD_ARGUMENT;
     for (int32_t l = 0; l < job->lists; l++)
@@ -69,32 +66,57 @@ static int check(const hgca_attention *job) {
     int64_t begin = job->row_start[0], end = job->row_start[job->lists];
     if (begin < end && !job->row) return HGCA_BAD_ARGUMENT;
     int bad = 0;
-    for (int64_t i = begin; i < end; i++) bad |= job->row[i] < 0 || job->row[i] >= job->rows;
+    if (job->run)
+        for (int64_t i = begin; i < end; i++)
+            bad |= job->row[i] < 0 || job->run[i] < 0 || job->row[i] > job->rows - job->run[i];
+    else
+        for (int64_t i = begin; i < end; i++) bad |= job->row[i] < 0 || job->row[i] >= job->rows;
     return bad ? HGCA_BAD_ARGUMENT : HGCA_OK;
 }
 
-static void merge_list(work *w, list *l) {
-    const hgca_attention *job = l->job;
-    int64_t width = hgca_padded(job->value_dim);
-    for (int32_t h = 0; h < l->heads; h++) {
-        float *out = job->out + (int64_t)(l->head + h) * job->value_dim;
-        float top = -INFINITY, sum = 0.0f;
-        const part *parts = w->parts + l->first_piece;
-        for (int32_t i = 0; i < l->pieces; i++)
-            if (parts[i].max[h] > top) top = parts[i].max[h];
-        memset(out, 0, sizeof(float) * (size_t)job->value_dim);
-        for (int32_t i = 0; i < l->pieces; i++) {
-            float share = parts[i].max[h] == top ? 1.0f : expf(parts[i].max[h] - top);
-            const float *from = parts[i].out + h * width;
-            if (parts[i].sum[h] == 0.0f) continue; /* saw nothing */
-            sum += share * parts[i].sum[h];
-            for (int32_t d = 0; d < job->value_dim; d++) out[d] += share * from[d];
-        }
-        if (sum != 0.0f)
-            for (int32_t d = 0; d < job->value_dim; d++) out[d] /= sum;
-        job->lse[l->head + h] = sum == 0.0f ? -INFINITY : top + logf(sum);
-    }
+static int check(const hgca_attention *job) {
+    if (job->rows < 0 || job->kv_heads < 1 || job->heads < 1 || job->heads % job->kv_heads || job->key_dim < 1 ||
+        job->value_dim < 1 || job->dtype < HGCA_F32 || job->dtype > HGCA_I8 || job->lists < 0)
+        return HGCA_BAD_ARGUMENT;
+    if (job->tokens < 1 || job->causal < 0 || job->causal > 1 || (job->causal && job->rows < job->tokens))
+        return HGCA_BAD_ARGUMENT;
+    if (!job->query || !job->out || !job->lse || (job->rows > 0 && (!job->key || !job->value)))
+        return HGCA_BAD_ARGUMENT;
+    if (job->dtype == HGCA_I8 && job->rows > 0 && (!job->key_scale || !job->value_scale)) return HGCA_BAD_ARGUMENT;
+    if (job->heads > MOST || job->key_dim > MOST || job->value_dim > MOST || job->tokens > MOST / job->heads)
+        return HGCA_BAD_ARGUMENT;
+    if (!(job->softcap >= 0.0f && job->softcap < INFINITY)) return HGCA_BAD_ARGUMENT;
+    return job->lists == 0 ? HGCA_OK : check_lists(job);
 }
+
+/* One query's parts become its output. Parts of a query lie `queries` apart in max and sum. */
+static void merge_query(const hgca_attention *job, const part *parts, int32_t pieces, int32_t query, int64_t to) {
+    int64_t width = hgca_padded(job->value_dim);
+    float *out = job->out + to * job->value_dim;
+    float top = -INFINITY, sum = 0.0f;
+    for (int32_t i = 0; i < pieces; i++)
+        if (parts[i].max[query] > top) top = parts[i].max[query];
+    memset(out, 0, sizeof(float) * (size_t)job->value_dim);
+    for (int32_t i = 0; i < pieces; i++) {
+        float share = parts[i].max[query] == top ? 1.0f : expf(parts[i].max[query] - top);
+        const float *from = parts[i].out + query * width;
+        if (parts[i].sum[query] == 0.0f) continue; /* saw nothing */
+        sum += share * parts[i].sum[query];
+        for (int32_t d = 0; d < job->value_dim; d++) out[d] += share * from[d];
+    }
+    if (sum != 0.0f)
+        for (int32_t d = 0; d < job->value_dim; d++) out[d] /= sum;
+    job->lse[to] = sum == 0.0f ? -INFINITY : top + logf(sum);
+}
+
+static void merge_list(work *w, list *l) {
+    for (int32_t t = 0; t < l->job->tokens; t++)
+        for (int32_t h = 0; h < l->heads; h++)
+            merge_query(l->job, w->parts + l->first_piece, l->pieces, t * l->heads + h,
+                        (int64_t)t * l->job->heads + l->head + h);
+}
+
+static const char *offset(const void *base, int64_t bytes) { return base ? (const char *)base + bytes : NULL; }
 
 static void run_piece(hgca_batch *batch, int32_t index) {
     work *w = (work *)batch;
@@ -102,27 +124,56 @@ static void run_piece(hgca_batch *batch, int32_t index) {
     list *l = &w->lists[mine->list];
     const hgca_attention *job = l->job;
     int64_t kv_head = l->head / (job->heads / job->kv_heads);
-    int64_t from = (index - l->first_piece) * l->rows_per_piece;
-    int64_t count = l->rows - from < l->rows_per_piece ? l->rows - from : l->rows_per_piece;
+    int64_t left = l->rows - (index - l->first_piece) * l->rows_per_piece;
     hgca_piece piece = {
-        .key = (const char *)job->key + kv_head * job->key_head_stride,
-        .value = (const char *)job->value + kv_head * job->value_head_stride,
+        .key = offset(job->key, kv_head * job->key_head_stride),
+        .value = offset(job->value, kv_head * job->value_head_stride),
+        .key_scale = offset(job->key_scale, kv_head * job->scale_head_stride),
+        .value_scale = offset(job->value_scale, kv_head * job->scale_head_stride),
         .key_row_stride = job->key_row_stride,
         .value_row_stride = job->value_row_stride,
-        .row = l->row ? l->row + from : NULL,
-        .first = from,
-        .count = count,
+        .scale_row_stride = job->scale_row_stride,
+        .row = job->lists ? job->row + mine->entry : NULL,
+        .run = job->lists && job->run ? job->run + mine->entry : NULL,
+        .first = mine->first,
+        .count = left < l->rows_per_piece ? left : l->rows_per_piece,
+        .unseen = job->causal && job->tokens > 1 ? job->rows - job->tokens + 1 : INT64_MAX,
+        .group = l->heads,
         .key_dim = job->key_dim,
         .value_dim = job->value_dim,
-        .heads = l->heads,
+        .heads = l->heads * job->tokens,
         .softcap = job->softcap,
         .query = l->query,
         .out = mine->out,
         .max = mine->max,
         .sum = mine->sum,
     };
-    w->kernels->piece[job->dtype](&piece);
+    l->kernel->piece(&piece);
     if (atomic_fetch_sub(&l->left, 1) == 1) merge_list(w, l);
+}
+
+static void place_queries(const list *l, float *to) {
+    const hgca_attention *job = l->job;
+    const int64_t width = hgca_query_width(job->key_dim, job->dtype);
+    for (int64_t t = 0; t < job->tokens; t++)
+        for (int64_t h = 0; h < l->heads; h++, to += width)
+            l->kernel->place(job->query + (t * job->heads + l->head + h) * job->key_dim, job->scale, job->key_dim, to);
+}
+
+/* Where each piece of a list begins. */
+static void cut_list(const list *l, int64_t i, part *parts) {
+    const hgca_attention *job = l->job;
+    int64_t entry = job->lists ? job->row_start[i] : 0, first = 0;
+    for (int32_t k = 0; k < l->pieces; k++) {
+        parts[k].entry = entry;
+        parts[k].first = first;
+        if (!job->lists) first += l->rows_per_piece;
+        else if (!job->run) entry += l->rows_per_piece;
+        else {
+            first += l->rows_per_piece;
+            while (k + 1 < l->pieces && first >= job->run[entry]) first -= job->run[entry++];
+        }
+    }
 }
 
 /* Memory is laid out in two passes over the same code: without a base it only counts. */
@@ -165,33 +216,37 @@ static void lay_out(layout *at, const hgca_attention *jobs, int32_t count, int64
     int32_t piece = 0, list_index = 0;
     for (int32_t j = 0; j < count; j++) {
         const hgca_attention *job = &jobs[j];
-        int64_t key_width = hgca_padded(job->key_dim), value_width = hgca_padded(job->value_dim);
-        float *query = take(at, sizeof(float) * (size_t)(job->heads * key_width));
-        if (query)
-            for (int32_t h = 0; h < job->heads; h++)
-                for (int64_t d = 0; d < key_width; d++)
-                    query[h * key_width + d] =
-                        d < job->key_dim ? job->query[(int64_t)h * job->key_dim + d] * job->scale : 0.0f;
+        int64_t key_width = hgca_query_width(job->key_dim, job->dtype), value_width = hgca_padded(job->value_dim);
         int32_t heads = (int32_t)(job->heads / list_count(job));
+        int64_t queries = (int64_t)heads * job->tokens;
         for (int64_t i = 0; i < list_count(job); i++, list_index++) {
-            int32_t mine = pieces_of(list_rows(job, i), rows_per_piece);
+            float *query = take(at, sizeof(float) * (size_t)(queries * key_width));
+            int64_t rows = list_rows(job, i);
+            int32_t mine = pieces_of(rows, rows_per_piece);
             if (w) {
                 list *l = &all[list_index];
                 l->job = &own[j];
+                l->kernel = &hgca_kernels()->kernel[job->dtype];
                 l->head = (int32_t)i * heads;
                 l->heads = heads;
-                l->query = query + l->head * key_width;
-                l->rows = list_rows(job, i);
-                l->row = job->lists ? job->row + job->row_start[i] : NULL;
+                l->query = query;
+                l->rows = rows;
                 l->first_piece = piece;
                 l->pieces = mine;
                 l->rows_per_piece = rows_per_piece;
                 atomic_init(&l->left, mine);
+                place_queries(l, query);
+                cut_list(l, i, parts + piece);
             }
             for (int32_t k = 0; k < mine; k++, piece++) {
-                float *out = take(at, sizeof(float) * (size_t)(heads * value_width));
-                float *rest = take(at, sizeof(float) * 2 * (size_t)heads);
-                if (w) parts[piece] = (part){list_index, out, rest, rest + heads};
+                float *out = take(at, sizeof(float) * (size_t)(queries * value_width));
+                float *rest = take(at, sizeof(float) * 2 * (size_t)queries);
+                if (w) {
+                    parts[piece].list = list_index;
+                    parts[piece].out = out;
+                    parts[piece].max = rest;
+                    parts[piece].sum = rest + queries;
+                }
             }
         }
     }
@@ -216,7 +271,6 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     layout at = {aligned_alloc(64, need.used), 0};
     if (at.base == NULL) return HGCA_NO_MEMORY;
     lay_out(&at, jobs, count, per_piece, &w);
-    w->kernels = hgca_kernels();
     for (int64_t l = 0; l < w->list_count; l++) /* lists without rows have no piece to finish them */
         if (w->lists[l].pieces == 0) merge_list(w, &w->lists[l]);
     hgca_pool_lock();

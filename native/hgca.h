@@ -18,22 +18,28 @@ enum {
     HGCA_FORKED = 5        /* the jobs were started before fork(): the parent process has them */
 };
 
-enum { HGCA_F32 = 0, HGCA_BF16 = 1, HGCA_F16 = 2 };
+enum { HGCA_F32 = 0, HGCA_BF16 = 1, HGCA_F16 = 2, HGCA_I8 = 3 };
 
-/* Softmax attention of each query head over rows of its KV head, one query token:
+/* Softmax attention of each query head over rows of its KV head, for one query token or several:
  *
  *     s_j = scale * q.k_j   (softcap > 0: softcap * tanh(s_j / softcap))
  *     lse = ln sum_j exp(s_j),   out = sum_j exp(s_j - lse) v_j
  *
  *   key      row r of KV head h starts key_head_stride * h + key_row_stride * r bytes after `key`; likewise value
- *   query    f32 [heads][key_dim]; query head i reads KV head i / (heads / kv_heads)
+ *   scales   HGCA_I8 only (else ignored): row r of KV head h is its int8 numbers times the float scale_head_stride * h
+ *            + scale_row_stride * r bytes after key_scale; likewise value_scale
+ *   query    f32 [tokens][heads][key_dim]; query head i reads KV head i / (heads / kv_heads)
+ *   causal   0: every token sees all rows. 1: the last `tokens` rows are the tokens' own, token t sees rows
+ *            0 .. rows - tokens + t
  *   lists    0: every row is read. Else a multiple of kv_heads that divides heads: list l serves
- *            heads / lists consecutive query heads and holds row[row_start[l]] .. row[row_start[l + 1] - 1],
- *            each in 0 .. rows - 1 (repeats count twice)
- *   out      f32 [heads][value_dim], zeros over no rows
- *   lse      f32 [heads], -inf over no rows
+ *            heads / lists consecutive query heads (and all tokens) and holds entries row_start[l] ..
+ *            row_start[l + 1] - 1 of row, and of run if there is one: entry i is row[i] or, with run, the run[i] rows
+ *            from row[i] on (run[i] >= 0). All within 0 .. rows - 1; repeats count twice
+ *   out      f32 [tokens][heads][value_dim], zeros over no rows
+ *   lse      f32 [tokens][heads], -inf over no rows
  *
- * Accumulation is in float32 for every dtype. Each row is read once for all query heads its list serves. */
+ * Accumulation is in float32 (of int8 rows: exact integers within 64 rows, then float32). Each row is read once for all
+ * tokens and all query heads its list serves. */
 typedef struct {
     const void *key;
     const void *value;
@@ -50,6 +56,13 @@ typedef struct {
     int32_t lists;
     const int64_t *row_start;
     const int32_t *row;
+    const int32_t *run;
+    const float *key_scale;
+    const float *value_scale;
+    int64_t scale_head_stride;
+    int64_t scale_row_stride;
+    int32_t tokens;
+    int32_t causal;
     const float *query;
     float scale;
     float softcap;
@@ -62,6 +75,30 @@ typedef struct {
  * before anything is written: on an error no job was started and *ticket is not valid. Safe from several threads. */
 int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket);
 int hgca_wait(int64_t ticket);
+
+/* Rows as a model computes them become rows of a store: converted to `to_dtype`, rounded to the nearest even, or for
+ * HGCA_I8 divided by a scale per row, max |x| / 127, that is written beside them (a row of zeros: scale 0).
+ *   from     f32, bf16 or f16: row r of head h starts from_head_stride * h + from_row_stride * r bytes after `from`
+ *   to       likewise; scale likewise, HGCA_I8 only
+ * Numbers of a row lie next to each other. Returns when all is written; large copies use the worker threads. */
+typedef struct {
+    const void *from;
+    int64_t from_head_stride;
+    int64_t from_row_stride;
+    void *to;
+    int64_t to_head_stride;
+    int64_t to_row_stride;
+    float *scale;
+    int64_t scale_head_stride;
+    int64_t scale_row_stride;
+    int64_t rows;
+    int32_t heads;
+    int32_t dim;
+    int32_t from_dtype;
+    int32_t to_dtype;
+} hgca_copy;
+
+int hgca_copy_rows(const hgca_copy *copies, int32_t count);
 
 /* Threads that work on a job, the waiting caller included: 1 .. 1024. The default is the number of processors the
  * process may use. Where the system refuses a thread there are fewer, and the waiting caller does their work. A child

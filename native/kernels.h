@@ -4,25 +4,40 @@
 
 #include <stdint.h>
 
+#include "hgca.h"
+
 /* Floats the padded rows of queries and outputs are rounded up to: the widest vector there is. */
 enum { HGCA_PAD = 16 };
 
 static inline int64_t hgca_padded(int64_t width) { return (width + HGCA_PAD - 1) / HGCA_PAD * HGCA_PAD; }
 
-/* Rows of one KV head, for `heads` query heads that read the same rows.
- *   row     positions of the rows; NULL: first, first + 1, ...
- *   query   f32 [heads][padded key_dim], scaled, zeros in the padding
+/* Floats from one placed query to the next. */
+static inline int64_t hgca_query_width(int64_t dim, int dtype) {
+    return dtype == HGCA_I8 ? (dim + 63) / 64 * 64 + HGCA_PAD : hgca_padded(dim);
+}
+
+/* Rows of one KV head, for `heads` queries (query heads times tokens) that read the same rows.
+ *   row     positions of the rows, or of the first rows of runs; NULL: first, first + 1, ...
+ *   run     rows of each run, of the first one from its row number `first` on; NULL: 1 each
+ *   query   f32 [heads][hgca_query_width], scaled, as the kernel's `place` leaves them
+ *   unseen  first position query 0 does not see; `group` queries later it is one more. INT64_MAX: all see all
  * Results, relative to the largest score:
  *   out     f32 [heads][padded value_dim] sum_j exp(s_j - max) v_j
  *   max     f32 [heads], -inf over no rows;  sum  f32 [heads] sum_j exp(s_j - max) */
 typedef struct {
     const char *key;
     const char *value;
+    const char *key_scale;
+    const char *value_scale;
     int64_t key_row_stride;
     int64_t value_row_stride;
+    int64_t scale_row_stride;
     const int32_t *row;
+    const int32_t *run;
     int64_t first;
     int64_t count;
+    int64_t unseen;
+    int32_t group;
     int32_t key_dim;
     int32_t value_dim;
     int32_t heads;
@@ -33,11 +48,15 @@ typedef struct {
     float *sum;
 } hgca_piece;
 
-typedef void (*hgca_piece_fn)(const hgca_piece *piece);
+/* How rows of one dtype are read. `place` writes `query` times `scale` as `piece` wants it: f32 [hgca_query_width]. */
+typedef struct {
+    void (*piece)(const hgca_piece *piece);
+    void (*place)(const float *query, float scale, int64_t dim, float *to);
+} hgca_kernel;
 
 typedef struct {
     const char *name;
-    hgca_piece_fn piece[3]; /* by dtype: f32, bf16, f16 */
+    hgca_kernel kernel[4]; /* by dtype: f32, bf16, f16, i8 */
 } hgca_isa_kernels;
 
 extern const hgca_isa_kernels hgca_scalar, hgca_avx2, hgca_avx512, hgca_neon;

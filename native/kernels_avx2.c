@@ -30,6 +30,10 @@ static inline void vsum4(VF a, VF b, VF c, VF d, float *out) {
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
 }
 
+static inline void vsum_heads(VF sum[HEADS][4], int heads, float score[][64], int r) {
+    for (int h = 0; h < heads; h++) vsum4(sum[h][0], sum[h][1], sum[h][2], sum[h][3], &score[h][r]);
+}
+
 static inline float vsum(VF x) {
     float out[4];
     vsum4(x, x, x, x, out);
@@ -49,15 +53,22 @@ static inline VF widen(__m128i x, int dtype) {
 
 static inline VF vload_rows(const char *p, int dtype) {
     if (dtype == HGCA_F32) return _mm256_loadu_ps((const float *)(const void *)p);
+    if (dtype == HGCA_I8) return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
     return widen(_mm_loadu_si128((const __m128i *)(const void *)p), dtype);
+}
+
+static inline void vload_pair(const char *p, VF *even, VF *odd) {
+    __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    *even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    *odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
 }
 
 static inline VF vtail_rows(const char *p, int dtype, int n) {
     char whole[32] = {0};
-    memcpy(whole, p, (size_t)n * (dtype == HGCA_F32 ? 4 : 2));
+    memcpy(whole, p, (size_t)n * (dtype == HGCA_F32 ? 4 : dtype == HGCA_I8 ? 1 : 2));
     return vload_rows(whole, dtype);
 }
 
 #include "kernels_template.h"
 
-const hgca_isa_kernels hgca_avx2 = {"avx2", {piece_f32, piece_bf16, piece_f16}};
+const hgca_isa_kernels hgca_avx2 = {"avx2", HGCA_TEMPLATE_KERNELS};

@@ -27,11 +27,26 @@ static inline VF vzero_below(VF x, VF low, VF y) {
     return _mm512_maskz_mov_ps((__mmask16)~_mm512_cmp_ps_mask(x, low, _CMP_LT_OQ), y);
 }
 
-static inline __m256 fold(VF x) { return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)); }
-
-static inline void vsum4(VF a, VF b, VF c, VF d, float *out) {
-    __m256 sums = _mm256_hadd_ps(_mm256_hadd_ps(fold(a), fold(b)), _mm256_hadd_ps(fold(c), fold(d)));
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+/* Sums of 16 vectors in 45 operations: within 128-bit lanes to one vector of four rows a head, then across lanes. */
+static inline void vsum_heads(VF sum[HEADS][4], int heads, float score[][64], int r) {
+    __m512 head[HEADS];
+    for (int h = 0; h < HEADS; h++) {
+        if (h >= heads) {
+            head[h] = _mm512_setzero_ps();
+            continue;
+        }
+        VF *s = sum[h];
+        __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(s[0], s[1]), _mm512_unpackhi_ps(s[0], s[1])));
+        __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(s[2], s[3]), _mm512_unpackhi_ps(s[2], s[3])));
+        head[h] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+    }
+    __m512 a = _mm512_add_ps(_mm512_shuffle_f32x4(head[0], head[1], 0x88), _mm512_shuffle_f32x4(head[0], head[1], 0xdd));
+    __m512 b = _mm512_add_ps(_mm512_shuffle_f32x4(head[2], head[3], 0x88), _mm512_shuffle_f32x4(head[2], head[3], 0xdd));
+    __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    _mm_storeu_ps(&score[0][r], _mm512_castps512_ps128(all));
+    if (heads > 1) _mm_storeu_ps(&score[1][r], _mm512_extractf32x4_ps(all, 1));
+    if (heads > 2) _mm_storeu_ps(&score[2][r], _mm512_extractf32x4_ps(all, 2));
+    if (heads > 3) _mm_storeu_ps(&score[3][r], _mm512_extractf32x4_ps(all, 3));
 }
 
 static inline float vsum(VF x) { return _mm512_reduce_add_ps(x); }
@@ -44,15 +59,23 @@ static inline VF widen(__m256i x, int dtype) {
 
 static inline VF vload_rows(const char *p, int dtype) {
     if (dtype == HGCA_F32) return _mm512_loadu_ps(p);
+    if (dtype == HGCA_I8) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
     return widen(_mm256_loadu_si256((const __m256i *)(const void *)p), dtype);
+}
+
+static inline void vload_pair(const char *p, VF *even, VF *odd) {
+    __m512i both = _mm512_loadu_si512(p);
+    *even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    *odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
 }
 
 static inline VF vtail_rows(const char *p, int dtype, int n) {
     __mmask16 some = (__mmask16)((1u << n) - 1);
     if (dtype == HGCA_F32) return _mm512_maskz_loadu_ps(some, p);
+    if (dtype == HGCA_I8) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(some, p)));
     return widen(_mm256_maskz_loadu_epi16(some, p), dtype);
 }
 
 #include "kernels_template.h"
 
-const hgca_isa_kernels hgca_avx512 = {"avx512", {piece_f32, piece_bf16, piece_f16}};
+const hgca_isa_kernels hgca_avx512 = {"avx512", HGCA_TEMPLATE_KERNELS};

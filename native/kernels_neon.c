@@ -38,11 +38,20 @@ static inline void vsum4(VF a, VF b, VF c, VF d, float *out) {
     vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
 }
 
+static inline void vsum_heads(VF sum[HEADS][4], int heads, float score[][64], int r) {
+    for (int h = 0; h < heads; h++) vsum4(sum[h][0], sum[h][1], sum[h][2], sum[h][3], &score[h][r]);
+}
+
 static inline VF vload_rows(const char *p, int dtype) {
     if (dtype == HGCA_F32) {
         VF x;
         memcpy(&x, p, sizeof x);
         return x;
+    }
+    if (dtype == HGCA_I8) {
+        int32_t four;
+        memcpy(&four, p, sizeof four);
+        return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
     }
     uint16x4_t half;
     memcpy(&half, p, sizeof half);
@@ -50,12 +59,19 @@ static inline VF vload_rows(const char *p, int dtype) {
     return vreinterpretq_f32_u32(vshll_n_u16(half, 16));
 }
 
+static inline void vload_pair(const char *p, VF *even, VF *odd) {
+    uint32x4_t both;
+    memcpy(&both, p, sizeof both);
+    *even = vreinterpretq_f32_u32(vshlq_n_u32(both, 16));
+    *odd = vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xffff0000u)));
+}
+
 static inline VF vtail_rows(const char *p, int dtype, int n) {
     char whole[16] = {0};
-    memcpy(whole, p, (size_t)n * (dtype == HGCA_F32 ? 4 : 2));
+    memcpy(whole, p, (size_t)n * (dtype == HGCA_F32 ? 4 : dtype == HGCA_I8 ? 1 : 2));
     return vload_rows(whole, dtype);
 }
 
 #include "kernels_template.h"
 
-const hgca_isa_kernels hgca_neon = {"neon", {piece_f32, piece_bf16, piece_f16}};
+const hgca_isa_kernels hgca_neon = {"neon", HGCA_TEMPLATE_KERNELS};

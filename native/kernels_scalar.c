@@ -38,6 +38,10 @@ static inline void vsum4(VF a, VF b, VF c, VF d, float *out) {
     out[3] = d;
 }
 
+static inline void vsum_heads(VF sum[HEADS][4], int heads, float score[][64], int r) {
+    for (int h = 0; h < heads; h++) vsum4(sum[h][0], sum[h][1], sum[h][2], sum[h][3], &score[h][r]);
+}
+
 static inline float half_to_float(uint16_t half) {
     uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 31, fraction = half & 1023;
     if (exponent == 31) return from_bits(sign | 0x7f800000u | fraction << 13);
@@ -47,10 +51,16 @@ static inline float half_to_float(uint16_t half) {
 }
 
 static inline VF vload_rows(const char *p, int dtype) {
+    if (dtype == HGCA_I8) return (float)*(const int8_t *)p;
     uint32_t bits = 0;
     memcpy(&bits, p, dtype == HGCA_F32 ? 4 : 2);
     if (dtype == HGCA_F16) return half_to_float((uint16_t)bits);
     return from_bits(dtype == HGCA_BF16 ? bits << 16 : bits);
+}
+
+static inline void vload_pair(const char *p, VF *even, VF *odd) {
+    *even = vload_rows(p, HGCA_BF16);
+    *odd = vload_rows(p + 2, HGCA_BF16);
 }
 
 static inline VF vtail_rows(const char *p, int dtype, int n) {
@@ -60,4 +70,4 @@ static inline VF vtail_rows(const char *p, int dtype, int n) {
 
 #include "kernels_template.h"
 
-const hgca_isa_kernels hgca_scalar = {"scalar", {piece_f32, piece_bf16, piece_f16}};
+const hgca_isa_kernels hgca_scalar = {"scalar", HGCA_TEMPLATE_KERNELS};

@@ -6,8 +6,9 @@
  *   vround vpow2(n)            nearest integer; 2^n for whole n in -126 .. 127
  *   vzero_below(x, low, y)     0 where x < low, else y (also where x is NaN)
  *   vsum vlargest              horizontal
- *   vsum4(a, b, c, d, out)     four horizontal sums
+ *   vsum_heads(sum, heads, score, r)   score[h][r .. r + 3] = the horizontal sums of sum[h][0 .. 3]
  *   vload_rows(p, dtype)       VW numbers of a row as floats;  vtail_rows(p, dtype, n)  n < VW of them, then zeros
+ *   vload_pair(p, even, odd)   2 * VW bf16 numbers of a row as floats
  *
  * A tile of rows is scored for HEADS query heads at a time, its scores stay on the stack, and its values are added up
  * while they are in cache; meanwhile the next tile is prefetched, which alone doubles the rate of a core. */
@@ -23,9 +24,39 @@ enum { TILE = 64, LINE = 64 };
 typedef struct {
     const char *key[TILE];
     const char *value[TILE];
+    float key_scale[TILE] __attribute__((aligned(64))); /* of int8 rows */
+    float value_scale[TILE] __attribute__((aligned(64)));
+    int64_t at[TILE];
 } tile_rows;
 
-INLINE int64_t size_of(int dtype) { return dtype == HGCA_F32 ? 4 : 2; }
+/* Where the next tile's rows are. */
+typedef struct {
+    const int32_t *row, *run;
+    int64_t first;
+} row_cursor;
+
+INLINE int64_t size_of(int dtype) { return dtype == HGCA_F32 ? 4 : dtype == HGCA_I8 ? 1 : 2; }
+
+/* Where number d of a row of `dim` stands in registers. A vector of 2 * VW bf16 numbers is widened with one operation
+ * per half (a shift, a mask) if its even numbers come first, then the odd ones; what is left of a row after its last
+ * whole vector stands as in memory. */
+INLINE void place_floats(const float *query, float scale, int64_t dim, float *to) {
+    for (int64_t d = 0; d < dim; d++) to[d] = query[d] * scale;
+    for (int64_t d = dim; d < hgca_padded(dim); d++) to[d] = 0.0f;
+}
+
+static void place_plain(const float *query, float scale, int64_t dim, float *to) { place_floats(query, scale, dim, to); }
+
+static void place_bf16(const float *query, float scale, int64_t dim, float *to) {
+    int64_t whole = VW > 1 ? dim - dim % (2 * VW) : 0;
+    for (int64_t d = 0; d < whole; d += 2 * VW)
+        for (int64_t i = 0; i < VW; i++) {
+            to[d + i] = query[d + 2 * i] * scale;
+            to[d + VW + i] = query[d + 2 * i + 1] * scale;
+        }
+    place_floats(query + whole, scale, dim - whole, to + whole);
+    for (int64_t d = whole + hgca_padded(dim - whole); d < hgca_padded(dim); d++) to[d] = 0.0f;
+}
 
 /* exp(x) for x <= 0 (or a little above), relative error below 2e-7; 0 below -87, NaN for NaN.
  * Range reduction by ln 2 in two parts and the degree-6 polynomial of the Cephes library. */
@@ -43,12 +74,24 @@ INLINE VF vexp(VF x) {
     return vzero_below(x, vset1(-87.0f), vmul(p, vpow2(n)));
 }
 
-INLINE void find_rows(const hgca_piece *p, int64_t from, int rows, tile_rows *tile) {
+INLINE void find_rows(const hgca_piece *p, row_cursor *at, int rows, int dtype, tile_rows *tile) {
     for (int r = 0; r < rows; r++) {
-        int64_t at = p->row ? p->row[from + r] : p->first + from + r;
-        tile->key[r] = p->key + at * p->key_row_stride;
-        tile->value[r] = p->value + at * p->value_row_stride;
+        int64_t row = at->first;
+        if (at->row == NULL) at->first++;
+        else if (at->run == NULL) row = *at->row++;
+        else {
+            while (at->first >= *at->run) at->first = 0, at->run++, at->row++; /* the first one may be used up, or empty */
+            row = *at->row + at->first++;
+        }
+        tile->key[r] = p->key + row * p->key_row_stride;
+        tile->value[r] = p->value + row * p->value_row_stride;
+        tile->at[r] = row;
+        if (dtype == HGCA_I8) {
+            memcpy(&tile->key_scale[r], p->key_scale + row * p->scale_row_stride, sizeof(float));
+            memcpy(&tile->value_scale[r], p->value_scale + row * p->scale_row_stride, sizeof(float));
+        }
     }
+    for (int r = rows; r < TILE && dtype == HGCA_I8; r++) tile->key_scale[r] = tile->value_scale[r] = 0.0f;
 }
 
 INLINE void prefetch_row(const char *row, int64_t bytes) {
@@ -59,7 +102,7 @@ INLINE void prefetch_row(const char *row, int64_t bytes) {
 INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows *tile, int rows, const tile_rows *next,
                        int next_rows, int heads, int dtype, float score[][TILE]) {
     const int dim = p->key_dim;
-    const int64_t stride = hgca_padded(dim), size = size_of(dtype);
+    const int64_t stride = hgca_query_width(dim, dtype), size = size_of(dtype);
     for (int r = 0; r < rows; r += 4) {
         const char *key[4];
         for (int j = 0; j < 4; j++) {
@@ -70,6 +113,15 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
         for (int h = 0; h < heads; h++)
             for (int j = 0; j < 4; j++) sum[h][j] = vzero();
         int d = 0;
+        for (; dtype == HGCA_BF16 && d + 2 * VW <= dim; d += 2 * VW) {
+            VF even[4], odd[4];
+            for (int j = 0; j < 4; j++) vload_pair(key[j] + d * size, &even[j], &odd[j]);
+            for (int h = 0; h < heads; h++) {
+                VF q = vload(query + h * stride + d), next_q = vload(query + h * stride + d + VW);
+                for (int j = 0; j < 4; j++) sum[h][j] = vfma(q, even[j], sum[h][j]);
+                for (int j = 0; j < 4; j++) sum[h][j] = vfma(next_q, odd[j], sum[h][j]);
+            }
+        }
         for (; d + VW <= dim; d += VW) {
             VF k[4];
             for (int j = 0; j < 4; j++) k[j] = vload_rows(key[j] + d * size, dtype);
@@ -84,7 +136,7 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
                 for (int h = 0; h < heads; h++) sum[h][j] = vfma(vload(query + h * stride + d), k, sum[h][j]);
             }
         }
-        for (int h = 0; h < heads; h++) vsum4(sum[h][0], sum[h][1], sum[h][2], sum[h][3], &score[h][r]);
+        vsum_heads(sum, heads, score, r);
     }
 }
 
@@ -146,8 +198,11 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
         const char *value = tile->value[r] + c * size;
         if (c == 0 && r < next_rows) prefetch_row(next->value[r], p->value_dim * size);
         VF v[4];
-        for (int j = 0; j < columns; j++)
-            v[j] = tail ? vtail_rows(value, dtype, tail) : vload_rows(value + j * VW * size, dtype);
+        if (dtype == HGCA_BF16 && columns % 2 == 0)
+            for (int j = 0; j < columns; j += 2) vload_pair(value + j * VW * size, &v[j], &v[j + 1]);
+        else
+            for (int j = 0; j < columns; j++)
+                v[j] = tail ? vtail_rows(value, dtype, tail) : vload_rows(value + j * VW * size, dtype);
         for (int h = 0; h < heads; h++) {
             VF w = vset1(weight[h][r]);
             for (int j = 0; j < columns; j++) sum[h][j] = vfma(w, v[j], sum[h][j]);
@@ -163,9 +218,22 @@ INLINE void add_values(const hgca_piece *p, float *out, const tile_rows *tile, i
     int c = 0;
     for (; c + 4 * VW <= dim; c += 4 * VW)
         add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 4, 0, weight, factor);
+    for (; c + 2 * VW <= dim; c += 2 * VW)
+        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 2, 0, weight, factor);
     for (; c + VW <= dim; c += VW)
         add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 1, 0, weight, factor);
     if (c < dim) add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 1, dim - c, weight, factor);
+}
+
+INLINE void scale_tile(float *score, const float *scale, int rows) {
+    for (int r = 0; r < rows; r++) score[r] *= scale[r];
+}
+
+/* Masks stand before the softcap: capping -inf would make it visible. */
+INLINE void hide_unseen(const hgca_piece *p, int head, const tile_rows *tile, int rows, float *score) {
+    int64_t unseen = p->unseen + head / p->group;
+    for (int r = 0; r < rows; r++)
+        if (tile->at[r] >= unseen) score[r] = -INFINITY;
 }
 
 INLINE void heads_over_tile(const hgca_piece *p, int head, const tile_rows *tile, int rows, const tile_rows *next,
@@ -173,10 +241,29 @@ INLINE void heads_over_tile(const hgca_piece *p, int head, const tile_rows *tile
     float score[HEADS][TILE] __attribute__((aligned(64)));
     float factor[HEADS];
     float *out = p->out + head * hgca_padded(p->value_dim);
-    score_tile(p, p->query + head * hgca_padded(p->key_dim), tile, rows, next, next_rows, heads, dtype, score);
-    for (int h = 0; h < heads; h++)
+    score_tile(p, p->query + head * hgca_query_width(p->key_dim, dtype), tile, rows, next, next_rows, heads, dtype, score);
+    for (int h = 0; h < heads; h++) {
+        if (dtype == HGCA_I8) scale_tile(score[h], tile->key_scale, rows);
+        if (p->unseen != INT64_MAX) hide_unseen(p, head + h, tile, rows, score[h]);
         factor[h] = weigh_tile(p, score[h], rows, p->max + head + h, p->sum + head + h);
+        if (dtype == HGCA_I8) scale_tile(score[h], tile->value_scale, rows);
+    }
     add_values(p, out, tile, rows, next, next_rows, heads, dtype, score, factor);
+}
+
+/* Results of bf16 rows stand as place_bf16 leaves a query: put them where they belong. */
+INLINE void in_memory_order(const hgca_piece *p) {
+    if (VW == 1) return;
+    const int64_t dim = p->value_dim, whole = dim - dim % (2 * VW), width = hgca_padded(dim);
+    for (int h = 0; h < p->heads; h++)
+        for (float *block = p->out + h * width; block < p->out + h * width + whole; block += 2 * VW) {
+            float copy[2 * VW];
+            memcpy(copy, block, sizeof copy);
+            for (int i = 0; i < VW; i++) {
+                block[2 * i] = copy[i];
+                block[2 * i + 1] = copy[VW + i];
+            }
+        }
 }
 
 INLINE void whole_piece(const hgca_piece *p, int dtype) {
@@ -186,14 +273,15 @@ INLINE void whole_piece(const hgca_piece *p, int dtype) {
         p->sum[h] = 0.0f;
     }
     tile_rows tiles[2];
+    row_cursor at = {p->row, p->run, p->first};
     int rows = p->count < TILE ? (int)p->count : TILE;
-    find_rows(p, 0, rows, &tiles[0]);
+    find_rows(p, &at, rows, dtype, &tiles[0]);
     for (int64_t from = 0, turn = 0; from < p->count; from += TILE, turn++) {
         const tile_rows *tile = &tiles[turn & 1];
         tile_rows *next = &tiles[~turn & 1];
         int64_t left = p->count - from - rows;
         int next_rows = left < TILE ? (int)left : TILE;
-        find_rows(p, from + rows, next_rows, next);
+        find_rows(p, &at, next_rows, dtype, next);
         for (int head = 0; head < p->heads; head += HEADS) {
             int ahead = head == 0 ? next_rows : 0; /* the later heads find the tile in cache */
             switch (p->heads - head) {             /* a constant number of heads keeps the sums in registers */
@@ -207,8 +295,13 @@ INLINE void whole_piece(const hgca_piece *p, int dtype) {
         }
         rows = next_rows;
     }
+    if (dtype == HGCA_BF16) in_memory_order(p);
 }
 
 static void piece_f32(const hgca_piece *p) { whole_piece(p, HGCA_F32); }
 static void piece_bf16(const hgca_piece *p) { whole_piece(p, HGCA_BF16); }
 static void piece_f16(const hgca_piece *p) { whole_piece(p, HGCA_F16); }
+static void piece_i8(const hgca_piece *p) { whole_piece(p, HGCA_I8); }
+
+#define HGCA_TEMPLATE_KERNELS \
+    {{piece_f32, place_plain}, {piece_bf16, place_bf16}, {piece_f16, place_plain}, {piece_i8, place_plain}}

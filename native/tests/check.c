@@ -77,7 +77,7 @@ static problem make(const shape *s, uint64_t seed) {
     uint64_t state = seed * 2 + 1;
     int heads = s->kv_heads * s->group, lists = s->lists == 2 ? heads : s->lists ? s->kv_heads : 0;
     problem p = {.job = {.rows = s->rows, .kv_heads = s->kv_heads, .heads = heads, .key_dim = s->key_dim,
-                         .value_dim = s->value_dim, .dtype = s->dtype, .lists = lists,
+                         .tokens = 1, .value_dim = s->value_dim, .dtype = s->dtype, .lists = lists,
                          .scale = 1.0f / sqrtf((float)s->key_dim), .softcap = s->softcap}};
     hgca_attention *job = &p.job;
     char *key = must(malloc((size_t)bytes_of(s, s->key_dim, &job->key_head_stride, &job->key_row_stride) + 1));
