@@ -9,6 +9,8 @@
 #include "pool.h"
 
 enum { LEAST_ROWS = 256, TILE_ROWS = 64, PIECES_PER_THREAD = 4 };
+static const float LN2 = 0.69314718055994531f, LOG2E = 1.44269504088896341f;
+
 enum { MOST = 1 << 24 }; /* heads, widths: what keeps the sizes below in 64 bits */
 
 /* One list of one job: its query heads, its rows, the pieces they were cut into. */
@@ -98,7 +100,7 @@ static void merge_query(const hgca_attention *job, const part *parts, int32_t pi
         if (parts[i].max[query] > top) top = parts[i].max[query];
     memset(out, 0, sizeof(float) * (size_t)job->value_dim);
     for (int32_t i = 0; i < pieces; i++) {
-        float share = parts[i].max[query] == top ? 1.0f : expf(parts[i].max[query] - top);
+        float share = parts[i].max[query] == top ? 1.0f : exp2f(parts[i].max[query] - top);
         const float *from = parts[i].out + query * width;
         if (parts[i].sum[query] == 0.0f) continue; /* saw nothing */
         sum += share * parts[i].sum[query];
@@ -106,7 +108,7 @@ static void merge_query(const hgca_attention *job, const part *parts, int32_t pi
     }
     if (sum != 0.0f)
         for (int32_t d = 0; d < job->value_dim; d++) out[d] /= sum;
-    job->lse[to] = sum == 0.0f ? -INFINITY : top + logf(sum);
+    job->lse[to] = sum == 0.0f ? -INFINITY : (top + log2f(sum)) * LN2;
 }
 
 static void merge_list(work *w, list *l) {
@@ -155,9 +157,10 @@ static void run_piece(hgca_batch *batch, int32_t index) {
 static void place_queries(const list *l, float *to) {
     const hgca_attention *job = l->job;
     const int64_t width = hgca_query_width(job->key_dim, job->dtype);
+    const float scale = job->softcap > 0.0f ? job->scale : job->scale * LOG2E; /* the cap wants natural scores */
     for (int64_t t = 0; t < job->tokens; t++)
         for (int64_t h = 0; h < l->heads; h++, to += width)
-            l->kernel->place(job->query + (t * job->heads + l->head + h) * job->key_dim, job->scale, job->key_dim, to);
+            l->kernel->place(job->query + (t * job->heads + l->head + h) * job->key_dim, scale, job->key_dim, to);
 }
 
 /* Where each piece of a list begins. */

@@ -21,9 +21,10 @@ static inline int64_t hgca_query_width(int64_t dim, int dtype) {
  *   run     rows of each run, of the first one from its row number `first` on; NULL: 1 each
  *   query   f32 [heads][hgca_query_width], scaled, as the kernel's `place` leaves them
  *   unseen  first position query 0 does not see; `group` queries later it is one more. INT64_MAX: all see all
- * Results, relative to the largest score:
- *   out     f32 [heads][padded value_dim] sum_j exp(s_j - max) v_j
- *   max     f32 [heads], -inf over no rows;  sum  f32 [heads] sum_j exp(s_j - max) */
+ * Scores are in base 2 (query and scale bring log2(e) along, a softcap's scores get it after the cap). Results, relative
+ * to the largest score:
+ *   out     f32 [heads][padded value_dim] sum_j 2^(s_j - max) v_j
+ *   max     f32 [heads], -inf over no rows;  sum  f32 [heads] sum_j 2^(s_j - max) */
 typedef struct {
     const char *key;
     const char *value;

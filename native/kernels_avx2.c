@@ -19,10 +19,9 @@ static inline VF vsub(VF a, VF b) { return _mm256_sub_ps(a, b); }
 static inline VF vfma(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
 static inline VF vmax(VF a, VF b) { return _mm256_max_ps(a, b); }
 static inline VF vround(VF x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-static inline VF vzero_below(VF x, VF low, VF y) { return _mm256_andnot_ps(_mm256_cmp_ps(x, low, _CMP_LT_OQ), y); }
-
-static inline VF vpow2(VF n) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+static inline VF vscale2(VF x, VF n) {
+    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
 
 static inline void vsum4(VF a, VF b, VF c, VF d, float *out) {

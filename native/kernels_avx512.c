@@ -21,11 +21,7 @@ static inline VF vsub(VF a, VF b) { return _mm512_sub_ps(a, b); }
 static inline VF vfma(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }
 static inline VF vmax(VF a, VF b) { return _mm512_max_ps(a, b); }
 static inline VF vround(VF x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-static inline VF vpow2(VF n) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), n); }
-
-static inline VF vzero_below(VF x, VF low, VF y) {
-    return _mm512_maskz_mov_ps((__mmask16)~_mm512_cmp_ps_mask(x, low, _CMP_LT_OQ), y);
-}
+static inline VF vscale2(VF x, VF n) { return _mm512_scalef_ps(x, n); }
 
 /* Sums of 16 vectors in 45 operations: within 128-bit lanes to one vector of four rows a head, then across lanes. */
 static inline void vsum_heads(VF sum[HEADS][4], int heads, float score[][64], int r) {

@@ -19,7 +19,6 @@ static inline VF vsub(VF a, VF b) { return vsubq_f32(a, b); }
 static inline VF vfma(VF a, VF b, VF c) { return vfmaq_f32(c, a, b); }
 static inline VF vmax(VF a, VF b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 static inline VF vround(VF x) { return vrndnq_f32(x); }
-static inline VF vzero_below(VF x, VF low, VF y) { return vbslq_f32(vcltq_f32(x, low), vdupq_n_f32(0.0f), y); }
 static inline float vsum(VF x) { return vaddvq_f32(x); }
 
 static inline float vlargest(VF x) {
@@ -30,8 +29,8 @@ static inline float vlargest(VF x) {
     return top;
 }
 
-static inline VF vpow2(VF n) {
-    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));
+static inline VF vscale2(VF x, VF n) {
+    return vmulq_f32(x, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23)));
 }
 
 static inline void vsum4(VF a, VF b, VF c, VF d, float *out) {

@@ -19,7 +19,6 @@ static inline VF vsub(VF a, VF b) { return a - b; }
 static inline VF vfma(VF a, VF b, VF c) { return a * b + c; }
 static inline VF vmax(VF a, VF b) { return a > b ? a : b; }
 static inline VF vround(VF x) { return nearbyintf(x); }
-static inline VF vzero_below(VF x, VF low, VF y) { return x < low ? 0.0f : y; }
 static inline float vsum(VF x) { return x; }
 static inline float vlargest(VF x) { return x; }
 
@@ -29,7 +28,7 @@ static inline VF from_bits(uint32_t bits) {
     return x;
 }
 
-static inline VF vpow2(VF n) { return from_bits((uint32_t)((int32_t)(n == n ? n : 0.0f) + 127) << 23); }
+static inline VF vscale2(VF x, VF n) { return x * from_bits((uint32_t)((int32_t)(n == n ? n : 0.0f) + 127) << 23); }
 
 static inline void vsum4(VF a, VF b, VF c, VF d, float *out) {
     out[0] = a;

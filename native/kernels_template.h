@@ -3,8 +3,8 @@
  *   HEADS                      query heads per pass (with 4 rows at once: HEADS * 4 accumulators, 4 keys, 1 query)
  *   vzero vset1 vload vstore vmul vadd vsub vfma(a, b, c) = a * b + c
  *   vmax(a, b)                 b where either is NaN
- *   vround vpow2(n)            nearest integer; 2^n for whole n in -126 .. 127
- *   vzero_below(x, low, y)     0 where x < low, else y (also where x is NaN)
+ *   vround                     nearest integer
+ *   vscale2(x, n)              x * 2^n for whole n in -127 .. 127, tiny or 0 where n is -127; NaN where x is
  *   vsum vlargest              horizontal
  *   vsum_heads(sum, heads, score, r)   score[h][r .. r + 3] = the horizontal sums of sum[h][0 .. 3]
  *   vload_rows(p, dtype)       VW numbers of a row as floats;  vtail_rows(p, dtype, n)  n < VW of them, then zeros
@@ -18,6 +18,7 @@
 #include "hgca.h"
 #include "kernels.h"
 
+#define LOG2E 1.44269504088896341f
 #define INLINE static inline __attribute__((always_inline))
 enum { TILE = 64, LINE = 64 };
 
@@ -58,20 +59,18 @@ static void place_bf16(const float *query, float scale, int64_t dim, float *to) 
     for (int64_t d = whole + hgca_padded(dim - whole); d < hgca_padded(dim); d++) to[d] = 0.0f;
 }
 
-/* exp(x) for x <= 0 (or a little above), relative error below 2e-7; 0 below -87, NaN for NaN.
- * Range reduction by ln 2 in two parts and the degree-6 polynomial of the Cephes library. */
-INLINE VF vexp(VF x) {
-    VF n = vround(vmul(vmax(vset1(-88.0f), x), vset1(1.44269504088896341f)));
-    VF r = vfma(n, vset1(-0.693359375f), x);
-    r = vfma(n, vset1(2.12194440e-4f), r);
-    VF p = vset1(1.9875691500e-4f);
-    p = vfma(p, r, vset1(1.3981999507e-3f));
-    p = vfma(p, r, vset1(8.3334519073e-3f));
-    p = vfma(p, r, vset1(4.1665795894e-2f));
-    p = vfma(p, r, vset1(1.6666665459e-1f));
-    p = vfma(p, r, vset1(5.0000001201e-1f));
-    p = vadd(vfma(p, vmul(r, r), r), vset1(1.0f));
-    return vzero_below(x, vset1(-87.0f), vmul(p, vpow2(n)));
+/* 2^x for x <= 0 (or a little above), relative error below 2e-7; less than 2^-126 below -126, NaN for NaN. The fraction is
+ * in -1/2 .. 1/2; the polynomial, exact at 0, has the smallest largest relative error there of its degree (9.2e-8). */
+INLINE VF vexp2(VF x) {
+    x = vmax(vset1(-127.0f), x);
+    VF n = vround(x), r = vsub(x, n);
+    VF p = vset1(1.32646982e-3f);
+    p = vfma(p, r, vset1(9.67150927e-3f));
+    p = vfma(p, r, vset1(5.55073395e-2f));
+    p = vfma(p, r, vset1(2.40222424e-1f));
+    p = vfma(p, r, vset1(6.93147004e-1f));
+    p = vfma(p, r, vset1(1.0f));
+    return vscale2(p, n);
 }
 
 INLINE void find_rows(const hgca_piece *p, row_cursor *at, int rows, int dtype, tile_rows *tile) {
@@ -140,13 +139,13 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
     }
 }
 
-/* score = softcap * tanh(score / softcap). Near zero an odd polynomial (Cephes), as 1 - exp(-2x) has lost its digits
+/* score = log2(e) * softcap * tanh(score / softcap): capped, and in base 2 like scores that need no cap. Near zero an odd polynomial (Cephes), as 1 - exp(-2x) has lost its digits
  * there; else (1 - e) / (1 + e) with e = exp(-2 |x|), which cannot overflow. NaN stays NaN. */
 INLINE void cap_scores(float *score, int rows, float softcap) {
     float e[TILE] __attribute__((aligned(64)));
-    for (int r = 0; r < rows; r++) e[r] = -2.0f * fabsf(score[r] / softcap);
+    for (int r = 0; r < rows; r++) e[r] = -2.0f * LOG2E * fabsf(score[r] / softcap);
     for (int r = rows; r % VW != 0; r++) e[r] = 0.0f;
-    for (int r = 0; r < rows; r += VW) vstore(e + r, vexp(vload(e + r)));
+    for (int r = 0; r < rows; r += VW) vstore(e + r, vexp2(vload(e + r)));
     for (int r = 0; r < rows; r++) {
         float x = score[r] / softcap, z = x * x;
         float p = -5.70498872745e-3f;
@@ -155,11 +154,11 @@ INLINE void cap_scores(float *score, int rows, float softcap) {
         p = p * z + 1.33314422036e-1f;
         p = p * z - 3.33332819422e-1f;
         float near_zero = p * z * x + x, far = copysignf((1.0f - e[r]) / (1.0f + e[r]), x);
-        score[r] = softcap * (fabsf(x) < 0.625f ? near_zero : far);
+        score[r] = LOG2E * softcap * (fabsf(x) < 0.625f ? near_zero : far);
     }
 }
 
-/* Scores of one head become weights exp(s - max); returns the factor what was there before must shrink by. */
+/* Scores of one head, in base 2, become weights 2^(s - max); returns the factor what was there before must shrink by. */
 INLINE float weigh_tile(const hgca_piece *p, float *score, int rows, float *max, float *sum) {
     int padded = (rows + VW - 1) / VW * VW;
     if (p->softcap > 0.0f) cap_scores(score, rows, p->softcap);
@@ -175,11 +174,11 @@ INLINE float weigh_tile(const hgca_piece *p, float *score, int rows, float *max,
     }
     VF total = vzero(), shift = vset1(now);
     for (int r = 0; r < padded; r += VW) {
-        VF weight = vexp(vsub(vload(score + r), shift));
+        VF weight = vexp2(vsub(vload(score + r), shift));
         vstore(score + r, weight);
         total = vadd(total, weight);
     }
-    float factor = before == -INFINITY ? 0.0f : expf(before - now);
+    float factor = before == now ? 1.0f : before == -INFINITY ? 0.0f : exp2f(before - now); /* mostly 1: no call */
     *max = now;
     *sum = *sum * factor + vsum(total);
     return factor;
