@@ -118,6 +118,9 @@ static void merge_list(work *w, list *l) {
                         (int64_t)t * l->job->heads + l->head + h);
 }
 
+/* Into base 2, but for a softcap, which wants natural scores first. */
+static float job_scale(const hgca_attention *job) { return job->softcap > 0.0f ? job->scale : job->scale * LOG2E; }
+
 static const char *offset(const void *base, int64_t bytes) { return base ? (const char *)base + bytes : NULL; }
 
 static void run_piece(hgca_batch *batch, int32_t index) {
@@ -145,6 +148,7 @@ static void run_piece(hgca_batch *batch, int32_t index) {
         .value_dim = job->value_dim,
         .heads = l->heads * job->tokens,
         .softcap = job->softcap,
+        .scale = job_scale(job),
         .query = l->query,
         .out = mine->out,
         .max = mine->max,
@@ -157,10 +161,9 @@ static void run_piece(hgca_batch *batch, int32_t index) {
 static void place_queries(const list *l, float *to) {
     const hgca_attention *job = l->job;
     const int64_t width = hgca_query_width(job->key_dim, job->dtype);
-    const float scale = job->softcap > 0.0f ? job->scale : job->scale * LOG2E; /* the cap wants natural scores */
     for (int64_t t = 0; t < job->tokens; t++)
         for (int64_t h = 0; h < l->heads; h++, to += width)
-            l->kernel->place(job->query + (t * job->heads + l->head + h) * job->key_dim, scale, job->key_dim, to);
+            l->kernel->place(job->query + (t * job->heads + l->head + h) * job->key_dim, job_scale(job), job->key_dim, to);
 }
 
 /* Where each piece of a list begins. */
@@ -219,6 +222,7 @@ static void lay_out(layout *at, const hgca_attention *jobs, int32_t count, int64
     int32_t piece = 0, list_index = 0;
     for (int32_t j = 0; j < count; j++) {
         const hgca_attention *job = &jobs[j];
+        const hgca_kernel *kernel = w ? hgca_kernel_for(job) : NULL;
         int64_t key_width = hgca_query_width(job->key_dim, job->dtype), value_width = hgca_padded(job->value_dim);
         int32_t heads = (int32_t)(job->heads / list_count(job));
         int64_t queries = (int64_t)heads * job->tokens;
@@ -229,7 +233,7 @@ static void lay_out(layout *at, const hgca_attention *jobs, int32_t count, int64
             if (w) {
                 list *l = &all[list_index];
                 l->job = &own[j];
-                l->kernel = &hgca_kernels()->kernel[job->dtype];
+                l->kernel = kernel;
                 l->head = (int32_t)i * heads;
                 l->heads = heads;
                 l->query = query;

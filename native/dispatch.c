@@ -25,6 +25,9 @@ static int has_avx512(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+
+static int has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+static int has_avx512bf16(void) { return has_avx512vnni() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 /* Fastest first. A new instruction set is one file and one row. */
@@ -33,6 +36,8 @@ static const struct {
     int (*present)(void);
 } table[] = {
 #if defined(__x86_64__)
+    {&hgca_avx512bf16, has_avx512bf16},
+    {&hgca_avx512vnni, has_avx512vnni},
     {&hgca_avx512, has_avx512},
     {&hgca_avx2, has_avx2},
 #elif defined(__aarch64__)
@@ -54,8 +59,27 @@ const hgca_isa_kernels *hgca_kernels(void) {
     return kernels;
 }
 
+const hgca_kernel *hgca_kernel_for(const hgca_attention *job) {
+    const hgca_isa_kernels *isa = hgca_kernels();
+    const hgca_kernel *plain = &isa->kernel[job->dtype];
+    if (job->dtype != HGCA_BF16 || isa->bf16_exact.piece == NULL) return plain;
+#if defined(__x86_64__)
+    static _Atomic int pays; /* 0 not known, 1 no, 2 yes */
+    int answer = atomic_load_explicit(&pays, memory_order_relaxed);
+    if (answer == 0) atomic_store_explicit(&pays, answer = hgca_bf16_dots_pay() ? 2 : 1, memory_order_relaxed);
+    if (answer == 1) return plain;
+#endif
+    uint32_t rest = 0;
+    for (int64_t i = 0; i < (int64_t)job->tokens * job->heads * job->key_dim; i++) {
+        uint32_t bits;
+        memcpy(&bits, job->query + i, sizeof bits);
+        rest |= bits & 0xffff;
+    }
+    return rest ? plain : &isa->bf16_exact;
+}
+
 const char *hgca_isas(void) {
-    static _Thread_local char names[64];
+    static _Thread_local char names[96];
     names[0] = 0;
     for (int i = 0; i < ROWS; i++) {
         if (!table[i].present()) continue;

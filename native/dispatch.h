@@ -6,4 +6,7 @@
 
 const hgca_isa_kernels *hgca_kernels(void);
 
+/* The kernel for a job that was checked: a query of bf16 numbers may have one of its own. */
+const hgca_kernel *hgca_kernel_for(const hgca_attention *job);
+
 #endif

@@ -43,6 +43,7 @@ typedef struct {
     int32_t value_dim;
     int32_t heads;
     float softcap;
+    float scale; /* for scores, where `place` leaves it to the kernel */
     const float *query;
     float *out;
     float *max;
@@ -57,9 +58,12 @@ typedef struct {
 
 typedef struct {
     const char *name;
-    hgca_kernel kernel[4]; /* by dtype: f32, bf16, f16, i8 */
+    hgca_kernel kernel[4];  /* by dtype: f32, bf16, f16, i8 */
+    hgca_kernel bf16_exact; /* bf16 rows for queries that are bf16 numbers; no piece: none, or none that is faster */
 } hgca_isa_kernels;
 
-extern const hgca_isa_kernels hgca_scalar, hgca_avx2, hgca_avx512, hgca_neon;
+extern const hgca_isa_kernels hgca_scalar, hgca_avx2, hgca_avx512, hgca_avx512vnni, hgca_avx512bf16, hgca_neon;
+
+int hgca_bf16_dots_pay(void);
 
 #endif

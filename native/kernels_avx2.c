@@ -70,4 +70,4 @@ static inline VF vtail_rows(const char *p, int dtype, int n) {
 
 #include "kernels_template.h"
 
-const hgca_isa_kernels hgca_avx2 = {"avx2", HGCA_TEMPLATE_KERNELS};
+const hgca_isa_kernels hgca_avx2 = {"avx2", HGCA_TEMPLATE_KERNELS, {0}};

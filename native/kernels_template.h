@@ -21,6 +21,7 @@
 #define LOG2E 1.44269504088896341f
 #define INLINE static inline __attribute__((always_inline))
 enum { TILE = 64, LINE = 64 };
+enum { ROUND_QUERY = HGCA_I8 + 1 }; /* bf16 rows for queries that are bf16 numbers themselves */
 
 typedef struct {
     const char *key[TILE];
@@ -97,11 +98,30 @@ INLINE void prefetch_row(const char *row, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(row + at, 0, 2);
 }
 
+#ifdef I8_DOTS
+#include "kernels_i8_dots.h"
+#endif
+#ifdef BF16_DOTS
+#include "kernels_bf16_dots.h"
+#endif
+
 /* score[h][r] for `heads` (a constant) queries over `rows` rows; rows beyond are left alone. */
 INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows *tile, int rows, const tile_rows *next,
                        int next_rows, int heads, int dtype, float score[][TILE]) {
     const int dim = p->key_dim;
     const int64_t stride = hgca_query_width(dim, dtype), size = size_of(dtype);
+#ifdef BF16_DOTS
+    if (dtype == ROUND_QUERY) {
+        score_tile_bf16(p, query, tile, rows, next, next_rows, heads, score);
+        return;
+    }
+#endif
+#ifdef I8_DOTS
+    if (dtype == HGCA_I8 && dim <= I8_MOST) {
+        score_tile_i8(p, query, tile, rows, next, next_rows, heads, score);
+        return;
+    }
+#endif
     for (int r = 0; r < rows; r += 4) {
         const char *key[4];
         for (int j = 0; j < 4; j++) {
@@ -215,6 +235,9 @@ INLINE void add_values(const hgca_piece *p, float *out, const tile_rows *tile, i
                        int next_rows, int heads, int dtype, float weight[][TILE], const float *factor) {
     const int dim = p->value_dim;
     int c = 0;
+#ifdef I8_DOTS
+    if (dtype == HGCA_I8 && add_values_i8(p, out, tile, rows, next, next_rows, heads, weight, factor)) return;
+#endif
     for (; c + 4 * VW <= dim; c += 4 * VW)
         add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 4, 0, weight, factor);
     for (; c + 2 * VW <= dim; c += 2 * VW)
@@ -247,7 +270,7 @@ INLINE void heads_over_tile(const hgca_piece *p, int head, const tile_rows *tile
         factor[h] = weigh_tile(p, score[h], rows, p->max + head + h, p->sum + head + h);
         if (dtype == HGCA_I8) scale_tile(score[h], tile->value_scale, rows);
     }
-    add_values(p, out, tile, rows, next, next_rows, heads, dtype, score, factor);
+    add_values(p, out, tile, rows, next, next_rows, heads, dtype == ROUND_QUERY ? HGCA_BF16 : dtype, score, factor);
 }
 
 /* Results of bf16 rows stand as place_bf16 leaves a query: put them where they belong. */
@@ -294,13 +317,20 @@ INLINE void whole_piece(const hgca_piece *p, int dtype) {
         }
         rows = next_rows;
     }
-    if (dtype == HGCA_BF16) in_memory_order(p);
+    if (dtype == HGCA_BF16 || dtype == ROUND_QUERY) in_memory_order(p);
 }
 
 static void piece_f32(const hgca_piece *p) { whole_piece(p, HGCA_F32); }
 static void piece_bf16(const hgca_piece *p) { whole_piece(p, HGCA_BF16); }
 static void piece_f16(const hgca_piece *p) { whole_piece(p, HGCA_F16); }
 static void piece_i8(const hgca_piece *p) { whole_piece(p, HGCA_I8); }
+#ifdef BF16_DOTS
+static void piece_bf16_dots(const hgca_piece *p) { whole_piece(p, ROUND_QUERY); }
+#endif
+
+#ifndef I8_DOTS
+#define place_i8 place_plain
+#endif
 
 #define HGCA_TEMPLATE_KERNELS \
-    {{piece_f32, place_plain}, {piece_bf16, place_bf16}, {piece_f16, place_plain}, {piece_i8, place_plain}}
+    {{piece_f32, place_plain}, {piece_bf16, place_bf16}, {piece_f16, place_plain}, {piece_i8, place_i8}}
