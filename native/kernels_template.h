@@ -179,9 +179,8 @@ INLINE void cap_scores(float *score, int rows, float softcap) {
 }
 
 /* Scores of one head, in base 2, become weights 2^(s - max); returns the factor what was there before must shrink by. */
-INLINE float weigh_tile(const hgca_piece *p, float *score, int rows, float *max, float *sum) {
+INLINE float weigh_tile(float *score, int rows, float *max, float *sum) {
     int padded = (rows + VW - 1) / VW * VW;
-    if (p->softcap > 0.0f) cap_scores(score, rows, p->softcap);
     for (int r = rows; r < padded; r++) score[r] = -INFINITY;
     VF top = vset1(-INFINITY);
     for (int r = 0; r < padded; r += VW) top = vmax(vload(score + r), top);
@@ -251,7 +250,7 @@ INLINE void scale_tile(float *score, const float *scale, int rows) {
     for (int r = 0; r < rows; r++) score[r] *= scale[r];
 }
 
-/* Masks stand before the softcap: capping -inf would make it visible. */
+/* After the softcap, which would make -inf visible again. */
 INLINE void hide_unseen(const hgca_piece *p, int head, const tile_rows *tile, int rows, float *score) {
     int64_t unseen = p->unseen + head / p->group;
     for (int r = 0; r < rows; r++)
@@ -266,8 +265,9 @@ INLINE void heads_over_tile(const hgca_piece *p, int head, const tile_rows *tile
     score_tile(p, p->query + head * hgca_query_width(p->key_dim, dtype), tile, rows, next, next_rows, heads, dtype, score);
     for (int h = 0; h < heads; h++) {
         if (dtype == HGCA_I8) scale_tile(score[h], tile->key_scale, rows);
+        if (p->softcap > 0.0f) cap_scores(score[h], rows, p->softcap);
         if (p->unseen != INT64_MAX) hide_unseen(p, head + h, tile, rows, score[h]);
-        factor[h] = weigh_tile(p, score[h], rows, p->max + head + h, p->sum + head + h);
+        factor[h] = weigh_tile(score[h], rows, p->max + head + h, p->sum + head + h);
         if (dtype == HGCA_I8) scale_tile(score[h], tile->value_scale, rows);
     }
     add_values(p, out, tile, rows, next, next_rows, heads, dtype == ROUND_QUERY ? HGCA_BF16 : dtype, score, factor);

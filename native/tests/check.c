@@ -1,6 +1,6 @@
 /* Compares every instruction set of this machine with a reference in double precision, and works the pool from several
- * threads at once. Without Python, so that it runs under sanitizers and emulators (.ci/native). Buffers are allocated
- * to the byte: reading past a row is what AddressSanitizer sees. Exit code 0 if all holds. */
+ * threads at once. Without Python, so that it runs under sanitizers and emulators (.ci/native). With a number, so many
+ * seconds of random jobs follow; a failure prints the seed that makes it again. Exit code 0 if all holds. */
 #include <math.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -8,9 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "hgca.h"
+#include "problem.h"
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
@@ -21,141 +23,17 @@ static void expect(int good, const char *what, const char *detail) {
     if (failures++ < 20) fprintf(stderr, "FAILED: %s %s\n", what, detail);
 }
 
-static double uniform(uint64_t *state) { /* -1 .. 1; xorshift64* */
-    *state ^= *state >> 12, *state ^= *state << 25, *state ^= *state >> 27;
-    return (double)(*state * 0x2545F4914F6CDD1DULL >> 11) / 4503599627370496.0 - 1.0;
-}
-
-static void *must(void *memory) {
-    if (memory == NULL) exit(2);
-    return memory;
-}
-
-/* Numbers of which every dtype is an exact copy: an eighth times a small integer. */
-static float put(char *at, int dtype, uint64_t *state) {
-    float x = (float)floor(uniform(state) * 16.0) / 8.0f;
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    uint16_t half = (uint16_t)(bits >> 16);
-    if (dtype == HGCA_F16 && x != 0.0f)
-        half = (uint16_t)((bits >> 16 & 0x8000) | ((bits >> 23 & 255) - 112) << 10 | (bits >> 13 & 1023));
-    if (dtype == HGCA_F32) memcpy(at, &x, 4);
-    else memcpy(at, &half, 2);
-    return x;
-}
-
-typedef struct {
-    int kv_heads, group, rows, key_dim, value_dim, dtype;
-    int lists; /* 0 all rows, 1 a list per KV head, 2 a list per query head */
-    int gap;   /* numbers between rows; odd ones leave rows unaligned */
-    float softcap;
-} shape;
-
-typedef struct {
-    hgca_attention job;
-    float *keys, *values; /* exact copies */
-} problem;
-
-static void fill(char *to, float *copy, int64_t head_stride, int64_t row_stride, const shape *s, int dim, uint64_t *state) {
-    int size = s->dtype == HGCA_F32 ? 4 : 2;
-    for (int h = 0; h < s->kv_heads; h++)
-        for (int r = 0; r < s->rows; r++)
-            for (int d = 0; d < dim; d++)
-                copy[((int64_t)h * s->rows + r) * dim + d] =
-                    put(to + h * head_stride + r * row_stride + (int64_t)d * size, s->dtype, state);
-}
-
-static int64_t bytes_of(const shape *s, int dim, int64_t *head_stride, int64_t *row_stride) {
-    int64_t size = s->dtype == HGCA_F32 ? 4 : 2;
-    *row_stride = (dim + s->gap) * size;
-    *head_stride = s->rows * *row_stride;
-    int64_t rows = (int64_t)s->kv_heads * s->rows;
-    return rows ? (rows - 1) * *row_stride + dim * size : 0; /* nothing after the last row */
-}
-
-static problem make(const shape *s, uint64_t seed) {
-    uint64_t state = seed * 2 + 1;
-    int heads = s->kv_heads * s->group, lists = s->lists == 2 ? heads : s->lists ? s->kv_heads : 0;
-    problem p = {.job = {.rows = s->rows, .kv_heads = s->kv_heads, .heads = heads, .key_dim = s->key_dim,
-                         .tokens = 1, .value_dim = s->value_dim, .dtype = s->dtype, .lists = lists,
-                         .scale = 1.0f / sqrtf((float)s->key_dim), .softcap = s->softcap}};
-    hgca_attention *job = &p.job;
-    char *key = must(malloc((size_t)bytes_of(s, s->key_dim, &job->key_head_stride, &job->key_row_stride) + 1));
-    char *value = must(malloc((size_t)bytes_of(s, s->value_dim, &job->value_head_stride, &job->value_row_stride) + 1));
-    /* malloc aligns the start: shifting by one byte leaves nothing aligned and the end exact */
-    job->key = key + 1, job->value = value + 1;
-    p.keys = must(malloc(sizeof(float) * (size_t)(s->kv_heads * s->rows * s->key_dim + 1)));
-    p.values = must(malloc(sizeof(float) * (size_t)(s->kv_heads * s->rows * s->value_dim + 1)));
-    fill(key + 1, p.keys, job->key_head_stride, job->key_row_stride, s, s->key_dim, &state);
-    fill(value + 1, p.values, job->value_head_stride, job->value_row_stride, s, s->value_dim, &state);
-    float *query = must(malloc(sizeof(float) * (size_t)(heads * s->key_dim)));
-    for (int i = 0; i < heads * s->key_dim; i++) query[i] = (float)uniform(&state) * 2.0f;
-    job->query = query;
-    job->out = must(malloc(sizeof(float) * (size_t)(heads * s->value_dim)));
-    job->lse = must(malloc(sizeof(float) * (size_t)heads));
-    if (lists) { /* every third list is empty; repeats and any order otherwise */
-        int64_t *start = must(malloc(sizeof(int64_t) * (size_t)(lists + 1)));
-        int32_t *row = must(malloc(sizeof(int32_t) * (size_t)(lists * s->rows + 1)));
-        start[0] = 0;
-        for (int l = 0; l < lists; l++) {
-            int n = s->rows == 0 || l % 3 == 1 ? 0 : 1 + (int)(fabs(uniform(&state)) * (s->rows - 1));
-            for (int i = 0; i < n; i++) row[start[l] + i] = (int32_t)(fabs(uniform(&state)) * (s->rows - 1));
-            start[l + 1] = start[l] + n;
-        }
-        job->row_start = start, job->row = row;
-    }
-    return p;
-}
-
-static void drop(problem *p) {
-    free((char *)(uintptr_t)p->job.key - 1);
-    free((char *)(uintptr_t)p->job.value - 1);
-    free((void *)(uintptr_t)p->job.query);
-    free((void *)(uintptr_t)p->job.row_start);
-    free((void *)(uintptr_t)p->job.row);
-    free(p->job.out);
-    free(p->job.lse);
-    free(p->keys);
-    free(p->values);
-}
-
-/* Largest error of a head's output and lse against the textbook formula; lists as they are. */
-static double error_of(const problem *p, int head) {
-    const hgca_attention *job = &p->job;
-    int kv_head = head / (job->heads / job->kv_heads), list = job->lists ? head / (job->heads / job->lists) : 0;
-    int64_t first = job->lists ? job->row_start[list] : 0;
-    int64_t n = job->lists ? job->row_start[list + 1] - first : job->rows;
-    double *score = must(malloc(sizeof(double) * (size_t)(n + 1))), top = -INFINITY, sum = 0.0, worst = 0.0;
-    for (int64_t i = 0; i < n; i++) {
-        int64_t row = kv_head * job->rows + (job->lists ? job->row[first + i] : i);
-        score[i] = 0.0;
-        for (int d = 0; d < job->key_dim; d++)
-            score[i] += (double)job->query[head * job->key_dim + d] * p->keys[row * job->key_dim + d];
-        score[i] *= job->scale;
-        if (job->softcap > 0.0f) score[i] = job->softcap * tanh(score[i] / job->softcap);
-        top = score[i] > top ? score[i] : top;
-    }
-    for (int64_t i = 0; i < n; i++) sum += exp(score[i] - top);
-    for (int d = 0; d < job->value_dim; d++) {
-        double want = 0.0;
-        for (int64_t i = 0; i < n; i++) {
-            int64_t row = kv_head * job->rows + (job->lists ? job->row[first + i] : i);
-            want += exp(score[i] - top) / sum * p->values[row * job->value_dim + d];
-        }
-        worst = fmax(worst, fabs(want - job->out[head * job->value_dim + d]));
-    }
-    free(score);
-    if (n == 0) return job->lse[head] == -INFINITY ? worst : 1.0;
-    return fmax(worst, fabs(top + log(sum) - job->lse[head]));
-}
+/* Int8 rows are multiplied with queries of 15 bits and weights of 16: what is left of sums of numbers up to 4. */
+static double tolerance(const shape *s) { return s->dtype == HGCA_I8 ? 3e-4 : 1e-5; }
 
 static void compare(problem *p, const char *isa, const shape *s) {
-    char detail[160];
+    char detail[240];
     for (int h = 0; h < p->job.heads; h++) {
         double error = error_of(p, h);
-        snprintf(detail, sizeof detail, "%s: dtype %d, %d x %d heads, %d rows, dims %d %d, lists %d, head %d: error %.2g", isa,
-                 s->dtype, s->kv_heads, s->group, s->rows, s->key_dim, s->value_dim, s->lists, h, error);
-        expect(error <= 1e-5, "attention", detail); /* a NaN fails too */
+        snprintf(detail, sizeof detail, "%s: dtype %d, %d x %d heads, %d rows, dims %d %d, lists %d, runs %d, tokens %d, causal %d, head %d: error %.2g",
+                 isa, s->dtype, s->kv_heads, s->group, s->rows, s->key_dim, s->value_dim, s->lists, s->runs, s->tokens,
+                 s->causal, h, error);
+        expect(error <= tolerance(s), "attention", detail); /* a NaN fails too */
     }
 }
 
@@ -165,10 +43,12 @@ static void check_shapes(const char *isa) {
     uint64_t turn = 0;
     for (int d = 0; d < COUNT(dims); d++)
         for (int g = 0; g < COUNT(groups); g++)
-            for (int dtype = HGCA_F32; dtype <= HGCA_F16; dtype++, turn++) {
-                shape s = {1 + (int)(turn % 2), groups[g], rows[turn % COUNT(rows)], dims[d],
-                           dims[(d + turn / 7) % COUNT(dims)], dtype, (int)(turn / 3 % 3), (int)(turn % 4),
-                           turn % 5 == 0 ? 2.0f : 0.0f};
+            for (int dtype = HGCA_F32; dtype <= HGCA_I8; dtype++, turn++) {
+                shape s = {.kv_heads = 1 + (int)(turn % 2), .group = groups[g], .rows = rows[turn % COUNT(rows)],
+                           .key_dim = dims[d], .value_dim = dims[(d + turn / 7) % COUNT(dims)], .dtype = dtype,
+                           .lists = (int)(turn / 3 % 3), .runs = (int)(turn / 2 % 2), .tokens = 1 + (int)(turn / 5 % 3),
+                           .exact = (int)(turn % 2), .gap = (int)(turn % 4), .softcap = turn % 5 == 0 ? 2.0f : 0.0f};
+                s.causal = s.rows >= s.tokens && turn % 3 == 0;
                 problem p = make(&s, turn);
                 int64_t ticket;
                 expect(hgca_start(&p.job, 1, &ticket) == HGCA_OK && hgca_wait(ticket) == HGCA_OK, "start, wait", isa);
@@ -180,7 +60,8 @@ static void check_shapes(const char *isa) {
 /* One thread's share of the pool test: three tickets at once, waited for out of order. */
 static void *several(void *argument) {
     uint64_t seed = (uint64_t)(uintptr_t)argument;
-    shape s = {2, 3, 700, 24, 16, HGCA_F32, (int)(seed % 3), 1, 0.0f};
+    shape s = {.kv_heads = 2, .group = 3, .rows = 700, .key_dim = 24, .value_dim = 16, .dtype = HGCA_F32,
+               .lists = (int)(seed % 3), .runs = (int)(seed % 2), .tokens = 1, .gap = 1};
     problem p[3];
     int64_t ticket[3];
     for (int turn = 0; turn < 5; turn++) {
@@ -216,17 +97,22 @@ static void check_threads(void) {
 }
 
 static void check_refusals(void) {
-    shape s = {2, 2, 5, 4, 4, HGCA_F32, 1, 0, 0.0f};
+    shape s = {.kv_heads = 2, .group = 2, .rows = 5, .key_dim = 4, .value_dim = 4, .dtype = HGCA_F32, .lists = 1, .tokens = 1};
     problem p = make(&s, 5);
     int64_t ticket = -7, start[3] = {0, 2, 4};
     int32_t row[4] = {0, 4, 5, 1}; /* 5 is out of range */
     p.job.out[0] = 42.0f;
-    hgca_attention bad[12];
+    hgca_attention bad[19];
     for (int i = 0; i < COUNT(bad); i++) bad[i] = p.job;
     bad[0].key = NULL, bad[1].heads = 5, bad[2].rows = -1, bad[3].dtype = 9, bad[4].key_dim = 0, bad[5].lists = 3;
     bad[6].row_start = start, bad[6].row = row;
     int64_t falls[3] = {0, 2, 1};
     bad[7].row_start = falls, bad[8].softcap = -1.0f, bad[9].softcap = NAN, bad[10].out = NULL, bad[11].heads = INT32_MAX;
+    int32_t good_row[4] = {0, 4, 3, 1}, past[4] = {1, 1, 3, 1}, negative[4] = {1, 0, -1, 1};
+    bad[12].row_start = bad[13].row_start = start, bad[12].row = bad[13].row = good_row;
+    bad[12].run = past, bad[13].run = negative;
+    bad[14].tokens = 0, bad[15].causal = 2, bad[16].tokens = 6, bad[16].causal = 1;
+    bad[17].dtype = HGCA_I8, bad[17].key_scale = NULL, bad[18].tokens = INT32_MAX;
     for (int i = 0; i < COUNT(bad); i++) {
         char which[16];
         snprintf(which, sizeof which, "%d", i);
@@ -261,7 +147,7 @@ static void check_memory(void) {
 static void check_fork(void) {
 #if !defined(__SANITIZE_THREAD__)
     hgca_set_threads(3);
-    shape s = {2, 2, 900, 16, 16, HGCA_F32, 0, 0, 0.0f};
+    shape s = {.kv_heads = 2, .group = 2, .rows = 900, .key_dim = 16, .value_dim = 16, .dtype = HGCA_F32, .tokens = 1};
     problem p = make(&s, 3);
     int64_t ticket;
     expect(hgca_start(&p.job, 1, &ticket) == HGCA_OK, "start before fork", "");
@@ -280,8 +166,43 @@ static void check_fork(void) {
 #endif
 }
 
-int main(void) {
-    char names[64], *rest = names, *isa;
+/* Random jobs for so many seconds, on every instruction set and any number of threads. */
+static void check_random(double seconds) {
+    char names[96];
+    snprintf(names, sizeof names, "%s", hgca_isas());
+    char *isa[8], *rest = names;
+    int isas = 0;
+    while (isas < 8 && (isa[isas] = strsep(&rest, ",")) != NULL) isas++;
+    struct timespec began, now;
+    clock_gettime(CLOCK_MONOTONIC, &began);
+    uint64_t seed = (uint64_t)began.tv_nsec + (uint64_t)began.tv_sec * 1000000007u, count = 0;
+    do {
+        uint64_t state = seed + ++count;
+#define PICK(n) ((int)(fabs(uniform(&state)) * (n)))
+        shape s = {.kv_heads = 1 + PICK(4), .group = 1 + PICK(9), .rows = PICK(PICK(4) ? 140 : 2000), .key_dim = 1 + PICK(200),
+                   .value_dim = 1 + PICK(200), .dtype = PICK(4), .lists = PICK(3), .runs = PICK(2), .tokens = 1 + PICK(PICK(2) ? 9 : 1),
+                   .exact = PICK(2), .gap = PICK(4), .softcap = PICK(4) ? 0.0f : 3.0f};
+        s.causal = s.rows >= s.tokens && PICK(2);
+        const char *use = isa[PICK(isas)];
+        hgca_use_isa(use);
+        hgca_set_threads(1 + PICK(4));
+#undef PICK
+        problem p = make(&s, state);
+        int64_t ticket;
+        char which[48];
+        snprintf(which, sizeof which, "seed %llu", (unsigned long long)(seed + count));
+        expect(hgca_start(&p.job, 1, &ticket) == HGCA_OK && hgca_wait(ticket) == HGCA_OK, "random job", which);
+        int before = failures;
+        compare(&p, use, &s);
+        if (failures > before) failures = before + 1, fprintf(stderr, "  of %s\n", which);
+        drop(&p);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while ((double)(now.tv_sec - began.tv_sec) < seconds);
+    printf("%llu random jobs\n", (unsigned long long)count);
+}
+
+int main(int argc, char **argv) {
+    char names[96], *rest = names, *isa;
     snprintf(names, sizeof names, "%s", hgca_isas());
     while ((isa = strsep(&rest, ",")) != NULL) {
         expect(hgca_use_isa(isa) == HGCA_OK && strcmp(hgca_isa(), isa) == 0, "use", isa);
@@ -291,6 +212,7 @@ int main(void) {
     check_refusals();
     check_memory();
     check_fork();
+    if (argc > 1) check_random(atof(argv[1]));
     printf("%s: %d failures\n", hgca_isas(), failures);
     return failures != 0;
 }
