@@ -8,6 +8,7 @@
 #include <cpuid.h>
 #endif
 
+#include "convert.h"
 #include "hgca.h"
 
 /* The questions stand here and not beside the kernels: those files are compiled with instructions the machine may lack.
@@ -30,15 +31,16 @@ static int has_avx512(void) {
 /* Fastest first. A new instruction set is one file and one row. */
 static const struct {
     const hgca_isa_kernels *kernels;
+    const hgca_isa_converters *converters;
     int (*present)(void);
 } table[] = {
 #if defined(__x86_64__)
-    {&hgca_avx512, has_avx512},
-    {&hgca_avx2, has_avx2},
+    {&hgca_avx512, &hgca_convert_avx512, has_avx512},
+    {&hgca_avx2, &hgca_convert_avx2, has_avx2},
 #elif defined(__aarch64__)
-    {&hgca_neon, always},
+    {&hgca_neon, &hgca_convert_neon, always},
 #endif
-    {&hgca_scalar, always},
+    {&hgca_scalar, &hgca_convert_scalar, always},
 };
 enum { ROWS = sizeof table / sizeof table[0] };
 
@@ -52,6 +54,13 @@ const hgca_isa_kernels *hgca_kernels(void) {
         atomic_store_explicit(&chosen, kernels, memory_order_release);
     }
     return kernels;
+}
+
+const hgca_isa_converters *hgca_converters(void) {
+    const hgca_isa_kernels *kernels = hgca_kernels();
+    int i = 0;
+    while (table[i].kernels != kernels) i++;
+    return table[i].converters;
 }
 
 const char *hgca_isas(void) {

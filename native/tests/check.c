@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check_convert.h"
 #include "hgca.h"
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
@@ -287,6 +288,7 @@ int main(void) {
         expect(hgca_use_isa(isa) == HGCA_OK && strcmp(hgca_isa(), isa) == 0, "use", isa);
         check_shapes(isa);
     }
+    failures += check_convert();
     check_threads();
     check_refusals();
     check_memory();
