@@ -14,6 +14,7 @@ typedef struct {
     const hgca_isa_converters *converters;
     const hgca_copy *copies;
     int64_t piece_bytes;
+    int stream;
 } cutting;
 
 static int64_t size_of(int32_t dtype) { return dtype == HGCA_F32 ? 4 : dtype == HGCA_I8 ? 1 : 2; }
@@ -40,7 +41,13 @@ static int fits(const hgca_copy *copy) {
     return copy->from != NULL && copy->to != NULL && (copy->to_dtype != HGCA_I8 || copy->scale != NULL);
 }
 
-static void copy_bytes(const hgca_rows *rows, int64_t bytes) {
+/* The same dtype: whatever the numbers are, four bytes are copied as a float is. */
+static void copy_bytes(const hgca_isa_converters *converters, hgca_rows *rows, int64_t bytes) {
+    if (rows->stream && bytes % 4 == 0) {
+        rows->dim = (size_t)bytes / 4;
+        converters->rows[HGCA_F32][HGCA_F32](rows);
+        return;
+    }
     if (rows->from_row_stride == bytes && rows->to_row_stride == bytes) {
         memcpy(rows->to, rows->from, (size_t)(rows->rows * bytes));
         return;
@@ -49,7 +56,7 @@ static void copy_bytes(const hgca_rows *rows, int64_t bytes) {
         memcpy(rows->to + r * rows->to_row_stride, rows->from + r * rows->from_row_stride, (size_t)bytes);
 }
 
-static void convert(const hgca_isa_converters *converters, const hgca_copy *copy, int64_t head, int64_t first, int64_t rows) {
+static void convert(const cutting *all, const hgca_copy *copy, int64_t head, int64_t first, int64_t rows) {
     hgca_rows piece = {
         .from = (const char *)copy->from + head * copy->from_head_stride + first * copy->from_row_stride,
         .to = (char *)copy->to + head * copy->to_head_stride + first * copy->to_row_stride,
@@ -58,12 +65,12 @@ static void convert(const hgca_isa_converters *converters, const hgca_copy *copy
         .scale_row_stride = copy->scale_row_stride,
         .rows = rows,
         .dim = (size_t)copy->dim,
+        .stream = all->stream,
     };
     if (copy->to_dtype == HGCA_I8)
         piece.scale = (char *)copy->scale + head * copy->scale_head_stride + first * copy->scale_row_stride;
-    hgca_convert change = converters->rows[copy->from_dtype][copy->to_dtype];
-    if (change) change(&piece);
-    else copy_bytes(&piece, copy->dim * size_of(copy->to_dtype));
+    if (copy->from_dtype == copy->to_dtype) copy_bytes(all->converters, &piece, copy->dim * size_of(copy->to_dtype));
+    else all->converters->rows[copy->from_dtype][copy->to_dtype](&piece);
 }
 
 static void run_piece(hgca_batch *batch, int32_t number) {
@@ -77,7 +84,7 @@ static void run_piece(hgca_batch *batch, int32_t number) {
     }
     int64_t rows = rows_per_piece(copy, all->piece_bytes), first = left % per_head * rows;
     if (rows > copy->rows - first) rows = copy->rows - first;
-    convert(all->converters, copy, left / per_head, first, rows);
+    convert(all, copy, left / per_head, first, rows);
 }
 
 int hgca_copy_rows(const hgca_copy *copies, int32_t count) {
@@ -88,10 +95,11 @@ int hgca_copy_rows(const hgca_copy *copies, int32_t count) {
     cutting all = {.converters = hgca_converters(), .copies = copies, .piece_bytes = PIECE_BYTES};
     double bytes = 0.0;
     for (int32_t i = 0; i < count; i++) bytes += (double)row_bytes(&copies[i]) * (double)copies[i].rows * copies[i].heads;
-    if (bytes <= 2 * PIECE_BYTES || hgca_threads() == 1) {
+    all.stream = bytes > 2 * PIECE_BYTES;
+    if (!all.stream || hgca_threads() == 1) {
         for (int32_t i = 0; i < count; i++)
             for (int32_t head = 0; head < copies[i].heads; head++)
-                convert(all.converters, &copies[i], head, 0, copies[i].rows);
+                convert(&all, &copies[i], head, 0, copies[i].rows);
         return HGCA_OK;
     }
     int64_t pieces;

@@ -6,6 +6,7 @@
 
 typedef __m256 VF;
 typedef __m256i VU;
+#define STREAMS 1
 enum { VW = 8 };
 
 static inline VF vset1(float x) { return _mm256_set1_ps(x); }
@@ -45,11 +46,24 @@ static inline void vstore_to(char *p, int dtype, VF x) {
     _mm_storeu_si128((__m128i *)(void *)p, half);
 }
 
-static inline void vstore_i8(char *p, VF x) {
+static inline void vstream_to(char *p, int dtype, VF x) {
+    if (dtype == HGCA_F32) {
+        _mm256_stream_ps((float *)(void *)p, x);
+        return;
+    }
+    __m128i half = dtype == HGCA_F16 ? _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT) : to_bf16(x);
+    _mm_stream_si128((__m128i *)(void *)p, half);
+}
+
+static inline __m128i to_i8(VF x) { /* in the lower half */
     __m256i n = _mm256_cvtps_epi32(x);
     __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(n), _mm256_extracti128_si256(n, 1));
-    _mm_storel_epi64((__m128i *)(void *)p, _mm_packs_epi16(words, words));
+    return _mm_packs_epi16(words, words);
 }
+
+static inline void vstore_i8(char *p, VF x) { _mm_storel_epi64((__m128i *)(void *)p, to_i8(x)); }
+static inline void vstream_i8(char *p, VF x) { _mm_stream_si64((long long *)(void *)p, _mm_cvtsi128_si64(to_i8(x))); }
+static inline void vfence(void) { _mm_sfence(); }
 
 #include "convert_template.h"
 

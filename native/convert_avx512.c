@@ -7,6 +7,7 @@
 
 typedef __m512 VF;
 typedef __m512i VU;
+#define STREAMS 1
 enum { VW = 16 };
 
 static inline VF vset1(float x) { return _mm512_set1_ps(x); }
@@ -40,9 +41,19 @@ static inline void vstore_to(char *p, int dtype, VF x) {
     _mm256_storeu_si256((__m256i *)(void *)p, half);
 }
 
-static inline void vstore_i8(char *p, VF x) {
-    _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+static inline void vstream_to(char *p, int dtype, VF x) {
+    if (dtype == HGCA_F32) {
+        _mm512_stream_ps((float *)(void *)p, x);
+        return;
+    }
+    __m256i half = dtype == HGCA_F16 ? _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT) : to_bf16(x);
+    _mm256_stream_si256((__m256i *)(void *)p, half);
 }
+
+static inline __m128i to_i8(VF x) { return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)); }
+static inline void vstore_i8(char *p, VF x) { _mm_storeu_si128((__m128i *)(void *)p, to_i8(x)); }
+static inline void vstream_i8(char *p, VF x) { _mm_stream_si128((__m128i *)(void *)p, to_i8(x)); }
+static inline void vfence(void) { _mm_sfence(); }
 
 #include "convert_template.h"
 

@@ -7,6 +7,7 @@
 
 typedef float32x4_t VF;
 typedef uint32x4_t VU;
+#define STREAMS 0
 enum { VW = 4 };
 
 static inline VF vset1(float x) { return vdupq_n_f32(x); }

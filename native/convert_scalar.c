@@ -6,6 +6,7 @@
 
 typedef float VF;
 typedef uint32_t VU;
+#define STREAMS 0
 enum { VW = 1 };
 
 static inline VF vset1(float x) { return x; }
