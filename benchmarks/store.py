@@ -3,8 +3,9 @@
     python benchmarks/store.py [--rows 512 8192] [--threads 2] [--record]
 
 GB/s counts each byte read and each byte written once. `memcpy` reads and writes as many bytes in one run of memory with
-the same number of threads (torch's copy); `share` is the append's rate over it. Memory is touched before it is timed
-("touched"), but for the rows "fresh", whose pages the system still has to give. Medians of --times runs.
+the same number of threads (torch's copy), `share` is the append's rate over it, `torch` how many times as long torch's
+own operations take. "fresh" memory was never touched: the system gives its pages meanwhile. The best of --times runs:
+most of what a shared machine adds is other programs' work.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 
 import torch
 from attention import processor
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[64, 512, 8192])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--times", type=int, default=9)
+    parser.add_argument("--times", type=int, default=25)
     parser.add_argument("--own-threads", action="store_true", help="the library's threads, as with a GPU, not torch's")
     parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}")
     options = parser.parse_args()
@@ -86,8 +86,13 @@ def measure(
 
     def by_torch(turn: int) -> None:
         store = stores[turn % copies]
-        store.keys.copy_(sources[turn % copies][0])
-        store.values.copy_(sources[turn % copies][1])
+        for to, rows, part in zip((store.keys, store.values), sources[turn % copies], (0, 1), strict=True):
+            if store.scales is None:
+                to.copy_(rows)
+            else:
+                scale = rows.abs().amax(-1).float() / 127
+                to.copy_((rows / scale[..., None]).round_())
+                store.scales[..., part] = scale
 
     runs: dict[str, Callable[[int], object]] = {
         "append": append,
@@ -96,19 +101,20 @@ def measure(
     }
     taken: dict[str, list[float]] = {name: [] for name in runs}
     warm = 0 if fresh else copies
-    for turn in range(warm + max(times, min(copies, 50))):
+    for turn in range(warm + times):
         if fresh:
             stores[turn % copies] = Store(layout, rows, kind)
             target = torch.empty_like(whole)
         for name, run in runs.items():
             if fresh and name == "torch":
                 stores[turn % copies] = Store(layout, rows, kind)
-                stores[turn % copies]._parts[0].commit(rows)
+                for part in stores[turn % copies]._parts:
+                    part.commit(rows)
             began = time.perf_counter()
             run(turn)
             if turn >= warm:
                 taken[name].append(time.perf_counter() - began)
-    seconds = {name: median(values) for name, values in taken.items()}
+    seconds = {name: min(values) for name, values in taken.items()}
     return {
         "ms": seconds["append"] * 1e3,
         "gb_s": moved / seconds["append"] / 1e9,

@@ -137,8 +137,7 @@ def test_an_int8_store_keeps_the_attention(loaded: LoadedModel, monkeypatch: pyt
     start = native.start
 
     def watched(given: Sequence[native.Attention]) -> native.Pending:
-        for job in given:
-            jobs.append(replace(job, query=job.query.clone(), key=job.key.clone(), value=job.value.clone()))
+        jobs.extend(replace(j, query=j.query.clone(), key=j.key.clone(), value=j.value.clone()) for j in given)
         return start(given)
 
     monkeypatch.setattr(native, "start", watched)
@@ -147,7 +146,7 @@ def test_an_int8_store_keeps_the_attention(loaded: LoadedModel, monkeypatch: pyt
     layers = loaded.model.config.num_hidden_layers
     assert len(jobs) == 3 * layers
     monkeypatch.undo()
-    errors = []
+    errors: list[float] = []
     for index in range(layers):
         wrong = whole = 0.0
         for job in jobs[index::layers]:

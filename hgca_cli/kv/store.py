@@ -19,6 +19,10 @@ from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.units import format_bytes
 
 COMMIT_BYTES = 1 << 20  # per KV head and growth step; only touched pages take memory
+# A page of this size is given whole when it is first touched, so a head's first rows have small ones, and so has what
+# does not fill one at the end: a full store takes the bytes of its rows.
+PAGE = 4096
+HUGE_PAGE = 2 << 20
 
 
 class Store:
@@ -93,8 +97,9 @@ class _Rows:
         self.bytes_per_row = heads * width * dtype.itemsize
         self._heads = heads
         self._row_bytes = width * dtype.itemsize
-        self._head_bytes = _round_up(max(1, capacity) * self._row_bytes, COMMIT_BYTES)
-        self._committed = 0  # bytes per head
+        self._most = _round_up(max(1, capacity) * self._row_bytes, PAGE)  # bytes per head
+        self._committed = 0
+        self._head_bytes = _round_up(self._most, COMMIT_BYTES if self._most < HUGE_PAGE else HUGE_PAGE)
         self._memory = native.Reservation(heads * self._head_bytes)
         strides = (self._head_bytes // dtype.itemsize, width, 1)
         with torch.inference_mode(False):  # the caller may leave inference mode between a prompt and a rewind
@@ -106,7 +111,8 @@ class _Rows:
         if needed <= self._committed:
             return
         # an eighth more than needed, so that a long prefill asks the kernel rarely
-        grown = min(_round_up(needed + needed // 8, COMMIT_BYTES), self._head_bytes)
+        grown = _round_up(needed + needed // 8, COMMIT_BYTES if needed < HUGE_PAGE else HUGE_PAGE)
+        grown = min(grown, self._most)
         for head in range(self._heads):
             try:
                 self._memory.commit(head * self._head_bytes + self._committed, grown - self._committed)
