@@ -4,8 +4,8 @@
 
 GB/s counts each byte read and each byte written once. `memcpy` reads and writes as many bytes in one run of memory with
 the same number of threads (torch's copy), `share` is the append's rate over it, `torch` how many times as long torch's
-own operations take. "fresh" memory was never touched: the system gives its pages meanwhile. The best of --times runs:
-most of what a shared machine adds is other programs' work.
+own operations take. Each run takes other memory, more of it in all than fits into caches, whose pages
+are there already. The best of --times runs: what a shared machine adds is other programs' work.
 """
 
 from __future__ import annotations
@@ -47,32 +47,31 @@ def main() -> None:
     native.share_openmp(not options.own_threads)
     torch.set_num_threads(options.threads)
 
-    print(f"{'shape':10}{'way':12}{'memory':9}{'rows':>7}{'ms':>9}{'GB/s':>7}{'memcpy':>8}{'share':>7}{'torch':>8}")
+    print(f"{'shape':10}{'way':12}{'rows':>7}{'ms':>9}{'GB/s':>7}{'memcpy':>8}{'share':>7}{'torch':>8}")
     lines = []
     for name, layout in SHAPES.items():
         for way in WAYS:
             for rows in options.rows:
-                for memory in ("touched", "fresh"):
-                    line = {"shape": name, "way": way, "memory": memory, "rows": rows}
-                    line |= measure(layout, *WAYS[way], rows, memory == "fresh", options.times)
-                    lines.append(line)
-                    print(
-                        f"{name:10}{way:12}{memory:9}{rows:>7}{line['ms']:>9.3f}{line['gb_s']:>7.1f}"
-                        f"{line['memcpy_gb_s']:>8.1f}{line['share']:>7.2f}{line['over_torch']:>7.2f}x"
-                    )
+                line = {"shape": name, "way": way, "rows": rows}
+                line |= measure(layout, *WAYS[way], rows, options.times)
+                lines.append(line)
+                print(
+                    f"{name:10}{way:12}{rows:>7}{line['ms']:>9.3f}{line['gb_s']:>7.1f}"
+                    f"{line['memcpy_gb_s']:>8.1f}{line['share']:>7.2f}{line['over_torch']:>7.2f}x"
+                )
     if options.record:
         record(options.threads, lines)
 
 
-def measure(
-    layout: LayerLayout, source: torch.dtype, kind: torch.dtype, rows: int, fresh: bool, times: int
-) -> dict[str, float]:
+def measure(layout: LayerLayout, source: torch.dtype, kind: torch.dtype, rows: int, times: int) -> dict[str, float]:
     """One append of so many rows, a plain copy of as many bytes, and torch's own conversion, alternating."""
     key = torch.randn(layout.kv_heads, rows, layout.key_dim).to(source)
     value = torch.randn(layout.kv_heads, rows, layout.value_dim).to(source)
-    copies = max(1, (64 << 20) // (key.numel() * 8))  # so that together they are larger than caches
+    copies = max(3, (96 << 20) // (key.numel() * 8))  # so that together they are larger than caches
     stores = [Store(layout, rows, kind) for _ in range(copies)]
     sources = [(key.clone(), value.clone()) for _ in range(copies)]
+    for store, (keys, values) in zip(stores, sources, strict=True):
+        store.append(keys, values)
     moved = 2 * key.numel() * (source.itemsize + kind.itemsize)
     if kind == torch.int8:
         moved += 8 * layout.kv_heads * rows
@@ -85,8 +84,9 @@ def measure(
         store.append(*sources[turn % copies])
 
     def by_torch(turn: int) -> None:
-        store = stores[turn % copies]
-        for to, rows, part in zip((store.keys, store.values), sources[turn % copies], (0, 1), strict=True):
+        other = (turn + copies // 2) % copies  # not what `append` has just brought into the caches
+        store = stores[other]
+        for to, rows, part in zip((store.keys, store.values), sources[other], (0, 1), strict=True):
             if store.scales is None:
                 to.copy_(rows)
             else:
@@ -100,20 +100,11 @@ def measure(
         "torch": by_torch,
     }
     taken: dict[str, list[float]] = {name: [] for name in runs}
-    warm = 0 if fresh else copies
-    for turn in range(warm + times):
-        if fresh:
-            stores[turn % copies] = Store(layout, rows, kind)
-            target = torch.empty_like(whole)
+    for turn in range(times):
         for name, run in runs.items():
-            if fresh and name == "torch":
-                stores[turn % copies] = Store(layout, rows, kind)
-                for part in stores[turn % copies]._parts:
-                    part.commit(rows)
             began = time.perf_counter()
             run(turn)
-            if turn >= warm:
-                taken[name].append(time.perf_counter() - began)
+            taken[name].append(time.perf_counter() - began)
     seconds = {name: min(values) for name, values in taken.items()}
     return {
         "ms": seconds["append"] * 1e3,
