@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from hgca_cli.errors import UsageError
 
 SELECTORS = ("exact", "window", "moving-average")
-KV_DTYPES = ("fp32", "bf16", "fp16")
+DTYPES = ("fp32", "bf16", "fp16")
+KV_DTYPES = (*DTYPES, "int8")
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,24 @@
 #define MAP_NORESERVE 0
 #endif
 
+enum { HUGE_PAGE = 2 << 20 }; /* of x86-64, and of Arm with pages of 4 KiB; elsewhere only an alignment */
+
 static int64_t page(void) { return (int64_t)sysconf(_SC_PAGESIZE); }
 
 static int64_t up(int64_t bytes) { return (bytes + page() - 1) / page() * page(); }
 
 int hgca_reserve(int64_t bytes, void **base) {
     if (bytes < 0 || bytes > INT64_MAX - page() || base == NULL) return HGCA_BAD_ARGUMENT;
-    void *memory =
-        mmap(NULL, (size_t)up(bytes ? bytes : 1), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    int64_t size = up(bytes ? bytes : 1), spare = size >= HUGE_PAGE && size <= INT64_MAX - HUGE_PAGE ? HUGE_PAGE : 0;
+    char *memory =
+        mmap(NULL, (size_t)(size + spare), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) return HGCA_NO_MEMORY;
+    if (spare) { /* begin on a huge page, and give the rest back */
+        int64_t before = (int64_t)(-(uintptr_t)memory & (HUGE_PAGE - 1));
+        if (before) munmap(memory, (size_t)before);
+        if (before < spare) munmap(memory + before + size, (size_t)(spare - before));
+        memory += before;
+    }
     *base = memory;
     return HGCA_OK;
 }
@@ -29,7 +38,7 @@ int hgca_commit(void *base, int64_t offset, int64_t bytes) {
     char *start = (char *)base + first;
     if (mprotect(start, (size_t)size, PROT_READ | PROT_WRITE) != 0) return HGCA_NO_MEMORY;
 #ifdef MADV_HUGEPAGE
-    if (size >= 4 << 20) madvise(start, (size_t)size, MADV_HUGEPAGE); /* a wish: what it answers does not matter */
+    if (size >= HUGE_PAGE) madvise(start, (size_t)size, MADV_HUGEPAGE); /* a wish: what it answers does not matter */
 #endif
     return HGCA_OK;
 }

@@ -8,6 +8,7 @@
 #include <cpuid.h>
 #endif
 
+#include "convert.h"
 #include "hgca.h"
 
 /* The questions stand here and not beside the kernels: those files are compiled with instructions the machine may lack.
@@ -33,17 +34,18 @@ static int has_avx512bf16(void) { return has_avx512vnni() && __builtin_cpu_suppo
 /* Fastest first. A new instruction set is one file and one row. */
 static const struct {
     const hgca_isa_kernels *kernels;
+    const hgca_isa_converters *converters;
     int (*present)(void);
 } table[] = {
 #if defined(__x86_64__)
-    {&hgca_avx512bf16, has_avx512bf16},
-    {&hgca_avx512vnni, has_avx512vnni},
-    {&hgca_avx512, has_avx512},
-    {&hgca_avx2, has_avx2},
+    {&hgca_avx512bf16, &hgca_convert_avx512, has_avx512bf16},
+    {&hgca_avx512vnni, &hgca_convert_avx512, has_avx512vnni},
+    {&hgca_avx512, &hgca_convert_avx512, has_avx512},
+    {&hgca_avx2, &hgca_convert_avx2, has_avx2},
 #elif defined(__aarch64__)
-    {&hgca_neon, always},
+    {&hgca_neon, &hgca_convert_neon, always},
 #endif
-    {&hgca_scalar, always},
+    {&hgca_scalar, &hgca_convert_scalar, always},
 };
 enum { ROWS = sizeof table / sizeof table[0] };
 
@@ -76,6 +78,13 @@ const hgca_kernel *hgca_kernel_for(const hgca_attention *job) {
         rest |= bits & 0xffff;
     }
     return rest ? plain : &isa->bf16_exact;
+}
+
+const hgca_isa_converters *hgca_converters(void) {
+    const hgca_isa_kernels *kernels = hgca_kernels();
+    int i = 0;
+    while (table[i].kernels != kernels) i++;
+    return table[i].converters;
 }
 
 const char *hgca_isas(void) {

@@ -108,6 +108,20 @@ def test_a_16_bit_store_rounds_and_no_more(kind: torch.dtype, rng: torch.Generat
     assert error <= 5e-4
 
 
+@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+@pytest.mark.parametrize("layout", [GQA, WIDE], ids=["gqa", "wide keys"])
+def test_an_int8_store_stays_within_the_bar(
+    layout: LayerLayout, softcap: float, feed: str, rng: torch.Generator
+) -> None:
+    text = Text(rng, 90, layout, softcap, torch.randn(layout.heads, generator=rng))
+    offset = torch.randn(layout.kv_heads, 1, layout.key_dim, generator=rng) * 2  # keys of a model share a direction
+    text.key += offset
+    got = run(text, state(layout, torch.int8, window=8, context=90), FEEDS[feed])
+    error = (got - text.wanted()).pow(2).sum() / text.wanted().pow(2).sum()
+    assert 0 < error <= 1e-3
+
+
 def test_batch_rows_keep_apart(rng: torch.Generator) -> None:
     texts = [Text(rng, 50, GQA, 0.0, None) for _ in range(3)]
     layers = [state(GQA, window=8, context=50) for _ in texts]

@@ -91,7 +91,7 @@ BAD = [
     ("--top-p", "0"), ("--top-p", "2"), ("--top-k", "-1"), ("--min-p", "1.5"), ("--repeat-penalty", "0"),
     ("--seed", str(2**64)), ("--seed", "-1"), ("--max-tokens", "-1"), ("--stop", ""),
     ("--threads", "10000"), ("--sinks", "-1"), ("--sinks", str(10**12)),
-    ("--dtype", "int3"), ("--kv-dtype", "int3"), ("--select", "best"), ("--color", "mauve"),
+    ("--dtype", "int3"), ("--kv-dtype", "int3"), ("--dtype", "int8"), ("--select", "best"), ("--color", "mauve"),
     ("--ram-limit", "lots"), ("--gpu-mem", "-1"),
 ]  # fmt: skip
 

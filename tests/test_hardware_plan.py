@@ -180,6 +180,10 @@ def test_kv_bytes_are_the_layouts() -> None:
     row = 30 * 3 * 128  # layers, KV heads, key and value
     assert made.memory[0].window == row * 516 * 4
     assert made.memory[0].store == row * (8192 - 516) * 2
+    quantised = plan(SMALL, context=8192, window=512, sinks=4, dtype="fp32", kv_dtype="int8")
+    assert quantised.memory[0].store == 30 * 3 * (128 + 8) * (8192 - 516)  # numbers, and two scales a row
+    with pytest.raises(UsageError, match="no dtype 'int8'"):
+        plan(SMALL, dtype="int8")
 
 
 @settings(max_examples=60, deadline=None)

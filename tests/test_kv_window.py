@@ -74,5 +74,6 @@ def test_layout_counts_bytes() -> None:
     assert layout.row_bytes == 2 * 3 * 128 * 2
     assert layout.store_bytes(context=1000, window=200, sinks=4) == 796 * layout.row_bytes
     assert layout.store_bytes(context=100, window=200, sinks=4) == 0
+    assert KVLayout((full, full, sliding), 4, 1, 8).row_bytes == 2 * 3 * (128 + 8)
     assert layout.window_bytes(window=200, sinks=4, context=1000) == (2 * 204 * 3 * 128 + 100 * 3 * 96) * 4
     assert window_slots(full, 200, 4, 50) == 50

@@ -49,6 +49,7 @@ def start_store_attention(
         if chosen is None or store is None or host is None:
             continue
         layer.share_read += chosen.share
+        scales = None if store.scales is None else store.scales[:, : store.rows]
         jobs.append(
             native.Attention(
                 query=host[index],
@@ -58,6 +59,8 @@ def start_store_attention(
                 softcap=softcap,
                 row_start=chosen.row_start,
                 row=chosen.row,
+                key_scale=None if scales is None else scales[..., 0],
+                value_scale=None if scales is None else scales[..., 1],
             )
         )
     return StoreAttention(native.start(jobs) if jobs else None, started)

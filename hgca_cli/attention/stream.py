@@ -1,7 +1,7 @@
 """Prefill: a chunk of a prompt attends exactly to everything before it and to itself. Nothing is approximated here.
 
 The store is brought to the device block by block (HeadInfer's idea, arXiv:2502.12574), so the device holds a bounded
-slice of one layer; on the CPU its rows are read in place. The parts are merged by log-sum-exp.
+slice of one layer; on the CPU its rows are read in place, if they are in the model's dtype. The parts are merged by log-sum-exp.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def _older(layer: LayerState, query: Tensor) -> Iterator[tuple[Tensor, Tensor, T
     if layer.window.rows > 0:
         yield layer.window.view()
     if layer.store is not None:
-        for key, value in layer.store.blocks(STREAM_ROWS):
-            yield key.to(query, non_blocking=True), value.to(query, non_blocking=True), None
+        for key, value in layer.store.blocks(STREAM_ROWS, query.device, query.dtype):
+            yield key, value, None
 
 
 def _sliding_attention(

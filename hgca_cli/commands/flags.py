@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hgca_cli.config import KV_DTYPES, SELECTORS, SamplingSettings
+from hgca_cli.config import DTYPES, KV_DTYPES, SELECTORS, SamplingSettings
 from hgca_cli.errors import HgcaError, UsageError
 from hgca_cli.units import parse_bytes, parse_count, parse_share
 
@@ -46,7 +46,7 @@ def plan_request(given: Mapping[str, Any]) -> PlanRequest:
         raise UsageError("--yarn needs a length to stretch to.", "Add --ctx, like --ctx 32k.")
     return PlanRequest(
         device=given["device"],
-        dtype=choice_of(given["dtype"], "--dtype", KV_DTYPES),
+        dtype=choice_of(given["dtype"], "--dtype", DTYPES),
         kv_dtype=choice_of(given["kv_dtype"], "--kv-dtype", KV_DTYPES),
         context=context,
         window=count_of(given["window"], "--window"),

@@ -66,8 +66,8 @@ Dtype = Annotated[
 KvDtype = Annotated[
     str,
     typer.Option(
-        "--kv-dtype", envvar="HGCA_KV_DTYPE", metavar="auto|fp32|bf16|fp16",
-        help="Numbers of the rows in the store. auto: those of the weights.",
+        "--kv-dtype", envvar="HGCA_KV_DTYPE", metavar="auto|fp32|bf16|fp16|int8",
+        help="Numbers of the rows in the store; int8: with a scale per row. auto: those of the weights.",
     ),
 ]  # fmt: skip
 Window = Annotated[

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from hgca_cli.kv.layout import KVLayout
 
-ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
+ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+SCALES = {"int8": 8}  # two float32 beside each row of each KV head in the store
 RUNTIME = 448 << 20  # Python, torch, transformers and a tokenizer: measured 330 MiB after the imports, 450 in a chat
 CUDA_RUNTIME = 1 << 30  # what a CUDA context takes of the host besides
 SCORES = 192 << 20  # plain attention, where flash kernels do not apply, holds at most 64 MiB of scores three times
@@ -86,7 +87,8 @@ def work_bytes(model: Model, choice: Choice) -> int:
     per_token = item * (4 * model.hidden + max(attention, 3 * model.intermediate)) + partials
     streamed = 0
     if choice.device != "cpu" or choice.kv_dtype != choice.dtype:  # else rows are read in place
-        streamed = 2 * item * layer.row_elements * min(STREAM_ROWS, stored_rows(choice))
+        whole = 5 if choice.kv_dtype in SCALES else 0  # int8 numbers are multiplied with their scales in float32
+        streamed = (2 * item + whole) * layer.row_elements * min(STREAM_ROWS, stored_rows(choice))
     flash = (
         choice.device == "cpu" and layer.key_dim == layer.value_dim
     )  # but for softcap, which the host's share covers
@@ -104,7 +106,12 @@ def needs(model: Model, choice: Choice, device_limit: int, host_limit: int, gpu_
     Weights pass through host memory on their way to a GPU; the store is still empty then.
     """
     item = ITEMSIZE[choice.dtype]
-    layout = replace(model.layout, device_itemsize=item, store_itemsize=ITEMSIZE[choice.kv_dtype])
+    layout = replace(
+        model.layout,
+        device_itemsize=item,
+        store_itemsize=ITEMSIZE[choice.kv_dtype],
+        store_scales=SCALES.get(choice.kv_dtype, 0),
+    )
     weights = model.parameters * item
     window = layout.window_bytes(choice.window, choice.sinks, choice.context)
     store = layout.store_bytes(choice.context, choice.window, choice.sinks)

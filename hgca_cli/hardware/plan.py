@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hgca_cli.config import CacheSettings
+from hgca_cli.config import DTYPES, KV_DTYPES, CacheSettings
 from hgca_cli.errors import DoesNotFitError, UsageError
 from hgca_cli.hardware.machine import Gpu, Machine, choose_device
 from hgca_cli.hardware.memory import ITEMSIZE, Choice, Memory, Model, needs, stored_rows
@@ -342,6 +342,9 @@ def _remedies(case: Case, plan: Plan) -> list[str]:
         changes.append(("--kv-dtype bf16", here.asking(kv_dtype="bf16")))
     if ITEMSIZE[plan.dtype] > 2:
         changes.append(("--dtype bf16", here.asking(dtype="bf16")))
+    quantised = here.asking(kv_dtype="int8")
+    if ITEMSIZE[plan.kv_dtype] > 1 and draw_up(quantised).fits:  # it rounds most: offered only where it is enough
+        changes.append(("--kv-dtype int8", quantised))
     if plan.device != "cpu":
         if case.request.window is not None:
             changes.append(("--window auto", here.asking(window=None)))
@@ -385,6 +388,6 @@ def _check(request: PlanRequest) -> None:
             raise UsageError(f"{flag}: {value} is too small.", "Give 1 or more.")
     if request.sinks is not None and request.sinks < 0:
         raise UsageError(f"--sinks: {request.sinks} is negative.", "Give 0 or more.")
-    for flag, dtype in (("--dtype", request.dtype), ("--kv-dtype", request.kv_dtype)):
-        if dtype is not None and dtype not in ITEMSIZE:
-            raise UsageError(f"{flag}: no dtype {dtype!r}.", f"Choose from {', '.join(ITEMSIZE)}.")
+    for flag, dtype, choices in (("--dtype", request.dtype, DTYPES), ("--kv-dtype", request.kv_dtype, KV_DTYPES)):
+        if dtype is not None and dtype not in choices:
+            raise UsageError(f"{flag}: no dtype {dtype!r}.", f"Choose from {', '.join(choices)}.")

@@ -26,7 +26,7 @@ from hgca_cli.kv.layout import KVLayout, LayerLayout
 
 Policy = Callable[[LayerLayout], Selector]
 
-STORE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STORE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
 # The layer whose `update` ran last: set by `HybridLayer.update`, taken by the attention function right after it.
 updated_layer: ContextVar[HybridLayer | None] = ContextVar("hgca_updated_layer", default=None)

@@ -28,16 +28,23 @@ class LayerLayout:
 
 @dataclass(frozen=True)
 class KVLayout:
-    """All layers, and the bytes of a number on the device (window) and in CPU memory (store)."""
+    """All layers, and their bytes.
+
+    device_itemsize, store_itemsize  of a number on the device (window) and in CPU memory (store)
+    store_scales                     beside each row of each KV head in the store
+    """
 
     layers: tuple[LayerLayout, ...]
     device_itemsize: int = 4
     store_itemsize: int = 4
+    store_scales: int = 0
 
     @property
     def row_bytes(self) -> int:
         """Bytes one token adds to the store, over all layers that see everything."""
-        return sum(layer.row_elements for layer in self.layers if layer.sliding is None) * self.store_itemsize
+        full = [layer for layer in self.layers if layer.sliding is None]
+        numbers, rows = sum(layer.row_elements for layer in full), sum(layer.kv_heads for layer in full)
+        return numbers * self.store_itemsize + rows * self.store_scales
 
     def window_bytes(self, window: int, sinks: int, context: int) -> int:
         """Device bytes of the windows: preallocated, so this is what a sequence takes however short it is."""

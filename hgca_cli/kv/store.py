@@ -2,7 +2,8 @@
 
 Address space for the whole context is reserved at once and committed as rows come. A row's key and value lie together
 ([key | value]): a policy that reads single rows then touches one run of memory per row instead of two, which measured
-5.6 against 4.3 GB/s on one thread at 2 % of 128k rows, and dense reads lose nothing.
+5.6 against 4.3 GB/s on one thread at 2 % of 128k rows, and dense reads lose nothing. An int8 row is to be multiplied
+with two scales, of its key and of its value, which lie together too.
 """
 
 from __future__ import annotations
@@ -18,36 +19,37 @@ from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.units import format_bytes
 
 COMMIT_BYTES = 1 << 20  # per KV head and growth step; only touched pages take memory
+# A page of this size is given whole when it is first touched, so a head's first rows have small ones, and so has what
+# does not fill one at the end: a full store takes the bytes of its rows.
+PAGE = 4096
+HUGE_PAGE = 2 << 20
 
 
 class Store:
     """Rows 0 .. rows - 1 of every KV head of one layer and one sequence.
 
     keys    [kv_heads, capacity, key_dim]; values [kv_heads, capacity, value_dim]: views of the reserved memory, whose
-            first `rows` rows may be read
+            first `rows` rows may be read. Of int8 rows the numbers alone: `blocks` gives the rows themselves
+    scales  f32 [kv_heads, capacity, 2] of int8 rows: of the key, of the value; None for other dtypes
     """
 
     def __init__(self, layout: LayerLayout, capacity: int, dtype: torch.dtype) -> None:
         self.rows = 0
         self.capacity = capacity
         self.dtype = dtype
-        self._kv_heads = layout.kv_heads
-        self._width = layout.key_dim + layout.value_dim
-        self._row_bytes = self._width * dtype.itemsize
-        self._head_bytes = _round_up(max(1, capacity) * self._row_bytes, COMMIT_BYTES)
-        self._committed = 0  # bytes per KV head
-        self._memory = native.Reservation(layout.kv_heads * self._head_bytes)
-        shape = (layout.kv_heads, capacity, self._width)
-        strides = (self._head_bytes // dtype.itemsize, self._width, 1)
-        with torch.inference_mode(False):  # the caller may leave inference mode between a prompt and a rewind
-            whole = self._memory.tensor(dtype, shape, strides, 0)
-            self.keys = whole[..., : layout.key_dim]
-            self.values = whole[..., layout.key_dim :]
+        self._parts = [_Rows(layout.kv_heads, capacity, layout.key_dim + layout.value_dim, dtype)]
+        self.scales: Tensor | None = None
+        if dtype == torch.int8:
+            self._parts.append(_Rows(layout.kv_heads, capacity, 2, torch.float32))
+            self.scales = self._parts[1].whole
+        whole = self._parts[0].whole
+        self.keys = whole[..., : layout.key_dim]
+        self.values = whole[..., layout.key_dim :]
 
     @property
     def bytes(self) -> int:
         """Bytes of the rows held."""
-        return self.rows * self._kv_heads * self._row_bytes
+        return self.rows * sum(part.bytes_per_row for part in self._parts)
 
     def append(self, key: Tensor, value: Tensor) -> None:
         """Take rows [kv_heads, n, dim] from CPU memory, converted to the store's dtype.
@@ -55,38 +57,80 @@ class Store:
         Raises DoesNotFitError if the context is full or memory is refused; nothing was taken then.
         """
         rows = self.rows + key.shape[1]
-        self._commit(rows)
-        self.keys[:, self.rows : rows] = key
-        self.values[:, self.rows : rows] = value
+        if rows > self.capacity:
+            raise DoesNotFitError(f"the context of {self.capacity:,} rows is full.", "Raise --ctx or start a new chat.")
+        for part in self._parts:
+            part.commit(rows)
+        new = slice(self.rows, rows)
+        key_scale, value_scale = (None, None) if self.scales is None else self.scales[:, new].unbind(-1)
+        native.copy_rows(
+            [
+                native.Copy(_packed(key), self.keys[:, new], key_scale),
+                native.Copy(_packed(value), self.values[:, new], value_scale),
+            ]
+        )
         self.rows = rows
 
     def truncate(self, rows: int) -> None:
         """Forget the rows from `rows` on."""
         self.rows = min(self.rows, rows)
 
-    def blocks(self, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Views (keys, values) [kv_heads, n, dim] of `rows` rows at a time, oldest first."""
+    def blocks(self, rows: int, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+        """(keys, values) [kv_heads, n, dim] of `rows` rows at a time, oldest first, there and in that dtype.
+
+        Views where the store's rows are just that.
+        """
         for first in range(0, self.rows, rows):
             piece = slice(first, min(first + rows, self.rows))
-            yield self.keys[:, piece], self.values[:, piece]
+            key, value = self.keys[:, piece], self.values[:, piece]
+            if self.scales is None:
+                yield key.to(device, dtype, non_blocking=True), value.to(device, dtype, non_blocking=True)
+            else:
+                scales = self.scales[:, piece].to(device)
+                yield _scaled(key, scales[..., :1], dtype), _scaled(value, scales[..., 1:], dtype)
 
-    def _commit(self, rows: int) -> None:
-        if rows > self.capacity:
-            raise DoesNotFitError(f"the context of {self.capacity:,} rows is full.", "Raise --ctx or start a new chat.")
+
+class _Rows:
+    """A growing array [heads, capacity, width]: `whole`, of which the committed rows may be touched."""
+
+    def __init__(self, heads: int, capacity: int, width: int, dtype: torch.dtype) -> None:
+        self.bytes_per_row = heads * width * dtype.itemsize
+        self._heads = heads
+        self._row_bytes = width * dtype.itemsize
+        self._most = _round_up(max(1, capacity) * self._row_bytes, PAGE)  # bytes per head
+        self._committed = 0
+        self._head_bytes = _round_up(self._most, COMMIT_BYTES if self._most < HUGE_PAGE else HUGE_PAGE)
+        self._memory = native.Reservation(heads * self._head_bytes)
+        strides = (self._head_bytes // dtype.itemsize, width, 1)
+        with torch.inference_mode(False):  # the caller may leave inference mode between a prompt and a rewind
+            self.whole = self._memory.tensor(dtype, (heads, capacity, width), strides, 0)
+
+    def commit(self, rows: int) -> None:
+        """Make rows 0 .. rows - 1 usable. Raises DoesNotFitError."""
         needed = rows * self._row_bytes
         if needed <= self._committed:
             return
         # an eighth more than needed, so that a long prefill asks the kernel rarely
-        grown = min(_round_up(needed + needed // 8, COMMIT_BYTES), self._head_bytes)
-        for head in range(self._kv_heads):
+        grown = _round_up(needed + needed // 8, COMMIT_BYTES if needed < HUGE_PAGE else HUGE_PAGE)
+        grown = min(grown, self._most)
+        for head in range(self._heads):
             try:
                 self._memory.commit(head * self._head_bytes + self._committed, grown - self._committed)
             except native.OutOfMemoryError as error:
                 raise DoesNotFitError(
-                    f"no memory for {format_bytes(grown * self._kv_heads)} of older rows in one layer.",
-                    "Lower --ctx, or choose --kv-dtype bf16.",
+                    f"no memory for {format_bytes(grown * self._heads)} of older rows in one layer.",
+                    "Lower --ctx, or choose --kv-dtype bf16 or int8.",
                 ) from error
         self._committed = grown
+
+
+def _scaled(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """int8 rows where their scales are; they travel as int8, and are multiplied in float32."""
+    return numbers.to(scale.device, non_blocking=True).float().mul_(scale).to(dtype)
+
+
+def _packed(rows: Tensor) -> Tensor:
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _round_up(count: int, unit: int) -> int:

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "check_convert.h"
 #include "hgca.h"
 #include "problem.h"
 
@@ -208,6 +209,7 @@ int main(int argc, char **argv) {
         expect(hgca_use_isa(isa) == HGCA_OK && strcmp(hgca_isa(), isa) == 0, "use", isa);
         check_shapes(isa);
     }
+    failures += check_convert();
     check_threads();
     check_refusals();
     check_memory();

@@ -147,8 +147,7 @@ class MovingAverage:
         self._rows = [rows[:0] for rows in self._rows]
         self._worth = [worth[:0] for worth in self._worth]
         first = 0
-        for key, _ in store.blocks(JUDGE_ROWS):
-            key = key.to(turn.query.device, turn.query.dtype)
+        for key, _ in store.blocks(JUDGE_ROWS, turn.query.device, turn.query.dtype):
             self._add(torch.cat([weight.mean(dim=1) for weight in _weights(turn, key)]), first, self.beta / turn.length)
             first += key.shape[1]
 
