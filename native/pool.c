@@ -134,15 +134,17 @@ static void work_on(hgca_batch *batch) {
     }
 }
 
-/* Stay awake until there is news, but not for long. Returns whether there was. */
-static int spin(uint32_t seen, int64_t duration) {
+/* Stay awake until `at` is no longer `seen`, but not for long. Returns whether it changed. Whoever else wants this core
+ * gets it: without that a caller that waits can keep the very worker it waits for off the core, for milliseconds. */
+static int spin(const _Atomic uint32_t *at, uint32_t seen, int64_t duration) {
     if (duration == 0) return 0;
     int64_t until = nanoseconds() + duration;
     do {
         for (int i = 0; i < 16; i++) {
-            if (atomic_load_explicit(&news.count, memory_order_relaxed) != seen) return 1;
+            if (atomic_load_explicit(at, memory_order_acquire) != seen) return 1;
             relax();
         }
+        sched_yield();
     } while (nanoseconds() < until);
     return 0;
 }
@@ -178,9 +180,19 @@ static void bind_to(int32_t to) {
 #endif
 }
 
+/* A worker that is woken must not push off whoever runs on that core: it is the caller more often than not, just back
+ * from hgca_start, and would lose milliseconds. Batch threads do not; everything else about them is as usual. */
+static void be_patient(void) {
+#if defined(SCHED_BATCH)
+    struct sched_param none = {0};
+    (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &none); /* refused: as it was */
+#endif
+}
+
 static void *worker(void *argument) {
     int32_t mine = (int32_t)(intptr_t)argument;
     bind_to(mine);
+    be_patient();
     flush_denormals();
     take_lock();
     for (;;) {
@@ -204,7 +216,7 @@ static void *worker(void *argument) {
         uint32_t seen = atomic_load(&news.count);
         spinning++;
         leave_lock();
-        int came = spin(seen, atomic_load_explicit(&awake, memory_order_relaxed));
+        int came = spin(&news.count, seen, atomic_load_explicit(&awake, memory_order_relaxed));
         take_lock();
         spinning--;
         if (came || first != NULL || running > wanted - 1) continue;
@@ -338,11 +350,8 @@ void hgca_pool_wait(hgca_batch *batch) {
     unlink_batch(batch); /* nobody takes it any more */
     leave_lock();
     int64_t duration = atomic_load_explicit(&awake, memory_order_relaxed);
-    if (duration > 0 && atomic_load(&batch->users) > 0) {
-        int64_t until = nanoseconds() + duration;
-        while (atomic_load(&batch->users) > 0 && nanoseconds() < until)
-            for (int i = 0; i < 16; i++) relax();
-    }
+    for (uint32_t left = atomic_load(&batch->users); left > 0; left = atomic_load(&batch->users))
+        if (!spin(&batch->users, left, duration)) break;
     if (atomic_load(&batch->users) == 0) return;
     take_lock();
     waiting++;
