@@ -105,9 +105,9 @@ def call_times(call: Callable[[], tuple[float, float]], gap: float, times: int) 
 
 
 def woken(gap: float, times: int) -> list[float]:
-    """A job of two equal pieces and more, big enough that a worker which comes late shows: microseconds as above."""
-    key, value = torch.randn(2, 2, 512, DIM).unbind()
-    job = native.Attention(torch.randn(2, DIM), key, value, DIM**-0.5)
+    """A job of 4 MiB, big enough that a worker which comes late shows: microseconds as above."""
+    key, value = torch.randn(2, KV_HEADS, 512, DIM).unbind()
+    job = native.Attention(torch.randn(KV_HEADS, DIM), key, value, DIM**-0.5)
     with described(job) as call:
         return call_times(call, gap, times)[1]
 

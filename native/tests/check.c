@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check_processors.h"
 #include "hgca.h"
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
@@ -291,6 +292,7 @@ int main(void) {
     check_refusals();
     check_memory();
     check_fork();
+    failures += check_processors();
     printf("%s: %d failures\n", hgca_isas(), failures);
     return failures != 0;
 }
