@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +43,8 @@ def main() -> None:
     torch.set_num_threads(1)
     usable = native.usable_processors()
     native.set_threads(usable)
-    results = latencies(options.times) | {"idle_share": idle_share()} | scaling(usable)
+    load = {"load_average": os.getloadavg()[0]}  # of others: beside a busy neighbour a second thread brings nothing
+    results = load | latencies(options.times) | {"idle_share": idle_share()} | scaling(usable)
     for name, value in results.items():
         print(f"{name:28}{value:>10.4g}" if isinstance(value, float) else f"{name:28}{value}")
     if options.record:
