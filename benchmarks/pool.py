@@ -126,7 +126,7 @@ def summary(seconds: tuple[float, ...]) -> list[float]:
 
 
 def idle_share() -> float:
-    """CPU seconds per second of a pool that has had nothing to do for a while, in the second after its last job."""
+    """CPU seconds per second of the process in the second after the pool's last job."""
     native.attend(native.Attention(torch.randn(8, DIM), *torch.randn(2, 8, 4096, DIM).unbind(), DIM**-0.5))
     before, began = time.process_time(), time.perf_counter()
     time.sleep(1)

@@ -11,7 +11,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stddef.h>
-#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -153,6 +152,7 @@ static int spin(const _Atomic uint32_t *at, uint32_t seen, int64_t duration) {
 #if defined(__linux__)
 static void sleep_on(uint32_t seen) { syscall(SYS_futex, &news.count, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0); }
 static void wake(int32_t workers) { syscall(SYS_futex, &news.count, FUTEX_WAKE_PRIVATE, workers, NULL, NULL, 0); }
+static void forget_sleepers(void) {}
 #else
 static pthread_mutex_t news_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t news_came = PTHREAD_COND_INITIALIZER;
@@ -167,11 +167,15 @@ static void wake(int32_t workers) {
     else pthread_cond_broadcast(&news_came);
     pthread_mutex_unlock(&news_lock);
 }
+static void forget_sleepers(void) { /* in a forked child */
+    pthread_mutex_init(&news_lock, NULL);
+    pthread_cond_init(&news_came, NULL);
+}
 #endif
 
 /* A worker is kept to a NUMA node, so that it does not wander off from the memory it read last; inside a node, and on a
- * machine of one node, the scheduler places it. One core per worker would save no time and loses 340 us whenever that
- * core happens to be the caller's, whom we never move: its own threads would inherit the mask. */
+ * machine of one node, the scheduler places it. One core per worker would save no time and loses milliseconds whenever
+ * that core happens to be the caller's, whom we never move: its own threads would inherit the mask. */
 static void bind_to(int32_t to) {
 #if defined(__linux__)
     if (to >= 0) (void)sched_setaffinity(0, sizeof node[to], (const cpu_set_t *)&node[to]); /* refused: as it was */
@@ -181,11 +185,13 @@ static void bind_to(int32_t to) {
 }
 
 /* A worker that is woken must not push off whoever runs on that core: it is the caller more often than not, just back
- * from hgca_start, and would lose milliseconds. Batch threads do not; everything else about them is as usual. */
+ * from hgca_start, and would lose milliseconds. Batch threads do not; everything else about them is as usual. Whoever
+ * chose another policy than the usual one for the process keeps it. */
 static void be_patient(void) {
 #if defined(SCHED_BATCH)
     struct sched_param none = {0};
-    (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &none); /* refused: as it was */
+    if (sched_getscheduler(0) == SCHED_OTHER)
+        (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &none); /* refused: as it was */
 #endif
 }
 
@@ -236,6 +242,7 @@ static void in_parent(void) { leave_lock(); }
 static void in_child(void) { /* no worker came along, and no batch of the parent's will ever be finished here */
     pthread_mutex_init(&lock, NULL);
     pthread_cond_init(&batch_done, NULL);
+    forget_sleepers();
     first = last = NULL;
     running = spinning = sleeping = waiting = 0;
     machine_known = 0; /* the child may be in another cgroup, and its nodes are empty */
