@@ -100,11 +100,11 @@ typedef struct {
 
 int hgca_copy_rows(const hgca_copy *copies, int32_t count);
 
-/* Threads that work on a job, the waiting caller included: 1 .. 1024. The default is hgca_usable_processors, asked once,
- * at the first call that needs it. Where the system refuses a thread there are fewer, and the waiting caller does their
- * work. A child process after fork() gets threads of its own at its first job; jobs started before the fork are the
- * parent's. A thread without work stays awake for 2 ms and then sleeps; where there are more threads than processors
- * it sleeps at once. */
+/* Threads that work on a job, the waiting caller included: 1 .. 1024. The default is hgca_usable_processors, asked
+ * once, at the first call that needs it. Where the system refuses a thread there are fewer, and the waiting caller does
+ * their work. A child process after fork() gets threads of its own at its first job; jobs started before the fork are
+ * the parent's. A thread without work stays awake for 2 ms and then sleeps; where there are more threads than
+ * processors it sleeps at once. */
 int hgca_set_threads(int32_t threads);
 int32_t hgca_threads(void);
 

@@ -1,5 +1,5 @@
-/* Persistent workers. A worker that runs out of work stays awake for a while, then sleeps: between two layers of a decode
- * step it is awake, between two tokens of an idle chat it costs nothing.
+/* Persistent workers. A worker that runs out of work stays awake for a while, then sleeps: between two layers of a
+ * decode step it is awake, between two tokens of an idle chat it costs nothing.
  *
  * A worker takes a batch under the lock and claims pieces of it without; `users` counts the workers that are at it. A
  * batch that is in nobody's hands and no longer in the queue is its owner's again: that is what hgca_pool_wait waits

@@ -24,7 +24,7 @@ typedef struct {
  * system's own. What cannot be read does not limit. */
 void hgca_machine_read(const char *root, hgca_machine *machine);
 
-/* The NUMA nodes that have processors of the mask: sets[i] are those, cores[i] their physical cores. Returns how many. */
+/* The NUMA nodes with processors of the mask: sets[i] are those, cores[i] their physical cores. Returns how many. */
 int32_t hgca_machine_nodes(const char *root, hgca_processor_set sets[HGCA_MOST_NODES], int32_t cores[HGCA_MOST_NODES]);
 
 /* One thread per physical core, no more than the quota rounded up. */
