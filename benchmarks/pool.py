@@ -5,7 +5,8 @@
 Latencies are of a tiny job (one KV head, 16 rows), microseconds, median and 95th percentile, from Python: `call` is the
 C function through cffi with a description that is ready, `python` is native.start with its checks and tensors. *Hot*:
 the threads are awake, as between two layers of a decode step; *parked*: they sleep, as between two questions. The gaps
-are times the caller spends elsewhere between two jobs, as a layer does. GB/s and the ceiling are as in attention.py.
+are times the caller spends elsewhere between two jobs, as a layer does. GB/s and the ceiling are as in attention.py. Beside
+busy neighbours a second thread brings nothing: see load_average.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(1)
     usable = native.usable_processors()
     native.set_threads(usable)
-    load = {"load_average": os.getloadavg()[0]}  # of others: beside a busy neighbour a second thread brings nothing
+    load = {"load_average": os.getloadavg()[0]}
     results = load | latencies(options.times) | {"idle_share": idle_share()} | scaling(usable)
     for name, value in results.items():
         print(f"{name:28}{value:>10.4g}" if isinstance(value, float) else f"{name:28}{value}")
@@ -134,27 +135,31 @@ def idle_share() -> float:
 
 
 def scaling(usable: int) -> dict[str, Any]:
-    """The same job with 1, 2 and all threads, alternating, beside what the same number of threads can read."""
+    """The same job with 1, 2 and all threads, alternating, beside what the same number of threads can read.
+
+    `ms` are medians; GB/s and what follows are of the best run, as the ceiling is.
+    """
     together = torch.randn(KV_HEADS, ROWS, 2 * DIM).to(torch.bfloat16)
     job = native.Attention(torch.randn(HEADS, DIM), together[..., :DIM], together[..., DIM:], DIM**-0.5)
     counts = sorted({1, min(2, usable), usable})
     taken: dict[int, list[float]] = {count: [] for count in counts}
-    for turn in range(10):
+    ceiling = dict.fromkeys(counts, 0.0)
+    for turn in range(30):
         for count in counts:
             native.set_threads(count)
             native.attend(job)  # its threads are there and awake
             began = time.perf_counter()
             native.attend(job)
-            if turn:
-                taken[count].append(time.perf_counter() - began)
-    seconds = {count: median(values) for count, values in taken.items()}
-    ceiling = {count: bandwidth(count) for count in counts}
+            taken[count].append(time.perf_counter() - began)
+            if turn % 10 == 0:
+                ceiling[count] = max(ceiling[count], bandwidth(count))
     size = together.numel() * together.element_size()
+    rate = {count: size / min(values) / 1e9 for count, values in taken.items()}
     return {
-        "ms": {str(c): round(1e3 * s, 3) for c, s in seconds.items()},
-        "gb_s": {str(c): round(size / s / 1e9, 2) for c, s in seconds.items()},
+        "ms": {str(c): round(1e3 * median(values), 3) for c, values in taken.items()},
+        "gb_s": {str(c): round(gb, 2) for c, gb in rate.items()},
         "ceiling_gb_s": {str(c): round(gb, 2) for c, gb in ceiling.items()},
-        "speed_up": {str(c): round(seconds[1] / s, 3) for c, s in seconds.items()},
+        "speed_up": {str(c): round(gb / rate[1], 3) for c, gb in rate.items()},
         "ceiling_speed_up": {str(c): round(gb / ceiling[1], 3) for c, gb in ceiling.items()},
     }
 
