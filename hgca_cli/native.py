@@ -283,6 +283,14 @@ def set_threads(count: int) -> None:
         raise UsageError(f"--threads: {count} is out of range.", "Give 1 to 1024.")
 
 
+def usable_processors(root: str = "") -> int:
+    """Threads this process can keep busy: physical cores of its affinity mask, within its cgroups' CPU quota.
+
+    `root` stands before /proc and /sys (tests).
+    """
+    return int(lib.hgca_usable_processors(root.encode()))
+
+
 def share_openmp(on: bool) -> bool:
     """Work with torch's own threads instead of ours, in `wait`: for a device that is the CPU. False if torch has none."""
     return bool(lib.hgca_share_openmp(int(on)) == lib.HGCA_OK)

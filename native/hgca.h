@@ -100,11 +100,19 @@ typedef struct {
 
 int hgca_copy_rows(const hgca_copy *copies, int32_t count);
 
-/* Threads that work on a job, the waiting caller included: 1 .. 1024. The default is the number of processors the
- * process may use. Where the system refuses a thread there are fewer, and the waiting caller does their work. A child
- * process after fork() gets threads of its own at its first job; jobs started before the fork are the parent's. */
+/* Threads that work on a job, the waiting caller included: 1 .. 1024. The default is hgca_usable_processors, asked
+ * once, at the first call that needs it. Where the system refuses a thread there are fewer, and the waiting caller does
+ * their work. A child process after fork() gets threads of its own at its first job; jobs started before the fork are
+ * the parent's. A thread without work stays awake for 2 ms and then sleeps; where there are more threads than
+ * processors it sleeps at once. */
 int hgca_set_threads(int32_t threads);
 int32_t hgca_threads(void);
+
+/* Threads this process can keep busy: one per physical core that the calling thread's affinity mask allows, no more
+ * than its cgroups' CPU quota (version 1 or 2, of the process's own cgroup and those above it) rounded up, at least 1.
+ * `root` is put before the paths of /proc and /sys, the mask is then read there too (tests do that); null or empty: the
+ * system's own. */
+int32_t hgca_usable_processors(const char *root);
 
 /* on: jobs are worked on in hgca_wait, by the OpenMP threads the process already has (GNU OpenMP, found at run time),
  * and no thread of our own is woken. Where torch computes on the same processors this is faster: its threads spin

@@ -1,6 +1,9 @@
-/* Persistent workers. A worker that runs out of work spins briefly, then sleeps: between two layers of a decode step
- * it is still awake, between two tokens of an idle chat it costs nothing. On few cores a long spin would take a core
- * from torch's own threads, so it is kept short. */
+/* Persistent workers. A worker that runs out of work stays awake for a while, then sleeps: between two layers of a
+ * decode step it is awake, between two tokens of an idle chat it costs nothing.
+ *
+ * A worker takes a batch under the lock and claims pieces of it without; `users` counts the workers that are at it. A
+ * batch that is in nobody's hands and no longer in the queue is its owner's again: that is what hgca_pool_wait waits
+ * for, so a late worker can never touch freed memory, nor claim a piece of the next batch by an old counter. */
 #define _GNU_SOURCE
 #include "pool.h"
 
@@ -11,25 +14,48 @@
 #include <time.h>
 #include <unistd.h>
 
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#endif
+
 #include "hgca.h"
+#include "processors.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
-enum { MOST_THREADS = 1024, SPIN_NANOSECONDS = 20000 };
+enum { MOST_THREADS = 1024 };
+
+/* Longer than the gap between two layers of a decode step (0.2 .. 1 ms), shorter than what an idle process is noticed
+ * by. Measured in docs/log.md. */
+enum { AWAKE_NANOSECONDS = 2000000 };
+
+enum { LOCK_TRIES = 200 }; /* a few microseconds: the lock is held for tens of nanoseconds */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t work_came = PTHREAD_COND_INITIALIZER;
 static pthread_cond_t batch_done = PTHREAD_COND_INITIALIZER;
-static hgca_batch *first, *last;      /* batches with unclaimed pieces, oldest first */
-static _Atomic int64_t submitted;     /* spinning workers watch this */
-static int32_t wanted;                /* threads, the caller included; 0: not yet known */
-static int32_t running;               /* workers started */
-static int32_t sleeping;
+static hgca_batch *first, *last;         /* batches with unclaimed pieces, oldest first */
+static _Atomic int32_t wanted;           /* threads, the caller included; 0: not yet known */
+static _Atomic int64_t awake;            /* nanoseconds before a thread without work sleeps */
+static int32_t running;                  /* workers started */
+static int32_t spinning, sleeping;       /* of them without work */
+static int32_t waiting;                  /* owners asleep */
 static _Atomic int32_t generation;
 static hgca_parallel parallel; /* GOMP_parallel, if its threads are to be shared */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static int machine_known; /* what follows is read once, with the lock */
+static hgca_machine machine;
+static hgca_processor_set node[HGCA_MOST_NODES];
+static int32_t nodes, room[HGCA_MOST_NODES]; /* cores of the node less workers bound to it */
+
+/* Workers without work watch this. On a line of its own, as they read it all the time. */
+static struct {
+    _Alignas(128) _Atomic uint32_t count;
+    char rest[124];
+} news;
 
 static inline void relax(void) {
 #if defined(__x86_64__)
@@ -71,6 +97,16 @@ static void restore_denormals(uint64_t before) {
 #endif
 }
 
+static void take_lock(void) { /* waking from a mutex takes longer than anything that is done with this one */
+    for (int i = 0; i < LOCK_TRIES; i++) {
+        if (pthread_mutex_trylock(&lock) == 0) return;
+        relax();
+    }
+    pthread_mutex_lock(&lock);
+}
+
+static void leave_lock(void) { pthread_mutex_unlock(&lock); }
+
 static void unlink_batch(hgca_batch *batch) { /* with the lock; a batch that is not linked is left alone */
     hgca_batch *before = NULL;
     for (hgca_batch *at = first; at != NULL; before = at, at = at->next) {
@@ -82,96 +118,186 @@ static void unlink_batch(hgca_batch *batch) { /* with the lock; a batch that is 
     }
 }
 
+static int32_t unclaimed(const hgca_batch *batch) {
+    int32_t left = batch->pieces - atomic_load_explicit(&batch->claimed, memory_order_relaxed);
+    return left > 0 ? left : 0;
+}
+
 /* Work on a batch until no piece is unclaimed. */
 static void work_on(hgca_batch *batch) {
-    for (;;) {
+    for (;;) { /* looking first keeps `claimed` from overflowing, however often this is called */
+        if (unclaimed(batch) == 0) return;
         int32_t piece = atomic_fetch_add(&batch->claimed, 1);
         if (piece >= batch->pieces) return;
-        int32_t pieces = batch->pieces;
         batch->run(batch, piece);
-        if (atomic_fetch_add(&batch->done, 1) + 1 == pieces) { /* from here the batch may be gone */
-            pthread_mutex_lock(&lock);
-            pthread_cond_broadcast(&batch_done);
-            pthread_mutex_unlock(&lock);
-            return;
-        }
     }
 }
 
-static void *worker(void *unused) {
-    (void)unused;
+/* Stay awake until `at` is no longer `seen`, but not for long. Returns whether it changed. Whoever else wants this core
+ * gets it: without that a caller that waits can keep the very worker it waits for off the core, for milliseconds. */
+static int spin(const _Atomic uint32_t *at, uint32_t seen, int64_t duration) {
+    if (duration == 0) return 0;
+    int64_t until = nanoseconds() + duration;
+    do {
+        for (int i = 0; i < 16; i++) {
+            if (atomic_load_explicit(at, memory_order_acquire) != seen) return 1;
+            relax();
+        }
+        sched_yield();
+    } while (nanoseconds() < until);
+    return 0;
+}
+
+/* A futex, not a condition variable: many are woken by one call, and who wakes has no lock to fight for. */
+#if defined(__linux__)
+static void sleep_on(uint32_t seen) { syscall(SYS_futex, &news.count, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0); }
+static void wake(int32_t workers) { syscall(SYS_futex, &news.count, FUTEX_WAKE_PRIVATE, workers, NULL, NULL, 0); }
+static void forget_sleepers(void) {}
+#else
+static pthread_mutex_t news_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t news_came = PTHREAD_COND_INITIALIZER;
+static void sleep_on(uint32_t seen) {
+    pthread_mutex_lock(&news_lock);
+    if (atomic_load(&news.count) == seen) pthread_cond_wait(&news_came, &news_lock);
+    pthread_mutex_unlock(&news_lock);
+}
+static void wake(int32_t workers) {
+    pthread_mutex_lock(&news_lock);
+    if (workers == 1) pthread_cond_signal(&news_came);
+    else pthread_cond_broadcast(&news_came);
+    pthread_mutex_unlock(&news_lock);
+}
+static void forget_sleepers(void) { /* in a forked child */
+    pthread_mutex_init(&news_lock, NULL);
+    pthread_cond_init(&news_came, NULL);
+}
+#endif
+
+/* A worker is kept to a NUMA node, so that it does not wander off from the memory it read last; inside a node, and on a
+ * machine of one node, the scheduler places it. One core per worker would save no time and loses milliseconds whenever
+ * that core happens to be the caller's, whom we never move: its own threads would inherit the mask. */
+static void bind_to(int32_t to) {
+#if defined(__linux__)
+    if (to >= 0) (void)sched_setaffinity(0, sizeof node[to], (const cpu_set_t *)&node[to]); /* refused: as it was */
+#else
+    (void)to;
+#endif
+}
+
+/* A worker that is woken must not push off whoever runs on that core: it is the caller more often than not, just back
+ * from hgca_start, and would lose milliseconds. Batch threads do not; everything else about them is as usual. Whoever
+ * chose another policy than the usual one for the process keeps it. */
+static void be_patient(void) {
+#if defined(SCHED_BATCH)
+    struct sched_param none = {0};
+    if (sched_getscheduler(0) == SCHED_OTHER)
+        (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &none); /* refused: as it was */
+#endif
+}
+
+static void *worker(void *argument) {
+    int32_t mine = (int32_t)(intptr_t)argument;
+    bind_to(mine);
+    be_patient();
     flush_denormals();
-    pthread_mutex_lock(&lock);
+    take_lock();
     for (;;) {
         if (running > wanted - 1) { /* fewer threads were asked for */
             running--;
-            pthread_mutex_unlock(&lock);
+            if (mine >= 0) room[mine]++;
+            leave_lock();
             return NULL;
         }
+        while (first != NULL && unclaimed(first) == 0) unlink_batch(first);
         hgca_batch *batch = first;
         if (batch != NULL) {
-            /* Claiming under the lock keeps the batch alive: it is unlinked before its owner may free it. */
-            int32_t piece = atomic_fetch_add(&batch->claimed, 1);
-            if (piece >= batch->pieces) {
-                unlink_batch(batch);
-                continue;
-            }
-            int32_t pieces = batch->pieces;
-            pthread_mutex_unlock(&lock);
-            batch->run(batch, piece);
-            int alone = atomic_fetch_add(&batch->done, 1) + 1 == pieces;
-            pthread_mutex_lock(&lock);
-            if (alone) pthread_cond_broadcast(&batch_done);
+            atomic_fetch_add(&batch->users, 1);
+            leave_lock();
+            work_on(batch);
+            atomic_fetch_sub(&batch->users, 1); /* from here the batch may be gone */
+            take_lock();
+            if (waiting > 0) pthread_cond_broadcast(&batch_done);
             continue;
         }
-        int64_t seen = atomic_load(&submitted);
-        pthread_mutex_unlock(&lock);
-        int64_t until = nanoseconds() + SPIN_NANOSECONDS;
-        while (atomic_load_explicit(&submitted, memory_order_relaxed) == seen && nanoseconds() < until)
-            for (int i = 0; i < 16; i++) relax();
-        pthread_mutex_lock(&lock);
-        if (first == NULL && atomic_load(&submitted) == seen && running <= wanted - 1) {
-            sleeping++;
-            pthread_cond_wait(&work_came, &lock);
-            sleeping--;
-        }
+        uint32_t seen = atomic_load(&news.count);
+        spinning++;
+        leave_lock();
+        int came = spin(&news.count, seen, atomic_load_explicit(&awake, memory_order_relaxed));
+        take_lock();
+        spinning--;
+        if (came || first != NULL || running > wanted - 1) continue;
+        /* What is queued from here on is announced after the lock was given back, so `seen` is old by then. */
+        seen = atomic_load(&news.count);
+        sleeping++;
+        leave_lock();
+        sleep_on(seen);
+        take_lock();
+        sleeping--;
     }
 }
 
-static int32_t usable_processors(void) {
-#if defined(__linux__)
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-#endif
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-    return online < 1 ? 1 : (int32_t)online;
-}
-
-static void before_fork(void) { pthread_mutex_lock(&lock); }
-static void in_parent(void) { pthread_mutex_unlock(&lock); }
+static void before_fork(void) { take_lock(); }
+static void in_parent(void) { leave_lock(); }
 
 static void in_child(void) { /* no worker came along, and no batch of the parent's will ever be finished here */
     pthread_mutex_init(&lock, NULL);
-    pthread_cond_init(&work_came, NULL);
     pthread_cond_init(&batch_done, NULL);
+    forget_sleepers();
     first = last = NULL;
-    running = sleeping = 0;
+    running = spinning = sleeping = waiting = 0;
+    machine_known = 0; /* the child may be in another cgroup, and its nodes are empty */
     atomic_fetch_add(&generation, 1);
 }
 
 static void watch_forks(void) { pthread_atfork(before_fork, in_parent, in_child); }
 
+/* With the lock. */
+static void know_machine(void) {
+    if (machine_known) return;
+    machine_known = 1;
+    hgca_machine_read("", &machine);
+    nodes = hgca_machine_nodes("", node, room);
+    if (nodes == 1) nodes = 0;
+}
+
+/* With the lock. More threads than processors must not spin: they would do so on the one that has work. */
+static void set_wanted(int32_t threads) {
+    know_machine();
+    int64_t most = (int64_t)machine.processors * 1000;
+    if (machine.quota < most) most = machine.quota;
+    atomic_store(&awake, (int64_t)threads * 1000 <= most ? AWAKE_NANOSECONDS : 0);
+    atomic_store(&wanted, threads);
+}
+
+static void know_wanted(void) {
+    if (wanted != 0) return;
+    know_machine();
+    int32_t threads = hgca_machine_threads(&machine);
+    set_wanted(threads < MOST_THREADS ? threads : MOST_THREADS);
+}
+
+/* With the lock. The node with most room, which goes round them; -1 if all their cores have a worker already. */
+static int32_t next_node(void) {
+    int32_t best = -1;
+    for (int32_t i = 0; i < nodes; i++)
+        if (room[i] > (best < 0 ? 0 : room[best])) best = i;
+    return best;
+}
+
 /* With the lock. As many workers as are wanted, or as many as the system gives. */
 static void start_workers(void) {
-    if (wanted == 0) wanted = usable_processors() < MOST_THREADS ? usable_processors() : MOST_THREADS;
+    know_machine();
+    know_wanted();
     while (running < wanted - 1) {
         pthread_attr_t attributes;
         pthread_t thread;
+        int32_t to = next_node();
         if (pthread_attr_init(&attributes) != 0) return;
         pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-        int failed = pthread_create(&thread, &attributes, worker, NULL);
+        int failed = pthread_create(&thread, &attributes, worker, (void *)(intptr_t)to);
         pthread_attr_destroy(&attributes);
         if (failed) return; /* the waiting caller does the work */
+        if (to >= 0) room[to]--;
         running++;
     }
 }
@@ -179,23 +305,27 @@ static void start_workers(void) {
 void hgca_pool_submit(hgca_batch *batch) {
     pthread_once(&once, watch_forks);
     atomic_store(&batch->claimed, 0);
-    atomic_store(&batch->done, 0);
+    atomic_store(&batch->users, 0);
     batch->next = NULL;
-    pthread_mutex_lock(&lock);
+    take_lock();
     batch->shared = parallel;
-    if (batch->shared) {
-        pthread_mutex_unlock(&lock);
+    if (batch->shared || batch->pieces < 1) {
+        leave_lock();
         return;
     }
     start_workers();
-    if (batch->pieces > 0) {
-        if (last) last->next = batch;
-        else first = batch;
-        last = batch;
-        atomic_fetch_add(&submitted, 1);
-        if (sleeping > 0) pthread_cond_broadcast(&work_came);
+    if (last) last->next = batch;
+    else first = batch;
+    last = batch;
+    int32_t needed = 0; /* of the sleeping ones: those who are awake come by themselves */
+    if (sleeping > 0) {
+        for (const hgca_batch *at = first; at != NULL && needed < MOST_THREADS; at = at->next) needed += unclaimed(at);
+        needed -= spinning;
+        if (needed > sleeping) needed = sleeping;
     }
-    pthread_mutex_unlock(&lock);
+    leave_lock();
+    atomic_fetch_add(&news.count, 1); /* not before: who spins would run into the lock */
+    if (needed > 0) wake(needed);
 }
 
 static void help(void *batch) {
@@ -221,35 +351,44 @@ void hgca_pool_wait(hgca_batch *batch) {
         else help(batch);
         return;
     }
-    if (batch->pieces > 0) {
-        help(batch);
-        int64_t until = nanoseconds() + SPIN_NANOSECONDS;
-        while (atomic_load(&batch->done) < batch->pieces && nanoseconds() < until)
-            for (int i = 0; i < 16; i++) relax();
-    }
-    pthread_mutex_lock(&lock);
-    while (atomic_load(&batch->done) < batch->pieces) pthread_cond_wait(&batch_done, &lock);
-    unlink_batch(batch);
-    pthread_mutex_unlock(&lock);
+    if (batch->pieces < 1) return;
+    help(batch);
+    take_lock();
+    unlink_batch(batch); /* nobody takes it any more */
+    leave_lock();
+    int64_t duration = atomic_load_explicit(&awake, memory_order_relaxed);
+    for (uint32_t left = atomic_load(&batch->users); left > 0; left = atomic_load(&batch->users))
+        if (!spin(&batch->users, left, duration)) break;
+    if (atomic_load(&batch->users) == 0) return;
+    take_lock();
+    waiting++;
+    while (atomic_load(&batch->users) > 0) pthread_cond_wait(&batch_done, &lock);
+    waiting--;
+    leave_lock();
 }
 
-void hgca_pool_lock(void) { pthread_mutex_lock(&lock); }
-void hgca_pool_unlock(void) { pthread_mutex_unlock(&lock); }
+void hgca_pool_lock(void) { take_lock(); }
+void hgca_pool_unlock(void) { leave_lock(); }
 
 int32_t hgca_pool_generation(void) { return atomic_load(&generation); }
 
 int hgca_set_threads(int32_t threads) {
     if (threads < 1 || threads > MOST_THREADS) return HGCA_BAD_ARGUMENT;
-    pthread_mutex_lock(&lock);
-    wanted = threads;
-    pthread_cond_broadcast(&work_came); /* who is too many goes */
-    pthread_mutex_unlock(&lock);
+    take_lock();
+    set_wanted(threads);
+    int32_t asleep = sleeping;
+    leave_lock();
+    atomic_fetch_add(&news.count, 1);
+    if (asleep > 0) wake(asleep); /* who is too many goes */
     return HGCA_OK;
 }
 
 int32_t hgca_threads(void) {
-    pthread_mutex_lock(&lock);
-    int32_t threads = wanted ? wanted : usable_processors();
-    pthread_mutex_unlock(&lock);
+    int32_t threads = atomic_load_explicit(&wanted, memory_order_relaxed);
+    if (threads != 0) return threads;
+    take_lock();
+    know_wanted();
+    threads = wanted;
+    leave_lock();
     return threads;
 }

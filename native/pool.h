@@ -14,7 +14,7 @@ typedef struct hgca_batch {
     void (*run)(struct hgca_batch *batch, int32_t piece);
     int32_t pieces;
     _Atomic int32_t claimed;
-    _Atomic int32_t done;
+    _Atomic uint32_t users; /* workers that are at it */
     struct hgca_batch *next; /* in the queue */
     hgca_parallel shared;    /* OpenMP's threads do the work, in hgca_pool_wait; NULL: the queue does */
 } hgca_batch;

@@ -1,4 +1,5 @@
-"""Threads: the same answer with any number, several callers at once, fork, exit, refusal of threads, idleness."""
+"""Threads: the same answer with any number, several callers at once, fork, exit, refusal of threads, idleness, and how
+many there are by default."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +36,17 @@ def job_of(seed: int, rows: int = 3000, width: int = 32, heads: int = 6) -> nati
 def is_right(job: native.Attention, got: native.Partial) -> bool:
     out, lse = reference.attend(job.query, job.key, job.value, job.scale)
     return bool((got.out - out).abs().max() < 1e-5) and bool((got.lse - lse).abs().max() < 1e-5)
+
+
+def done_by_workers(jobs: list[native.Attention], pending: list[native.Pending]) -> bool:
+    """Whether the workers finish all without the caller's help. Without wait, that only shows in the results."""
+    until = time.monotonic() + 60
+    for job, each in zip(jobs, pending, strict=True):
+        while not is_right(job, each._results[0]):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.001)
+    return True
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -213,13 +226,128 @@ print(bool(got.lse.isfinite().all()), 0 < started < 900)
     assert done.stdout.split() == ["True", "True"], done.stderr
 
 
+def test_workers_go_on_to_the_next_batch() -> None:
+    """Tickets of several layers are outstanding; nobody waits, so what is done the workers did by themselves."""
+    for threads in (2, 3, 8):  # 8: more than there are processors here, perhaps, so that none stays awake
+        native.set_threads(threads)
+        jobs = [job_of(100 * threads + seed) for seed in range(8)]
+        pending = [native.start([job]) for job in jobs]
+        assert done_by_workers(jobs, pending)
+        for each in pending:
+            each.wait()
+
+
+@pytest.mark.parametrize("threads", [2, 9])
+def test_workers_notice_work_in_any_state(threads: int) -> None:
+    """Awake, about to sleep, asleep: a job is never left lying. The gaps lie around the 2 ms a worker stays awake."""
+    native.set_threads(threads)
+    for turn, gap in enumerate((0.0, 0.0001, 0.001, 0.0018, 0.0019, 0.002, 0.0021, 0.0022, 0.003, 0.02) * 5):
+        job = job_of(1000 * threads + turn, rows=300)
+        time.sleep(gap)
+        pending = native.start([job])
+        assert done_by_workers([job], [pending])
+
+
 def test_idle_threads_cost_nothing() -> None:
-    native.set_threads(4)
-    native.attend(job_of(1))
-    time.sleep(0.05)
-    before = time.process_time()
-    time.sleep(0.5)
-    assert time.process_time() - before < 0.1
+    for threads in (native.usable_processors(), 4):
+        native.set_threads(threads)
+        native.attend(job_of(1))
+        time.sleep(0.05)
+        before = time.process_time()
+        time.sleep(1)
+        assert time.process_time() - before < 0.2
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity masks")
+def test_one_processor() -> None:
+    """The default there is one thread; more do the work all the same, and none of them spins."""
+    code = (
+        "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        + SETUP.replace("native.set_threads(4)", "print(native.threads())")
+        + """
+import time
+one = native.attend(job)
+native.set_threads(3)
+print(all(torch.allclose(native.attend(job).out, one.out, atol=1e-5) for _ in range(50)))
+before = time.process_time()
+time.sleep(1)
+print(time.process_time() - before < 0.2)
+"""
+    )
+    done = run_python(code)
+    assert done.stdout.split() == ["1", "True", "True"], done.stderr
+
+
+def test_the_caller_is_left_where_it_was() -> None:
+    """Threads it starts later inherit its mask and its policy: both are its own."""
+    code = (
+        SETUP
+        + """
+mask, policy = os.sched_getaffinity(0), os.sched_getscheduler(0)
+before = set(os.listdir("/proc/self/task"))
+native.attend(job)
+workers = {int(task) for task in set(os.listdir("/proc/self/task")) - before}
+print(os.sched_getaffinity(0) == mask and os.sched_getscheduler(0) == policy)
+print(len(workers), all(os.sched_getaffinity(worker) <= mask for worker in workers))
+"""
+    )
+    if not (hasattr(os, "sched_getaffinity") and Path("/proc/self/task").is_dir()):
+        pytest.skip("no affinity masks, or no /proc")
+    done = run_python(code)
+    assert done.stdout.split() == ["True", "3", "True"], done.stderr
+
+
+def test_default_is_the_usable_processors() -> None:
+    done = run_python("from hgca_cli import native; print(native.threads() == native.usable_processors() >= 1)")
+    assert done.stdout == "True\n", done.stderr
+
+
+def write(root: Path, files: dict[str, str]) -> str:
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text + "\n")
+    return str(root)
+
+
+EIGHT = {"proc/self/status": "Name:\tx\nCpus_allowed_list:\t0-7"}
+CPU, GROUPS = "sys/devices/system/cpu", "sys/fs/cgroup"
+
+
+@pytest.mark.parametrize(
+    ("files", "threads"),
+    [
+        ({}, 8),
+        ({"proc/self/status": "Cpus_allowed_list:\t1,3-4,127"}, 4),
+        ({f"{CPU}/cpu{i}/topology/thread_siblings_list": f"{i % 4},{i % 4 + 4}" for i in range(8)}, 4),
+        ({f"{CPU}/cpu{i}/topology/thread_siblings_list": f"{i // 2 * 2}-{i // 2 * 2 + 1}" for i in range(8)}, 4),
+        # one sibling of each core is not ours
+        ({f"{CPU}/cpu{i}/topology/thread_siblings_list": f"{i},{i + 8}" for i in range(8)}, 8),
+        ({"proc/self/cgroup": "0::/a/b", f"{GROUPS}/a/b/cpu.max": "max 100000"}, 8),
+        ({"proc/self/cgroup": "0::/a/b", f"{GROUPS}/a/b/cpu.max": "250000 100000"}, 3),
+        ({"proc/self/cgroup": "0::/a/b", f"{GROUPS}/a/cpu.max": "200000 100000"}, 2),
+        ({"proc/self/cgroup": "0::/", f"{GROUPS}/cpu.max": "1000 100000"}, 1),
+        ({"proc/self/cgroup": "0::/a", f"{GROUPS}/b/cpu.max": "1000 100000"}, 8),
+        ({"proc/self/cgroup": "0::/a", f"{GROUPS}/a/cpu.max": "5000000 100000"}, 8),
+        (
+            {
+                "proc/self/cgroup": "9:cpu,cpuacct:/docker/x\n0::/",
+                f"{GROUPS}/cpu,cpuacct/cpu.cfs_quota_us": "150000",  # a container's own is the mount's
+                f"{GROUPS}/cpu,cpuacct/cpu.cfs_period_us": "100000",
+            },
+            2,
+        ),
+        (
+            {
+                "proc/self/cgroup": "9:cpu:/a",
+                f"{GROUPS}/cpu/a/cpu.cfs_quota_us": "-1",
+                f"{GROUPS}/cpu/a/cpu.cfs_period_us": "100000",
+            },
+            8,
+        ),
+    ],
+)
+def test_usable_processors_of_another_machine(files: dict[str, str], threads: int, tmp_path: Path) -> None:
+    assert native.usable_processors(write(tmp_path, EIGHT | files)) == threads
 
 
 def test_fewer_threads_leave() -> None:

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "check_convert.h"
+#include "check_processors.h"
 #include "hgca.h"
 #include "problem.h"
 
@@ -77,17 +78,22 @@ static void *several(void *argument) {
                 if (!(error_of(&p[i], h) <= 1e-5)) return argument;
             drop(&p[i]);
         }
+        usleep((unsigned)(seed * 100 + (uint64_t)turn * 700)); /* the workers stay awake, are about to sleep, sleep */
     }
     return NULL;
 }
 
 static void check_threads(void) {
-    for (int threads = 1; threads <= 4; threads++) {
-        expect(hgca_set_threads(threads) == HGCA_OK && hgca_threads() == threads, "threads", "");
+    for (int threads = 1; threads <= 5; threads++) { /* 5: as many as there are just then, and that changes */
         pthread_t id[4];
+        if (threads < 5) expect(hgca_set_threads(threads) == HGCA_OK && hgca_threads() == threads, "threads", "");
         for (uintptr_t i = 0; i < 4; i++) {
             int failed = pthread_create(&id[i], NULL, several, (void *)(i + 1));
             if (failed) exit(2);
+        }
+        for (int turn = 0; threads == 5 && turn < 60; turn++) {
+            expect(hgca_set_threads(1 + turn % 5) == HGCA_OK, "other threads meanwhile", "");
+            usleep(300);
         }
         for (int i = 0; i < 4; i++) {
             void *bad;
@@ -214,6 +220,7 @@ int main(int argc, char **argv) {
     check_refusals();
     check_memory();
     check_fork();
+    failures += check_processors();
     if (argc > 1) check_random(atof(argv[1]));
     printf("%s: %d failures\n", hgca_isas(), failures);
     return failures != 0;
