@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from json import dumps
@@ -13,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hgca_cli.commands import options
-from hgca_cli.commands.flags import MOST_ROWS, MOST_THREADS, count_of, exclude, naming_variables
+from hgca_cli.commands.bench_cases import cases_of
+from hgca_cli.commands.flags import MOST_ROWS, MOST_THREADS, count_of, naming_variables
 from hgca_cli.commands.lists import ListCommand
 from hgca_cli.errors import DoesNotFitError, HgcaError, UsageError
-from hgca_cli.measure.case import DTYPES, PATTERNS, Case
+from hgca_cli.measure.case import Case
 from hgca_cli.ui.bench_table import HEADER, LEGEND, attention_line, bandwidth_line
 from hgca_cli.ui.console import HumanSink
 from hgca_cli.ui.plot import check_plot, plot_rates
@@ -27,12 +26,6 @@ if TYPE_CHECKING:
     from hgca_cli.measure.attention import Result
     from hgca_cli.measure.llama_cpp import Ggml
     from hgca_cli.measure.timing import ReadProbe
-
-MOST_TIMES = 10_000
-MOST_TOKENS = 64
-MOST_HEADS = 1024
-MOST_DIM = 1024
-SHAPE = re.compile(r"(\d{1,4})/(\d{1,4})/(\d{1,4})")
 
 bench = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -108,6 +101,7 @@ def attention(
         wanted = count_of(threads, "--threads", MOST_THREADS)
         _check_files(record, plot)
         used = _prepare(wanted, isa, own_threads)
+    from hgca_cli.measure.attention import measure
     from hgca_cli.measure.llama_cpp import MISSING, load_ggml
     from hgca_cli.measure.machine import where_and_when
 
@@ -122,9 +116,9 @@ def attention(
     else:
         typer.echo(f"{machine['processor']}, {machine['isa']}, {used} threads, torch {machine['torch']}\n\n{HEADER}")
     results = []
-    from hgca_cli.measure.attention import measure
-
     for case, count in planned:
+        if verbose:
+            sink.tell(f"{case.shape} {case.dtype} {case.pattern}: {case.rows:,} rows, {count} layers, {times} turns")
         result = attention_record(measure(case, times=times, layers=count, probe=probe, ggml=ggml))
         results.append(result)
         typer.echo(dumps(result) if json else attention_line(result))
@@ -135,28 +129,6 @@ def attention(
         _append(record, {**machine, "type": "bench attention", "times": times, "read": rates, "results": results})
     if plot is not None:
         _plot(plot, machine, rates, results)
-
-
-def cases_of(given: Mapping[str, Any]) -> list[Case]:
-    """Every combination the flags name. Raises UsageError naming flag and remedy."""
-    exclude(given, "quiet", "verbose")
-    if not 1 <= given["times"] <= MOST_TIMES:
-        raise UsageError(f"--times: {given['times']} is out of range.", f"Give 1 to {MOST_TIMES:,}.")
-    for flag, names in (("dtype", DTYPES), ("pattern", PATTERNS)):
-        for word in given[flag]:
-            if word not in names:
-                raise UsageError(f"--{flag}: no such choice {word!r}.", f"Choose from {', '.join(names)}.")
-    for count in given["tokens"]:
-        if not 1 <= count <= MOST_TOKENS:
-            raise UsageError(f"--tokens: {count} is out of range.", f"Give 1 to {MOST_TOKENS}.")
-    shapes = [_shape(text) for text in given["shape"]]
-    rows = [_rows(text) for text in given["rows"]]
-    return [
-        Case(*shape, count, dtype, pattern, tokens)
-        for shape, dtype, pattern, count, tokens in itertools.product(
-            shapes, given["dtype"], given["pattern"], rows, given["tokens"]
-        )
-    ]
 
 
 def attention_record(result: Result) -> dict[str, Any]:
@@ -183,26 +155,6 @@ def attention_record(result: Result) -> dict[str, Any]:
         "fastest_ms": {name: one * 1e3 for name, one in result.fastest.items()},
         "max_difference": result.max_difference,
     }
-
-
-def _shape(text: str) -> tuple[int, int, int]:
-    match = SHAPE.fullmatch(text.strip())
-    if match is None:
-        raise UsageError(f"--shape: {text!r} is not HEADS/KV_HEADS/DIM.", "Write it like 32/8/128.")
-    heads, kv_heads, dim = (int(part) for part in match.groups())
-    if not (1 <= kv_heads <= heads <= MOST_HEADS and 1 <= dim <= MOST_DIM) or heads % kv_heads:
-        raise UsageError(
-            f"--shape: {text} is no shape of attention.",
-            f"HEADS is a multiple of KV_HEADS, at most {MOST_HEADS}, and DIM 1 to {MOST_DIM}.",
-        )
-    return heads, kv_heads, dim
-
-
-def _rows(text: str) -> int:
-    count = count_of(text, "--rows")
-    if count is None:
-        raise UsageError(f"--rows: {text!r} is not a whole number.", f"Give 1 to {MOST_ROWS:,}.")
-    return count
 
 
 def _check_files(record: Path | None, plot: Path | None) -> None:
