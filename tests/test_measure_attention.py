@@ -35,7 +35,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_every_side_computes_the_same(dtype: str, pattern: str, tokens: int) -> None:
     case = Case(6, 2, 32, 300, dtype, pattern, tokens)
     result = measure(case, times=2, layers=2, probe=ReadProbe(1), ggml=None)  # raises if outputs differ
-    expected = {"hgca", "sdpa gqa", "sdpa folded"}
+    expected = {"hgca", "sdpa gqa", "sdpa folded", "matmul folded"}
     expected |= {"hgca dense"} if pattern != "dense" else set()
     expected |= {"hgca bf16"} if dtype == "int8" else set()
     expected |= {"hgca one token"} if tokens > 1 else set()

@@ -54,14 +54,14 @@ def load_ggml() -> Ggml | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     folder = Path(spec.submodule_search_locations[0]) / "lib"
-    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
+    name = {"darwin": "lib{}.dylib", "win32": "{}.dll"}.get(sys.platform, "lib{}.so")
     try:
         installed = version(PACKAGE)
     except PackageNotFoundError:
         installed = "unknown"
     try:
-        base = ctypes.CDLL(str(folder / f"libggml-base.{suffix}"), mode=ctypes.RTLD_GLOBAL)
-        cpu = ctypes.CDLL(str(folder / f"libggml-cpu.{suffix}"), mode=ctypes.RTLD_GLOBAL)
+        base = ctypes.CDLL(str(folder / name.format("ggml-base")))  # first: the other needs it
+        cpu = ctypes.CDLL(str(folder / name.format("ggml-cpu")))
         _declare(base, cpu)
     except (OSError, AttributeError) as error:
         raise ModelError(f"{PACKAGE} {installed} cannot be called: {error}.", "Pass --no-llama-cpp.") from error

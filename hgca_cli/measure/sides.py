@@ -16,7 +16,8 @@ from hgca_cli.measure.timing import reserve
 
 HGCA = "hgca"
 SDPA_GQA = "sdpa gqa"  # torch, heads of a group share keys (enable_gqa=True)
-SDPA_FOLDED = "sdpa folded"  # torch, heads of a group as tokens of one head: the fastest way to say it
+SDPA_FOLDED = "sdpa folded"  # torch, heads of a group as tokens of one head
+MATMUL = "matmul folded"  # torch, the same as two matrix products with a softmax in float32 between
 LLAMA_CPP = "llama.cpp"
 DENSE = "hgca dense"  # ours, over all rows, where rows are chosen
 BF16 = "hgca bf16"  # ours, where rows are int8
@@ -52,7 +53,8 @@ def build_sides(
     sides: dict[str, Side] = {HGCA: _ours(rows, query, lists)}
     apart = _apart(numbers, floating, layers)
     sides[SDPA_GQA] = _gqa(apart, query.to(floating), lists)
-    sides[SDPA_FOLDED] = _folded(apart, query.to(floating), lists)
+    sides[SDPA_FOLDED] = _folded(apart, query.to(floating), lists, scaled_dot_product_attention)
+    sides[MATMUL] = _folded(apart, query.to(floating), lists, _matmul_attention)
     if lists is not None:
         sides[DENSE] = _ours(rows, query, None)
     if dtype == torch.int8:
@@ -119,7 +121,9 @@ def _gqa(layers: Keys, query: Tensor, lists: RowLists | None) -> Side:
     return attend
 
 
-def _folded(layers: Keys, query: Tensor, lists: RowLists | None) -> Side:
+def _folded(
+    layers: Keys, query: Tensor, lists: RowLists | None, function: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Side:
     tokens, heads, dim = query.shape
     kv_heads = len(layers[0][0])
     one = query.transpose(0, 1).reshape(1, kv_heads, -1, dim)  # [1, kv_heads, group * tokens, dim]
@@ -127,10 +131,16 @@ def _folded(layers: Keys, query: Tensor, lists: RowLists | None) -> Side:
 
     def attend() -> Tensor:
         for key, value in layers:
-            out = scaled_dot_product_attention(one, pick(key), pick(value))
+            out = function(one, pick(key), pick(value))
         return out.reshape(heads, tokens, dim).transpose(0, 1)
 
     return attend
+
+
+def _matmul_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of query [.., n, dim] to keys and values [.., rows, dim]: [.., n, dim]."""
+    scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+    return scores.softmax(-1).to(value.dtype) @ value
 
 
 def _picker(lists: RowLists | None) -> Callable[[Tensor], Tensor]:

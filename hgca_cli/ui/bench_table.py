@@ -7,13 +7,14 @@ from typing import Any
 
 HEADER = (
     f"{'shape':10} {'dtype':5} {'pattern':7} {'rows':>8} {'tokens':>6} {'ms':>9} {'GB/s':>7} {'read':>7} {'share':>6}"
-    f" {'gqa':>7} {'folded':>7} {'llama':>7}  also"
+    f" {'gqa':>7} {'folded':>7} {'matmul':>7} {'llama':>7}  also"
 )
 LEGEND = (
     "ms: ours, one layer, median. GB/s: unique key and value bytes over that. read, share: read bandwidth of all\n"
-    "threads in the same turns, median, and GB/s over it. gqa, folded: torch's attention over ours; llama: llama.cpp's."
+    "threads in the same turns, median, and GB/s over it. Times over ours: gqa, folded: torch's attention; matmul: torch's\n"
+    "matrix products; llama: llama.cpp's attention."
 )
-COLUMNS = ("sdpa gqa", "sdpa folded", "llama.cpp")
+COLUMNS = ("sdpa gqa", "sdpa folded", "matmul folded", "llama.cpp")
 
 
 def attention_line(record: Mapping[str, Any]) -> str:
