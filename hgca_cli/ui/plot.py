@@ -43,11 +43,13 @@ def plot_rates(
     for number, (label, rate) in enumerate(ceilings.items()):
         axes.axhline(rate, color="black", linestyle=("--", ":")[number % 2], linewidth=1, label=label)
     axes.set_xscale("log", base=2)
+    counts = sorted({rows for points in curves.values() for rows, _ in points})
+    axes.set_xticks(counts, [f"{rows >> 10}k" if rows % 1024 == 0 else str(rows) for rows in counts])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("rows")
     axes.set_ylabel("GB/s of unique keys and values")
     axes.set_title(title, fontsize="medium")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
