@@ -18,6 +18,7 @@ import typer
 from hgca_cli import __version__
 from hgca_cli.commands import options
 from hgca_cli.commands.aliases import rename_aliases, split_words
+from hgca_cli.commands.bench import bench
 from hgca_cli.commands.chat import chat
 from hgca_cli.commands.output import report
 from hgca_cli.commands.pull import pull
@@ -25,6 +26,7 @@ from hgca_cli.errors import HgcaError, HgcaWarning
 from hgca_cli.ui.inert import inert
 
 COMMANDS: dict[str, Callable[..., None]] = {"chat": chat, "pull": pull}
+GROUPS: dict[str, typer.Typer] = {"bench": bench}
 TRUE = ("1", "true", "t", "yes", "y", "on")
 
 app = typer.Typer(
@@ -36,6 +38,13 @@ app = typer.Typer(
 )
 for _name, _command in COMMANDS.items():
     app.command(name=_name)(_command)
+for _name, _group in GROUPS.items():
+    app.add_typer(_group, name=_name)
+
+
+def command_names(group: typer.Typer) -> list[str]:
+    """The commands in a group."""
+    return [str(command.name) for command in group.registered_commands]
 
 
 def _show_version(wanted: bool) -> None:
@@ -58,7 +67,8 @@ def _before_any_command(
 ) -> None:
     """What stands before the command is the default of what stands after it."""
     general = {"quiet": quiet, "verbose": verbose, "color": color}
-    context.default_map = dict.fromkeys(COMMANDS, general)
+    in_groups = {name: dict.fromkeys(command_names(group), general) for name, group in GROUPS.items()}
+    context.default_map = dict.fromkeys(COMMANDS, general) | in_groups
 
 
 def run(arguments: list[str]) -> int:

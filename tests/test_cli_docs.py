@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from hgca_cli.app import COMMANDS, run
+from hgca_cli.app import COMMANDS, GROUPS, command_names, run
 from hgca_cli.commands.aliases import ALIASES
 from hgca_cli.commands.slash import COMMANDS as SLASH
 from hgca_cli.commands.slash import SAME
 from hgca_cli.ui.json_lines import JsonSink
 
 PAGE = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
+PATHS = [(name,) for name in COMMANDS] + [
+    (name, command) for name, group in GROUPS.items() for command in command_names(group)
+]
 OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 
 
@@ -29,7 +32,7 @@ def defined(text: str) -> set[str]:
 
 
 def test_every_option_is_on_the_page_and_the_other_way_round(capsys: pytest.CaptureFixture[str]) -> None:
-    offered = defined(helped(capsys)) | {flag for name in COMMANDS for flag in defined(helped(capsys, name))}
+    offered = defined(helped(capsys)) | {flag for words in PATHS for flag in defined(helped(capsys, *words))}
     assert {"--window", "-m", "--json", "--no-stats", "--version"} <= offered
     named = {flag for cell in re.findall(r"`([^`\n]+)`", PAGE) for flag in OPTION.findall(cell)}
     assert offered - named == set()
@@ -38,14 +41,15 @@ def test_every_option_is_on_the_page_and_the_other_way_round(capsys: pytest.Capt
 
 def test_every_alias_variable_command_and_event_is_on_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"`{alias}`" in PAGE for alias in ALIASES)
-    shown = "".join(helped(capsys, *words) for words in ((), *((name,) for name in COMMANDS)))
+    shown = "".join(helped(capsys, *words) for words in ((), *PATHS))
     variables = set(re.findall(r"HGCA_[A-Z_]+", shown))
     assert len(variables) > 30 and set(re.findall(r"HGCA_[A-Z_]+", PAGE)) - variables == {
         "HGCA_DATA_DIR",
         "HGCA_CACHE_DIR",
     }
     assert all(variable in PAGE for variable in variables)
-    assert all(f"## hgca {name}\n" in PAGE for name in COMMANDS)
+    assert all(f"## hgca {name}\n" in PAGE for name in [*COMMANDS, *GROUPS])
+    assert all(f"`hgca {' '.join(words)}`" in PAGE for words in PATHS if len(words) > 1)
     assert all(f"`/{name}" in PAGE for name in [*SLASH, *SAME])
     source = Path(JsonSink.__module__.replace(".", "/") + ".py")
     written = set(re.findall(r'"type": "(\w+)"', (Path(__file__).parent.parent / source).read_text()))

@@ -27,7 +27,7 @@ OWNERS = {
     "transformers": {"hf"}, "huggingface_hub": {"hf"}, "tokenizers": {"hf"}, "gguf": {"hf"}, "jinja2": {"hf"},
     "rich": {"ui"}, "prompt_toolkit": {"ui"},
     "typer": {"app", "commands", "__main__"},
-    "psutil": {"hardware"},
+    "psutil": {"hardware"}, "matplotlib": {"ui"}, "llama_cpp": {"measure"},
     "safetensors": {"engine", "hf"},
     "cffi": {"native"}, "hgca_cli._native": {"native"},
 }  # fmt: skip
@@ -71,5 +71,5 @@ def test_files_stay_small(path: Path) -> None:
 
 
 def test_the_planner_counts_without_torch() -> None:
-    for name in ("units.py", "errors.py", "config.py", "events.py", "kv/layout.py"):
+    for name in ("units.py", "errors.py", "config.py", "events.py", "kv/layout.py", "measure/case.py"):
         assert not any(i.split(".")[0] in ("torch", "transformers") for i in imports(ROOT / name)), name

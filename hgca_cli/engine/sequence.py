@@ -44,7 +44,7 @@ class Sequence:
         before = self.cached
         try:
             with torch.inference_mode():
-                output = loaded.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+                output = loaded.forward(ids, self.cache, logits_to_keep=1)
                 logits: Tensor = output.logits[0, -1]
                 return logits
         except torch.OutOfMemoryError as error:

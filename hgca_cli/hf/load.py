@@ -38,6 +38,16 @@ class LoadedModel:
     weights_bytes: int
     fingerprint: str
 
+    def forward(self, ids: Tensor, cache: Any, **more: Any) -> Any:
+        """Run the model on the next tokens [1, n] of a sequence whose rows so far are in `cache`."""
+        return self.model(input_ids=ids, use_cache=True, **{_cache_argument(type(self.model)): cache}, **more)
+
+
+@lru_cache
+def _cache_argument(model: type) -> str:
+    """transformers 5.24 renamed the argument and warns of the old name at every call."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"  # type: ignore[attr-defined]
+
 
 def read_config(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
     """The transformers config of a model, checked; no weights are touched. Raises ModelError."""

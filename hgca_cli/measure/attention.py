@@ -1,0 +1,111 @@
+"""Attention of one decode step on the CPU: our kernel beside torch's and llama.cpp's, on the same numbers, in turns.
+
+A step reads the rows of several layers, enough that none is in the cache when its turn comes: a model's decode step
+finds them in memory, too. Times are per layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from hgca_cli.errors import NativeError
+from hgca_cli.measure.case import Case
+from hgca_cli.measure.llama_cpp import Ggml
+from hgca_cli.measure.rows import random_rows, row_lists
+from hgca_cli.measure.sides import DENSE, DTYPES, HGCA, ONE_TOKEN, SDPA_FOLDED, build_sides
+from hgca_cli.measure.timing import Bandwidth, ReadProbe, interleave
+
+TOLERANCE = 5e-2  # of numbers around 1; bf16 and int8 round by up to 1e-2
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one case took, per layer.
+
+    bytes    unique keys and values that were read
+    seconds  medians over the turns, by side (measure/sides.py); fastest: those of the fastest turn
+    gb_s     bytes over our median; share and share_of_best: of the read bandwidth by the same threads in the same turns
+    over     how many times as long as ours the other sides took
+    cost_over_one_token  how many times as long as for one token, None for one token
+    max_difference       largest difference to torch's output
+    """
+
+    case: Case
+    layers: int
+    bytes: int
+    seconds: dict[str, float]
+    fastest: dict[str, float]
+    read: Bandwidth
+    gb_s: float
+    share: float
+    share_of_best: float
+    over: dict[str, float]
+    cost_over_one_token: float | None
+    max_difference: float
+
+
+def measure(case: Case, *, times: int, layers: int, probe: ReadProbe, ggml: Ggml | None) -> Result:
+    """Time a case, `times` turns. ggml: compare with llama.cpp, too (dense rows only).
+
+    Raises DoesNotFitError if memory is refused, NativeError if the sides do not compute the same.
+    """
+    generator = torch.Generator().manual_seed(20250703)
+    numbers = random_rows(case.kv_heads, case.rows, case.head_dim, generator)
+    query = torch.randn(case.tokens, case.heads, case.head_dim, generator=generator)
+    lists = row_lists(case.pattern, case.kv_heads, case.rows, generator)
+    with build_sides(numbers, query, DTYPES[case.dtype], lists, layers, probe.threads, ggml) as sides:
+        difference = _max_difference({name: run() for name, run in sides.items()})
+        taken = interleave({**sides, **probe.sides()}, times)
+    probe.add(taken)
+    read = case.bytes_of(case.rows if lists is None else lists.index.shape[1])
+    return result_of(case, layers, read, {name: taken[name] for name in sides}, probe.of(taken), difference)
+
+
+def result_of(
+    case: Case,
+    layers: int,
+    read: int,
+    taken: Mapping[str, list[float]],
+    bandwidth: Bandwidth,
+    difference: float,
+) -> Result:
+    """The figures of one case.
+
+    read   unique key and value bytes one layer's attention reads
+    taken  seconds of the turns over all layers, by side
+    """
+    seconds = {name: median(values) / layers for name, values in taken.items()}
+    rate = read / seconds[HGCA] / 1e9
+    over = {name: one / seconds[HGCA] for name, one in seconds.items() if name not in (HGCA, ONE_TOKEN)}
+    return Result(
+        case,
+        layers,
+        read,
+        seconds,
+        {name: min(values) / layers for name, values in taken.items()},
+        bandwidth,
+        rate,
+        rate / bandwidth.median_gb_s,
+        rate / bandwidth.best_gb_s,
+        over,
+        seconds[HGCA] / seconds[ONE_TOKEN] if ONE_TOKEN in seconds else None,
+        difference,
+    )
+
+
+def _max_difference(outputs: Mapping[str, Tensor]) -> float:
+    """Largest difference of a side's output, [tokens, heads, head_dim], to torch's."""
+    wanted = outputs[SDPA_FOLDED].float()
+    worst = 0.0
+    for name, out in outputs.items():
+        if name != DENSE:  # it reads other rows
+            one = (out.float() - wanted[: len(out)]).abs().max().item()
+            worst = max(worst, one)
+            if not one < TOLERANCE:
+                raise NativeError(f"{name} computes something else than torch: outputs differ by {one:.3g}.")
+    return worst

@@ -1,0 +1,95 @@
+"""Times of several ways to do one thing, taken in turns, and what reading memory costs meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import torch
+
+from hgca_cli import native
+from hgca_cli.errors import DoesNotFitError
+from hgca_cli.units import format_bytes
+
+PROBE_BYTES = 1 << 30
+REST_SECONDS = 0.02  # OpenMP threads of the side before spin for some milliseconds before they sleep
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Rate at which memory was read. best: what the machine can do; median: what it gave while others ran. GB/s."""
+
+    threads: int
+    best_gb_s: float
+    median_gb_s: float
+
+
+class ReadProbe:
+    """Sums a buffer far larger than the last cache, by as many torch threads as asked for."""
+
+    def __init__(self, threads: int) -> None:
+        """threads: all there are to use. Raises DoesNotFitError."""
+        self.threads = threads
+        self._size = PROBE_BYTES
+        self._data = reserve(self._size, torch.float32, (self._size // 4,), (1,))
+        self._data.fill_(1.0)
+        self._seconds: dict[int, list[float]] = {count: [] for count in sorted({1, threads})}
+
+    def sides(self) -> dict[str, Run]:
+        """One side per number of threads, to be timed in turns with others: name -> run."""
+        return {f"read by {count}": partial(self._read, count) for count in self._seconds}
+
+    def add(self, seconds: Mapping[str, list[float]]) -> None:
+        """Take the times of `sides()` out of what `interleave` returned."""
+        for count, kept in self._seconds.items():
+            kept.extend(seconds[f"read by {count}"])
+
+    def results(self) -> list[Bandwidth]:
+        """What was measured so far, one thread first."""
+        rates = {count: [self._size / one / 1e9 for one in kept] for count, kept in self._seconds.items() if kept}
+        return [Bandwidth(count, max(kept), median(kept)) for count, kept in rates.items()]
+
+    def of(self, seconds: Mapping[str, list[float]]) -> Bandwidth:
+        """What all threads read in one case's turns."""
+        rates = [self._size / one / 1e9 for one in seconds[f"read by {self.threads}"]]
+        return Bandwidth(self.threads, max(rates), median(rates))
+
+    def _read(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._data.sum()
+        torch.set_num_threads(self.threads)
+
+
+def interleave(sides: Mapping[str, Run], times: int) -> dict[str, list[float]]:
+    """Seconds of each side's runs, name -> [times].
+
+    The sides take turns, so that a slow moment of the machine hits all of them. The first turn warms up and is not
+    kept.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(times + 1):
+        for name, run in sides.items():
+            time.sleep(REST_SECONDS)
+            began = time.perf_counter()
+            run()
+            if turn:
+                taken[name].append(time.perf_counter() - began)
+    return taken
+
+
+def reserve(size: int, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> torch.Tensor:
+    """Memory as the store takes it (huge pages where the system has them). size: bytes; strides: numbers.
+
+    Raises DoesNotFitError if memory is refused.
+    """
+    try:
+        memory = native.Reservation(size)
+        memory.commit(0, size)
+    except native.OutOfMemoryError as error:
+        raise DoesNotFitError(f"no memory for {format_bytes(size)} to measure on.", "Give fewer --rows.") from error
+    return memory.tensor(dtype, shape, strides, 0)

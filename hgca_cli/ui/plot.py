@@ -1,0 +1,56 @@
+"""Curves as a picture. Needs matplotlib, which only the extra `plot` installs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from hgca_cli.errors import HgcaError, ModelError, UsageError
+
+SUFFIXES = (".svg", ".png")
+
+
+def check_plot(path: Path) -> None:
+    """What can be refused before anything is measured.
+
+    Raises UsageError for another suffix or a folder that is not there, ModelError if matplotlib is not installed.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--plot: {path.name} is neither .svg nor .png.", "Name the file like rates.svg.")
+    if not path.parent.is_dir():
+        raise UsageError(f"--plot: there is no folder {path.parent}.", "Create it first.")
+    if find_spec("matplotlib") is None:
+        raise ModelError("--plot needs matplotlib, which is not installed.", "Install it: pip install 'hgca[plot]'")
+
+
+def plot_rates(
+    path: Path, title: str, curves: Mapping[str, Sequence[tuple[int, float]]], ceilings: Mapping[str, float]
+) -> None:
+    """Rates over rows, with ceilings as lines.
+
+    curves    label -> points (rows, GB/s); ceilings: label -> GB/s
+
+    Raises HgcaError if the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for label, points in curves.items():
+        rows, rates = zip(*sorted(points), strict=True)
+        axes.plot(rows, rates, marker="o", label=label)
+    for number, (label, rate) in enumerate(ceilings.items()):
+        axes.axhline(rate, color="black", linestyle=("--", ":")[number % 2], linewidth=1, label=label)
+    axes.set_xscale("log", base=2)
+    counts = sorted({rows for points in curves.values() for rows, _ in points})
+    axes.set_xticks(counts, [f"{rows >> 10}k" if rows % 1024 == 0 else str(rows) for rows in counts])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("rows")
+    axes.set_ylabel("GB/s of unique keys and values")
+    axes.set_title(title, fontsize="medium")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise HgcaError(f"--plot: cannot write {path}: {error.strerror}.", "Choose another file.") from error
