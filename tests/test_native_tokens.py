@@ -48,7 +48,7 @@ def random_job(
 def assert_tokens(
     got: native.Partial, job: native.Attention, key: Tensor, value: Tensor, lists: list | None = None
 ) -> None:
-    tolerance = 1e-4 if job.key.dtype == torch.int8 else 1e-5
+    tolerance = 3e-4 if job.key.dtype == torch.int8 else 1e-5  # queries of 15 bits, weights of 16
     tokens, rows = len(job.query), key.shape[1]
     for token in range(tokens):
         seen = rows - tokens + token + 1 if job.causal else rows

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import lru_cache
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.hf.checks import FETCH_AGAIN, check_config, check_size, check_weights, read_json, reason
@@ -40,11 +44,11 @@ class LoadedModel:
 
     def forward(self, ids: Tensor, cache: Any, **more: Any) -> Any:
         """Run the model on the next tokens [1, n] of a sequence whose rows so far are in `cache`."""
-        return self.model(input_ids=ids, use_cache=True, **{_cache_argument(type(self.model)): cache}, **more)
+        return self.model(input_ids=ids, use_cache=True, **{_cache_argument(cast(Hashable, type(self.model))): cache}, **more)
 
 
 @lru_cache
-def _cache_argument(model: type) -> str:
+def _cache_argument(model: Hashable) -> str:
     """transformers 5.24 renamed the argument and warns of the old name at every call."""
     return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"  # type: ignore[attr-defined]
 
