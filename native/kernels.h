@@ -6,6 +6,14 @@
 
 #include "hgca.h"
 
+/* Before a loop of few, constant turns over vectors in arrays: GCC keeps the arrays in registers only if the loop is gone
+ * early, and writes every vector to the stack and reads it back otherwise. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define UNROLL _Pragma("GCC unroll 16")
+#else
+#define UNROLL
+#endif
+
 /* Floats the padded rows of queries and outputs are rounded up to: the widest vector there is. */
 enum { HGCA_PAD = 16 };
 

@@ -25,28 +25,37 @@ INLINE void score_tile_bf16(const hgca_piece *p, const float *query, const tile_
     const char *q = (const char *)query;
     for (int r = 0; r < rows; r += 4) {
         const char *key[4];
+        UNROLL
         for (int j = 0; j < 4; j++) {
             key[j] = tile->key[r + j < rows ? r + j : rows - 1];
             if (r + j < next_rows) prefetch_row(next->key[r + j], dim * 2);
         }
         VF sum[HEADS][4];
+        UNROLL
         for (int h = 0; h < heads; h++)
+            UNROLL
             for (int j = 0; j < 4; j++) sum[h][j] = vzero();
         int64_t d = 0;
         for (; d + 32 <= dim; d += 32) {
             __m512bh k[4];
+            UNROLL
             for (int j = 0; j < 4; j++) k[j] = (__m512bh)_mm512_loadu_si512(key[j] + d * 2);
+            UNROLL
             for (int h = 0; h < heads; h++) {
                 __m512bh n = (__m512bh)_mm512_loadu_si512(q + h * stride + d * 2);
+                UNROLL
                 for (int j = 0; j < 4; j++) sum[h][j] = _mm512_dpbf16_ps(sum[h][j], k[j], n);
             }
         }
+        UNROLL
         for (int h = 0; d < dim && h < heads; h++) {
             __m512bh n = (__m512bh)_mm512_loadu_si512(q + h * stride + d * 2);
+            UNROLL
             for (int j = 0; j < 4; j++) sum[h][j] = _mm512_dpbf16_ps(sum[h][j], load_numbers(key[j] + d * 2, dim - d), n);
         }
         vsum_heads(sum, heads, score, r);
     }
+    UNROLL
     for (int h = 0; h < heads; h++)
         for (int r = 0; r < rows; r += VW) vstore(&score[h][r], vmul(vload(&score[h][r]), vset1(p->scale)));
 }

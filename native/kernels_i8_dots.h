@@ -52,6 +52,7 @@ INLINE __m512i add_pairs_i32(__m512i a, __m512i b) {
 /* As vsum_heads, of integers: sums [head][row] in one vector. */
 INLINE __m512i sums_i32(__m512i sum[HEADS][4], int heads) {
     __m512i head[HEADS];
+    UNROLL
     for (int h = 0; h < HEADS; h++) {
         if (h >= heads) {
             head[h] = _mm512_setzero_si512();
@@ -66,7 +67,9 @@ INLINE __m512i sums_i32(__m512i sum[HEADS][4], int heads) {
 }
 
 INLINE void shift_sums(__m512i sum[HEADS][4], int heads, int bits) {
+    UNROLL
     for (int h = 0; h < heads; h++)
+        UNROLL
         for (int j = 0; j < 4; j++) sum[h][j] = _mm512_slli_epi32(sum[h][j], (unsigned)bits);
 }
 
@@ -77,14 +80,19 @@ INLINE void score_level(const char *const key[4], int64_t dim, const char *q, in
     int64_t d = 0;
     for (; d + 64 <= dim; d += 64) {
         __m512i k[4];
+        UNROLL
         for (int j = 0; j < 4; j++) k[j] = _mm512_xor_si512(_mm512_loadu_si512(key[j] + d), sign);
+        UNROLL
         for (int h = 0; h < heads; h++) {
             __m512i n = _mm512_loadu_si512(q + h * stride + d);
+            UNROLL
             for (int j = 0; j < 4; j++) sum[h][j] = _mm512_dpbusd_epi32(sum[h][j], k[j], n);
         }
     }
+    UNROLL
     for (int h = 0; d < dim && h < heads; h++) {
         __m512i n = _mm512_loadu_si512(q + h * stride + d);
+        UNROLL
         for (int j = 0; j < 4; j++)
             sum[h][j] = _mm512_dpbusd_epi32(sum[h][j], _mm512_xor_si512(load_bytes(key[j] + d, dim - d), sign), n);
     }
@@ -96,19 +104,24 @@ INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_ro
     const char *q = (const char *)query;
     float scale[16] = {0};
     int32_t offset[16] = {0};
+    UNROLL
     for (int h = 0; h < heads; h++) {
         query_tail tail;
         memcpy(&tail, q + h * stride + 2 * level, sizeof tail);
+        UNROLL
         for (int j = 0; j < 4; j++) scale[4 * h + j] = tail.scale, offset[4 * h + j] = tail.offset;
     }
     for (int r = 0; r < rows; r += 4) {
         const char *key[4];
+        UNROLL
         for (int j = 0; j < 4; j++) {
             key[j] = tile->key[r + j < rows ? r + j : rows - 1];
             if (r + j < next_rows) prefetch_row(next->key[r + j], dim);
         }
         __m512i sum[HEADS][4];
+        UNROLL
         for (int h = 0; h < heads; h++)
+            UNROLL
             for (int j = 0; j < 4; j++) sum[h][j] = _mm512_setzero_si512();
         score_level(key, dim, q, stride, heads, sum);
         shift_sums(sum, heads, 7);
@@ -116,6 +129,7 @@ INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_ro
         __m512i whole = _mm512_add_epi32(sums_i32(sum, heads), _mm512_loadu_si512(offset));
         float all[16];
         _mm512_storeu_ps(all, _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_loadu_ps(scale)));
+        UNROLL
         for (int h = 0; h < heads; h++) memcpy(&score[h][r], all + 4 * h, 16);
     }
 }
@@ -143,6 +157,7 @@ INLINE float split_weights(const float *weight, int rows, uint8_t level[2][TILE]
 /* 64 columns of four rows: 32-bit lane e of 128-bit lane L of four[j] holds column 16 L + 4 j + e. */
 INLINE void interleave_four(const char *const row[4], int64_t left, __m512i four[4]) {
     __m512i r[4];
+    UNROLL
     for (int j = 0; j < 4; j++) r[j] = load_bytes(row[j], left);
     __m512i ab = _mm512_unpacklo_epi8(r[0], r[1]), cd = _mm512_unpacklo_epi8(r[2], r[3]);
     four[0] = _mm512_unpacklo_epi16(ab, cd);
@@ -172,10 +187,12 @@ INLINE void add_sums(float *out, int64_t left, const __m512i sum[4], float facto
 INLINE void weigh_level(__m512i value[TILE / 4][4], int groups, uint8_t level[HEADS][2][TILE], int which, int heads,
                         __m512i sum[HEADS][4]) {
     for (int g = 0; g < groups; g++)
+        UNROLL
         for (int h = 0; h < heads; h++) {
             int32_t four;
             memcpy(&four, &level[h][which][4 * g], 4);
             __m512i w = _mm512_set1_epi32(four);
+            UNROLL
             for (int j = 0; j < 4; j++) sum[h][j] = _mm512_dpbusd_epi32(sum[h][j], w, value[g][j]);
         }
 }
@@ -186,6 +203,7 @@ INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile,
     const int64_t dim = p->value_dim, stride = hgca_padded(dim);
     uint8_t level[HEADS][2][TILE];
     float unit[HEADS];
+    UNROLL
     for (int h = 0; h < heads; h++) {
         unit[h] = split_weights(weight[h], rows, level[h]);
         if (!(unit[h] == unit[h])) return 0;
@@ -195,6 +213,7 @@ INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile,
         __m512i value[TILE / 4][4];
         for (int g = 0; g < groups; g++) {
             const char *row[4];
+            UNROLL
             for (int j = 0; j < 4; j++) {
                 int r = 4 * g + j;
                 row[j] = tile->value[r < rows ? r : rows - 1] + c; /* beyond the last row: weights of zero */
@@ -203,11 +222,14 @@ INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile,
             interleave_four(row, dim - c, value[g]);
         }
         __m512i sum[HEADS][4];
+        UNROLL
         for (int h = 0; h < heads; h++)
+            UNROLL
             for (int j = 0; j < 4; j++) sum[h][j] = _mm512_setzero_si512();
         weigh_level(value, groups, level, 0, heads, sum);
         shift_sums(sum, heads, 8);
         weigh_level(value, groups, level, 1, heads, sum);
+        UNROLL
         for (int h = 0; h < heads; h++) add_sums(out + h * stride + c, dim - c, sum[h], factor[h], unit[h]);
     }
     return 1;

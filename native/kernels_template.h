@@ -124,34 +124,46 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
 #endif
     for (int r = 0; r < rows; r += 4) {
         const char *key[4];
+        UNROLL
         for (int j = 0; j < 4; j++) {
             key[j] = tile->key[r + j < rows ? r + j : rows - 1];
             if (r + j < next_rows) prefetch_row(next->key[r + j], dim * size);
         }
         VF sum[HEADS][4];
+        UNROLL
         for (int h = 0; h < heads; h++)
+            UNROLL
             for (int j = 0; j < 4; j++) sum[h][j] = vzero();
         int d = 0;
         for (; dtype == HGCA_BF16 && d + 2 * VW <= dim; d += 2 * VW) {
             VF even[4], odd[4];
+            UNROLL
             for (int j = 0; j < 4; j++) vload_pair(key[j] + d * size, &even[j], &odd[j]);
+            UNROLL
             for (int h = 0; h < heads; h++) {
                 VF q = vload(query + h * stride + d), next_q = vload(query + h * stride + d + VW);
+                UNROLL
                 for (int j = 0; j < 4; j++) sum[h][j] = vfma(q, even[j], sum[h][j]);
+                UNROLL
                 for (int j = 0; j < 4; j++) sum[h][j] = vfma(next_q, odd[j], sum[h][j]);
             }
         }
         for (; d + VW <= dim; d += VW) {
             VF k[4];
+            UNROLL
             for (int j = 0; j < 4; j++) k[j] = vload_rows(key[j] + d * size, dtype);
+            UNROLL
             for (int h = 0; h < heads; h++) {
                 VF q = vload(query + h * stride + d);
+                UNROLL
                 for (int j = 0; j < 4; j++) sum[h][j] = vfma(q, k[j], sum[h][j]);
             }
         }
         if (d < dim) {
+            UNROLL
             for (int j = 0; j < 4; j++) {
                 VF k = vtail_rows(key[j] + d * size, dtype, dim - d);
+                UNROLL
                 for (int h = 0; h < heads; h++) sum[h][j] = vfma(vload(query + h * stride + d), k, sum[h][j]);
             }
         }
@@ -209,7 +221,9 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
                         const float *factor) {
     const int64_t stride = hgca_padded(p->value_dim), size = size_of(dtype);
     VF sum[HEADS][4];
+    UNROLL
     for (int h = 0; h < heads; h++)
+        UNROLL
         for (int j = 0; j < columns; j++)
             sum[h][j] = vmul(vload(out + h * stride + c + j * VW), vset1(factor[h]));
     for (int r = 0; r < rows; r++) {
@@ -217,16 +231,22 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
         if (c == 0 && r < next_rows) prefetch_row(next->value[r], p->value_dim * size);
         VF v[4];
         if (dtype == HGCA_BF16 && columns % 2 == 0)
+            UNROLL
             for (int j = 0; j < columns; j += 2) vload_pair(value + j * VW * size, &v[j], &v[j + 1]);
         else
+            UNROLL
             for (int j = 0; j < columns; j++)
                 v[j] = tail ? vtail_rows(value, dtype, tail) : vload_rows(value + j * VW * size, dtype);
+        UNROLL
         for (int h = 0; h < heads; h++) {
             VF w = vset1(weight[h][r]);
+            UNROLL
             for (int j = 0; j < columns; j++) sum[h][j] = vfma(w, v[j], sum[h][j]);
         }
     }
+    UNROLL
     for (int h = 0; h < heads; h++)
+        UNROLL
         for (int j = 0; j < columns; j++) vstore(out + h * stride + c + j * VW, sum[h][j]);
 }
 
@@ -263,6 +283,7 @@ INLINE void heads_over_tile(const hgca_piece *p, int head, const tile_rows *tile
     float factor[HEADS];
     float *out = p->out + head * hgca_padded(p->value_dim);
     score_tile(p, p->query + head * hgca_query_width(p->key_dim, dtype), tile, rows, next, next_rows, heads, dtype, score);
+    UNROLL
     for (int h = 0; h < heads; h++) {
         if (dtype == HGCA_I8) scale_tile(score[h], tile->key_scale, rows);
         if (p->softcap > 0.0f) cap_scores(score[h], rows, p->softcap);

@@ -3,6 +3,7 @@
 #include <stdint.h>
 
 #include "hgca.h"
+#include "kernels.h"
 
 typedef __m512 VF;
 enum { VW = 16 };
@@ -23,6 +24,7 @@ static inline VF vscale2(VF x, VF n) { return _mm512_scalef_ps(x, n); }
 /* Sums of 16 vectors in 45 operations: within 128-bit lanes to one vector of four rows a head, then across lanes. */
 static inline void vsum_heads(VF sum[HEADS][4], int heads, float score[][64], int r) {
     __m512 head[HEADS];
+    UNROLL
     for (int h = 0; h < HEADS; h++) {
         if (h >= heads) {
             head[h] = _mm512_setzero_ps();
