@@ -28,7 +28,7 @@ INLINE void score_tile_bf16(const hgca_piece *p, const float *query, const tile_
         UNROLL
         for (int j = 0; j < 4; j++) {
             key[j] = tile->key[r + j < rows ? r + j : rows - 1];
-            if (r + j < next_rows) prefetch_row(next->key[r + j], dim * 2);
+            prefetch_half(p, next, next_rows, r + j, 2);
         }
         VF sum[HEADS][4];
         UNROLL

@@ -116,7 +116,7 @@ INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_ro
         UNROLL
         for (int j = 0; j < 4; j++) {
             key[j] = tile->key[r + j < rows ? r + j : rows - 1];
-            if (r + j < next_rows) prefetch_row(next->key[r + j], dim);
+            prefetch_half(p, next, next_rows, r + j, 1);
         }
         __m512i sum[HEADS][4];
         UNROLL
@@ -217,7 +217,7 @@ INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile,
             for (int j = 0; j < 4; j++) {
                 int r = 4 * g + j;
                 row[j] = tile->value[r < rows ? r : rows - 1] + c; /* beyond the last row: weights of zero */
-                if (c == 0 && r < next_rows) prefetch_row(next->value[r], dim);
+                if (c == 0) prefetch_half(p, next, next_rows, TILE + r, 1);
             }
             interleave_four(row, dim - c, value[g]);
         }

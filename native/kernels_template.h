@@ -94,7 +94,12 @@ INLINE void find_rows(const hgca_piece *p, row_cursor *at, int rows, int dtype, 
     for (int r = rows; r < TILE && dtype == HGCA_I8; r++) tile->key_scale[r] = tile->value_scale[r] = 0.0f;
 }
 
-INLINE void prefetch_row(const char *row, int64_t bytes) {
+/* Half-row `half` of the next tile: its keys are even, its values odd. While keys are scored the first half of the tile is
+ * fetched, while values are added up the second: in the order of memory, where a row is [key | value]. */
+INLINE void prefetch_half(const hgca_piece *p, const tile_rows *next, int next_rows, int half, int64_t size) {
+    if (half / 2 >= next_rows) return;
+    const char *row = half % 2 ? next->value[half / 2] : next->key[half / 2];
+    const int64_t bytes = (half % 2 ? p->value_dim : p->key_dim) * size;
     for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(row + at, 0, 2);
 }
 
@@ -127,7 +132,7 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
         UNROLL
         for (int j = 0; j < 4; j++) {
             key[j] = tile->key[r + j < rows ? r + j : rows - 1];
-            if (r + j < next_rows) prefetch_row(next->key[r + j], dim * size);
+            prefetch_half(p, next, next_rows, r + j, size);
         }
         VF sum[HEADS][4];
         UNROLL
@@ -228,7 +233,7 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
             sum[h][j] = vmul(vload(out + h * stride + c + j * VW), vset1(factor[h]));
     for (int r = 0; r < rows; r++) {
         const char *value = tile->value[r] + c * size;
-        if (c == 0 && r < next_rows) prefetch_row(next->value[r], p->value_dim * size);
+        if (c == 0) prefetch_half(p, next, next_rows, TILE + r, size);
         VF v[4];
         if (dtype == HGCA_BF16 && columns % 2 == 0)
             UNROLL
