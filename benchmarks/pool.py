@@ -5,7 +5,7 @@
 Latencies are of a tiny job (one KV head, 16 rows), microseconds, median and 95th percentile, from Python: `call` is the
 C function through cffi with a description that is ready, `python` is native.start with its checks and tensors. *Hot*:
 the threads are awake, as between two layers of a decode step; *parked*: they sleep, as between two questions. The gaps
-are times the caller spends elsewhere between two jobs, as a layer does. GB/s and the ceiling are as in attention.py. Beside
+are times the caller spends elsewhere between two jobs, as a layer does. GB/s and the ceiling are as in hgca bench attention. Beside
 busy neighbours a second thread brings nothing: see load_average.
 """
 
@@ -24,9 +24,10 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from attention import bandwidth, processor
 
 from hgca_cli import native
+from hgca_cli.measure.machine import processor
+from hgca_cli.measure.timing import ReadProbe, interleave
 from hgca_cli.native import ffi, lib
 
 RESULTS = Path(__file__).parent / "results" / "pool.jsonl"
@@ -152,7 +153,7 @@ def scaling(usable: int) -> dict[str, Any]:
             native.attend(job)
             taken[count].append(time.perf_counter() - began)
             if turn % 10 == 0:
-                ceiling[count] = max(ceiling[count], bandwidth(count))
+                ceiling[count] = max(ceiling[count], read_bandwidth(count))
     size = together.numel() * together.element_size()
     rate = {count: size / min(values) / 1e9 for count, values in taken.items()}
     return {
@@ -162,6 +163,13 @@ def scaling(usable: int) -> dict[str, Any]:
         "speed_up": {str(c): round(gb / rate[1], 3) for c, gb in rate.items()},
         "ceiling_speed_up": {str(c): round(gb / ceiling[1], 3) for c, gb in ceiling.items()},
     }
+
+
+def read_bandwidth(threads: int) -> float:
+    """GB/s of reading memory, best of several."""
+    probe = ReadProbe(threads)
+    probe.add(interleave(probe.sides(), 3))
+    return probe.results()[-1].best_gb_s
 
 
 def record(threads: int, results: dict[str, Any]) -> None:

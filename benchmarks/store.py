@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from attention import processor
 
 from hgca_cli import native
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.kv.store import Store
+from hgca_cli.measure.machine import processor
 
 RESULTS = Path(__file__).parent / "results" / "store.jsonl"
 SHAPES = {"32/8/128": LayerLayout(32, 8, 128, 128), "9/3/64": LayerLayout(9, 3, 64, 64)}

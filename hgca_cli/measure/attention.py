@@ -57,6 +57,8 @@ def measure(case: Case, *, times: int, layers: int, probe: ReadProbe, ggml: Ggml
     generator = torch.Generator().manual_seed(20250703)
     numbers = random_rows(case.kv_heads, case.rows, case.head_dim, generator)
     query = torch.randn(case.tokens, case.heads, case.head_dim, generator=generator)
+    if case.dtype != "int8":
+        query = query.to(DTYPES[case.dtype]).float()  # as a model of that dtype asks; torch's sides get no other
     lists = row_lists(case.pattern, case.kv_heads, case.rows, generator)
     with build_sides(numbers, query, DTYPES[case.dtype], lists, layers, probe.threads, ggml) as sides:
         difference = _max_difference({name: run() for name, run in sides.items()})
