@@ -14,11 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -26,7 +24,7 @@ from typing import Any
 import torch
 
 from hgca_cli import native
-from hgca_cli.measure.machine import processor
+from hgca_cli.measure.machine import where_and_when
 from hgca_cli.measure.timing import ReadProbe, interleave
 from hgca_cli.native import ffi, lib
 
@@ -174,15 +172,9 @@ def read_bandwidth(threads: int) -> float:
 
 def record(threads: int, results: dict[str, Any]) -> None:
     """Append one JSON line with where and when."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     line = {
         "benchmark": "pool",
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
-        "processor": processor(),
-        "isa": native.isa(),
-        "torch": torch.__version__,
-        "threads": threads,
+        **where_and_when(threads),
         "results": results,
     }
     with RESULTS.open("a") as file:

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -23,7 +21,7 @@ import torch
 from hgca_cli import native
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.kv.store import Store
-from hgca_cli.measure.machine import processor
+from hgca_cli.measure.machine import where_and_when
 
 RESULTS = Path(__file__).parent / "results" / "store.jsonl"
 SHAPES = {"32/8/128": LayerLayout(32, 8, 128, 128), "9/3/64": LayerLayout(9, 3, 64, 64)}
@@ -117,15 +115,9 @@ def measure(layout: LayerLayout, source: torch.dtype, kind: torch.dtype, rows: i
 
 def record(threads: int, lines: list[dict[str, float]]) -> None:
     """Append one JSON line with where and when."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     line = {
         "benchmark": "store",
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
-        "processor": processor(),
-        "isa": native.isa(),
-        "torch": torch.__version__,
-        "threads": threads,
+        **where_and_when(threads),
         "results": [{k: round(v, 4) if isinstance(v, float) else v for k, v in one.items()} for one in lines],
     }
     RESULTS.parent.mkdir(exist_ok=True)

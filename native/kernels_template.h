@@ -21,7 +21,7 @@
 #define LOG2E 1.44269504088896341f
 #define INLINE static inline __attribute__((always_inline))
 enum { TILE = 64, LINE = 64 };
-enum { ROUND_QUERY = HGCA_I8 + 1 }; /* bf16 rows for queries that are bf16 numbers themselves */
+enum { BF16_QUERY = HGCA_I8 + 1 }; /* bf16 rows for queries that are bf16 numbers themselves */
 
 typedef struct {
     const char *key[TILE];
@@ -116,7 +116,7 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
     const int dim = p->key_dim;
     const int64_t stride = hgca_query_width(dim, dtype), size = size_of(dtype);
 #ifdef BF16_DOTS
-    if (dtype == ROUND_QUERY) {
+    if (dtype == BF16_QUERY) {
         score_tile_bf16(p, query, tile, rows, next, next_rows, heads, score);
         return;
     }
@@ -296,7 +296,7 @@ INLINE void heads_over_tile(const hgca_piece *p, int head, const tile_rows *tile
         factor[h] = weigh_tile(score[h], rows, p->max + head + h, p->sum + head + h);
         if (dtype == HGCA_I8) scale_tile(score[h], tile->value_scale, rows);
     }
-    add_values(p, out, tile, rows, next, next_rows, heads, dtype == ROUND_QUERY ? HGCA_BF16 : dtype, score, factor);
+    add_values(p, out, tile, rows, next, next_rows, heads, dtype == BF16_QUERY ? HGCA_BF16 : dtype, score, factor);
 }
 
 /* Results of bf16 rows stand as place_bf16 leaves a query: put them where they belong. */
@@ -343,7 +343,7 @@ INLINE void whole_piece(const hgca_piece *p, int dtype) {
         }
         rows = next_rows;
     }
-    if (dtype == HGCA_BF16 || dtype == ROUND_QUERY) in_memory_order(p);
+    if (dtype == HGCA_BF16 || dtype == BF16_QUERY) in_memory_order(p);
 }
 
 static void piece_f32(const hgca_piece *p) { whole_piece(p, HGCA_F32); }
@@ -351,7 +351,7 @@ static void piece_bf16(const hgca_piece *p) { whole_piece(p, HGCA_BF16); }
 static void piece_f16(const hgca_piece *p) { whole_piece(p, HGCA_F16); }
 static void piece_i8(const hgca_piece *p) { whole_piece(p, HGCA_I8); }
 #ifdef BF16_DOTS
-static void piece_bf16_dots(const hgca_piece *p) { whole_piece(p, ROUND_QUERY); }
+static void piece_bf16_dots(const hgca_piece *p) { whole_piece(p, BF16_QUERY); }
 #endif
 
 #ifndef I8_DOTS

@@ -29,14 +29,6 @@ def _one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=native.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.isa()
-    native.use_isa(request.param)
-    yield request.param
-    native.use_isa(before)
-
-
 def random_rows(seed: int, kv_heads: int, rows: int, width: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(kv_heads, rows, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,14 +13,6 @@ from hgca_cli.errors import NativeError
 from tests import reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
-
-
-@pytest.fixture(params=native.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.isa()
-    native.use_isa(request.param)
-    yield request.param
-    native.use_isa(before)
 
 
 def random_job(
