@@ -104,7 +104,10 @@ def _failed(error: BaseException, debug: bool, as_json: bool) -> int:
         return exit_code
     try:
         report(message, hint, code, exit_code, as_json)
-    except OSError:  # nobody can be told
+        sys.stdout.flush()
+    except (
+        OSError
+    ):  # nobody can be told, or a full disk keeps what is buffered: Python would try again at exit, and say so
         return _reader_left(exit_code)
     return exit_code
 
