@@ -44,6 +44,7 @@ class Rows:
     window: int  # on the device, sinks included
     store: int  # in CPU memory
     read_share: float  # mean share of the store's rows read per layer, head and step; 0 with an empty store
+    bytes_share: float = 0.0  # bytes touched for that, indexes included, over the bytes of the store's rows
 
 
 @dataclass(frozen=True)
