@@ -1,0 +1,177 @@
+"""`hgca eval fidelity`: next-token distributions of every policy beside those of exact attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hgca_cli.commands import eval_options, options
+from hgca_cli.commands.eval_policies import Policy, policies_of
+from hgca_cli.commands.eval_run import EvalRun, start_run
+from hgca_cli.commands.files import check_files
+from hgca_cli.commands.flags import count_of, naming_variables
+from hgca_cli.commands.inputs import Document, read_document
+from hgca_cli.errors import UsageError
+from hgca_cli.hf.registry import DEFAULT
+from hgca_cli.ui.eval_table import FIDELITY, FIDELITY_LEGEND, fidelity_line
+
+if TYPE_CHECKING:
+    from hgca_cli.measure.fidelity import Fidelity
+
+ALL_TEXTS = "all texts"
+
+
+def fidelity(
+    context: typer.Context,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", "-f", metavar="FILE", help="Long text to predict; - is stdin. May be repeated."),
+    ] = None,
+    ctx: Annotated[
+        str, typer.Option("--ctx", "-c", envvar="HGCA_CTX", metavar="N[k]", help="Tokens of a text: 4k is 4,096.")
+    ] = "4k",
+    positions: Annotated[
+        str, typer.Option("--positions", metavar="N[k]", help="The last of them, fed one by one and scored.")
+    ] = "512",
+    skip: Annotated[
+        str, typer.Option("--skip", metavar="N[k]", help="Tokens at the beginning of a text to pass over.")
+    ] = "0",
+    window: options.Window = "256",
+    sinks: options.Sinks = None,
+    select: eval_options.SelectSeveral = None,
+    budget: eval_options.BudgetSeveral = None,
+    quality: eval_options.QualitySeveral = None,
+    model: options.Model = DEFAULT,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    offline: options.Offline = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    kv_dtype: options.KvDtype = "auto",
+    threads: options.Threads = "auto",
+    prefill_chunk: options.PrefillChunk = "auto",
+    json: eval_options.JsonLines = False,
+    record: eval_options.Record = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw KL over bytes read: .svg or .png.")
+    ] = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.Color = "auto",
+    debug: options.Debug = False,
+) -> None:
+    """How near each policy's next-token distributions are to exact attention's, over long texts.
+
+    A text is read exactly up to its last --positions tokens; these are fed one by one, the policy choosing rows.
+    """
+    given = dict(locals())
+    with naming_variables(context):
+        policies = policies_of(select or [], budget or [], quality or [])
+        tokens, scored, passed = _lengths(given)
+        check_files(record, plot)
+        if not text:
+            raise UsageError("there is no text to measure on.", "Name one or more: --text book.txt")
+        documents = [read_document(path) for path in text]
+        run = start_run(given)
+    texts = {one.name: ids_of(run, one, passed, tokens + 1) for one in documents}
+    run.machine |= {"ctx": tokens, "positions": scored}
+    measure_all(run, texts, policies, scored)
+    if plot is not None:
+        plot_all(plot, run)
+
+
+def measure_all(run: EvalRun, texts: Mapping[str, list[int]], policies: Sequence[Policy], positions: int) -> None:
+    """Every text and policy, shown and recorded as it is done; then each policy over all texts."""
+    from hgca_cli.measure.fidelity import mean_fidelity, measure_fidelity, tokens_of
+
+    context = len(next(iter(texts.values()))) - 1
+    settings = run.settings(policies, context)
+    planned = tokens_of(run.engine, context + 1, positions, list(settings.values()))
+    run.work.plan({stage: len(texts) * count for stage, count in planned.items()})
+    run.begin(FIDELITY)
+    found: dict[str, list[Fidelity]] = {}
+    for name, ids in texts.items():
+        run.work.begin(name)
+        for policy, one in measure_fidelity(run.engine, ids, positions, settings, run.work.tell):
+            found.setdefault(policy, []).append(one)
+            line = fidelity_record(name, policy, one)
+            run.result(line, fidelity_line(line))
+        run.say("")
+    if len(texts) > 1:
+        for policy, parts in found.items():
+            line = fidelity_record(ALL_TEXTS, policy, mean_fidelity(parts))
+            run.result(line, fidelity_line(line))
+        run.say("")
+    run.say(FIDELITY_LEGEND)
+
+
+def fidelity_record(text: str, policy: str, one: Fidelity) -> dict[str, Any]:
+    """One result as plain data (docs/cli.md)."""
+    figures = asdict(one)
+    for name in ("nll", "exact_nll"):
+        del figures[name]
+    return {
+        "type": "fidelity",
+        "text": text,
+        "policy": policy,
+        **figures,
+        "perplexity": one.perplexity,
+        "exact_perplexity": one.exact_perplexity,
+        "perplexity_change": one.perplexity_change,
+    }
+
+
+def plot_all(file: Path, run: EvalRun) -> None:
+    """A curve per policy, over all texts."""
+    from hgca_cli.ui.plot import plot_divergence
+
+    last = ALL_TEXTS if any(one["text"] == ALL_TEXTS for one in run.results) else run.results[-1]["text"]
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for one in run.results:
+        if one["text"] == last and one["policy"] != "exact":
+            curves.setdefault(one["policy"].partition(":")[0], []).append((one["bytes_share"], one["kl"]))
+    machine = run.machine
+    plot_divergence(
+        file, f"{machine['model']}, context {machine['ctx']:,}, window {machine['window']:,}, {last}", curves
+    )
+
+
+def ids_of(run: EvalRun, document: Document, skip: int, count: int) -> list[int]:
+    """The text's tokens skip .. skip + count - 1, with what the model puts before a text. Raises UsageError."""
+    tokenizer = run.engine.loaded.tokenizer
+    ids = tokenizer.encode(document.text)
+    if len(ids) < skip + count:
+        raise UsageError(
+            f"{document.name} has {len(ids):,} tokens, and {skip + count:,} are needed.",
+            "Name a longer text, or lower --ctx or --skip.",
+        )
+    ids = ids[skip : skip + count]
+    first = tokenizer.encode_prompt("")[:1]
+    return [*first, *ids[len(first) :]] if first == [tokenizer.hf.bos_token_id] else ids
+
+
+def _lengths(given: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Tokens of a text, those that are scored, and those passed over."""
+    tokens, positions = count_of(given["ctx"], "--ctx"), count_of(given["positions"], "--positions")
+    window = count_of(given["window"], "--window")
+    skip = 0 if given["skip"] == "0" else count_of(given["skip"], "--skip")
+    for flag, value in (("--ctx", tokens), ("--positions", positions), ("--window", window), ("--skip", skip)):
+        if value is None:
+            raise UsageError(f"{flag}: auto does not say how many.", "Give a number, like 256 or 4k.")
+    assert tokens is not None and positions is not None and window is not None and skip is not None
+    if positions >= tokens:
+        raise UsageError(
+            f"--positions {positions:,} leaves nothing of --ctx {tokens:,} to be read before.", "Lower it."
+        )
+    sinks = given["sinks"] or 0
+    if window + sinks >= tokens - positions:
+        raise UsageError(
+            f"--window {window:,} holds all of the {tokens - positions:,} tokens before the scored ones: nothing is in "
+            "the store.",
+            "Lower --window or --positions, or raise --ctx.",
+        )
+    return tokens, positions, skip
