@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from hgca_cli.commands.eval_drift import drift
 from hgca_cli.commands.eval_fidelity import fidelity
+from hgca_cli.commands.eval_recall import recall
 from hgca_cli.commands.lists import ListCommand
 
 evaluate = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,3 +18,5 @@ def _group() -> None:
 
 
 evaluate.command("fidelity", cls=ListCommand)(fidelity)
+evaluate.command("recall", cls=ListCommand)(recall)
+evaluate.command("drift", cls=ListCommand)(drift)

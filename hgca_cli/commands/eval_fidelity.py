@@ -12,9 +12,9 @@ import typer
 from hgca_cli.commands import eval_options, options
 from hgca_cli.commands.eval_policies import Policy, policies_of
 from hgca_cli.commands.eval_run import EvalRun, start_run
+from hgca_cli.commands.eval_texts import ids_of, number_of, read_texts
 from hgca_cli.commands.files import check_files
-from hgca_cli.commands.flags import count_of, naming_variables
-from hgca_cli.commands.inputs import Document, read_document
+from hgca_cli.commands.flags import naming_variables
 from hgca_cli.errors import UsageError
 from hgca_cli.hf.registry import DEFAULT
 from hgca_cli.ui.eval_table import FIDELITY, FIDELITY_LEGEND, fidelity_line
@@ -73,11 +73,9 @@ def fidelity(
         policies = policies_of(select or [], budget or [], quality or [])
         tokens, scored, passed = _lengths(given)
         check_files(record, plot)
-        if not text:
-            raise UsageError("there is no text to measure on.", "Name one or more: --text book.txt")
-        documents = [read_document(path) for path in text]
+        documents = read_texts(text)
         run = start_run(given)
-    texts = {one.name: ids_of(run, one, passed, tokens + 1) for one in documents}
+    texts = {one.name: ids_of(run.engine, one, passed, tokens + 1) for one in documents}
     run.machine |= {"ctx": tokens, "positions": scored}
     measure_all(run, texts, policies, scored)
     if plot is not None:
@@ -140,29 +138,10 @@ def plot_all(file: Path, run: EvalRun) -> None:
     )
 
 
-def ids_of(run: EvalRun, document: Document, skip: int, count: int) -> list[int]:
-    """The text's tokens skip .. skip + count - 1, with what the model puts before a text. Raises UsageError."""
-    tokenizer = run.engine.loaded.tokenizer
-    ids = tokenizer.encode(document.text)
-    if len(ids) < skip + count:
-        raise UsageError(
-            f"{document.name} has {len(ids):,} tokens, and {skip + count:,} are needed.",
-            "Name a longer text, or lower --ctx or --skip.",
-        )
-    ids = ids[skip : skip + count]
-    first = tokenizer.encode_prompt("")[:1]
-    return [*first, *ids[len(first) :]] if first == [tokenizer.hf.bos_token_id] else ids
-
-
 def _lengths(given: Mapping[str, Any]) -> tuple[int, int, int]:
     """Tokens of a text, those that are scored, and those passed over."""
-    tokens, positions = count_of(given["ctx"], "--ctx"), count_of(given["positions"], "--positions")
-    window = count_of(given["window"], "--window")
-    skip = 0 if given["skip"] == "0" else count_of(given["skip"], "--skip")
-    for flag, value in (("--ctx", tokens), ("--positions", positions), ("--window", window), ("--skip", skip)):
-        if value is None:
-            raise UsageError(f"{flag}: auto does not say how many.", "Give a number, like 256 or 4k.")
-    assert tokens is not None and positions is not None and window is not None and skip is not None
+    tokens, positions = number_of(given["ctx"], "--ctx"), number_of(given["positions"], "--positions")
+    window, skip = number_of(given["window"], "--window"), number_of(given["skip"], "--skip", least=0)
     if positions >= tokens:
         raise UsageError(
             f"--positions {positions:,} leaves nothing of --ctx {tokens:,} to be read before.", "Lower it."

@@ -183,6 +183,12 @@ class HybridCache(Cache):
         return Rows(shown.window.rows, shown.store.rows + waiting if shown.store else 0, share, share)
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes of the rows in the stores of all layers."""
+        stores = [state.store for layer in self.layers for state in layer.states]
+        return sum(store.bytes for store in stores if store is not None)
+
+    @property
     def watches(self) -> bool:
         """Whether the policy looks at attention weights, so that a prompt must be read to it."""
         full = [layer for layer in self.layers if layer.layout.sliding is None]

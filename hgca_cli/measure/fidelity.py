@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hgca_cli.config import CacheSettings
 from hgca_cli.engine.engine import Engine
+from hgca_cli.engine.sequence import Sequence as Tokens
 from hgca_cli.measure.prompt import Prompt, Tell, feed, ignore
 
 EXACT = "exact"
@@ -29,6 +30,7 @@ class Fidelity:
     agreement    share of positions where both hold the same token likeliest
     nll          mean -ln p of the text's next token, nats; exact_nll: of exact attention
     read_share   mean share of the store's rows read per token; bytes_share: of its bytes, indexes included
+    bytes_read   mean bytes of the store read per token
     seconds      median of a token; exact_seconds: of exact attention
     """
 
@@ -40,6 +42,7 @@ class Fidelity:
     exact_nll: float
     read_share: float
     bytes_share: float
+    bytes_read: float
     seconds: float
     exact_seconds: float
 
@@ -86,15 +89,13 @@ def measure_fidelity(
     prompt = Prompt(engine, ids[:first], tell)
     fed, truth = ids[first:-1], ids[first + 1 :]
     settings = next(iter(policies.values()), engine.settings)
-    yardstick = _exact(settings)
+    yardstick = exact_settings(settings)
     sequence = prompt.sequence(yardstick)
     followed = [(logits.log_softmax(-1), seconds) for logits, seconds in feed(engine, sequence, fed, tell)]
     exact = torch.stack([row for row, _ in followed])
     seconds = median(taken for _, taken in followed)
     nll = -float(exact[torch.arange(positions), truth].double().mean())
-    rows = sequence.cache.rows()
-    sequence.close()
-    yield EXACT, Fidelity(positions, 0.0, 0.0, 1.0, nll, nll, rows.read_share, rows.bytes_share, seconds, seconds)
+    yield EXACT, Fidelity(positions, 0.0, 0.0, 1.0, nll, nll, *_close(sequence), seconds, seconds)
     for name, chosen in policies.items():
         sequence = prompt.sequence(chosen)
         divergence, agreed, lost, times = [], 0, 0.0, []
@@ -104,8 +105,7 @@ def measure_fidelity(
             agreed += int(exact[index].argmax() == other.argmax())
             lost -= float(other[truth[index]])
             times.append(taken)
-        rows = sequence.cache.rows()
-        sequence.close()
+        read_share, bytes_share, bytes_read = _close(sequence)
         kl, error = mean_and_error(divergence)
         yield (
             name,
@@ -116,8 +116,9 @@ def measure_fidelity(
                 agreement=agreed / positions,
                 nll=lost / positions,
                 exact_nll=nll,
-                read_share=rows.read_share,
-                bytes_share=rows.bytes_share,
+                read_share=read_share,
+                bytes_share=bytes_share,
+                bytes_read=bytes_read,
                 seconds=median(times),
                 exact_seconds=seconds,
             ),
@@ -127,7 +128,7 @@ def measure_fidelity(
 def tokens_of(engine: Engine, length: int, positions: int, policies: Sequence[CacheSettings]) -> dict[str, int]:
     """Tokens `measure_fidelity` will work on, by stage, for a text of `length` ids."""
     prompt = Prompt(engine, [0] * (length - positions - 1))
-    ones = [_exact(policies[0] if policies else engine.settings), *policies]
+    ones = [exact_settings(policies[0] if policies else engine.settings), *policies]
     return {"read": prompt.reads(ones), "decode": positions * len(ones)}
 
 
@@ -139,7 +140,7 @@ def mean_fidelity(parts: Sequence[Fidelity]) -> Fidelity:
         return sum(part.positions * float(getattr(part, name)) for part in parts) / total
 
     error = math.sqrt(sum((part.positions * part.kl_error) ** 2 for part in parts)) / total
-    names = ("agreement", "nll", "exact_nll", "read_share", "bytes_share", "seconds", "exact_seconds")
+    names = ("agreement", "nll", "exact_nll", "read_share", "bytes_share", "bytes_read", "seconds", "exact_seconds")
     return Fidelity(total, mean("kl"), error, **{name: mean(name) for name in names})
 
 
@@ -150,6 +151,13 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return float(numbers.mean()), error
 
 
-def _exact(settings: CacheSettings) -> CacheSettings:
+def exact_settings(settings: CacheSettings) -> CacheSettings:
     """The same window and store, and every row read."""
     return replace(settings, select=EXACT, budget=None, quality=None)
+
+
+def _close(sequence: Tokens) -> tuple[float, float, float]:
+    """Shares of the store's rows and bytes that were read per token, and those bytes; the sequence is closed."""
+    rows, stored = sequence.cache.rows(), sequence.cache.stored_bytes
+    sequence.close()
+    return rows.read_share, rows.bytes_share, rows.bytes_share * stored

@@ -78,15 +78,20 @@ class Prompt:
             self._rows = sequence.cache.every_row()
 
 
+def step(engine: Engine, sequence: Sequence, token: int, tell: Tell = ignore) -> tuple[Tensor, float]:
+    """Decode one given token: logits f32 [vocabulary] on the CPU after it, and the seconds it took."""
+    sequence.tokens.append(token)
+    began = time.perf_counter()
+    logits = sequence.forward(engine.loaded, torch.tensor([[token]], device=engine.loaded.device))
+    logits = logits.float().cpu()  # waits for the device
+    seconds = time.perf_counter() - began
+    tell(Worked("decode", 1, seconds))
+    return logits, seconds
+
+
 def feed(
     engine: Engine, sequence: Sequence, tokens: Iterable[int], tell: Tell = ignore
 ) -> Iterator[tuple[Tensor, float]]:
-    """Decode given tokens one by one: logits f32 [vocabulary] on the CPU after each, and the seconds it took."""
+    """Decode given tokens one by one, as `step` does; one is asked for when it is needed."""
     for token in tokens:
-        sequence.tokens.append(token)
-        began = time.perf_counter()
-        logits = sequence.forward(engine.loaded, torch.tensor([[token]], device=engine.loaded.device))
-        logits = logits.float().cpu()  # waits for the device
-        seconds = time.perf_counter() - began
-        tell(Worked("decode", 1, seconds))
-        yield logits, seconds
+        yield step(engine, sequence, token, tell)

@@ -32,7 +32,10 @@ class Work:
 
     @property
     def left(self) -> float | None:
-        """Seconds the rest takes at each stage's rate so far; None while a stage that is planned has none."""
+        """Seconds the rest takes at each stage's rate so far; None while a stage that is planned has none.
+
+        Stages nobody could plan (answers end when they end) go on as before, beside those that were.
+        """
         total = 0.0
         for stage, tokens in self.planned.items():
             if (rest := max(0, tokens - self.done.get(stage, 0))) == 0:
@@ -40,7 +43,9 @@ class Work:
             if not self.done.get(stage):
                 return None
             total += rest * self.seconds[stage] / self.done[stage]
-        return total
+        others = sum(seconds for stage, seconds in self.seconds.items() if stage not in self.planned)
+        spent = sum(self.seconds.get(stage, 0.0) for stage in self.planned)
+        return total * (1 + others / spent) if spent else None
 
     @property
     def line(self) -> str:
