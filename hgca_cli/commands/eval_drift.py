@@ -11,7 +11,7 @@ import typer
 
 from hgca_cli.commands import eval_options, options
 from hgca_cli.commands.eval_policies import policies_of
-from hgca_cli.commands.eval_run import EvalRun, start_run
+from hgca_cli.commands.eval_run import start_run
 from hgca_cli.commands.eval_texts import ids_of, number_of, read_texts
 from hgca_cli.commands.files import check_files
 from hgca_cli.commands.flags import naming_variables
@@ -48,6 +48,7 @@ def drift(
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     offline: options.Offline = False,
+    yarn: options.Yarn = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     kv_dtype: options.KvDtype = "auto",
@@ -84,13 +85,17 @@ def drift(
     pairs = [one for chosen in settings.values() for one in (exact_settings(chosen), chosen)]
     reads = Prompt(run.engine, [0] * (read - 1)).reads(pairs)
     run.work.plan({"read": reads * len(texts), "decode": 2 * written * len(policies) * len(texts)})
-    run.begin(DRIFT)
-    for name, ids in texts.items():
-        run.work.begin(name)
-        for policy, one in measure_drift(run.engine, ids, written, settings, sampling, run.work.tell):
-            _show(run, name, policy, one, verbose=verbose)
-        run.say("")
-    run.say(DRIFT_LEGEND)
+    with run:
+        run.begin(DRIFT)
+        for name, ids in texts.items():
+            run.work.begin(name)
+            for policy, one in measure_drift(run.engine, ids, written, settings, sampling, run.work.tell):
+                line = drift_record(name, policy, one)
+                run.result(line, drift_line(line))
+                if verbose:
+                    run.say("  " + " ".join(one.text.split()))
+            run.say("")
+        run.say(DRIFT_LEGEND)
 
 
 def drift_record(text: str, policy: str, one: Drift) -> dict[str, Any]:
@@ -99,13 +104,6 @@ def drift_record(text: str, policy: str, one: Drift) -> dict[str, Any]:
     written = figures.pop("text")
     growth = one.growth if math.isfinite(one.growth) else None
     return {"type": "drift", "text": text, "policy": policy, **figures, "growth": growth, "begins": written[:200]}
-
-
-def _show(run: EvalRun, text: str, policy: str, one: Drift, *, verbose: bool) -> None:
-    line = drift_record(text, policy, one)
-    run.result(line, drift_line(line))
-    if verbose:
-        run.say("  " + " ".join(one.text.split()))
 
 
 def _lengths(given: Mapping[str, Any]) -> tuple[int, int, int]:

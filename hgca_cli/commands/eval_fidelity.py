@@ -49,6 +49,7 @@ def fidelity(
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     offline: options.Offline = False,
+    yarn: options.Yarn = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     kv_dtype: options.KvDtype = "auto",
@@ -77,7 +78,8 @@ def fidelity(
         run = start_run(given)
     texts = {one.name: ids_of(run.engine, one, passed, tokens + 1) for one in documents}
     run.machine |= {"ctx": tokens, "positions": scored}
-    measure_all(run, texts, policies, scored)
+    with run:
+        measure_all(run, texts, policies, scored)
     if plot is not None:
         plot_all(plot, run)
 

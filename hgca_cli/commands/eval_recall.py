@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import product
 from json import dumps
 from pathlib import Path
@@ -14,24 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hgca_cli.commands import eval_options, options
+from hgca_cli.commands.eval_cases import made_cases, prompt_ids, read_cases
 from hgca_cli.commands.eval_policies import Policy, policies_of
 from hgca_cli.commands.eval_run import EvalRun, start_run
 from hgca_cli.commands.eval_texts import number_of
 from hgca_cli.commands.files import check_files
 from hgca_cli.commands.flags import naming_variables
-from hgca_cli.commands.inputs import decode_text, read_document, read_text
+from hgca_cli.commands.inputs import read_document
 from hgca_cli.errors import ContextOverflowError, UsageError
 from hgca_cli.hf.registry import DEFAULT
-from hgca_cli.measure.recall_cases import CANDIDATES, TASKS, Case, Haystack, made_up_text, make_case, parse_cases
+from hgca_cli.measure.recall_cases import TASKS, Case
 from hgca_cli.ui.eval_table import RECALL, RECALL_LEGEND, recall_line
 from hgca_cli.units import parse_share
 
 if TYPE_CHECKING:
-    from hgca_cli.engine.engine import Engine
     from hgca_cli.measure.recall import Answer
 
 MOST_CASES = 10_000
-SENTENCE = 8  # tokens of a made-up sentence, at least
 Group = tuple[str, int, list[tuple[Case, list[int]]]]  # task, tokens asked for, cases with their prompts' ids
 
 
@@ -95,6 +92,7 @@ def recall(
     trust_remote_code: options.TrustRemoteCode = False,
     offline: options.Offline = False,
     ctx: options.Ctx = "auto",
+    yarn: options.Yarn = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     kv_dtype: options.KvDtype = "auto",
@@ -115,7 +113,7 @@ def recall(
     with naming_variables(context):
         policies = policies_of(select or [], budget or [], quality or [])
         lengths, depths = _checked(given)
-        read = {_name_of(path): parse_cases(_read_cases(path), _name_of(path)) for path in cases or ()}
+        read = {Path(path).name: read_cases(path) for path in cases or ()}
         haystack = read_document(text).text if text else None
         check_files(record, None)
         run = start_run(given)
@@ -124,9 +122,10 @@ def recall(
         for name, found in read.items()
     ]
     for name, tokens in product(task or ([] if cases else ["passkey"]), lengths):
-        made = _made(run.engine, name, tokens, depths, haystack, given)
+        made = made_cases(run.engine, name, tokens, depths, haystack, given)
         groups.append((name, tokens, [(one, prompt_ids(run.engine, one, raw=raw)) for one in made]))
-    ask_all(run, groups, policies, max_tokens, score=score, verbose=verbose)
+    with run:
+        ask_all(run, groups, policies, max_tokens, score=score, verbose=verbose)
 
 
 def ask_all(
@@ -188,34 +187,6 @@ def recall_record(task: str, length: int, tokens: int, policy: str, answers: lis
     }
 
 
-def prompt_ids(engine: Engine, case: Case, *, raw: bool) -> list[int]:
-    """A case's prompt as the model is asked: by its chat template, or as it stands if there is none or it is unwanted."""
-    tokenizer = engine.loaded.tokenizer
-    if isinstance(case.prompt, str):
-        if raw or not tokenizer.has_template:
-            return tokenizer.encode_prompt(case.prompt)
-        return tokenizer.encode_chat([{"role": "user", "content": case.prompt}], add_generation_prompt=True)
-    return tokenizer.encode_chat(case.prompt, add_generation_prompt=True)
-
-
-def _made(
-    engine: Engine, task: str, length: int, depths: list[float], text: str | None, given: Mapping[str, Any]
-) -> list[Case]:
-    tokenizer, seed = engine.loaded.tokenizer, given["seed"]
-    haystack = Haystack([], tokenizer.encode, tokenizer.decode)
-    if task in ("passkey", "needles"):
-        ids = tokenizer.encode(text if text is not None else made_up_text(seed, length // SENTENCE + 1))
-        if len(ids) < length and text is not None:
-            raise UsageError(f"--text has {len(ids):,} tokens, fewer than --length {length:,}.", "Name a longer text.")
-        haystack = replace(haystack, ids=ids)
-    count = given["count"] or 20
-    spread = depths or [(index + 0.5) / count for index in range(count)]
-    return [
-        make_case(task, haystack, length, spread[index % len(spread)], seed + index, needles=given["needles"])
-        for index in range(count)
-    ]
-
-
 def _tell(run: EvalRun, task: str, case: Case, policy: str, one: Answer, *, verbose: bool) -> None:
     if run.as_json:
         line: dict[str, Any] = {"type": "answer", "task": task, "policy": policy, "expected": case.answers[0]}
@@ -249,21 +220,3 @@ def _checked(given: Mapping[str, Any]) -> tuple[list[int], list[float]]:
             "Lower --window, or raise --length.",
         )
     return lengths, [parse_share(one, "--depth") for one in given["depth"] or ()]
-
-
-def _name_of(path: str) -> str:
-    return Path(path).name
-
-
-def _read_cases(path: str) -> str:
-    file = Path(path).expanduser()
-    if file.suffix != ".gz":
-        return read_text(file, path)
-    try:
-        with gzip.open(file) as stream:
-            return decode_text(stream.read(), path)
-    except (OSError, EOFError) as error:
-        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}.", "Check the path.") from error
-
-
-assert CANDIDATES == 10  # the help says so

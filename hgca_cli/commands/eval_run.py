@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,12 @@ from hgca_cli.ui.work import WorkSink
 if TYPE_CHECKING:
     from hgca_cli.engine.engine import Engine
 
-FIXED = {"yarn": False, "select": "exact", "exact": False, "budget": "auto", "gpu_mem": None, "ram_limit": None}
+FIXED = {"select": "exact", "exact": False, "budget": "auto", "gpu_mem": None, "ram_limit": None}
 
 
 @dataclass
 class EvalRun:
-    """One evaluation.
+    """One evaluation, to be entered: whatever ends it, the screen is left in order.
 
     machine  where, when and with what: a part of every recorded line
     work     shows progress, and hears what is done
@@ -39,6 +39,12 @@ class EvalRun:
     as_json: bool
     record: Path | None
     results: list[dict[str, Any]] = field(default_factory=list)
+
+    def __enter__(self) -> EvalRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.work.clear()  # or the cursor stays hidden
 
     def begin(self, header: str) -> None:
         """Say where this runs, and name the columns."""
@@ -64,8 +70,6 @@ class EvalRun:
 
     def settings(self, policies: Sequence[Policy], context: int) -> dict[str, CacheSettings]:
         """The policies by name, for sequences of so many rows."""
-        from dataclasses import replace
-
         cache = replace(self.engine.settings, context=context)
         return {one.name: one.settings(cache) for one in policies}
 

@@ -103,7 +103,7 @@ def measure_drift(
 
 def by_quarter(values: list[float]) -> tuple[float, ...]:
     """Means of the four quarters of at least four values."""
-    edges = [round(index * len(values) / QUARTERS) for index in range(QUARTERS + 1)]
+    edges = [index * len(values) // QUARTERS for index in range(QUARTERS + 1)]
     return tuple(mean(values[first:last]) for first, last in pairwise(edges))
 
 

@@ -173,7 +173,7 @@ def _pairs(encode: Callable[[str], list[int]], length: int, depth: float, draw: 
     used = 0
     while len(pairs) < CANDIDATES or used < length:
         pairs.append((_uuid(draw), _uuid(draw)))
-        used += len(encode(f' "{pairs[-1][0]}": "{pairs[-1][1]}",\n'))
+        used += len(encode(f'"{pairs[-1][0]}": "{pairs[-1][1]}",\n '))
     at = min(int(depth * len(pairs)), len(pairs) - 1)
     key, value = pairs[at]
     others = draw.sample([one for _, one in pairs if one != value], CANDIDATES - 1)
