@@ -6,6 +6,7 @@ import typer
 
 from hgca_cli.commands.eval_drift import drift
 from hgca_cli.commands.eval_fidelity import fidelity
+from hgca_cli.commands.eval_harness import harness
 from hgca_cli.commands.eval_recall import recall
 from hgca_cli.commands.lists import ListCommand
 
@@ -20,3 +21,7 @@ def _group() -> None:
 evaluate.command("fidelity", cls=ListCommand)(fidelity)
 evaluate.command("recall", cls=ListCommand)(recall)
 evaluate.command("drift", cls=ListCommand)(drift)
+evaluate.command(
+    "harness",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h", "--help"]},
+)(harness)
