@@ -21,7 +21,7 @@ class CacheSettings:
     select   the policy that chooses which rows of the store are read
     budget   most rows of the store a head may read, as a share; None leaves it to the policy
     kv_dtype dtype of the store's rows; None keeps the model's own
-    quality  share of the attention mass a policy is to keep per head; None leaves it to the policy
+    quality  share of a head's attention mass that what is read is to hold; None leaves it to the policy
     """
 
     window: int = 1024
@@ -46,7 +46,7 @@ class CacheSettings:
         if self.budget is not None and not 0.0 <= self.budget <= 1.0:
             raise UsageError(f"--budget: {self.budget} is not a share.", "Give a number from 0 to 1.")
         if self.quality is not None and not 0.0 < self.quality <= 1.0:
-            raise UsageError(f"--quality: {self.quality} is not a share.", "Give a number above 0, at most 1.")
+            raise UsageError(f"--quality: {self.quality} is out of range.", "Give a number above 0, at most 1.")
         if self.select == "exact" and self.budget not in (None, 1.0):
             raise UsageError("--budget and exact attention exclude each other.", "Drop one of them.")
 

@@ -31,6 +31,15 @@ class PrefillProgress(Event):
 
 
 @dataclass(frozen=True)
+class Worked(Event):
+    """Part of an evaluation is done: `tokens` more were read in chunks ("read") or fed one by one ("decode")."""
+
+    stage: str
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Text(Event):
     """A piece of the answer; whole characters only."""
 
@@ -44,7 +53,7 @@ class Rows:
     window: int  # on the device, sinks included
     store: int  # in CPU memory
     read_share: float  # mean share of the store's rows read per layer, head and step; 0 with an empty store
-    bytes_share: float = 0.0  # bytes touched for that, indexes included, over the bytes of the store's rows
+    bytes_share: float = 0.0  # mean share of the store's bytes read per step, a policy's indexes included
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,36 @@ class LayerState:
         window.append(key[:, straight:], value[:, straight:])
         self.evict_overflow()
 
+    def every_row(self) -> tuple[Tensor, Tensor]:
+        """All rows so far, oldest first: keys and values [kv_heads, length, dim], copies in CPU memory.
+
+        Only of a layer with a store.
+        """
+        assert self.store is not None
+        self.settle()
+        window, cpu = self.window, torch.device("cpu")
+        first = min(window.end, window.sinks)
+        pieces = [
+            (window.keys[:, :first], window.values[:, :first]),
+            *self.store.blocks(max(1, self.store.rows), cpu, window.keys.dtype),
+            *window.oldest(window.ring_rows),
+        ]
+        keys, values = zip(*pieces, strict=True)
+        return torch.cat([one.cpu() for one in keys], dim=1), torch.cat([one.cpu() for one in values], dim=1)
+
+    def take_prompt(self, keys: Tensor, values: Tensor, chunk: int) -> None:
+        """Take the rows [kv_heads, n, dim] of a prompt that was attended to elsewhere, as its chunks would bring them.
+
+        The layer is empty. Prefill is exact, so the rows are the same under every policy.
+        """
+        device = self.window.keys.device
+        self.expect(keys.shape[1])
+        for key, value in zip(keys.split(chunk, dim=1), values.split(chunk, dim=1), strict=True):
+            self.settle()
+            self.check_context(key.shape[1])
+            self.prompt_left = max(0, self.prompt_left - key.shape[1])
+            self.append_chunk(key.to(device), value.to(device))
+
     def check_context(self, rows: int) -> None:
         """Raises ContextOverflowError if `rows` more do not fit."""
         if self.length + rows > self.settings.context:

@@ -12,13 +12,14 @@ import typer
 
 from hgca_cli.commands import options
 from hgca_cli.commands.bench_cases import cases_of
+from hgca_cli.commands.files import append_line, check_files
 from hgca_cli.commands.flags import MOST_ROWS, MOST_THREADS, count_of, naming_variables
 from hgca_cli.commands.lists import ListCommand
-from hgca_cli.errors import DoesNotFitError, HgcaError, UsageError
+from hgca_cli.errors import DoesNotFitError, UsageError
 from hgca_cli.measure.case import Case
 from hgca_cli.ui.bench_table import HEADER, LEGEND, attention_line, bandwidth_line
 from hgca_cli.ui.console import HumanSink
-from hgca_cli.ui.plot import check_plot, plot_rates
+from hgca_cli.ui.plot import plot_rates
 from hgca_cli.ui.style import style_of
 from hgca_cli.units import format_bytes
 
@@ -99,7 +100,7 @@ def attention(
         cases = cases_of(given)
         fixed = count_of(layers, "--layers", MOST_ROWS)
         wanted = count_of(threads, "--threads", MOST_THREADS)
-        _check_files(record, plot)
+        check_files(record, plot)
         used = _prepare(wanted, isa, own_threads)
     from hgca_cli.measure.attention import measure
     from hgca_cli.measure.llama_cpp import MISSING, load_ggml
@@ -126,7 +127,7 @@ def attention(
     read = {"type": "bandwidth", "read": rates}
     typer.echo(dumps(read) if json else f"\n{bandwidth_line(read)}\n{LEGEND}")
     if record is not None:
-        _append(record, {**machine, "type": "bench attention", "times": times, "read": rates, "results": results})
+        append_line(record, {**machine, "type": "bench attention", "times": times, "read": rates, "results": results})
     if plot is not None:
         _plot(plot, machine, rates, results)
 
@@ -155,18 +156,6 @@ def attention_record(result: Result) -> dict[str, Any]:
         "fastest_ms": {name: one * 1e3 for name, one in result.fastest.items()},
         "max_difference": result.max_difference,
     }
-
-
-def _check_files(record: Path | None, plot: Path | None) -> None:
-    """What would be lost after minutes of measuring is refused now."""
-    if plot is not None:
-        check_plot(plot)
-    if record is not None:
-        try:
-            with record.open("a", encoding="utf-8"):
-                pass
-        except OSError as error:
-            raise UsageError(f"--record: cannot write {record}: {error.strerror}.", "Choose another file.") from error
 
 
 def _prepare(wanted: int | None, isa: str | None, own_threads: bool) -> int:
@@ -200,23 +189,6 @@ def _probe(planned: list[tuple[Case, int]], threads: int, ggml: Ggml | None) -> 
             "Give fewer --rows or --layers.",
         )
     return ReadProbe(threads)
-
-
-def _append(file: Path, line: Mapping[str, Any]) -> None:
-    try:
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write(dumps(_rounded(line)) + "\n")
-    except OSError as error:
-        raise HgcaError(f"--record: cannot write {file}: {error.strerror}.", "Free some space.") from error
-
-
-def _rounded(value: Any) -> Any:
-    """Figures to five digits: more would be noise in a file that people compare."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, Mapping):
-        return {name: _rounded(one) for name, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list) else value
 
 
 def _plot(file: Path, machine: Mapping[str, Any], read: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:

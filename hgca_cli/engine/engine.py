@@ -34,9 +34,9 @@ class Engine:
         self._layout = kv_layout(loaded.model.config, loaded.dtype.itemsize, loaded.dtype.itemsize)
         loaded.model.set_attn_implementation(hgca_cli.hf.attention.NAME)
 
-    def new_sequence(self) -> Sequence:
-        """An empty sequence. Its windows are allocated with its first token."""
-        return Sequence(HybridCache(self._layout, self.settings))
+    def new_sequence(self, settings: CacheSettings | None = None) -> Sequence:
+        """An empty sequence, its rows kept by other settings if given. Its windows are allocated with its first token."""
+        return Sequence(HybridCache(self._layout, settings or self.settings))
 
     def complete(self, text: str, sampling: SamplingSettings, stop: threading.Event) -> Iterator[Event]:
         """Continue a text as it stands, without a chat template. Events and errors as of `answer`."""

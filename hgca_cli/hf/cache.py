@@ -184,6 +184,38 @@ class HybridCache(Cache):
         waiting = shown.evictor.pending if shown.evictor else 0
         return Rows(shown.window.rows, shown.store.rows + waiting if shown.store else 0, share, share_bytes)
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the rows in the stores of all layers."""
+        stores = [state.store for layer in self.layers for state in layer.states]
+        return sum(store.bytes for store in stores if store is not None)
+
+    @property
+    def watches(self) -> bool:
+        """Whether the policy looks at attention weights, so that a prompt must be read to it."""
+        full = [layer for layer in self.layers if layer.layout.sliding is None]
+        return bool(full) and full[0].policy(full[0].layout).watches
+
+    def every_row(self) -> list[tuple[Tensor, Tensor]] | None:
+        """Copies in CPU memory of all rows of a batch of one: keys and values [kv_heads, tokens, dim] of each layer.
+
+        None if a layer slides: its older rows are gone.
+        """
+        states = [layer.states[0] for layer in self.layers]
+        if any(state.store is None for state in states):
+            return None
+        return [state.every_row() for state in states]
+
+    def fill(self, rows: list[tuple[Tensor, Tensor]], device: torch.device, chunk: int) -> None:
+        """Take rows another cache gave (`every_row`) into this empty one, as a prompt read in chunks brings them.
+
+        Window, store and the policy's index are then as if the prompt had been read; a policy that watches is not.
+        """
+        with torch.inference_mode():
+            for layer, (keys, values) in zip(self.layers, rows, strict=True):
+                layer.lazy_initialization(keys[None, :, :1].to(device), values[None, :, :1].to(device))
+                layer.states[0].take_prompt(keys, values, chunk)
+
     def reset_counters(self) -> None:
         """Start counting the share read anew."""
         for layer in self.layers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from hgca_cli.errors import HgcaError, ModelError, UsageError
 
@@ -49,6 +50,34 @@ def plot_rates(
     axes.set_xlabel("rows")
     axes.set_ylabel("GB/s of unique keys and values")
     axes.set_title(title, fontsize="medium")
+    _save(figure, path)
+
+
+def plot_divergence(path: Path, title: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """KL over the share of the store's bytes that is read, one curve per policy.
+
+    curves  label -> points (share of bytes, KL in nats); a divergence of 0 is drawn at the lower edge
+
+    Raises HgcaError if the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    above = [kl for points in curves.values() for _, kl in points if kl > 0]
+    least = min(above, default=1e-3) / 3
+    for label, points in curves.items():
+        shares, divergences = zip(*sorted(points), strict=True)
+        axes.plot([100 * one for one in shares], [max(one, least) for one in divergences], marker="o", label=label)
+    axes.set_yscale("log")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("% of the store's bytes read per token, indexes included")
+    axes.set_ylabel("mean KL(exact || policy), nats")
+    axes.set_title(title, fontsize="medium")
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     try:
         figure.savefig(path, dpi=150)

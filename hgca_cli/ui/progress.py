@@ -1,9 +1,9 @@
-"""The bar that is shown while a prompt is read. Only imported where there is a terminal for it."""
+"""The bars that are shown while a prompt is read, or an evaluation runs. Only imported where there is a terminal for it."""
 
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
 from hgca_cli.events import PrefillProgress
 from hgca_cli.ui.figures import eta
@@ -33,4 +33,23 @@ class Bar:
 
     def close(self) -> None:
         """Take the bar away, and show the cursor again."""
+        self._progress.stop()
+
+
+class WorkBar:
+    """A transient line with a spinner on stderr; it must be closed, too."""
+
+    def __init__(self, *, color: bool) -> None:
+        console = Console(stderr=True, no_color=not color)
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._task = self._progress.add_task("")
+        self._progress.start()
+
+    def show(self, text: str) -> None:
+        """Say how far it is."""
+        self._progress.update(self._task, description=text)
+
+    def close(self) -> None:
+        """Take the line away, and show the cursor again."""
         self._progress.stop()

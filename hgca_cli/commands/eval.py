@@ -1,0 +1,27 @@
+"""`hgca eval`: what reading only a part of the store costs in quality, against reading all of it."""
+
+from __future__ import annotations
+
+import typer
+
+from hgca_cli.commands.eval_drift import drift
+from hgca_cli.commands.eval_fidelity import fidelity
+from hgca_cli.commands.eval_harness import harness
+from hgca_cli.commands.eval_recall import recall
+from hgca_cli.commands.lists import ListCommand
+
+evaluate = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@evaluate.callback()
+def _group() -> None:
+    """Measure how good a policy is: the same tokens, with all rows of the store read and with those it chooses."""
+
+
+evaluate.command("fidelity", cls=ListCommand)(fidelity)
+evaluate.command("recall", cls=ListCommand)(recall)
+evaluate.command("drift", cls=ListCommand)(drift)
+evaluate.command(
+    "harness",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h", "--help"]},
+)(harness)

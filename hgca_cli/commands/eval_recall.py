@@ -1,0 +1,222 @@
+"""`hgca eval recall`: what is hidden in long prompts, and whether each policy still finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from json import dumps
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hgca_cli.commands import eval_options, options
+from hgca_cli.commands.eval_cases import made_cases, prompt_ids, read_cases
+from hgca_cli.commands.eval_policies import Policy, policies_of
+from hgca_cli.commands.eval_run import EvalRun, start_run
+from hgca_cli.commands.eval_texts import number_of
+from hgca_cli.commands.files import check_files
+from hgca_cli.commands.flags import naming_variables
+from hgca_cli.commands.inputs import read_document
+from hgca_cli.errors import ContextOverflowError, UsageError
+from hgca_cli.hf.registry import DEFAULT
+from hgca_cli.measure.recall_cases import TASKS, Case
+from hgca_cli.ui.eval_table import RECALL, RECALL_LEGEND, recall_line
+from hgca_cli.units import parse_share
+
+if TYPE_CHECKING:
+    from hgca_cli.measure.recall import Answer
+
+MOST_CASES = 10_000
+Group = tuple[str, int, list[tuple[Case, list[int]]]]  # task, tokens asked for, cases with their prompts' ids
+
+
+def recall(
+    context: typer.Context,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="|".join(TASKS),
+            help="What is hidden: a number in running text, several, UUID pairs, or lines. May be repeated. "
+            "Default: passkey, unless --cases are given.",
+        ),
+    ] = None,
+    cases: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cases",
+            metavar="FILE",
+            help='JSON lines, or .gz: {"prompt" or "messages", "answer" or "expected_number"}. May be repeated.',
+        ),
+    ] = None,
+    length: Annotated[
+        list[str] | None,
+        typer.Option("--length", metavar="N[k]", help="Tokens of a made prompt, about. May be repeated. Default: 4k."),
+    ] = None,
+    depth: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--depth",
+            metavar="SHARE",
+            help="Where in it the answer lies: 0 is the beginning. May be repeated. Default: spread evenly.",
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            "--count", metavar="N", help="Cases of each task and length, or of each file. Default: 20, or all."
+        ),
+    ] = None,
+    needles: Annotated[int, typer.Option("--needles", metavar="N", help="Numbers hidden by --task needles.")] = 4,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", "-f", metavar="FILE", help="Running text to hide numbers in. Default: made up."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", envvar="HGCA_SEED", metavar="N", help="The same, the same cases.")] = 0,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", envvar="HGCA_MAX_TOKENS", metavar="N", help="Most tokens of an answer.")
+    ] = 48,
+    score: Annotated[
+        bool, typer.Option("--score", help="Also ask whether the right answer is the likeliest of ten.")
+    ] = False,
+    raw: options.Raw = False,
+    window: options.Window = "256",
+    sinks: options.Sinks = None,
+    select: eval_options.SelectSeveral = None,
+    budget: eval_options.BudgetSeveral = None,
+    quality: eval_options.QualitySeveral = None,
+    model: options.Model = DEFAULT,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    offline: options.Offline = False,
+    ctx: options.Ctx = "auto",
+    yarn: options.Yarn = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    kv_dtype: options.KvDtype = "auto",
+    threads: options.Threads = "auto",
+    prefill_chunk: options.PrefillChunk = "auto",
+    json: eval_options.JsonLines = False,
+    record: eval_options.Record = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.Color = "auto",
+    debug: options.Debug = False,
+) -> None:
+    """How often each policy finds what a long prompt hides, beside full attention.
+
+    A prompt is read exactly once; every policy answers from there, greedily.
+    """
+    given = dict(locals())
+    with naming_variables(context):
+        policies = policies_of(select or [], budget or [], quality or [])
+        lengths, depths = _checked(given)
+        read = {Path(path).name: read_cases(path) for path in cases or ()}
+        haystack = read_document(text).text if text else None
+        check_files(record, None)
+        run = start_run(given)
+    groups = [
+        (name, 0, [(one, prompt_ids(run.engine, one, raw=raw)) for one in found[:count]])
+        for name, found in read.items()
+    ]
+    for name, tokens in product(task or ([] if cases else ["passkey"]), lengths):
+        made = made_cases(run.engine, name, tokens, depths, haystack, given)
+        groups.append((name, tokens, [(one, prompt_ids(run.engine, one, raw=raw)) for one in made]))
+    with run:
+        ask_all(run, groups, policies, max_tokens, score=score, verbose=verbose)
+
+
+def ask_all(
+    run: EvalRun, groups: list[Group], policies: list[Policy], tokens: int, *, score: bool, verbose: bool
+) -> None:
+    """Every case; a line per group and policy once it is done."""
+    from hgca_cli.measure.prompt import Prompt
+    from hgca_cli.measure.recall import ask, room_for
+
+    engine = run.engine
+    compared = [Policy("exact"), *policies]
+    rooms = [[room_for(engine, ids, case, tokens, score=score) for case, ids in asked] for _, _, asked in groups]
+    for (name, _, asked), needed in zip(groups, rooms, strict=True):
+        for (_, ids), rows in zip(asked, needed, strict=True):
+            if rows > engine.context:
+                raise ContextOverflowError(
+                    f"{name}: a prompt has {len(ids):,} tokens, and with its answer {rows:,} rows are needed; the context "
+                    f"is {engine.context:,}.",
+                    "Lower --length or --count, or raise --ctx.",
+                )
+    settings = [one for one in run.settings(compared, engine.context).values() for _ in range(1 + score)]
+    per_prompt = Prompt(engine, [0]).reads(settings)  # how often a prompt is read
+    run.work.plan({"read": per_prompt * sum(len(ids) - 1 for _, _, asked in groups for _, ids in asked)})
+    run.begin(RECALL)
+    for (name, wanted, asked), needed in zip(groups, rooms, strict=True):
+        found: dict[str, list[Answer]] = {}
+        for index, ((case, ids), rows) in enumerate(zip(asked, needed, strict=True)):
+            run.work.begin(f"{name} {index + 1} of {len(asked)}")
+            for policy, one in ask(
+                engine, ids, case, run.settings(compared, rows), tokens, score=score, tell=run.work.tell
+            ):
+                found.setdefault(policy, []).append(one)
+                _tell(run, name, case, policy, one, verbose=verbose)
+        length = round(mean(len(ids) for _, ids in asked))
+        for policy, answers in found.items():
+            line = recall_record(name, wanted, length, policy, answers)
+            run.result(line, recall_line(line))
+        run.say("")
+    run.say(RECALL_LEGEND)
+
+
+def recall_record(task: str, length: int, tokens: int, policy: str, answers: list[Answer]) -> dict[str, Any]:
+    """One group and policy as plain data (docs/cli.md)."""
+    scored = [one for one in answers if one.place is not None]
+    return {
+        "type": "recall",
+        "task": task,
+        "length": length or None,
+        "tokens": tokens,
+        "policy": policy,
+        "count": len(answers),
+        "right": sum(one.right for one in answers),
+        "scored": len(scored),
+        "first": sum(one.place == 1 for one in scored) if scored else None,
+        "log_prob": mean(one.log_prob for one in scored if one.log_prob is not None) if scored else None,
+        "read_share": mean(one.read_share for one in answers),
+        "bytes_share": mean(one.bytes_share for one in answers),
+        "bytes_read": mean(one.bytes_read for one in answers),
+    }
+
+
+def _tell(run: EvalRun, task: str, case: Case, policy: str, one: Answer, *, verbose: bool) -> None:
+    if run.as_json:
+        line: dict[str, Any] = {"type": "answer", "task": task, "policy": policy, "expected": case.answers[0]}
+        line |= {"said": one.said, "right": one.right, "place": one.place, "log_prob": one.log_prob}
+        typer.echo(dumps(line))
+    elif verbose:
+        verdict = "right" if one.right else f"wrong (expected {case.answers[0]})"
+        run.say(f"  {policy}: {verdict}: {' '.join(one.said.split())}")
+
+
+def _checked(given: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+    """Lengths and depths. Raises UsageError naming flag and remedy."""
+    for word in given["task"] or ():
+        if word not in TASKS:
+            raise UsageError(f"--task: no such choice {word!r}.", f"Choose from {', '.join(TASKS)}.")
+    for flag, least, most in (
+        ("count", 1, MOST_CASES),
+        ("needles", 1, 100),
+        ("max_tokens", 1, 4096),
+        ("seed", 0, 2**31),
+    ):
+        value = given[flag]
+        if value is not None and not least <= value <= most:
+            name = flag.replace("_", "-")
+            raise UsageError(f"--{name}: {value} is out of range.", f"Give {least} to {most:,}.")
+    window = number_of(given["window"], "--window")
+    lengths = [number_of(one, "--length", least=64) for one in given["length"] or ["4k"]]
+    if not (given["cases"] and not given["task"]) and min(lengths) <= window:
+        raise UsageError(
+            f"--window {window:,} holds all of --length {min(lengths):,}: nothing is in the store.",
+            "Lower --window, or raise --length.",
+        )
+    return lengths, [parse_share(one, "--depth") for one in given["depth"] or ()]

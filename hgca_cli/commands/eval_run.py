@@ -1,0 +1,101 @@
+"""What the commands of `hgca eval` share: the engine they measure, and where results go as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hgca_cli.commands.eval_policies import Policy
+from hgca_cli.commands.files import append_line
+from hgca_cli.commands.flags import exclude, plan_request
+from hgca_cli.commands.setup import ModelChoice, plan_model, start_engine
+from hgca_cli.config import CacheSettings
+from hgca_cli.ui.console import HumanSink
+from hgca_cli.ui.style import style_of
+from hgca_cli.ui.work import WorkSink
+
+if TYPE_CHECKING:
+    from hgca_cli.engine.engine import Engine
+
+FIXED = {"select": "exact", "exact": False, "budget": "auto", "gpu_mem": None, "ram_limit": None}
+
+
+@dataclass
+class EvalRun:
+    """One evaluation, to be entered: whatever ends it, the screen is left in order.
+
+    machine  where, when and with what: a part of every recorded line
+    work     shows progress, and hears what is done
+    """
+
+    engine: Engine
+    machine: dict[str, Any]
+    work: WorkSink
+    as_json: bool
+    record: Path | None
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+    def __enter__(self) -> EvalRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.work.clear()  # or the cursor stays hidden
+
+    def begin(self, header: str) -> None:
+        """Say where this runs, and name the columns."""
+        if self.as_json:
+            typer.echo(dumps(self.machine))
+            return
+        where = f"{self.machine['model']}, {self.machine['processor']}, {self.machine['threads']} threads"
+        typer.echo(f"{where}, {self.machine['dtype']}, store {self.machine['kv_dtype']}\n\n{header}")
+
+    def result(self, line: Mapping[str, Any], shown: str) -> None:
+        """One result: shown, kept, and recorded at once."""
+        self.work.clear()
+        typer.echo(dumps(line) if self.as_json else shown)
+        self.results.append(dict(line))
+        if self.record is not None:
+            append_line(self.record, {**self.machine, **line})
+
+    def say(self, text: str) -> None:
+        """Text between results; nothing for a program."""
+        self.work.clear()
+        if not self.as_json:
+            typer.echo(text)
+
+    def settings(self, policies: Sequence[Policy], context: int) -> dict[str, CacheSettings]:
+        """The policies by name, for sequences of so many rows."""
+        cache = replace(self.engine.settings, context=context)
+        return {one.name: one.settings(cache) for one in policies}
+
+
+def start_run(given: Mapping[str, Any]) -> EvalRun:
+    """Find, plan and load the model. Errors as of `plan_model` and `start_engine`; nothing else was done before."""
+    exclude(given, "quiet", "verbose")
+    request = plan_request({**FIXED, **{name: given[name] for name in given if name not in FIXED}})
+    style = style_of(given["color"], plain=False)
+    sink = HumanSink(style, stats=False, stream=True, quiet=given["quiet"])
+    choice = ModelChoice(given["model"], given["revision"], given["trust_remote_code"], given["offline"])
+    files, plan = plan_model(choice, request, sink.show)
+    if given["verbose"]:
+        sink.plan(plan, given["model"], detailed=True)
+    engine = start_engine(choice, files, plan)
+    from hgca_cli.measure.machine import where_and_when
+
+    machine = {
+        "type": "machine",
+        **where_and_when(plan.threads),
+        "model": given["model"],
+        "device": plan.device,
+        "dtype": plan.dtype,
+        "kv_dtype": plan.kv_dtype,
+        "window": plan.window,
+        "sinks": plan.sinks,
+        "prefill_chunk": plan.chunk,
+    }
+    return EvalRun(engine, machine, WorkSink(sink, style, quiet=given["quiet"]), given["json"], given["record"])

@@ -1,0 +1,51 @@
+"""Texts an evaluation reads, as tokens, and lengths a person gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hgca_cli.commands.flags import count_of
+from hgca_cli.commands.inputs import Document, read_document
+from hgca_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from hgca_cli.engine.engine import Engine
+
+
+def read_texts(paths: Sequence[str] | None) -> list[Document]:
+    """The files, each by a name of its own. Raises UsageError if there is none, other errors as of `read_document`."""
+    if not paths:
+        raise UsageError("there is no text to measure on.", "Name one: --text book.txt")
+    documents: list[Document] = []
+    for path in dict.fromkeys(paths):
+        one = read_document(path)
+        taken = sum(one.name == other.name.rsplit(" #", 1)[0] for other in documents)
+        documents.append(Document(f"{one.name} #{taken + 1}", one.text) if taken else one)
+    return documents
+
+
+def ids_of(engine: Engine, document: Document, skip: int, count: int) -> list[int]:
+    """The text's tokens skip .. skip + count - 1, what the model puts before a text first. Raises UsageError."""
+    tokenizer = engine.loaded.tokenizer
+    ids = tokenizer.encode(document.text)
+    if len(ids) < skip + count:
+        raise UsageError(
+            f"{document.name} has {len(ids):,} tokens, and {skip + count:,} are needed.",
+            "Name a longer text, or ask for fewer tokens.",
+        )
+    ids = ids[skip : skip + count]
+    first = tokenizer.encode_prompt("")[:1]
+    return [*first, *ids[len(first) :]] if first == [tokenizer.hf.bos_token_id] else ids
+
+
+def number_of(text: str, flag: str, *, least: int = 1) -> int:
+    """A count that must be given. Raises UsageError naming the flag."""
+    if text.strip() == "0" and least == 0:
+        return 0
+    value = count_of(text, flag)
+    if value is None:
+        raise UsageError(f"{flag}: auto does not say how many.", "Give a number, like 256 or 4k.")
+    if value < least:
+        raise UsageError(f"{flag}: {text} is too few.", f"Give {least} or more.")
+    return value

@@ -1,0 +1,240 @@
+"""`hgca eval`: results for people and programs, files, and one line for every mistake."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from hgca_cli import native
+from hgca_cli.commands.eval_policies import Policy, policies_of
+from hgca_cli.config import SELECTORS
+from hgca_cli.errors import UsageError
+from tests.cli_process import Done, here, hgca, records, save_tiny
+from tests.models import write_model
+
+TEXT = "the cat sat on the mat, and nobody knew why naïve cats sit. " * 40
+FIDELITY = ("fidelity", "--ctx", "120", "--positions", "16", "--window", "16")
+DRIFT = ("drift", "--length", "60", "--tokens", "8", "--window", "16", "--select", "window")
+RECALL = ("recall", "--length", "100", "--count", "2", "--window", "16", "--max-tokens", "4", "--select", "window")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("texts") / "book.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = native.threads(), torch.get_num_threads()
+    yield
+    native.set_threads(before[0])
+    torch.set_num_threads(before[1])
+    native.share_openmp(False)
+
+
+def evaluate(*words: str, model: str, threads: str = "1") -> Done:
+    return here("eval", *words, "--model", model, "--threads", threads)
+
+
+def refused(*words: str, model: str = "no/such/dir", code: int = 2) -> str:
+    done = evaluate(*words, model=model)
+    told = done.stderr.decode()
+    assert done.returncode == code and told.startswith("hgca: error: ") and told.count("\n") == 1 and not done.stdout
+    return told
+
+
+def test_fidelity_for_programs(model: str, book: str, tmp_path: Path) -> None:
+    other, file = tmp_path / "book.txt", tmp_path / "kl.jsonl"
+    other.write_text(TEXT[7:], encoding="utf-8")
+    picture = tmp_path / "kl.svg"
+    words = (*FIDELITY, "--text", book, str(other), "--select", "window,moving-average", "--budget", "5%", "0.5")
+    done = evaluate(*words, "--json", "--record", str(file), "--plot", str(picture), model=model)
+    assert done.returncode == 0, done.stderr
+    machine, *lines = records(done)
+    assert (
+        machine["type"] == "machine"
+        and machine["ctx"] == 120
+        and machine["positions"] == 16
+        and machine["threads"] == 1
+    )
+    names = ["exact", "window", "moving-average:budget=0.05", "moving-average:budget=0.5"]
+    texts = ["book.txt", "book.txt #2", "all texts"]
+    assert [(line["text"], line["policy"]) for line in lines] == [(text, name) for text in texts for name in names]
+    by = {(line["text"], line["policy"]): line for line in lines}
+    assert by["book.txt", "exact"]["kl"] == 0.0 and by["book.txt", "exact"]["read_share"] == 1.0
+    window = [by[text, "window"] for text in texts]
+    assert (
+        window[2]["kl"] == pytest.approx((window[0]["kl"] + window[1]["kl"]) / 2) and window[0]["kl"] != window[1]["kl"]
+    )
+    assert window[2]["positions"] == 32 and window[0]["perplexity"] > 1
+    assert window[0]["perplexity_change"] == pytest.approx(window[0]["perplexity"] / window[0]["exact_perplexity"] - 1)
+    recorded = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [one["policy"] for one in recorded] == names * 3 and recorded[0]["type"] == "fidelity"
+    assert (
+        recorded[1]["kl"] == pytest.approx(window[0]["kl"], rel=1e-4)
+        and recorded[1]["processor"] == machine["processor"]
+    )
+    assert picture.read_bytes().startswith(b"<?xml")
+
+
+def test_fidelity_for_people(model: str, book: str) -> None:
+    done = evaluate(*FIDELITY, "--text", book, "--skip", "9", "--select", "window", "exact", "--verbose", model=model)
+    out = done.stdout.decode()
+    assert (
+        done.returncode == 0
+        and out.count("book.txt") == 2
+        and out.count("100.0%") == 3
+        and "KL(exact || policy)" in out
+    )
+    assert "context 120" in done.stderr.decode()
+
+
+def test_recall_for_programs(model: str, book: str, tmp_path: Path) -> None:
+    file = tmp_path / "recall.jsonl"
+    words = (*RECALL, "--task", "passkey", "uuid", "--text", book, "--score", "--ctx", "3000", "--record", str(file))
+    done = evaluate(*words, "--json", model=model)
+    assert done.returncode == 0, done.stderr
+    lines = records(done)[1:]
+    assert [line["type"] for line in lines] == [*["answer"] * 4, "recall", "recall"] * 2
+    assert [(line["task"], line["policy"]) for line in lines if line["type"] == "recall"] == [
+        (task, policy) for task in ("passkey", "uuid") for policy in ("exact", "window")
+    ]
+    for first in (0, 6):
+        answers, exact = lines[first : first + 4], lines[first + 4]
+        assert exact["count"] == exact["scored"] == 2 and exact["length"] == 100 and exact["tokens"] > 100
+        mine = [one for one in answers if one["policy"] == "exact"]
+        assert exact["right"] == sum(one["right"] for one in mine) and exact["first"] == sum(
+            one["place"] == 1 for one in mine
+        )
+        assert exact["log_prob"] == pytest.approx(sum(one["log_prob"] for one in mine) / 2)
+        assert exact["read_share"] == 1.0 and exact["bytes_read"] > 0
+    assert len(file.read_text().splitlines()) == 4
+
+
+def test_cases_from_files(model: str, tmp_path: Path) -> None:
+    plain, packed = tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"
+    plain.write_text("".join(json.dumps({"prompt": TEXT[:200] + str(one), "answer": one}) + "\n" for one in range(3)))
+    pairs = [[f"key{one}", f"value{one}"] for one in range(12)]
+    with gzip.open(packed, "wt") as stream:
+        stream.write(json.dumps({"ordered_kv_records": pairs, "key": "key3", "value": "value3"}))
+    done = evaluate(*RECALL[:1], *RECALL[3:], "--cases", str(plain), str(packed), "--verbose", model=model)
+    out = done.stdout.decode()
+    assert done.returncode == 0, done.stderr
+    assert (
+        out.count("a.jsonl ") == out.count("b.jsonl.gz ") == 2 and out.count("expected 0") + out.count("right: ") >= 2
+    )
+    assert out.count("/2") == 2 and out.count("/1 ") == 2 and out.count("expected value3") <= 2
+
+
+def test_a_conversation_is_asked_by_its_template(tmp_path: Path) -> None:
+    talk = [{"role": role, "content": TEXT[:150]} for role in ("system", "user", "assistant", "user")]
+    file = tmp_path / "talk.jsonl"
+    file.write_text(json.dumps({"messages": talk, "answer": "x"}))
+    done = evaluate(
+        *RECALL[:1], *RECALL[5:], "--cases", str(file), "--json", model=str(write_model(tmp_path / "model"))
+    )
+    assert done.returncode == 0, done.stderr
+    assert next(line["tokens"] for line in records(done) if line["type"] == "recall") > 4 * 150 / 8
+
+
+def test_drift_for_programs_and_people(model: str, book: str) -> None:
+    done = evaluate(*DRIFT, "--text", book, "--json", model=model)
+    assert done.returncode == 0, done.stderr
+    machine, line = records(done)
+    assert machine["length"] == 60 and machine["tokens"] == 8 and machine["seed"] == 0
+    assert line["type"] == "drift" and len(line["quarters"]) == 4 and line["tokens"] == 8
+    assert line["growth"] == pytest.approx(line["quarters"][3] / line["quarters"][0])
+    assert line["kl"] == pytest.approx(sum(line["quarters"]) / 4)
+    again = evaluate(*DRIFT, "--text", book, "--json", model=model)
+    assert records(again)[1]["begins"] == line["begins"] and records(again)[1]["kl"] == line["kl"]
+    shown = evaluate(*DRIFT, "--text", book, "--seed", "1", "--verbose", model=model)
+    assert shown.returncode == 0 and b"last/1st" in shown.stdout and line["begins"] not in shown.stdout.decode()
+
+
+def test_policies() -> None:
+    names = [one.name for one in policies_of(["moving-average:budget=20%,window", "moving-average"], ["0.1", "5%"], [])]
+    assert names == ["moving-average:budget=0.2", "window", "moving-average:budget=0.1", "moving-average:budget=0.05"]
+    assert policies_of([], [], []) == [Policy(name) for name in SELECTORS if name != "exact"]
+    assert [one.name for one in policies_of(["window", "window,exact"], [], ["0.9"])] == ["window"]
+
+
+def test_qualities(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hgca_cli.commands.eval_policies.SELECTORS", ("exact", "window", "moving-average", "scan"))
+    found = policies_of(["scan", "moving-average", "scan:quality=0.99:budget=0.3"], ["0.1"], ["0.9", "95%"])
+    assert [one.name for one in found] == [
+        "scan:budget=0.1",
+        "scan:quality=0.9",
+        "scan:quality=0.95",
+        "moving-average:budget=0.1",
+        "scan:budget=0.3:quality=0.99",
+    ]
+    with pytest.raises(UsageError, match="a quality of 0"):
+        policies_of(["scan:quality=0"], [], [])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (FIDELITY, "--text book.txt"),
+        ((*FIDELITY, "--select", "scann"), "no policy 'scann'. Choose from exact, window"),
+        ((*FIDELITY, "--select", "moving-average:budget=2"), "'2' is not a share"),
+        ((*FIDELITY, "--select", "moving-average:alpha=2"), "is no policy. Write it like scan:quality=0.95"),
+        ((*FIDELITY, "--select", "window:budget=0.5"), "window takes no budget"),
+        ((*FIDELITY, "--select", "moving-average:quality=0.5"), "moving-average takes no quality"),
+        ((*FIDELITY, "--budget", "7"), "--budget: '7' is not a share"),
+        ((*FIDELITY, "--quality", "0"), "--quality: a quality of 0"),
+        ((*FIDELITY, "--positions", "120"), "--positions 120 leaves nothing of --ctx 120"),
+        ((*FIDELITY, "--window", "104"), "--window 104 holds all of the 104 tokens"),
+        ((*FIDELITY, "--window", "auto"), "--window: auto does not say how many"),
+        ((*FIDELITY, "--ctx", "many"), "--ctx: 'many'"),
+        ((*FIDELITY, "--plot", "kl.pdf"), ".svg nor .png"),
+        ((*FIDELITY, "--record", "/no/such/folder/kl.jsonl"), "--record: cannot write"),
+        ((*RECALL, "--task", "haystack"), "--task: no such choice 'haystack'. Choose from passkey"),
+        ((*RECALL, "--count", "0"), "--count: 0 is out of range"),
+        ((*RECALL, "--needles", "0"), "--needles: 0 is out of range"),
+        ((*RECALL, "--max-tokens", "0"), "--max-tokens: 0 is out of range"),
+        ((*RECALL, "--depth", "1.5"), "--depth: '1.5' is not a share"),
+        ((*RECALL, "--length", "10"), "--length: 10 is too few. Give 64 or more"),
+        ((*RECALL, "--window", "100"), "--window 100 holds all of --length 100"),
+        ((*DRIFT, "--tokens", "3"), "--tokens: 3 is too few"),
+        ((*DRIFT, "--temp", "-1"), "--temp: -1.0 is out of range"),
+        ((*DRIFT[:-1], "exact"), "does not drift from itself"),
+        ((*DRIFT, "--window", "60"), "--window 60 holds all of --length 60"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_loaded(words: tuple[str, ...], told: str) -> None:
+    assert told in refused(*words)
+
+
+def test_mistakes_in_files(model: str, book: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.jsonl"
+    file.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n')
+    assert "c.jsonl, line 2: there is no answer" in refused(*RECALL, "--cases", str(file))
+    assert "not a gzip" in refused(*RECALL, "--cases", str(_copy(file, "c.gz"))).lower()
+    assert "no such file" in refused(*RECALL, "--cases", str(tmp_path / "d.jsonl"), code=5)
+    assert "tokens, and 5,001 are needed" in refused(*FIDELITY, "--ctx", "5000", "--quiet", "--text", book, model=model)
+    assert "fewer than --length 5,000" in refused(*RECALL, "--length", "5000", "--quiet", "--text", book, model=model)
+    assert "the context is 200" in refused(*RECALL, "--ctx", "200", "--length", "400", "--quiet", model=model)
+
+
+def test_variables_are_named() -> None:
+    done = hgca("eval", *FIDELITY[:-2], "--text", "x", HGCA_WINDOW="auto")
+    assert done.returncode == 2 and b"(set by HGCA_WINDOW in the environment)" in done.stderr
+
+
+def _copy(file: Path, name: str) -> Path:
+    other = file.with_name(name)
+    other.write_bytes(file.read_bytes())
+    return other
