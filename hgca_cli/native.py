@@ -16,13 +16,14 @@ from torch import Tensor
 from hgca_cli.errors import ModelError, NativeError, UsageError
 
 try:
-    from hgca_cli._native import ffi, lib
+    from hgca_cli._native import ffi as ffi
+    from hgca_cli._native import lib as lib
 except ImportError as error:  # a source tree without the built module
     raise ModelError(
         f"the C library is not built ({error}).", "Install the package: pip install -c constraints.txt -e ."
     ) from error
 
-_DTYPES = {
+DTYPES = {
     torch.float32: lib.HGCA_F32,
     torch.bfloat16: lib.HGCA_BF16,
     torch.float16: lib.HGCA_F16,
@@ -68,9 +69,40 @@ class Attention:
     value_scale: Tensor | None = None
     causal: bool = False
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """What must stay alive while the job runs."""
-        return self.query, self.key, self.value, self.row_start, self.row, self.run, self.key_scale, self.value_scale
+
+class Rows:
+    """Rows that are read again and again, checked and described once; how many of them are in use changes.
+
+    key, value, key_scale, value_scale  as in Attention, with all the rows there may ever be
+    """
+
+    def __init__(
+        self, key: Tensor, value: Tensor, key_scale: Tensor | None = None, value_scale: Tensor | None = None
+    ) -> None:
+        self.kept = (key, value, key_scale, value_scale)
+        self.described = ffi.new("hgca_attention *")
+        anyone = torch.zeros(key.shape[0], key.shape[2])
+        _describe(Attention(anyone, key, value, 1.0, key_scale=key_scale, value_scale=value_scale), self.described)
+        self.capacity, self.key_dim, self.value_dim = key.shape[1], key.shape[2], value.shape[2]
+
+
+@dataclass(slots=True)
+class Step:
+    """One query token over the first `count` of some rows, or those a list names: an Attention that costs Python less.
+
+    query   f32 [heads, key_dim], contiguous, not scaled; row_start, row, run as in Attention
+    joins   its rows are more rows of the job before it, for the same heads: that one's result is over both
+    """
+
+    query: Tensor
+    rows: Rows
+    count: int
+    scale: float
+    softcap: float = 0.0
+    row_start: Tensor | None = None
+    row: Tensor | None = None
+    run: Tensor | None = None
+    joins: bool = False
 
 
 @dataclass(slots=True)
@@ -88,11 +120,11 @@ class Copy:
 
 
 class Pending:
-    """Jobs on their way. Tensors stay alive until `wait` has returned; dropped without it, it waits."""
+    """Jobs on their way. Their tensors stay alive until `wait` has returned; dropped without it, it waits."""
 
-    def __init__(self, inputs: list[Tensor | None], results: list[Partial]) -> None:
+    def __init__(self, jobs: list[Attention | Step], results: list[Partial]) -> None:
         self._ticket = ffi.new("int64_t *")  # written by hgca_start, so that Ctrl-C finds no gap; 0: nothing runs
-        self._inputs = inputs
+        self._jobs = jobs
         self._results = results
         _outstanding.add(self)
 
@@ -104,7 +136,7 @@ class Pending:
         if self._ticket[0]:
             status = lib.hgca_wait(self._ticket[0])
             self._ticket[0] = 0
-            self._inputs.clear()
+            self._jobs.clear()
             check(status)
         return self._results
 
@@ -133,15 +165,17 @@ def check(status: int) -> None:
     raise kind(f"the C library refused a call: {text}.")
 
 
-def start(jobs: Sequence[Attention]) -> Pending:
-    """Hand jobs to the worker threads; the GIL is free while they work.
+def start(jobs: Sequence[Attention | Step]) -> Pending:
+    """Hand jobs to the worker threads; the GIL is free while they work, and jobs may not be changed.
 
     Raises NativeError for shapes, dtypes or rows that do not fit together; nothing was started then.
     """
     described = ffi.new("hgca_attention[]", len(jobs))
-    results = [_describe(job, described[index]) for index, job in enumerate(jobs)]
-    inputs = [tensor for job in jobs for tensor in job.tensors()]
-    pending = Pending(inputs, results)
+    results = [
+        _describe_step(job, described, index) if isinstance(job, Step) else _describe(job, described[index])
+        for index, job in enumerate(jobs)
+    ]
+    pending = Pending([*jobs], results)
     check(lib.hgca_start(described, len(jobs), pending._ticket))
     return pending
 
@@ -168,8 +202,8 @@ def _describe_copy(copy: Copy, to: Any) -> None:
     if (
         source.dim() != 3
         or source.shape != target.shape
-        or source.dtype not in _DTYPES
-        or target.dtype not in _DTYPES
+        or source.dtype not in DTYPES
+        or target.dtype not in DTYPES
         or not (_packed(source) and _packed(target))
         or not (source.is_cpu and target.is_cpu)
         or quantised != (scale is not None)
@@ -178,13 +212,13 @@ def _describe_copy(copy: Copy, to: Any) -> None:
     if scale is not None:
         if scale.shape != source.shape[:2] or scale.dtype != torch.float32 or not scale.is_cpu:
             raise NativeError("int8 rows need f32 scales [heads, rows].")
-        to.scale, to.scale_head_stride, to.scale_row_stride = _at(scale), scale.stride(0) * 4, scale.stride(1) * 4
-    setattr(to, "from", _at(source))
-    to.to = _at(target)
+        to.scale, to.scale_head_stride, to.scale_row_stride = address(scale), scale.stride(0) * 4, scale.stride(1) * 4
+    setattr(to, "from", address(source))
+    to.to = address(target)
     to.from_head_stride, to.from_row_stride = (step * source.element_size() for step in source.stride()[:2])
     to.to_head_stride, to.to_row_stride = (step * target.element_size() for step in target.stride()[:2])
     to.heads, to.rows, to.dim = source.shape
-    to.from_dtype, to.to_dtype = _DTYPES[source.dtype], _DTYPES[target.dtype]
+    to.from_dtype, to.to_dtype = DTYPES[source.dtype], DTYPES[target.dtype]
 
 
 def _describe(job: Attention, to: Any) -> Partial:
@@ -196,7 +230,7 @@ def _describe(job: Attention, to: Any) -> Partial:
         or value.dim() != 3
         or key.shape != (*value.shape[:2], query.shape[-1])
         or key.dtype != value.dtype
-        or key.dtype not in _DTYPES
+        or key.dtype not in DTYPES
         or query.dtype != torch.float32
         or not query.is_contiguous()
         or not (_packed(key) and _packed(value))
@@ -208,21 +242,40 @@ def _describe(job: Attention, to: Any) -> Partial:
     kv_heads, rows, value_dim = value.shape
     size = key.element_size()
     result = torch.empty(tokens * heads * (value_dim + 1), dtype=torch.float32, device="cpu")
-    to.key, to.value, to.query = _at(key), _at(value), _at(query)
+    to.key, to.value, to.query = address(key), address(value), address(query)
     to.key_head_stride, to.key_row_stride = key.stride(0) * size, key.stride(1) * size
     to.value_head_stride, to.value_row_stride = value.stride(0) * size, value.stride(1) * size
     to.rows, to.kv_heads, to.heads = rows, kv_heads, heads
-    to.key_dim, to.value_dim, to.dtype = key_dim, value_dim, _DTYPES[key.dtype]
+    to.key_dim, to.value_dim, to.dtype = key_dim, value_dim, DTYPES[key.dtype]
     to.scale, to.softcap = job.scale, job.softcap
     to.tokens, to.causal = tokens, job.causal
     if job.row_start is not None:
         _describe_lists(job.row_start, job.row, job.run, to)
     if key.dtype == torch.int8:
         _describe_scales(job.key_scale, job.value_scale, (kv_heads, rows), to)
-    to.out = _at(result)
+    to.out = address(result)
     to.lse = to.out + tokens * heads * value_dim
     out, lse = result[: tokens * heads * value_dim], result[tokens * heads * value_dim :]
     return Partial(out.view(*query.shape[:-1], value_dim), lse.view(query.shape[:-1]))
+
+
+def _describe_step(job: Step, all_described: Any, index: int) -> Partial:
+    """As _describe, of what changes from token to token."""
+    query, rows = job.query, job.rows
+    heads, key_dim = query.shape
+    fits = key_dim == rows.key_dim and query.dtype == torch.float32 and query.is_cpu and query.is_contiguous()
+    if not (fits and 0 <= job.count <= rows.capacity):
+        raise NativeError(f"attention of {_say(query)} over {job.count} of {_say(rows.kept[0])} does not fit together.")
+    all_described[index] = rows.described[0]
+    to = all_described[index]
+    result = torch.empty(heads * (rows.value_dim + 1), dtype=torch.float32, device="cpu")
+    to.rows, to.heads, to.joins, to.scale, to.softcap = job.count, heads, job.joins, job.scale, job.softcap
+    to.query, to.out = address(query), address(result)
+    to.lse = to.out + heads * rows.value_dim
+    if job.row_start is not None:
+        _describe_lists(job.row_start, job.row, job.run, to)
+    out, lse = result.split((heads * rows.value_dim, heads))
+    return Partial(out.view(heads, rows.value_dim), lse)
 
 
 def _describe_scales(key: Tensor | None, value: Tensor | None, shape: tuple[int, int], to: Any) -> None:
@@ -236,7 +289,7 @@ def _describe_scales(key: Tensor | None, value: Tensor | None, shape: tuple[int,
         or not (key.is_cpu and value.is_cpu)
     ):
         raise NativeError("int8 rows need f32 scales [kv_heads, rows] of keys and of values, with the same strides.")
-    to.key_scale, to.value_scale = _at(key), _at(value)
+    to.key_scale, to.value_scale = address(key), address(value)
     to.scale_head_stride, to.scale_row_stride = key.stride(0) * 4, key.stride(1) * 4
 
 
@@ -256,15 +309,16 @@ def _describe_lists(row_start: Tensor, row: Tensor | None, run: Tensor | None, t
     if run is not None:
         if run.shape != row.shape or run.dtype != torch.int32 or not (run.is_contiguous() and run.is_cpu):
             raise NativeError("runs are as many i32 lengths as there are rows, contiguous, on the CPU.")
-        to.run = _at(run, "int32_t *")
-    to.lists, to.row_start, to.row = len(row_start) - 1, _at(row_start, "int64_t *"), _at(row, "int32_t *")
+        to.run = address(run, "int32_t *")
+    to.lists, to.row_start, to.row = len(row_start) - 1, address(row_start, "int64_t *"), address(row, "int32_t *")
 
 
 def _packed(rows: Tensor) -> bool:
     return rows.stride(2) == 1 or rows.shape[2] == 1 or rows.numel() == 0
 
 
-def _at(tensor: Tensor, kind: str = "float *") -> Any:
+def address(tensor: Tensor, kind: str = "float *") -> Any:
+    """Where a tensor's numbers begin, for the C library."""
     return ffi.cast(kind, tensor.data_ptr())
 
 

@@ -39,6 +39,7 @@ typedef struct {
 typedef struct work {
     hgca_batch batch; /* first: the pool hands this back */
     hgca_attention *jobs;
+    int32_t job_count;
     list *lists;
     int64_t list_count;
     part *parts;
@@ -89,6 +90,35 @@ static int check(const hgca_attention *job) {
         return HGCA_BAD_ARGUMENT;
     if (!(job->softcap >= 0.0f && job->softcap < INFINITY)) return HGCA_BAD_ARGUMENT;
     return job->lists == 0 ? HGCA_OK : check_lists(job);
+}
+
+/* Job j may join the one before it. */
+static int check_joins(const hgca_attention *jobs, int32_t j) {
+    const hgca_attention *job = &jobs[j];
+    if (job->joins == 0) return HGCA_OK;
+    if (job->joins != 1 || j == 0) return HGCA_BAD_ARGUMENT;
+    const hgca_attention *before = job - 1;
+    int same = job->tokens == before->tokens && job->heads == before->heads && job->value_dim == before->value_dim;
+    return same ? HGCA_OK : HGCA_BAD_ARGUMENT;
+}
+
+/* `more` becomes part of `to`, exactly: HGCA, arXiv:2507.03153, section 3. A part over no rows changes nothing. */
+static void join(const hgca_attention *to, const hgca_attention *more) {
+    for (int64_t q = 0; q < (int64_t)to->tokens * to->heads; q++) {
+        float a = to->lse[q], b = more->lse[q], top = a > b ? a : b;
+        float *out = to->out + q * to->value_dim;
+        const float *other = more->out + q * to->value_dim;
+        if (b == -INFINITY) continue;
+        float share = a == -INFINITY ? 0.0f : expf(a - top), other_share = expf(b - top), sum = share + other_share;
+        for (int32_t d = 0; d < to->value_dim; d++) out[d] = (out[d] * share + other[d] * other_share) / sum;
+        to->lse[q] = top + logf(sum);
+    }
+}
+
+static void join_all(const work *w) {
+    for (int32_t j = 0, first = 0; j < w->job_count; j++)
+        if (w->jobs[j].joins) join(&w->jobs[first], &w->jobs[j]);
+        else first = j;
 }
 
 /* One query's parts become its output. Parts of a query lie `queries` apart in max and sum. */
@@ -212,6 +242,7 @@ static void lay_out(layout *at, const hgca_attention *jobs, int32_t count, int64
         memset(w, 0, sizeof *w);
         memcpy(own, jobs, sizeof *own * (size_t)count);
         w->jobs = own;
+        w->job_count = count;
         w->lists = all;
         w->list_count = lists;
         w->parts = parts;
@@ -264,6 +295,7 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     int64_t rows = 0;
     for (int32_t j = 0; j < count; j++) {
         int status = check(&jobs[j]);
+        if (status == HGCA_OK) status = check_joins(jobs, j);
         if (status) return status;
         for (int64_t l = 0; l < list_count(&jobs[j]); l++) rows += list_rows(&jobs[j], l);
     }
@@ -299,7 +331,10 @@ int hgca_wait(int64_t ticket) {
     hgca_pool_unlock();
     if (w == NULL) return HGCA_BAD_ARGUMENT;
     int ours = w->generation == hgca_pool_generation();
-    if (ours) hgca_pool_wait(&w->batch);
+    if (ours) {
+        hgca_pool_wait(&w->batch);
+        join_all(w);
+    }
     free(w);
     return ours ? HGCA_OK : HGCA_FORKED;
 }

@@ -1,8 +1,13 @@
-"""Attention over the store: started before the device's work, awaited after it. The C library's threads do it."""
+"""Attention over rows in CPU memory: started before the device's work, awaited after it. The C library's threads do it.
+
+Where the device is the CPU, the window's rows are in its memory too: they are read in the same call, and the two parts
+are merged there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,55 +17,59 @@ from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import Partial
 
 
-class StoreAttention:
+class HostAttention:
     """Work on its way in the C library; `wait` gives one partial per sequence, None where nothing was to be read."""
 
-    def __init__(self, pending: native.Pending | None, started: list[bool]) -> None:
+    def __init__(self, pending: native.Pending | None, result: list[int | None]) -> None:
         self._pending = pending
-        self._started = started
+        self._result = result  # which job's partial is a sequence's
 
     def wait(self) -> list[Partial | None]:
         """The partials, on the CPU: out f32 [heads, value_dim], lse f32 [heads]."""
-        if self._pending is None:
-            return [None] * len(self._started)
-        done = iter(self._pending.wait())
-        return [Partial(*next(done)) if started else None for started in self._started]
+        done = self._pending.wait() if self._pending is not None else []
+        return [None if index is None else Partial(*done[index]) for index in self._result]
 
 
-def start_store_attention(
-    query: Tensor, layers: Sequence[LayerState], *, scale: float, softcap: float
-) -> StoreAttention:
-    """Start one token's attention of each sequence over the rows its policy chooses.
+def start_host_attention(query: Tensor, layers: Sequence[LayerState], *, scale: float, softcap: float) -> HostAttention:
+    """Start one token's attention of each sequence over the rows its policy chooses, and a CPU device's window.
 
     query  [sequences, heads, key_dim], any device and dtype
     """
-    jobs: list[native.Attention] = []
-    started = []
+    jobs: list[native.Attention | native.Step] = []
+    result: list[int | None] = []
     host: Tensor | None = None
     for index, layer in enumerate(layers):
-        chosen = None
+        first = len(jobs)
         store = layer.store
-        if store is not None and store.rows > 0:
-            if host is None:
-                host = query.to("cpu", torch.float32).contiguous()
+        if host is None and (layer.window.read is not None or (store is not None and store.rows > 0)):
+            host = query.to("cpu", torch.float32).contiguous()
+        if host is not None and layer.window.read is not None:
+            jobs.append(_window_job(host[index], layer, scale, softcap))
+        if host is not None and store is not None and store.rows > 0:
             chosen = layer.selector.choose(host[index], store)
             layer.steps += 1
-        started.append(chosen is not None)
-        if chosen is None or store is None or host is None:
-            continue
-        layer.share_read += chosen.share
-        scales = None if store.scales is None else store.scales[:, : store.rows]
-        jobs.append(
-            native.Attention(
-                query=host[index],
-                key=store.keys[:, : store.rows],
-                value=store.values[:, : store.rows],
-                scale=scale,
-                softcap=softcap,
-                row_start=chosen.row_start,
-                row=chosen.row,
-                key_scale=None if scales is None else scales[..., 0],
-                value_scale=None if scales is None else scales[..., 1],
-            )
-        )
-    return StoreAttention(native.start(jobs) if jobs else None, started)
+            if chosen is not None:
+                layer.share_read += chosen.share
+                lists = chosen.row_start, chosen.row
+                joins = len(jobs) > first
+                jobs.append(native.Step(host[index], store.read, store.rows, scale, softcap, *lists, joins=joins))
+        result.append(first if len(jobs) > first else None)
+    return HostAttention(native.start(jobs) if jobs else None, result)
+
+
+def _window_job(query: Tensor, layer: LayerState, scale: float, softcap: float) -> native.Step:
+    window = layer.window
+    assert window.read is not None
+    runs = window.runs()
+    if len(runs) == 1 and runs[0][0] == 0:
+        return native.Step(query, window.read, runs[0][1], scale, softcap)
+    return native.Step(
+        query, window.read, window.read.capacity, scale, softcap, *_as_lists(layer.layout.kv_heads, runs)
+    )
+
+
+@lru_cache(maxsize=16)  # the layers of a model ask for the same runs, one after another
+def _as_lists(kv_heads: int, runs: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """The same runs of every KV head's rows, as native.Attention takes them: row_start, row, run."""
+    first, count = torch.tensor(runs, dtype=torch.int32).T.repeat(1, kv_heads).contiguous()
+    return torch.arange(kv_heads + 1, dtype=torch.int64) * len(runs), first, count

@@ -31,6 +31,7 @@ class Store:
     keys    [kv_heads, capacity, key_dim]; values [kv_heads, capacity, value_dim]: views of the reserved memory, whose
             first `rows` rows may be read. Of int8 rows the numbers alone: `blocks` gives the rows themselves
     scales  f32 [kv_heads, capacity, 2] of int8 rows: of the key, of the value; None for other dtypes
+    read    the same rows as the C library reads them
     """
 
     def __init__(self, layout: LayerLayout, capacity: int, dtype: torch.dtype) -> None:
@@ -45,6 +46,7 @@ class Store:
         whole = self._parts[0].whole
         self.keys = whole[..., : layout.key_dim]
         self.values = whole[..., layout.key_dim :]
+        self.read = native.Rows(self.keys, self.values, *(() if self.scales is None else self.scales.unbind(-1)))
 
     @property
     def bytes(self) -> int:

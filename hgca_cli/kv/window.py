@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hgca_cli import native
 from hgca_cli.kv.layout import LayerLayout
 
 
@@ -17,6 +18,7 @@ class Window:
 
     slots   rows there is room for, sinks included
     sinks   first positions that never leave
+    read    the same rows as the C library reads them; None if the device is not the CPU
 
     `start` .. `end` are the positions in the ring; the sinks in use are positions 0 .. min(sinks, end) - 1.
     """
@@ -30,6 +32,7 @@ class Window:
         with torch.inference_mode(False):  # the caller may leave inference mode between a prompt and a rewind
             self.keys = torch.zeros(layout.kv_heads, slots, layout.key_dim, device=device, dtype=dtype)
             self.values = torch.zeros(layout.kv_heads, slots, layout.value_dim, device=device, dtype=dtype)
+            self.read = native.Rows(self.keys, self.values) if device.type == "cpu" and dtype in native.DTYPES else None
             self._bias = torch.full((slots,), float("-inf"), device=device, dtype=dtype)
 
     @property
@@ -98,6 +101,16 @@ class Window:
         if self.ring_rows == self.ring:
             return self.keys, self.values, None
         return self.keys, self.values, self._bias
+
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """Slots in use, as (first, how many): one run from slot 0 if no free slot lies between, else two or three."""
+        if self.start == self.sinks and self.end <= self.sinks + self.ring:
+            return ((0, self.end),)
+        if self.ring_rows == self.ring:
+            return ((0, self.sinks + self.ring),)
+        used = [slice(0, self.sinks)] if self.sinks else []
+        used += self.slices(self.start, self.ring_rows)
+        return tuple((piece.start, piece.stop - piece.start) for piece in used)
 
     def slices(self, position: int, count: int) -> list[slice]:
         """Slots of positions position .. position + count - 1, in order, as at most two runs of the ring."""
