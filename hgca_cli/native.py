@@ -86,12 +86,21 @@ class Rows:
         self.capacity, self.key_dim, self.value_dim = key.shape[1], key.shape[2], value.shape[2]
 
 
+class Lists:
+    """Which rows each list of query heads reads, checked once. row_start, row, run as in Attention."""
+
+    def __init__(self, row_start: Tensor, row: Tensor | None, run: Tensor | None = None) -> None:
+        self.kept = (row_start, row, run)
+        self.described = ffi.new("hgca_attention *")
+        _describe_lists(row_start, row, run, self.described)
+
+
 @dataclass(slots=True)
 class Step:
-    """One query token over the first `count` of some rows, or those a list names: an Attention that costs Python less.
+    """One query token over the first `count` of some rows, or those of lists: an Attention that costs Python less.
 
-    query   f32 [heads, key_dim], contiguous, not scaled; row_start, row, run as in Attention
-    joins   its rows are more rows of the job before it, for the same heads: that one's result is over both
+    query   f32 [heads, key_dim], contiguous, not scaled
+    joins   its rows are more rows of the job before it, for the same heads: that one's result is over both, and its own
     """
 
     query: Tensor
@@ -99,32 +108,16 @@ class Step:
     count: int
     scale: float
     softcap: float = 0.0
-    row_start: Tensor | None = None
-    row: Tensor | None = None
-    run: Tensor | None = None
+    lists: Lists | None = None
     joins: bool = False
-
-
-@dataclass(slots=True)
-class Copy:
-    """Rows [heads, rows, dim] in CPU memory that become rows of another dtype, any head and row strides.
-
-    source  f32, bf16 or f16
-    target  f32, bf16, f16 (rounded to the nearest even) or i8
-    scale   f32 [heads, rows], for i8: what the numbers are to be multiplied with is written there
-    """
-
-    source: Tensor
-    target: Tensor
-    scale: Tensor | None = None
 
 
 class Pending:
     """Jobs on their way. Their tensors stay alive until `wait` has returned; dropped without it, it waits."""
 
-    def __init__(self, jobs: list[Attention | Step], results: list[Partial]) -> None:
+    def __init__(self, kept: list[Any], results: list[Partial]) -> None:
         self._ticket = ffi.new("int64_t *")  # written by hgca_start, so that Ctrl-C finds no gap; 0: nothing runs
-        self._jobs = jobs
+        self._kept = kept
         self._results = results
         _outstanding.add(self)
 
@@ -136,7 +129,7 @@ class Pending:
         if self._ticket[0]:
             status = lib.hgca_wait(self._ticket[0])
             self._ticket[0] = 0
-            self._jobs.clear()
+            self._kept.clear()
             check(status)
         return self._results
 
@@ -171,11 +164,18 @@ def start(jobs: Sequence[Attention | Step]) -> Pending:
     Raises NativeError for shapes, dtypes or rows that do not fit together; nothing was started then.
     """
     described = ffi.new("hgca_attention[]", len(jobs))
-    results = [
-        _describe_step(job, described, index) if isinstance(job, Step) else _describe(job, described[index])
-        for index, job in enumerate(jobs)
-    ]
-    pending = Pending([*jobs], results)
+    results: list[Partial] = []
+    kept: list[Any] = [*jobs]
+    for index, job in enumerate(jobs):
+        if isinstance(job, Attention):
+            results.append(_describe(job, described[index]))
+            continue
+        result, floats = _describe_step(job, described, index)
+        kept.append(result)
+        if not job.joins:
+            merged = Partial(result[:floats].view(job.query.shape[0], -1), result[floats:])
+        results.append(merged)
+    pending = Pending(kept, results)
     check(lib.hgca_start(described, len(jobs), pending._ticket))
     return pending
 
@@ -183,42 +183,6 @@ def start(jobs: Sequence[Attention | Step]) -> Pending:
 def attend(job: Attention) -> Partial:
     """Start one job and wait for it."""
     return start([job]).wait()[0]
-
-
-def copy_rows(copies: Sequence[Copy]) -> None:
-    """Convert rows; returns when all is written.
-
-    Raises NativeError for shapes or dtypes that do not fit together; nothing was written then.
-    """
-    described = ffi.new("hgca_copy[]", len(copies))
-    for index, copy in enumerate(copies):
-        _describe_copy(copy, described[index])
-    check(lib.hgca_copy_rows(described, len(copies)))
-
-
-def _describe_copy(copy: Copy, to: Any) -> None:
-    source, target, scale = copy.source, copy.target, copy.scale
-    quantised = target.dtype == torch.int8
-    if (
-        source.dim() != 3
-        or source.shape != target.shape
-        or source.dtype not in DTYPES
-        or target.dtype not in DTYPES
-        or not (_packed(source) and _packed(target))
-        or not (source.is_cpu and target.is_cpu)
-        or quantised != (scale is not None)
-    ):
-        raise NativeError(f"rows {_say(source)} cannot become {_say(target)}.")
-    if scale is not None:
-        if scale.shape != source.shape[:2] or scale.dtype != torch.float32 or not scale.is_cpu:
-            raise NativeError("int8 rows need f32 scales [heads, rows].")
-        to.scale, to.scale_head_stride, to.scale_row_stride = address(scale), scale.stride(0) * 4, scale.stride(1) * 4
-    setattr(to, "from", address(source))
-    to.to = address(target)
-    to.from_head_stride, to.from_row_stride = (step * source.element_size() for step in source.stride()[:2])
-    to.to_head_stride, to.to_row_stride = (step * target.element_size() for step in target.stride()[:2])
-    to.heads, to.rows, to.dim = source.shape
-    to.from_dtype, to.to_dtype = DTYPES[source.dtype], DTYPES[target.dtype]
 
 
 def _describe(job: Attention, to: Any) -> Partial:
@@ -233,10 +197,10 @@ def _describe(job: Attention, to: Any) -> Partial:
         or key.dtype not in DTYPES
         or query.dtype != torch.float32
         or not query.is_contiguous()
-        or not (_packed(key) and _packed(value))
+        or not (packed(key) and packed(value))
         or not (query.is_cpu and key.is_cpu and value.is_cpu)
     ):
-        raise NativeError(f"attention over {_say(query)}, {_say(key)}, {_say(value)} does not fit together.")
+        raise NativeError(f"attention over {say(query)}, {say(key)}, {say(value)} does not fit together.")
     heads, key_dim = query.shape[-2:]
     tokens = query.shape[0] if query.dim() == 3 else 1
     kv_heads, rows, value_dim = value.shape
@@ -259,23 +223,23 @@ def _describe(job: Attention, to: Any) -> Partial:
     return Partial(out.view(*query.shape[:-1], value_dim), lse.view(query.shape[:-1]))
 
 
-def _describe_step(job: Step, all_described: Any, index: int) -> Partial:
-    """As _describe, of what changes from token to token."""
+def _describe_step(job: Step, all_described: Any, index: int) -> tuple[Tensor, int]:
+    """As _describe, of what changes from token to token; returns memory for the result, and the floats of `out` in it."""
     query, rows = job.query, job.rows
     heads, key_dim = query.shape
-    fits = key_dim == rows.key_dim and query.dtype == torch.float32 and query.is_cpu and query.is_contiguous()
+    fits = key_dim == rows.key_dim and query.dtype is torch.float32 and query.is_cpu and query.is_contiguous()
     if not (fits and 0 <= job.count <= rows.capacity):
-        raise NativeError(f"attention of {_say(query)} over {job.count} of {_say(rows.kept[0])} does not fit together.")
+        raise NativeError(f"attention of {say(query)} over {job.count} of {say(rows.kept[0])} does not fit together.")
     all_described[index] = rows.described[0]
-    to = all_described[index]
-    result = torch.empty(heads * (rows.value_dim + 1), dtype=torch.float32, device="cpu")
+    to, floats = all_described[index], heads * rows.value_dim
+    result = torch.empty(floats + heads, dtype=torch.float32, device="cpu")
     to.rows, to.heads, to.joins, to.scale, to.softcap = job.count, heads, job.joins, job.scale, job.softcap
     to.query, to.out = address(query), address(result)
-    to.lse = to.out + heads * rows.value_dim
-    if job.row_start is not None:
-        _describe_lists(job.row_start, job.row, job.run, to)
-    out, lse = result.split((heads * rows.value_dim, heads))
-    return Partial(out.view(heads, rows.value_dim), lse)
+    to.lse = to.out + floats
+    if job.lists is not None:
+        lists = job.lists.described
+        to.lists, to.row_start, to.row, to.run = lists.lists, lists.row_start, lists.row, lists.run
+    return result, floats
 
 
 def _describe_scales(key: Tensor | None, value: Tensor | None, shape: tuple[int, int], to: Any) -> None:
@@ -313,7 +277,8 @@ def _describe_lists(row_start: Tensor, row: Tensor | None, run: Tensor | None, t
     to.lists, to.row_start, to.row = len(row_start) - 1, address(row_start, "int64_t *"), address(row, "int32_t *")
 
 
-def _packed(rows: Tensor) -> bool:
+def packed(rows: Tensor) -> bool:
+    """Whether the numbers of a row lie next to each other."""
     return rows.stride(2) == 1 or rows.shape[2] == 1 or rows.numel() == 0
 
 
@@ -322,7 +287,8 @@ def address(tensor: Tensor, kind: str = "float *") -> Any:
     return ffi.cast(kind, tensor.data_ptr())
 
 
-def _say(tensor: Tensor) -> str:
+def say(tensor: Tensor) -> str:
+    """Dtype and shape, for an error."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 

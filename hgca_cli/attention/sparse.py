@@ -50,9 +50,9 @@ def start_host_attention(query: Tensor, layers: Sequence[LayerState], *, scale: 
             layer.steps += 1
             if chosen is not None:
                 layer.share_read += chosen.share
-                lists = chosen.row_start, chosen.row
+                lists = None if chosen.row_start is None else native.Lists(chosen.row_start, chosen.row)
                 joins = len(jobs) > first
-                jobs.append(native.Step(host[index], store.read, store.rows, scale, softcap, *lists, joins=joins))
+                jobs.append(native.Step(host[index], store.read, store.rows, scale, softcap, lists, joins))
         result.append(first if len(jobs) > first else None)
     return HostAttention(native.start(jobs) if jobs else None, result)
 
@@ -63,13 +63,12 @@ def _window_job(query: Tensor, layer: LayerState, scale: float, softcap: float) 
     runs = window.runs()
     if len(runs) == 1 and runs[0][0] == 0:
         return native.Step(query, window.read, runs[0][1], scale, softcap)
-    return native.Step(
-        query, window.read, window.read.capacity, scale, softcap, *_as_lists(layer.layout.kv_heads, runs)
-    )
+    lists = _as_lists(layer.layout.kv_heads, runs)
+    return native.Step(query, window.read, window.read.capacity, scale, softcap, lists)
 
 
 @lru_cache(maxsize=16)  # the layers of a model ask for the same runs, one after another
-def _as_lists(kv_heads: int, runs: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """The same runs of every KV head's rows, as native.Attention takes them: row_start, row, run."""
+def _as_lists(kv_heads: int, runs: tuple[tuple[int, int], ...]) -> native.Lists:
+    """The same runs of every KV head's rows."""
     first, count = torch.tensor(runs, dtype=torch.int32).T.repeat(1, kv_heads).contiguous()
-    return torch.arange(kv_heads + 1, dtype=torch.int64) * len(runs), first, count
+    return native.Lists(torch.arange(kv_heads + 1, dtype=torch.int64) * len(runs), first, count)

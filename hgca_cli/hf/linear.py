@@ -107,6 +107,7 @@ class Weights:
 
     def product(self, vector: Tensor) -> Tensor:
         """[..., inputs], of all numbers one vector -> [..., outputs]. Only if it `serves`."""
-        out = torch.empty(*vector.shape[:-1], self._outputs, dtype=self._dtype)
-        native.check(native.lib.hgca_linear(self._described, vector.data_ptr(), out.data_ptr()))
+        out = torch.empty((*vector.shape[:-1], self._outputs), dtype=self._dtype)
+        if status := native.lib.hgca_linear(self._described, vector.data_ptr(), out.data_ptr()):
+            native.check(status)
         return out

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hgca_cli import native
 from hgca_cli.errors import DoesNotFitError
+from hgca_cli.kv import convert
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.units import format_bytes
 
@@ -65,10 +66,10 @@ class Store:
             part.commit(rows)
         new = slice(self.rows, rows)
         key_scale, value_scale = (None, None) if self.scales is None else self.scales[:, new].unbind(-1)
-        native.copy_rows(
+        convert.copy_rows(
             [
-                native.Copy(_packed(key), self.keys[:, new], key_scale),
-                native.Copy(_packed(value), self.values[:, new], value_scale),
+                convert.Copy(_packed(key), self.keys[:, new], key_scale),
+                convert.Copy(_packed(value), self.values[:, new], value_scale),
             ]
         )
         self.rows = rows

@@ -53,6 +53,13 @@ class Window:
         The caller made room: sinks left plus free ring slots are at least n.
         """
         rows = key.shape[1]
+        if rows == 1 and self.read is not None:  # once per layer and token: what is done here, Python's own time counts
+            slot, _ = self._run(self.end, 1)
+            assert self.end < self.start + self.ring, "no room was made"
+            self.keys.select(1, slot).copy_(key.select(1, 0))
+            self.values.select(1, slot).copy_(value.select(1, 0))
+            self.end += 1
+            return
         done = 0
         while done < rows:
             slot, run = self._run(self.end, rows - done)
@@ -60,7 +67,7 @@ class Window:
             target = slice(slot, slot + run)
             self.keys[:, target] = key[:, done : done + run]
             self.values[:, target] = value[:, done : done + run]
-            self._bias[target] = 0.0
+            self._mark(target, 0.0)
             self.end += run
             done += run
 
@@ -71,7 +78,7 @@ class Window:
     def drop_oldest(self, count: int) -> None:
         """Forget the oldest `count` ring rows; their slots are free."""
         for piece in self.slices(self.start, count):
-            self._bias[piece] = float("-inf")
+            self._mark(piece, float("-inf"))
         self.start += count
 
     def in_order(self, per_slot: Tensor) -> Tensor:
@@ -88,9 +95,9 @@ class Window:
         """Forget positions `length` and later."""
         kept = max(min(length, self.end), self.start)
         for piece in self.slices(kept, self.end - kept):
-            self._bias[piece] = float("-inf")
+            self._mark(piece, float("-inf"))
         if length < self.sinks:
-            self._bias[length : self.sinks] = float("-inf")
+            self._mark(slice(length, self.sinks), float("-inf"))
         self.end = min(length, self.end)
         self.start = max(self.sinks, min(self.start, self.end))
 
@@ -100,6 +107,10 @@ class Window:
             return self.keys[:, : self.end], self.values[:, : self.end], None
         if self.ring_rows == self.ring:
             return self.keys, self.values, None
+        if self.read is not None:
+            self._bias.fill_(float("-inf"))
+            for first, count in self.runs():
+                self._bias[first : first + count] = 0.0
         return self.keys, self.values, self._bias
 
     def runs(self) -> tuple[tuple[int, int], ...]:
@@ -121,6 +132,11 @@ class Window:
             position += run
             count -= run
         return pieces
+
+    def _mark(self, piece: slice, bias: float) -> None:
+        """Slots come into use or fall free. On the CPU the bias is made when it is asked for: decoding never does."""
+        if self.read is None:
+            self._bias[piece] = bias
 
     def _run(self, position: int, count: int) -> tuple[int, int]:
         """Slot of a position, and how many following positions have the following slots."""
