@@ -69,31 +69,55 @@ class Attention:
     value_scale: Tensor | None = None
     causal: bool = False
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """What must stay alive while the job runs."""
-        return self.query, self.key, self.value, self.row_start, self.row, self.run, self.key_scale, self.value_scale
+
+class Rows:
+    """Rows that are read again and again, checked and described once; how many of them are in use changes.
+
+    key, value, key_scale, value_scale  as in Attention, with all the rows there may ever be
+    """
+
+    def __init__(
+        self, key: Tensor, value: Tensor, key_scale: Tensor | None = None, value_scale: Tensor | None = None
+    ) -> None:
+        self.kept = (key, value, key_scale, value_scale)
+        self.described = ffi.new("hgca_attention *")
+        anyone = torch.zeros(key.shape[0], key.shape[2])
+        _describe(Attention(anyone, key, value, 1.0, key_scale=key_scale, value_scale=value_scale), self.described)
+        self.capacity, self.key_dim, self.value_dim = key.shape[1], key.shape[2], value.shape[2]
+
+
+class Lists:
+    """Which rows each list of query heads reads, checked once. row_start, row, run as in Attention."""
+
+    def __init__(self, row_start: Tensor, row: Tensor | None, run: Tensor | None = None) -> None:
+        self.kept = (row_start, row, run)
+        self.described = ffi.new("hgca_attention *")
+        _describe_lists(row_start, row, run, self.described)
 
 
 @dataclass(slots=True)
-class Copy:
-    """Rows [heads, rows, dim] in CPU memory that become rows of another dtype, any head and row strides.
+class Step:
+    """One query token over the first `count` of some rows, or those of lists: an Attention that costs Python less.
 
-    source  f32, bf16 or f16
-    target  f32, bf16, f16 (rounded to the nearest even) or i8
-    scale   f32 [heads, rows], for i8: what the numbers are to be multiplied with is written there
+    query   f32 [heads, key_dim], contiguous, not scaled
+    joins   its rows are more rows of the job before it, for the same heads: that one's result is over both, and its own
     """
 
-    source: Tensor
-    target: Tensor
-    scale: Tensor | None = None
+    query: Tensor
+    rows: Rows
+    count: int
+    scale: float
+    softcap: float = 0.0
+    lists: Lists | None = None
+    joins: bool = False
 
 
 class Pending:
-    """Jobs on their way. Tensors stay alive until `wait` has returned; dropped without it, it waits."""
+    """Jobs on their way. Their tensors stay alive until `wait` has returned; dropped without it, it waits."""
 
-    def __init__(self, inputs: list[Tensor | None], results: list[Partial]) -> None:
+    def __init__(self, kept: list[Any], results: list[Partial]) -> None:
         self.ticket = ffi.new("int64_t *")  # written by hgca_start, so that Ctrl-C finds no gap; 0: nothing runs
-        self._inputs = inputs
+        self._kept = kept
         self._results = results
         _outstanding.add(self)
 
@@ -105,7 +129,7 @@ class Pending:
         if self.ticket[0]:
             status = lib.hgca_wait(self.ticket[0])
             self.ticket[0] = 0
-            self._inputs.clear()
+            self._kept.clear()
             check(status)
         return self._results
 
@@ -134,15 +158,24 @@ def check(status: int) -> None:
     raise kind(f"the C library refused a call: {text}.")
 
 
-def start(jobs: Sequence[Attention]) -> Pending:
-    """Hand jobs to the worker threads; the GIL is free while they work.
+def start(jobs: Sequence[Attention | Step]) -> Pending:
+    """Hand jobs to the worker threads; the GIL is free while they work, and jobs may not be changed.
 
     Raises NativeError for shapes, dtypes or rows that do not fit together; nothing was started then.
     """
     described = ffi.new("hgca_attention[]", len(jobs))
-    results = [_describe(job, described[index]) for index, job in enumerate(jobs)]
-    inputs = [tensor for job in jobs for tensor in job.tensors()]
-    pending = Pending(inputs, results)
+    results: list[Partial] = []
+    kept: list[Any] = [*jobs]
+    for index, job in enumerate(jobs):
+        if isinstance(job, Attention):
+            results.append(_describe(job, described[index]))
+            continue
+        result, floats = describe_step(job, described, index)
+        kept.append(result)
+        if not job.joins:
+            merged = Partial(result[:floats].view(job.query.shape[0], -1), result[floats:])
+        results.append(merged)
+    pending = Pending(kept, results)
     check(lib.hgca_start(described, len(jobs), pending.ticket))
     return pending
 
@@ -150,42 +183,6 @@ def start(jobs: Sequence[Attention]) -> Pending:
 def attend(job: Attention) -> Partial:
     """Start one job and wait for it."""
     return start([job]).wait()[0]
-
-
-def copy_rows(copies: Sequence[Copy]) -> None:
-    """Convert rows; returns when all is written.
-
-    Raises NativeError for shapes or dtypes that do not fit together; nothing was written then.
-    """
-    described = ffi.new("hgca_copy[]", len(copies))
-    for index, copy in enumerate(copies):
-        _describe_copy(copy, described[index])
-    check(lib.hgca_copy_rows(described, len(copies)))
-
-
-def _describe_copy(copy: Copy, to: Any) -> None:
-    source, target, scale = copy.source, copy.target, copy.scale
-    quantised = target.dtype == torch.int8
-    if (
-        source.dim() != 3
-        or source.shape != target.shape
-        or source.dtype not in DTYPES
-        or target.dtype not in DTYPES
-        or not (_packed(source) and _packed(target))
-        or not (source.is_cpu and target.is_cpu)
-        or quantised != (scale is not None)
-    ):
-        raise NativeError(f"rows {_say(source)} cannot become {_say(target)}.")
-    if scale is not None:
-        if scale.shape != source.shape[:2] or scale.dtype != torch.float32 or not scale.is_cpu:
-            raise NativeError("int8 rows need f32 scales [heads, rows].")
-        to.scale, to.scale_head_stride, to.scale_row_stride = _at(scale), scale.stride(0) * 4, scale.stride(1) * 4
-    setattr(to, "from", _at(source))
-    to.to = _at(target)
-    to.from_head_stride, to.from_row_stride = (step * source.element_size() for step in source.stride()[:2])
-    to.to_head_stride, to.to_row_stride = (step * target.element_size() for step in target.stride()[:2])
-    to.heads, to.rows, to.dim = source.shape
-    to.from_dtype, to.to_dtype = DTYPES[source.dtype], DTYPES[target.dtype]
 
 
 def _describe(job: Attention, to: Any) -> Partial:
@@ -200,16 +197,16 @@ def _describe(job: Attention, to: Any) -> Partial:
         or key.dtype not in DTYPES
         or query.dtype != torch.float32
         or not query.is_contiguous()
-        or not (_packed(key) and _packed(value))
+        or not (packed(key) and packed(value))
         or not (query.is_cpu and key.is_cpu and value.is_cpu)
     ):
-        raise NativeError(f"attention over {_say(query)}, {_say(key)}, {_say(value)} does not fit together.")
+        raise NativeError(f"attention over {say(query)}, {say(key)}, {say(value)} does not fit together.")
     heads, key_dim = query.shape[-2:]
     tokens = query.shape[0] if query.dim() == 3 else 1
     kv_heads, rows, value_dim = value.shape
     size = key.element_size()
     result = torch.empty(tokens * heads * (value_dim + 1), dtype=torch.float32, device="cpu")
-    to.key, to.value, to.query = _at(key), _at(value), _at(query)
+    to.key, to.value, to.query = address(key), address(value), address(query)
     to.key_head_stride, to.key_row_stride = key.stride(0) * size, key.stride(1) * size
     to.value_head_stride, to.value_row_stride = value.stride(0) * size, value.stride(1) * size
     to.rows, to.kv_heads, to.heads = rows, kv_heads, heads
@@ -220,10 +217,29 @@ def _describe(job: Attention, to: Any) -> Partial:
         _describe_lists(job.row_start, job.row, job.run, to)
     if key.dtype == torch.int8:
         _describe_scales(job.key_scale, job.value_scale, (kv_heads, rows), to)
-    to.out = _at(result)
+    to.out = address(result)
     to.lse = to.out + tokens * heads * value_dim
     out, lse = result[: tokens * heads * value_dim], result[tokens * heads * value_dim :]
     return Partial(out.view(*query.shape[:-1], value_dim), lse.view(query.shape[:-1]))
+
+
+def describe_step(job: Step, all_described: Any, index: int) -> tuple[Tensor, int]:
+    """As _describe, of what changes from token to token; returns memory for the result, and the floats of `out` in it."""
+    query, rows = job.query, job.rows
+    heads, key_dim = query.shape
+    fits = key_dim == rows.key_dim and query.dtype is torch.float32 and query.is_cpu and query.is_contiguous()
+    if not (fits and 0 <= job.count <= rows.capacity):
+        raise NativeError(f"attention of {say(query)} over {job.count} of {say(rows.kept[0])} does not fit together.")
+    all_described[index] = rows.described[0]
+    to, floats = all_described[index], heads * rows.value_dim
+    result = torch.empty(floats + heads, dtype=torch.float32, device="cpu")
+    to.rows, to.heads, to.joins, to.scale, to.softcap = job.count, heads, job.joins, job.scale, job.softcap
+    to.query, to.out = address(query), address(result)
+    to.lse = to.out + floats
+    if job.lists is not None:
+        lists = job.lists.described
+        to.lists, to.row_start, to.row, to.run = lists.lists, lists.row_start, lists.row, lists.run
+    return result, floats
 
 
 def _describe_scales(key: Tensor | None, value: Tensor | None, shape: tuple[int, int], to: Any) -> None:
@@ -237,7 +253,7 @@ def _describe_scales(key: Tensor | None, value: Tensor | None, shape: tuple[int,
         or not (key.is_cpu and value.is_cpu)
     ):
         raise NativeError("int8 rows need f32 scales [kv_heads, rows] of keys and of values, with the same strides.")
-    to.key_scale, to.value_scale = _at(key), _at(value)
+    to.key_scale, to.value_scale = address(key), address(value)
     to.scale_head_stride, to.scale_row_stride = key.stride(0) * 4, key.stride(1) * 4
 
 
@@ -257,19 +273,22 @@ def _describe_lists(row_start: Tensor, row: Tensor | None, run: Tensor | None, t
     if run is not None:
         if run.shape != row.shape or run.dtype != torch.int32 or not (run.is_contiguous() and run.is_cpu):
             raise NativeError("runs are as many i32 lengths as there are rows, contiguous, on the CPU.")
-        to.run = _at(run, "int32_t *")
-    to.lists, to.row_start, to.row = len(row_start) - 1, _at(row_start, "int64_t *"), _at(row, "int32_t *")
+        to.run = address(run, "int32_t *")
+    to.lists, to.row_start, to.row = len(row_start) - 1, address(row_start, "int64_t *"), address(row, "int32_t *")
 
 
-def _packed(rows: Tensor) -> bool:
+def packed(rows: Tensor) -> bool:
+    """Whether the numbers of a row lie next to each other."""
     return rows.stride(2) == 1 or rows.shape[2] == 1 or rows.numel() == 0
 
 
-def _at(tensor: Tensor, kind: str = "float *") -> Any:
+def address(tensor: Tensor, kind: str = "float *") -> Any:
+    """Where a tensor's numbers begin, for the C library."""
     return ffi.cast(kind, tensor.data_ptr())
 
 
-def _say(tensor: Tensor) -> str:
+def say(tensor: Tensor) -> str:
+    """Dtype and shape, for an error."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 

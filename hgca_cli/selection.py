@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hgca_cli import native
 from hgca_cli.errors import NativeError
-from hgca_cli.native import DTYPES, ffi, lib
+from hgca_cli.native import DTYPES, Step, address, ffi, lib
 
 BLOCK = 128  # positions that share the scales of their codes
 GROUP = 16  # positions that a clustering keeps together
@@ -74,7 +74,7 @@ def encode(
         return
     job = ffi.new("hgca_codes *")
     _describe_rows(job, rows, scale, order)
-    job.codes, job.codes_head_stride = _at(codes), codes.stride(0)
+    job.codes, job.codes_head_stride = address(codes), codes.stride(0)
     job.first, job.count = first, count - first
     native.check(lib.hgca_encode(job))
 
@@ -104,7 +104,7 @@ def average(
         raise NativeError(f"means {list(means.shape)} cannot be those of {list(rows.shape)} rows of {rows.dtype}.")
     job = ffi.new("hgca_means *")
     _describe_rows(job, rows, scale, order)
-    job.mean, job.mean_head_stride, job.mean_row_stride = _at(means), means.stride(0) * 2, means.stride(1) * 2
+    job.mean, job.mean_head_stride, job.mean_row_stride = address(means), means.stride(0) * 2, means.stride(1) * 2
     job.first, job.count, job.each = first, count - first, each
     native.check(lib.hgca_average(job))
 
@@ -130,18 +130,22 @@ def cluster(rows: Tensor, order: Tensor, first: int, *, apart: int, scale: Tenso
     job = ffi.new("hgca_clustering *")
     _describe_rows(job, rows, scale, None)
     job.first, job.count, job.apart = first, order.shape[1], apart
-    job.order, job.order_head_stride = _at(order, "int32_t *"), order.stride(0)
+    job.order, job.order_head_stride = address(order, "int32_t *"), order.stride(0)
     native.check(lib.hgca_cluster(job))
 
 
 def _describe_rows(job: Any, rows: Tensor, scale: Tensor | None, order: Tensor | None) -> None:
     size = rows.element_size()
-    job.rows, job.head_stride, job.row_stride = _at(rows), rows.stride(0) * size, rows.stride(1) * size
+    job.rows, job.head_stride, job.row_stride = address(rows), rows.stride(0) * size, rows.stride(1) * size
     job.heads, job.dim, job.dtype = rows.shape[0], rows.shape[2], DTYPES[rows.dtype]
     if scale is not None:
-        job.scale, job.scale_head_stride, job.scale_row_stride = _at(scale), scale.stride(0) * 4, scale.stride(1) * 4
+        job.scale, job.scale_head_stride, job.scale_row_stride = (
+            address(scale),
+            scale.stride(0) * 4,
+            scale.stride(1) * 4,
+        )
     if order is not None:
-        job.order, job.order_head_stride = _at(order, "int32_t *"), order.stride(0)
+        job.order, job.order_head_stride = address(order, "int32_t *"), order.stride(0)
 
 
 class Selection:
@@ -175,24 +179,24 @@ class Selection:
         self._keep: list[Tensor | None] = [keys, values, codes, scales, block_means]
         self.rows_read = torch.zeros(self.kv_heads, dtype=torch.int64)
         self.read_lse = torch.zeros(heads)
-        self._beside: Tensor | None = None
+        self._near = ffi.new("hgca_attention[1]")
         job, rows = self.job, self.job.rows
         size = keys.element_size()
-        rows.key, rows.value = _at(keys), _at(values)
+        rows.key, rows.value = address(keys), address(values)
         rows.key_head_stride, rows.key_row_stride = keys.stride(0) * size, keys.stride(1) * size
         rows.value_head_stride, rows.value_row_stride = values.stride(0) * size, values.stride(1) * size
         rows.kv_heads, rows.heads = self.kv_heads, heads
         rows.key_dim, rows.value_dim, rows.dtype = keys.shape[2], values.shape[2], DTYPES[keys.dtype]
         rows.tokens = 1
         if scales is not None:
-            rows.key_scale, rows.value_scale = _at(scales[..., 0]), _at(scales[..., 1])
+            rows.key_scale, rows.value_scale = address(scales[..., 0]), address(scales[..., 1])
             rows.scale_head_stride, rows.scale_row_stride = scales.stride(0) * 4, scales.stride(1) * 4
-        job.codes, job.codes_head_stride = _at(codes), codes.stride(0)
+        job.codes, job.codes_head_stride = address(codes), codes.stride(0)
         if block_means is not None:
-            job.block_mean, job.block_mean_head_stride = _at(block_means), block_means.stride(0) * 2
+            job.block_mean, job.block_mean_head_stride = address(block_means), block_means.stride(0) * 2
         job.mass, job.least, job.most = mass, least, most
         job.stats = self._stats
-        job.rows_read, job.read_lse = _at(self.rows_read, "int64_t *"), _at(self.read_lse)
+        job.rows_read, job.read_lse = address(self.rows_read, "int64_t *"), address(self.read_lse)
 
     def hold(self, rows: int, indexed: int) -> None:
         """So many rows are in the store, and so many of them have codes."""
@@ -223,11 +227,11 @@ class Selection:
         job, size = self.job, means.element_size()
         self._keep[5:] = [order, group_codes, means, apart]
         job.clustered = clustered
-        job.order, job.order_head_stride = _at(order, "int32_t *"), order.stride(0)
-        job.group_codes, job.group_codes_head_stride = _at(group_codes), group_codes.stride(0)
-        job.mean, job.mean_dtype = _at(means), DTYPES[means.dtype]
+        job.order, job.order_head_stride = address(order, "int32_t *"), order.stride(0)
+        job.group_codes, job.group_codes_head_stride = address(group_codes), group_codes.stride(0)
+        job.mean, job.mean_dtype = address(means), DTYPES[means.dtype]
         job.mean_head_stride, job.mean_row_stride = means.stride(0) * size, means.stride(1) * size
-        job.apart, job.apart_head_stride = _at(apart, "uint8_t *"), apart.stride(0)
+        job.apart, job.apart_head_stride = address(apart, "uint8_t *"), apart.stride(0)
         job.gate, job.gate_mass, job.gate_most = GATES[gate], mass, most
 
     @property
@@ -238,42 +242,51 @@ class Selection:
         return Reads(s.scanned, s.groups, s.read, s.estimated, s.bytes, *times)
 
     def aim(
-        self, query: Tensor, scale: float, softcap: float, beside: Tensor | None
-    ) -> tuple[list[Tensor], native.Partial]:
-        """One token's query f32 [heads, key_dim], contiguous; beside f32 [heads], lse of rows that are read elsewhere."""
+        self, query: Tensor, scale: float, softcap: float, near: Step | None, beside: Tensor | None
+    ) -> tuple[list[Any], native.Partial]:
+        """One token's query, as of Aimed; returns what must stay alive, and where the result will be."""
         if query.dtype != torch.float32 or query.shape[0] != self.heads or not query.is_contiguous():
             raise NativeError(f"a query {list(query.shape)} does not fit a choice for {self.heads} heads.")
         result = torch.empty(self.heads * (self.value_dim + 1))
         split = self.heads * self.value_dim
         rows = self.job.rows
-        rows.query, rows.scale, rows.softcap = _at(query), scale, softcap
-        rows.out = _at(result)
+        rows.query, rows.scale, rows.softcap = address(query), scale, softcap
+        rows.out = address(result)
         rows.lse = rows.out + split
         if beside is not None:
             assert beside.dtype == torch.float32 and beside.numel() == self.heads and beside.is_contiguous()
-        self.job.beside = ffi.NULL if beside is None else _at(beside)
-        kept = [query, result] if beside is None else [query, result, beside]
-        return kept, native.Partial(result[:split].view(self.heads, -1), result[split:])
+        self.job.beside = ffi.NULL if beside is None else address(beside)
+        self.job.near = ffi.NULL
+        if near is not None:
+            native.describe_step(near, self._near, 0)
+            self.job.near = self._near
+        return [query, result, beside, near], native.Partial(result[:split].view(self.heads, -1), result[split:])
 
 
 @dataclass
 class Aimed:
-    """A selection and one token's query."""
+    """A selection and one token's query.
+
+    query   f32 [heads, key_dim], contiguous, not scaled
+    near    more rows, all read, that the result is over too; they count as kept
+    beside  f32 [heads], lse of rows that are read elsewhere; they count as kept too
+    """
 
     selection: Selection
     query: Tensor
     scale: float
     softcap: float = 0.0
+    near: Step | None = None
     beside: Tensor | None = None
 
 
 def start(jobs: Sequence[Aimed]) -> native.Pending:
     """Hand jobs to the worker threads. Raises NativeError for what does not fit together; nothing was started then."""
     described: Any = ffi.new("hgca_selection[]", len(jobs)) if len(jobs) > 1 else jobs[0].selection.job
-    kept: list[Tensor | None] = []
+    kept: list[Any] = []
     results = []
     for index, job in enumerate(jobs):
-        tensors, partial = job.selection.aim(job.query, job.scale, job.softcap, job.beside)
+        tensors, partial = job.selection.aim(job.query, job.scale, job.softcap, job.near, job.beside)
         kept += tensors
         results.append(partial)
         if len(jobs) > 1:
@@ -281,7 +294,3 @@ def start(jobs: Sequence[Aimed]) -> native.Pending:
     pending = native.Pending(kept, results)
     native.check(lib.hgca_start_selected(described, len(jobs), pending.ticket))
     return pending
-
-
-def _at(tensor: Tensor, kind: str = "float *") -> Any:
-    return ffi.cast(kind, tensor.data_ptr())

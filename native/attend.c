@@ -37,6 +37,7 @@ typedef struct {
 typedef struct {
     hgca_started started;
     hgca_attention *jobs;
+    int32_t job_count;
     list *lists;
     int64_t list_count;
     part *parts;
@@ -81,6 +82,36 @@ int hgca_check(const hgca_attention *job) {
         return HGCA_BAD_ARGUMENT;
     if (!(job->softcap >= 0.0f && job->softcap < INFINITY)) return HGCA_BAD_ARGUMENT;
     return job->lists == 0 ? HGCA_OK : check_lists(job);
+}
+
+/* Job j may join the one before it. */
+static int check_joins(const hgca_attention *jobs, int32_t j) {
+    const hgca_attention *job = &jobs[j];
+    if (job->joins == 0) return HGCA_OK;
+    if (job->joins != 1 || j == 0) return HGCA_BAD_ARGUMENT;
+    const hgca_attention *before = job - 1;
+    int same = job->tokens == before->tokens && job->heads == before->heads && job->value_dim == before->value_dim;
+    return same ? HGCA_OK : HGCA_BAD_ARGUMENT;
+}
+
+/* `more` becomes part of `to`, exactly: HGCA, arXiv:2507.03153, section 3. A part over no rows changes nothing. */
+static void join(const hgca_attention *to, const hgca_attention *more) {
+    for (int64_t q = 0; q < (int64_t)to->tokens * to->heads; q++) {
+        float a = to->lse[q], b = more->lse[q], top = a > b ? a : b;
+        float *out = to->out + q * to->value_dim;
+        const float *other = more->out + q * to->value_dim;
+        if (b == -INFINITY) continue;
+        float share = a == -INFINITY ? 0.0f : expf(a - top), other_share = expf(b - top), sum = share + other_share;
+        for (int32_t d = 0; d < to->value_dim; d++) out[d] = (out[d] * share + other[d] * other_share) / sum;
+        to->lse[q] = top + logf(sum);
+    }
+}
+
+static void join_all(hgca_started *started) {
+    const work *w = (const work *)(const void *)started;
+    for (int32_t j = 0, first = 0; j < w->job_count; j++)
+        if (w->jobs[j].joins) join(&w->jobs[first], &w->jobs[j]);
+        else first = j;
 }
 
 static void merge_list(work *w, list *l) {
@@ -180,7 +211,9 @@ static void lay_out(layout *at, const hgca_attention *jobs, int32_t count, int64
     if (w) {
         memset(w, 0, sizeof *w);
         memcpy(own, jobs, sizeof *own * (size_t)count);
+        w->started.finish = join_all;
         w->jobs = own;
+        w->job_count = count;
         w->lists = all;
         w->list_count = lists;
         w->parts = parts;
@@ -231,6 +264,7 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     int64_t rows = 0;
     for (int32_t j = 0; j < count; j++) {
         int status = hgca_check(&jobs[j]);
+        if (status == HGCA_OK) status = check_joins(jobs, j);
         if (status) return status;
         for (int64_t l = 0; l < list_count(&jobs[j]); l++) rows += list_rows(&jobs[j], l);
     }

@@ -31,6 +31,9 @@ enum { HGCA_F32 = 0, HGCA_BF16 = 1, HGCA_F16 = 2, HGCA_I8 = 3 };
  *   query    f32 [tokens][heads][key_dim]; query head i reads KV head i / (heads / kv_heads)
  *   causal   0: every token sees all rows. 1: the last `tokens` rows are the tokens' own, token t sees rows
  *            0 .. rows - tokens + t
+ *   joins    1: its rows are more rows of the job before it, for the same tokens and heads and values as wide: when all is
+ *            done, out and lse of that job (the nearest before it that joins none) are over the rows of both. Its own
+ *            out and lse, which it needs all the same, then hold its part alone. 0: a job of its own
  *   lists    0: every row is read. Else a multiple of kv_heads that divides heads: list l serves
  *            heads / lists consecutive query heads (and all tokens) and holds entries row_start[l] ..
  *            row_start[l + 1] - 1 of row, and of run if there is one: entry i is row[i] or, with run, the run[i] rows
@@ -63,6 +66,7 @@ typedef struct {
     int64_t scale_row_stride;
     int32_t tokens;
     int32_t causal;
+    int32_t joins;
     const float *query;
     float scale;
     float softcap;
@@ -169,7 +173,10 @@ int hgca_cluster(const hgca_clustering *job);
  *   codes     4-bit codes of the keys by position (hgca_codes); rows are read exactly, codes only choose
  *   mass      share of a KV head's attention mass to be kept, pooled over its group: rows are taken in order of their mean
  *             weight until what is left holds less than 1 - mass of everything
- *   beside    f32 [heads], natural log-sum-exp of rows attended elsewhere that count as kept; null: the store is everything
+ *   near      more rows that are all read, for the same query: dense or lists of KV heads, with any dtype and as many KV heads
+ *             and numbers; out and lse are over these too. null: none. Its query, out and lse are not looked at
+ *   beside    f32 [heads], natural log-sum-exp of rows attended elsewhere. What they and `near` hold counts as kept; null:
+ *             nothing
  *   block_mean    bf16 [kv_heads], mean value of each block of 128 positions, block b of head h starts block_mean_head_stride * h
  *             + 2 value_dim b bytes after it: positions that were scored and are not read enter with the weight their code
  *             gives them and the mean value of their block; null: they leave no trace
@@ -184,7 +191,7 @@ int hgca_cluster(const hgca_clustering *job);
  *             gate_mass is held (at most gate_most groups), and only their codes are read. HGCA_GATE_READ: and all rows
  *             of these are read, without codes. The groups not taken enter as an estimate: 16 rows with the mean key and the
  *             mean value (RetroInfer, arXiv:2505.02922), but for those that hold next to nothing
- *   read_lse  f32 [heads], log-sum-exp of the rows read, without estimates; null: not wanted
+ *   read_lse  f32 [heads], log-sum-exp of the rows of the store read, without estimates; null: not wanted
  *   rows_read i64 [kv_heads], null: not wanted
  *   stats     null: not wanted */
 enum { HGCA_GATE_NONE = 0, HGCA_GATE_SCAN = 1, HGCA_GATE_READ = 2 };
@@ -210,6 +217,7 @@ typedef struct {
     const void *codes;
     int64_t codes_head_stride;
     float mass;
+    const hgca_attention *near;
     const float *beside;
     const void *block_mean;
     int64_t block_mean_head_stride;
@@ -260,6 +268,32 @@ typedef struct {
 } hgca_copy;
 
 int hgca_copy_rows(const hgca_copy *copies, int32_t count);
+
+/* A linear layer with one vector, as a token at a time needs it: out = weight in + bias, added up in float32, at the rate
+ * memory is read.
+ *   weight   [outputs][inputs], rows row_bytes apart, of a `kind`: HGCA_F32, HGCA_BF16, HGCA_F16, or a grid, where
+ *            32 numbers of a row (inputs is a multiple of 32) share a scale s and a smallest number m:
+ *            HGCA_GRID8  s * q, q int8;  HGCA_GRID4  s * q + m, q 0 .. 15, two in a byte: of a block's 16 bytes the
+ *            lower halves are its numbers 0 .. 15, the upper ones 16 .. 31
+ *   grid     of grids: f32 [outputs][inputs / 32] s, HGCA_GRID4 [outputs][2][inputs / 32] s, then m
+ *   dtype    of bias, in and out: HGCA_F32, HGCA_BF16 or HGCA_F16
+ *   bias     [outputs], or null
+ *   in, out  addresses of [inputs] and [outputs] numbers: numbers, as Python would have to make objects of pointers
+ * Returns when all is written. */
+enum { HGCA_GRID8 = 3, HGCA_GRID4 = 4 };
+
+typedef struct {
+    const void *weight;
+    const float *grid;
+    const void *bias;
+    int64_t row_bytes;
+    int32_t outputs;
+    int32_t inputs;
+    int32_t kind;
+    int32_t dtype;
+} hgca_weights;
+
+int hgca_linear(const hgca_weights *weights, uintptr_t in, uintptr_t out);
 
 /* Threads that work on a job, the waiting caller included: 1 .. 1024. The default is hgca_usable_processors, asked
  * once, at the first call that needs it. Where the system refuses a thread there are fewer, and the waiting caller does

@@ -18,15 +18,66 @@
 #include "codes.h"
 
 enum { PATIENCE = 2000 };
-static const float LOG2E = 1.44269504088896341f, GROUP_OCTAVES = 4.0f; /* log2 of 16 rows */
 
 static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /* ---- stages of one hgca_unit */
 
+hgca_piece hgca_piece_of(const hgca_head *h, const hgca_attention *rows, const float *query, hgca_partial to) {
+    const int64_t head = h->head;
+    return (hgca_piece){
+        .key = (const char *)rows->key + head * rows->key_head_stride,
+        .value = (const char *)rows->value + head * rows->value_head_stride,
+        .key_scale = rows->key_scale ? (const char *)rows->key_scale + head * rows->scale_head_stride : NULL,
+        .value_scale = rows->value_scale ? (const char *)rows->value_scale + head * rows->scale_head_stride : NULL,
+        .key_row_stride = rows->key_row_stride,
+        .value_row_stride = rows->value_row_stride,
+        .scale_row_stride = rows->scale_row_stride,
+        .unseen = INT64_MAX,
+        .group = h->queries,
+        .key_dim = rows->key_dim,
+        .value_dim = rows->value_dim,
+        .heads = h->queries,
+        .softcap = rows->softcap,
+        .scale = hgca_score_scale(rows),
+        .query = query,
+        .out = to.out,
+        .max = to.max,
+        .sum = to.sum,
+    };
+}
+
+void hgca_empty(const hgca_head *h, hgca_partial to) {
+    for (int32_t q = 0; q < h->queries; q++) to.max[q] = -INFINITY, to.sum[q] = 0.0f;
+}
+
+/* The unit's share of the near rows: a stretch of the head's list of runs. */
+static void read_near(hgca_unit *u, hgca_partial to) {
+    const hgca_head *h = u->head;
+    const hgca_attention *near = h->job->near;
+    const int64_t first = h->near_rows * u->index / h->units, end = h->near_rows * (u->index + 1) / h->units;
+    if (first == end) {
+        hgca_empty(h, to);
+        return;
+    }
+    hgca_piece piece = hgca_piece_of(h, near, h->near_query, to);
+    piece.first = first;
+    piece.count = end - first;
+    if (near->lists) {
+        int64_t entry = near->row_start[h->head];
+        if (near->run)
+            while (piece.first >= near->run[entry]) piece.first -= near->run[entry++];
+        else entry += first;
+        piece.row = near->row + entry;
+        piece.run = near->run ? near->run + entry : NULL;
+    }
+    h->near_kernel->piece(&piece);
+}
+
 static void score_groups(hgca_unit *u) {
     const hgca_head *h = u->head;
     const hgca_selection *job = h->job;
+    read_near(u, h->partials[HGCA_PARTS * u->index + HGCA_NEAR]);
     if (u->clustered == 0) return;
     hgca_scan scan = {
         .codes = (const char *)job->group_codes + h->head * job->group_codes_head_stride,
@@ -116,30 +167,6 @@ static void weigh_rows(hgca_unit *u) {
     hgca_selection_kernels()->weigh(&weighing);
 }
 
-static hgca_piece piece_of(const hgca_head *h, const hgca_attention *rows, const float *query, hgca_partial to) {
-    const int64_t head = h->head;
-    return (hgca_piece){
-        .key = (const char *)rows->key + head * rows->key_head_stride,
-        .value = (const char *)rows->value + head * rows->value_head_stride,
-        .key_scale = rows->key_scale ? (const char *)rows->key_scale + head * rows->scale_head_stride : NULL,
-        .value_scale = rows->value_scale ? (const char *)rows->value_scale + head * rows->scale_head_stride : NULL,
-        .key_row_stride = rows->key_row_stride,
-        .value_row_stride = rows->value_row_stride,
-        .scale_row_stride = rows->scale_row_stride,
-        .unseen = INT64_MAX,
-        .group = h->queries,
-        .key_dim = rows->key_dim,
-        .value_dim = rows->value_dim,
-        .heads = h->queries,
-        .softcap = rows->softcap,
-        .scale = hgca_score_scale(rows),
-        .query = query,
-        .out = to.out,
-        .max = to.max,
-        .sum = to.sum,
-    };
-}
-
 hgca_attention hgca_mean_rows(const hgca_selection *job) {
     static const int64_t size[] = {[HGCA_F32] = 4, [HGCA_BF16] = 2, [HGCA_F16] = 2};
     hgca_attention mean = job->rows;
@@ -153,7 +180,7 @@ hgca_attention hgca_mean_rows(const hgca_selection *job) {
     return mean;
 }
 
-static int64_t row_bytes(const hgca_attention *rows) {
+int64_t hgca_row_bytes(const hgca_attention *rows) {
     static const int64_t size[] = {[HGCA_F32] = 4, [HGCA_BF16] = 2, [HGCA_F16] = 2, [HGCA_I8] = 1};
     return (rows->key_dim + rows->value_dim) * size[rows->dtype] + (rows->dtype == HGCA_I8 ? 8 : 0);
 }
@@ -184,18 +211,14 @@ static int64_t list_chosen(hgca_unit *u) {
     return count;
 }
 
-static void empty(const hgca_head *h, hgca_partial to) {
-    for (int32_t q = 0; q < h->queries; q++) to.max[q] = -INFINITY, to.sum[q] = 0.0f;
-}
-
 static void read_chosen(hgca_unit *u, hgca_partial to) {
     const hgca_head *h = u->head;
-    hgca_piece piece = piece_of(h, &h->job->rows, h->query, to);
+    hgca_piece piece = hgca_piece_of(h, &h->job->rows, h->query, to);
     piece.row = u->rows;
     piece.count = list_chosen(u);
     h->kernel->piece(&piece);
     u->stats.read = piece.count;
-    u->stats.bytes += piece.count * (row_bytes(&h->job->rows) + (u->clustered ? (int64_t)sizeof *u->rows : 0));
+    u->stats.bytes += piece.count * (hgca_row_bytes(&h->job->rows) + (u->clustered ? (int64_t)sizeof *u->rows : 0));
 }
 
 /* Groups not taken stand for 16 rows each. */
@@ -207,24 +230,24 @@ static void guess_groups(hgca_unit *u, hgca_partial to) {
         else if (u->group_weight[i] >= h->estimate_edge) u->rows[count++] = (int32_t)(u->first + i);
     }
     if (count == 0) {
-        empty(h, to);
+        hgca_empty(h, to);
         return;
     }
     const hgca_attention mean = hgca_mean_rows(h->job);
-    hgca_piece piece = piece_of(h, &mean, h->mean_query, to);
+    hgca_piece piece = hgca_piece_of(h, &mean, h->mean_query, to);
     piece.row = u->rows;
     piece.count = count;
     h->mean_kernel->piece(&piece);
-    for (int32_t q = 0; q < h->queries; q++) to.max[q] += GROUP_OCTAVES;
+    for (int32_t q = 0; q < h->queries; q++) to.max[q] += HGCA_GROUP_OCTAVES;
     u->stats.estimated = count;
-    u->stats.bytes += count * row_bytes(&mean);
+    u->stats.bytes += count * hgca_row_bytes(&mean);
 }
 
 /* Positions scored and not read: their weights are known from their codes, their values are about their block's mean. */
 static void guess_left(hgca_unit *u, hgca_partial to) {
     const hgca_head *h = u->head;
     const hgca_selection *job = h->job;
-    empty(h, to);
+    hgca_empty(h, to);
     if (!job->block_mean || !scans(h) || h->edge.all || u->taken_count == 0) return;
     const int64_t dim = job->rows.value_dim, width = hgca_padded(dim);
     hgca_leaving leaving = {u->score, u->taken_count, h->queries, u->chosen, u->left};
@@ -255,108 +278,6 @@ static void read_rows(hgca_unit *u) {
     guess_left(u, to[HGCA_LEFT]);
 }
 
-/* Rows behind the index are read whatever they are. */
-static void read_rest(const hgca_head *h) {
-    const hgca_attention *rows = &h->job->rows;
-    hgca_piece piece = piece_of(h, rows, h->query, h->partials[HGCA_PARTS * h->units]);
-    piece.first = h->job->indexed;
-    piece.count = rows->rows - h->job->indexed;
-    h->kernel->piece(&piece);
-}
-
-/* ---- what is found when a head's last unit has finished a stage */
-
-static float beside(const hgca_head *h, int32_t q) {
-    const float *lse = h->job->beside;
-    return lse ? lse[h->head * h->queries + q] * LOG2E : -INFINITY;
-}
-
-static void choose_groups(hgca_head *h, hgca_unit *units) {
-    const hgca_selection *job = h->job;
-    if (job->gate == HGCA_GATE_NONE || job->clustered == 0) return;
-    hgca_bins bins = {{0}, {0}};
-    float held = 0.0f, share[HGCA_UNIT * HGCA_LANES];
-    for (int32_t q = 0; q < h->queries; q++) {
-        float own = -INFINITY;
-        for (int32_t i = 0; i < h->units; i++)
-            if (units[i].clustered) own = hgca_add_log2(own, hgca_mass_log2(units[i].group_max[q], units[i].group_sum[q]));
-        h->total[q] = hgca_add_log2(own + GROUP_OCTAVES, beside(h, q));
-        held += hgca_share(own + GROUP_OCTAVES, h->total[q]) / (float)h->queries;
-    }
-    const float least = hgca_least_weight(job->gate_mass, job->clustered / HGCA_LANES);
-    for (int32_t i = 0; i < h->units; i++) {
-        hgca_unit *u = &units[i];
-        if (u->clustered == 0) continue;
-        for (int32_t q = 0; q < h->queries; q++)
-            share[q] = hgca_share(u->group_max[q] + GROUP_OCTAVES, h->total[q]) / (float)h->queries;
-        hgca_weighing weighing = {u->group_score, u->clustered, h->queries, share, least, u->group_weight, bins.rows, bins.mass};
-        hgca_selection_kernels()->weigh(&weighing);
-    }
-    h->gate = hgca_choose_edge(&bins, held - (1.0f - job->gate_mass), 1, job->gate_most);
-    h->gate.all = held != held; /* what is no number is not hidden */
-    h->estimate_edge = 0.25f * (1.0f - job->mass) / (float)(job->clustered / HGCA_LANES);
-}
-
-static void find_total(hgca_head *h, hgca_unit *units) {
-    h->scanned_mass = 0.0f;
-    for (int32_t q = 0; q < h->queries; q++) {
-        float scanned = -INFINITY, left = beside(h, q);
-        for (int32_t i = 0; i < h->units; i++) {
-            scanned = hgca_add_log2(scanned, hgca_mass_log2(units[i].max[q], units[i].sum[q]));
-            if (units[i].clustered)
-                left = hgca_add_log2(left, hgca_mass_log2(units[i].group_max[q] + GROUP_OCTAVES, units[i].left_sum[q]));
-        }
-        h->total[q] = hgca_add_log2(scanned, left);
-        h->scanned_mass += hgca_share(scanned, h->total[q]) / (float)h->queries;
-    }
-}
-
-static void choose_rows(hgca_head *h, hgca_unit *units) {
-    const hgca_selection *job = h->job;
-    hgca_bins bins = {{0}, {0}};
-    for (int32_t i = 0; i < h->units; i++)
-        for (int b = 0; b < HGCA_BINS; b++) {
-            bins.rows[b] += units[i].bins.rows[b];
-            bins.mass[b] += units[i].bins.mass[b];
-        }
-    h->edge = hgca_choose_edge(&bins, h->scanned_mass - (1.0f - job->mass), job->least, job->most);
-    h->edge.all = h->scanned_mass != h->scanned_mass; /* what is no number is not hidden */
-    int64_t room = h->edge.room;
-    for (int32_t i = 0; i < h->units; i++) {
-        int64_t mine = units[i].bins.rows[h->edge.bin];
-        units[i].room = mine < room ? mine : room;
-        room -= units[i].room;
-    }
-}
-
-static void merge_head(hgca_head *h, hgca_unit *units) {
-    const hgca_selection *job = h->job;
-    const int32_t count = HGCA_PARTS * h->units + 1;
-    read_rest(h);
-    for (int32_t q = 0; q < h->queries; q++) {
-        int64_t to = (int64_t)h->head * h->queries + q;
-        hgca_merge(h->partials, sizeof *h->partials, count, q, &job->rows, to);
-        if (job->read_lse) /* the first of each unit, and the last */
-            job->read_lse[to] = hgca_merged_lse(h->partials, HGCA_PARTS * sizeof *h->partials, h->units + 1, q);
-    }
-    if (job->rows_read) {
-        job->rows_read[h->head] = job->rows.rows - job->indexed;
-        for (int32_t i = 0; i < h->units; i++) job->rows_read[h->head] += units[i].stats.read;
-    }
-}
-
-/* A job's heads stand side by side, and so do their units. */
-static void sum_up(const hgca_head *h, const hgca_unit *units) {
-    hgca_selection_stats *to = h->job->stats;
-    int64_t *sums = &to->scanned;
-    const int64_t rest = h->job->rows.rows - h->job->indexed;
-    memset(to, 0, sizeof *to);
-    for (const hgca_unit *u = units - (int64_t)h->head * h->units; u < units + (int64_t)(h->job->rows.kv_heads - h->head) * h->units; u++)
-        for (size_t i = 0; i < sizeof *to / sizeof *sums; i++) sums[i] += (&u->stats.scanned)[i];
-    to->read += rest * h->job->rows.kv_heads;
-    to->bytes += rest * h->job->rows.kv_heads * row_bytes(&h->job->rows);
-}
-
 /* ---- pieces of the pool */
 
 static int64_t now(void) {
@@ -372,7 +293,7 @@ static void await_stage(hgca_head *h, int stage) {
 
 void hgca_run_selection(hgca_batch *batch, int32_t piece) {
     static void (*const work_of[])(hgca_unit *) = {score_groups, scan_codes, weigh_rows, read_rows};
-    static void (*const end_of[])(hgca_head *, hgca_unit *) = {choose_groups, find_total, choose_rows, merge_head};
+    static void (*const end_of[])(hgca_head *, hgca_unit *) = {hgca_choose_groups, hgca_find_total, hgca_choose_rows, hgca_merge_head};
     hgca_selecting *w = (hgca_selecting *)(void *)batch;
     const int stage = piece / w->unit_count;
     hgca_unit *u = &w->units[piece % w->unit_count];
@@ -384,6 +305,6 @@ void hgca_run_selection(hgca_batch *batch, int32_t piece) {
     if (h->job->stats) *(&u->stats.group_ns + stage) += now() - began;
     if (atomic_fetch_sub(&h->left[stage], 1) != 1) return;
     end_of[stage](h, units);
-    if (stage == HGCA_STAGES - 1 && h->job->stats && atomic_fetch_sub(h->heads_left, 1) == 1) sum_up(h, units);
+    if (stage == HGCA_STAGES - 1 && h->job->stats && atomic_fetch_sub(h->heads_left, 1) == 1) hgca_sum_up(h, units);
     atomic_store_explicit(&h->stage, stage + 1, memory_order_release);
 }

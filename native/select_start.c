@@ -18,6 +18,27 @@ static int check_clustered(const hgca_selection *job) {
     return job->gate_mass > 0.0f && job->gate_mass <= 1.0f && job->gate_most >= 0 ? HGCA_OK : HGCA_BAD_ARGUMENT;
 }
 
+/* Rows of a KV head: all, or those of its list. */
+static int64_t near_rows(const hgca_selection *job, int64_t head) {
+    const hgca_attention *near = job->near;
+    if (near == NULL) return 0;
+    if (!near->lists) return near->rows;
+    if (!near->run) return near->row_start[head + 1] - near->row_start[head];
+    int64_t rows = 0;
+    for (int64_t i = near->row_start[head]; i < near->row_start[head + 1]; i++) rows += near->run[i];
+    return rows;
+}
+
+static int check_near(const hgca_attention *near, const hgca_attention *rows) {
+    if (near == NULL) return HGCA_OK;
+    hgca_attention whole = *near;
+    whole.query = rows->query, whole.out = rows->out, whole.lse = rows->lse;
+    if (hgca_check(&whole) || (near->lists && near->lists != rows->kv_heads) || near->tokens != 1) return HGCA_BAD_ARGUMENT;
+    int same = near->heads == rows->heads && near->kv_heads == rows->kv_heads && near->key_dim == rows->key_dim &&
+               near->value_dim == rows->value_dim;
+    return same ? HGCA_OK : HGCA_BAD_ARGUMENT;
+}
+
 static int check(const hgca_selection *job) {
     int status = hgca_check(&job->rows);
     if (status) return status;
@@ -26,7 +47,8 @@ static int check(const hgca_selection *job) {
     if (job->indexed < 0 || job->indexed > job->rows.rows || job->rows.rows > INT32_MAX) return HGCA_BAD_ARGUMENT;
     if (job->indexed > 0 && !job->codes) return HGCA_BAD_ARGUMENT;
     if (!(job->mass > 0.0f && job->mass <= 1.0f) || job->least < 0 || job->most < 0) return HGCA_BAD_ARGUMENT;
-    return check_clustered(job);
+    status = check_near(job->near, &job->rows);
+    return status ? status : check_clustered(job);
 }
 
 /* Memory is laid out in two passes over the same code: without a base it only counts. */
@@ -86,7 +108,7 @@ static void lay_out_unit(layout *at, hgca_head *h, hgca_unit *u, int64_t groups,
     if (at->base) *u = own;
 }
 
-static void place_queries(hgca_head *h, float *query, float *mean_query, float *code_query) {
+static void place_queries(hgca_head *h, float *query, float *mean_query, float *near_query, float *code_query) {
     const hgca_attention *rows = &h->job->rows;
     const float scale = hgca_score_scale(rows);
     const int64_t dim = rows->key_dim, width = hgca_code_width(dim);
@@ -94,10 +116,12 @@ static void place_queries(hgca_head *h, float *query, float *mean_query, float *
         const float *from = rows->query + ((int64_t)h->head * h->queries + q) * dim;
         h->kernel->place(from, scale, rows->key_dim, query + q * hgca_query_width(dim, rows->dtype));
         if (h->mean_kernel) h->mean_kernel->place(from, scale, rows->key_dim, mean_query + q * hgca_query_width(dim, h->job->mean_dtype));
+        if (h->near_kernel) h->near_kernel->place(from, scale, rows->key_dim, near_query + q * hgca_query_width(dim, h->job->near->dtype));
         for (int64_t d = 0; d < width; d++) code_query[q * width + d] = d < dim ? from[d] * scale : 0.0f;
     }
     h->query = query;
     h->mean_query = mean_query;
+    h->near_query = near_query;
     h->code_query = code_query;
 }
 
@@ -106,13 +130,14 @@ static void lay_out_head(layout *at, const hgca_selection *job, hgca_head *h, hg
     const int32_t count = units_of(job, each);
     float *query = take(at, 4 * queries * hgca_query_width(dim, job->rows.dtype));
     float *mean_query = take(at, 4 * queries * hgca_query_width(dim, job->mean_dtype));
+    float *near_query = take(at, job->near ? 4 * queries * hgca_query_width(dim, job->near->dtype) : 0);
     float *code_query = take(at, 4 * queries * hgca_code_width(dim));
     float *total = take(at, 4 * queries);
-    hgca_partial *partials = take(at, (int64_t)sizeof *partials * (HGCA_PARTS * count + 1));
+    hgca_partial *partials = take(at, (int64_t)sizeof *partials * (HGCA_PARTS * count + HGCA_READ + 1));
     if (at->base) {
         h->total = total;
         h->partials = partials;
-        place_queries(h, query, mean_query, code_query);
+        place_queries(h, query, mean_query, near_query, code_query);
     }
     const int64_t clustered = job->gate == HGCA_GATE_NONE ? 0 : job->clustered / HGCA_LANES;
     for (int32_t i = 0; i < count; i++) {
@@ -128,8 +153,17 @@ static void lay_out_head(layout *at, const hgca_selection *job, hgca_head *h, hg
             units[i].index = i;
         }
     }
-    hgca_partial rest = take_partial(at, queries, hgca_padded(job->rows.value_dim));
-    if (at->base) partials[HGCA_PARTS * count] = rest;
+    for (int k = 0; k <= HGCA_READ; k++) {
+        hgca_partial rest = take_partial(at, queries, hgca_padded(job->rows.value_dim));
+        if (at->base) partials[HGCA_PARTS * count + k] = rest;
+    }
+}
+
+/* Asked with the query it is for. */
+static const hgca_kernel *near_kernel(const hgca_selection *job) {
+    hgca_attention near = *job->near;
+    near.query = job->rows.query;
+    return hgca_kernel_for(&near);
 }
 
 static void lay_out(layout *at, const hgca_selection *jobs, int32_t count, hgca_selecting **result) {
@@ -141,12 +175,15 @@ static void lay_out(layout *at, const hgca_selection *jobs, int32_t count, hgca_
     }
     hgca_selecting *w = take(at, sizeof *w);
     hgca_selection *own = take(at, (int64_t)sizeof *own * count);
+    hgca_attention *near = take(at, (int64_t)sizeof *near * count);
     _Atomic int32_t *heads_left = take(at, (int64_t)sizeof *heads_left * count);
     hgca_head *all = take(at, (int64_t)sizeof *all * heads);
     hgca_unit *all_units = take(at, (int64_t)sizeof *all_units * units);
     if (w) {
         memset(w, 0, sizeof *w);
         memcpy(own, jobs, sizeof *own * (size_t)count);
+        for (int32_t j = 0; j < count; j++)
+            if (own[j].near) own[j].near = memcpy(&near[j], own[j].near, sizeof *near);
         *w = (hgca_selecting){.heads = all, .units = all_units, .unit_count = (int32_t)units};
         w->started.batch.run = hgca_run_selection;
         w->started.batch.pieces = (int32_t)(units * HGCA_STAGES);
@@ -170,6 +207,8 @@ static void lay_out(layout *at, const hgca_selection *jobs, int32_t count, hgca_
                 h->units = each_head;
                 h->kernel = hgca_kernel_for(&own[j].rows);
                 h->mean_kernel = gated ? hgca_kernel_for(&mean) : NULL;
+                h->near_kernel = job->near ? near_kernel(&own[j]) : NULL;
+                h->near_rows = near_rows(job, i);
                 h->heads_left = &heads_left[j];
                 for (int s = 0; s < HGCA_STAGES; s++) atomic_init(&h->left[s], each_head);
                 atomic_init(&h->stage, 0);

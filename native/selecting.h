@@ -14,8 +14,11 @@
 
 enum { HGCA_STAGES = 4 };
 
-/* Partials of a unit: rows that are read, groups not taken, positions scored and not read. */
-enum { HGCA_READ, HGCA_GUESSED, HGCA_LEFT, HGCA_PARTS };
+/* log2 of the 16 rows a group stands for. */
+#define HGCA_GROUP_OCTAVES 4.0f
+
+/* Partials of a unit: its share of the near rows, rows that are read, groups not taken, positions scored and not read. */
+enum { HGCA_NEAR, HGCA_READ, HGCA_GUESSED, HGCA_LEFT, HGCA_PARTS };
 
 /* One KV head of one job. */
 typedef struct {
@@ -24,8 +27,9 @@ typedef struct {
     int32_t queries; /* query heads of the KV head */
     int32_t first_unit;
     int32_t units;
-    const hgca_kernel *kernel, *mean_kernel;
-    const float *query, *mean_query; /* placed for them */
+    const hgca_kernel *kernel, *mean_kernel, *near_kernel;
+    const float *query, *mean_query, *near_query; /* placed for them */
+    int64_t near_rows;
     const float *code_query;         /* [queries][dim rounded up to 8], in base 2 */
     float *total;                    /* [queries] log2 of everything's mass */
     float scanned_mass;              /* what the positions with scores hold of it, pooled */
@@ -70,6 +74,20 @@ typedef struct {
 
 /* One stage of one unit: piece = stage * unit_count + unit. */
 void hgca_run_selection(hgca_batch *batch, int32_t piece);
+
+/* What a stage's last unit does for the whole head. */
+void hgca_choose_groups(hgca_head *head, hgca_unit *units);
+void hgca_find_total(hgca_head *head, hgca_unit *units);
+void hgca_choose_rows(hgca_head *head, hgca_unit *units);
+void hgca_merge_head(hgca_head *head, hgca_unit *units);
+
+/* Statistics of the job, from any head of it. */
+void hgca_sum_up(const hgca_head *head, const hgca_unit *units);
+
+/* A kernel's piece over rows of the head, and a partial over none. */
+hgca_piece hgca_piece_of(const hgca_head *head, const hgca_attention *rows, const float *query, hgca_partial to);
+void hgca_empty(const hgca_head *head, hgca_partial to);
+int64_t hgca_row_bytes(const hgca_attention *rows);
 
 /* The mean rows of a clustering as rows of an attention of their own. */
 hgca_attention hgca_mean_rows(const hgca_selection *job);

@@ -28,7 +28,10 @@ int hgca_wait(int64_t ticket) {
     hgca_pool_unlock();
     if (work == NULL) return HGCA_BAD_ARGUMENT;
     int ours = work->generation == hgca_pool_generation();
-    if (ours) hgca_pool_wait(&work->batch);
+    if (ours) {
+        hgca_pool_wait(&work->batch);
+        if (work->finish) work->finish(work);
+    }
     free(work);
     return ours ? HGCA_OK : HGCA_FORKED;
 }

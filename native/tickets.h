@@ -12,6 +12,7 @@ typedef struct hgca_started {
     int64_t ticket;
     int32_t generation;
     struct hgca_started *next;
+    void (*finish)(struct hgca_started *work); /* the last thing before the memory is given back; or NULL */
 } hgca_started;
 
 /* Hand the batch to the pool; *ticket is what hgca_wait takes. */

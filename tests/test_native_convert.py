@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hgca_cli import native
 from hgca_cli.errors import NativeError
+from hgca_cli.kv import convert
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -46,7 +47,7 @@ def same_bytes(a: Tensor, b: Tensor) -> bool:
 def test_every_number_becomes_what_torch_makes_of_it(source: torch.dtype, target: torch.dtype, isa: str) -> None:
     rows = every_number(source).view(1, -1, 64)
     got = torch.empty(rows.shape, dtype=target)
-    native.copy_rows([native.Copy(rows, got)])
+    convert.copy_rows([convert.Copy(rows, got)])
     assert same_bytes(got, rows.to(target))
 
 
@@ -56,7 +57,7 @@ def test_any_size_and_stride(source: torch.dtype, target: torch.dtype, isa: str,
     for dim in (*range(1, 36), 64, 80, 127):
         rows = strided(torch.randn(2, 3, dim, generator=rng).to(source), gap=dim % 5)
         backing = torch.full((2, 3, dim + 3), 7.0).to(target)
-        native.copy_rows([native.Copy(rows, backing[..., 1 : dim + 1])])
+        convert.copy_rows([convert.Copy(rows, backing[..., 1 : dim + 1])])
         assert same_bytes(backing[..., 1 : dim + 1], rows.to(target))
         assert bool((backing[..., 0] == 7).all() and (backing[..., dim + 1 :] == 7).all())  # nothing beside the rows
 
@@ -64,7 +65,7 @@ def test_any_size_and_stride(source: torch.dtype, target: torch.dtype, isa: str,
 def quantised(rows: Tensor) -> tuple[Tensor, Tensor]:
     numbers = torch.full((*rows.shape[:2], rows.shape[2] + 2), 7, dtype=torch.int8)
     scales = torch.full((*rows.shape[:2], 3), 7.0)
-    native.copy_rows([native.Copy(rows, numbers[..., 1:-1], scales[..., 1])])
+    convert.copy_rows([convert.Copy(rows, numbers[..., 1:-1], scales[..., 1])])
     assert bool((numbers[..., 0] == 7).all() and (numbers[..., -1] == 7).all() and (scales[..., ::2] == 7).all())
     return numbers[..., 1:-1], scales[..., 1]
 
@@ -120,7 +121,7 @@ def test_all_instruction_sets_and_thread_counts_give_the_same_bytes(
                 native.set_threads(count)
                 got = torch.zeros(rows.shape, dtype=target)
                 scale = torch.zeros(3, 5000) if target == torch.int8 else None
-                native.copy_rows([native.Copy(rows, got, scale)])
+                convert.copy_rows([convert.Copy(rows, got, scale)])
                 parts = [got.view(BITS.get(target, torch.int8))]
                 found.append(parts if scale is None else [*parts, scale.view(torch.int32)])
     finally:
@@ -132,17 +133,17 @@ def test_all_instruction_sets_and_thread_counts_give_the_same_bytes(
 def test_nothing_is_written_if_one_copy_is_refused() -> None:
     rows, target = torch.ones(1, 2, 4), torch.zeros(1, 2, 4)
     for wrong in (
-        native.Copy(rows, torch.zeros(1, 3, 4)),
-        native.Copy(rows.to(torch.int8), torch.zeros(1, 2, 4)),
-        native.Copy(rows, torch.zeros(1, 2, 4, dtype=torch.int8)),
-        native.Copy(rows, torch.zeros(1, 2, 4), torch.zeros(1, 2)),
-        native.Copy(rows, torch.zeros(1, 2, 4, dtype=torch.int8), torch.zeros(1, 3)),
-        native.Copy(rows.double(), torch.zeros(1, 2, 4)),
-        native.Copy(rows.transpose(1, 2), torch.zeros(1, 4, 2)),
-        native.Copy(torch.ones(1, 2, 0), torch.zeros(1, 2, 0)),
+        convert.Copy(rows, torch.zeros(1, 3, 4)),
+        convert.Copy(rows.to(torch.int8), torch.zeros(1, 2, 4)),
+        convert.Copy(rows, torch.zeros(1, 2, 4, dtype=torch.int8)),
+        convert.Copy(rows, torch.zeros(1, 2, 4), torch.zeros(1, 2)),
+        convert.Copy(rows, torch.zeros(1, 2, 4, dtype=torch.int8), torch.zeros(1, 3)),
+        convert.Copy(rows.double(), torch.zeros(1, 2, 4)),
+        convert.Copy(rows.transpose(1, 2), torch.zeros(1, 4, 2)),
+        convert.Copy(torch.ones(1, 2, 0), torch.zeros(1, 2, 0)),
     ):
         with pytest.raises(NativeError):
-            native.copy_rows([native.Copy(rows, target), wrong])
+            convert.copy_rows([convert.Copy(rows, target), wrong])
     assert not target.any()
-    native.copy_rows([])
-    native.copy_rows([native.Copy(rows[:, :0], target[:, :0])])
+    convert.copy_rows([])
+    convert.copy_rows([convert.Copy(rows[:, :0], target[:, :0])])

@@ -45,7 +45,9 @@ class LayerState:
         self.selector = selector
         self.prompt_left = 0  # tokens of the current turn's prompt not seen yet
         self.first_turn = True  # the store was empty when the turn began
-        self.near_lse: Tensor | None = None  # f32 [heads], of the newest window attention, on its device
+        self.near_lse: Tensor | None = (
+            None  # f32 [heads], of the last token's window, where a device has it; on the CPU
+        )
         self.reads = ReadCounters()
 
     @property

@@ -1,8 +1,13 @@
-"""Attention over the store: started before the device's work, awaited after it. The C library's threads do it."""
+"""Attention over rows in CPU memory: started before the device's work, awaited after it. The C library's threads do it.
+
+Where the device is the CPU, the window's rows are in its memory too: they are read in the same call, and the two parts
+are merged there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -10,94 +15,102 @@ from torch import Tensor
 from hgca_cli import native, selection
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import Partial
-from hgca_cli.attention.select.contract import Chosen
-from hgca_cli.selection import Selection
+from hgca_cli.selection import Aimed, Selection
 
 
-class StoreAttention:
+class HostAttention:
     """Work on its way in the C library; `wait` gives one partial per sequence, None where nothing was to be read."""
 
     def __init__(self, sequences: int) -> None:
         self._partials: list[Partial | None] = [None] * sequences
-        self._named: list[tuple[int, native.Attention]] = []
-        self._chosen: list[tuple[int, selection.Aimed]] = []
-        self._layers: dict[int, LayerState] = {}
-        self._pending: list[tuple[list[int], native.Pending]] = []
+        self._named: list[native.Attention | native.Step] = []  # rows that Python names
+        self._named_first: list[tuple[int, int]] = []  # of a sequence: the job its partial is, as the others join it
+        self._aimed: list[Aimed] = []  # rows that the C library chooses
+        self._aimed_layer: list[tuple[int, LayerState]] = []
+        self._pending: list[native.Pending] = []
 
-    def name(self, index: int, layer: LayerState, job: native.Attention, share: float) -> None:
-        """Sequence `index` reads the rows its policy named."""
-        self._named.append((index, job))
-        layer.reads.add(share, share)
+    def name(self, index: int, jobs: list[native.Step]) -> None:
+        """Sequence `index` reads these rows."""
+        if jobs:
+            self._named_first.append((index, len(self._named)))
+            self._named += jobs
 
-    def choose(self, index: int, layer: LayerState, job: selection.Aimed) -> None:
+    def choose(self, index: int, layer: LayerState, job: Aimed) -> None:
         """Sequence `index` reads what the C library chooses."""
-        self._chosen.append((index, job))
-        self._layers[index] = layer
+        self._aimed_layer.append((index, layer))
+        self._aimed.append(job)
 
-    def start(self) -> None:
+    def start(self) -> HostAttention:
         """Hand everything to the worker threads."""
-        if self._named:
-            jobs = native.start([job for _, job in self._named])
-            self._pending.append(([index for index, _ in self._named], jobs))
-        if self._chosen:
-            chosen = selection.start([job for _, job in self._chosen])
-            self._pending.append(([index for index, _ in self._chosen], chosen))
+        self._pending = [native.start(self._named)] if self._named else []
+        if self._aimed:
+            self._pending.append(selection.start(self._aimed))
+        return self
 
     def wait(self) -> list[Partial | None]:
         """The partials, on the CPU: out f32 [heads, value_dim], lse f32 [heads]."""
-        for indexes, pending in self._pending:
-            for index, partial in zip(indexes, pending.wait(), strict=True):
-                self._partials[index] = Partial(*partial)
-        for index, job in self._chosen:
-            _count(self._layers[index], job.selection)
+        done = [pending.wait() for pending in self._pending]
+        for index, job in self._named_first:
+            self._partials[index] = Partial(*done[0][job])
+        for (index, layer), aimed, partial in zip(
+            self._aimed_layer, self._aimed, done[-1] if done else [], strict=False
+        ):
+            self._partials[index] = Partial(*partial)
+            _count(layer, aimed.selection)
         return self._partials
 
 
-def start_store_attention(
-    query: Tensor, layers: Sequence[LayerState], *, scale: float, softcap: float
-) -> StoreAttention:
-    """Start one token's attention of each sequence over the rows its policy chooses.
+def start_host_attention(query: Tensor, layers: Sequence[LayerState], *, scale: float, softcap: float) -> HostAttention:
+    """Start one token's attention of each sequence over the rows its policy chooses, and a CPU device's window.
 
     query  [sequences, heads, key_dim], any device and dtype
     """
-    work = StoreAttention(len(layers))
+    work = HostAttention(len(layers))
     host: Tensor | None = None
     for index, layer in enumerate(layers):
         store = layer.store
-        if store is None or store.rows == 0:
+        stored = store is not None and store.rows > 0
+        if layer.window.read is None and not stored:
             continue
         if host is None:
             host = query.to("cpu", torch.float32).contiguous()
+        near = None if layer.window.read is None else _window_job(host[index], layer, scale, softcap)
+        if store is None or not stored:
+            work.name(index, [] if near is None else [near])
+            continue
         chosen = layer.selector.choose(host[index], store)
         if isinstance(chosen, Selection):
-            beside = layer.near_lse if layer.near_lse is not None and layer.near_lse.is_cpu else None
-            work.choose(index, layer, selection.Aimed(chosen, host[index], scale, softcap, beside))
-        elif chosen is not None:
-            work.name(index, layer, _attention(host[index], layer, chosen, scale, softcap), chosen.share)
-        else:
-            layer.reads.add(0.0, 0.0)
-    work.start()
-    return work
-
-
-def _attention(query: Tensor, layer: LayerState, chosen: Chosen, scale: float, softcap: float) -> native.Attention:
-    store = layer.store
-    assert store is not None
-    scales = None if store.scales is None else store.scales[:, : store.rows]
-    return native.Attention(
-        query=query,
-        key=store.keys[:, : store.rows],
-        value=store.values[:, : store.rows],
-        scale=scale,
-        softcap=softcap,
-        row_start=chosen.row_start,
-        row=chosen.row,
-        key_scale=None if scales is None else scales[..., 0],
-        value_scale=None if scales is None else scales[..., 1],
-    )
+            work.choose(index, layer, Aimed(chosen, host[index], scale, softcap, near, layer.near_lse))
+            continue
+        jobs = [] if near is None else [near]
+        if chosen is not None:
+            lists = None if chosen.row_start is None else native.Lists(chosen.row_start, chosen.row)
+            joins = near is not None
+            jobs.append(native.Step(host[index], store.read, store.rows, scale, softcap, lists, joins))
+        share = 0.0 if chosen is None else chosen.share
+        layer.reads.add(share, share)
+        work.name(index, jobs)
+    return work.start()
 
 
 def _count(layer: LayerState, chosen: Selection) -> None:
     assert layer.store is not None
-    reads, rows = chosen.reads, layer.store.rows * chosen.kv_heads
-    layer.reads.add(reads.read / rows, reads.bytes / layer.store.bytes, reads)
+    reads = chosen.reads
+    layer.reads.add(reads.read / (layer.store.rows * chosen.kv_heads), reads.bytes / layer.store.bytes, reads)
+
+
+def _window_job(query: Tensor, layer: LayerState, scale: float, softcap: float) -> native.Step:
+    window = layer.window
+    assert window.read is not None
+    runs = window.runs()
+    if len(runs) == 1 and runs[0][0] == 0:
+        return native.Step(query, window.read, runs[0][1], scale, softcap)
+    lists = _as_lists(layer.layout.kv_heads, runs)
+    return native.Step(query, window.read, window.read.capacity, scale, softcap, lists)
+
+
+@lru_cache(maxsize=16)  # the layers of a model ask for the same runs, one after another
+def _as_lists(kv_heads: int, runs: tuple[tuple[int, int], ...]) -> native.Lists:
+    """The same runs of every KV head's rows."""
+    first, count = torch.tensor(runs, dtype=torch.int32).T.repeat(1, kv_heads).contiguous()
+    return native.Lists(torch.arange(kv_heads + 1, dtype=torch.int64) * len(runs), first, count)

@@ -1,4 +1,4 @@
-"""One layer, one token: the window is attended to here, the store over there."""
+"""One layer, one token: the window is attended to on the device, older rows in CPU memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from hgca_cli.attention import dense
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import Partial, absorb_sink, merge
-from hgca_cli.attention.sparse import start_store_attention
+from hgca_cli.attention.sparse import start_host_attention
 
 
 def decode_attention(
@@ -34,32 +34,31 @@ def decode_attention(
         layer.settle()
         layer.make_room()
         layer.window.append(new_key, new_value)
-    if query.device.type == "cpu":  # the same cores do both: first what tells the policy how much the window holds
-        new = [_window_attention(q, layer, scale, softcap) for q, layer in zip(query, layers, strict=True)]
-        old = start_store_attention(query, layers, scale=scale, softcap=softcap)
-    else:
-        old = start_store_attention(query, layers, scale=scale, softcap=softcap)  # CPU threads work ...
-        new = [_window_attention(q, layer, scale, softcap) for q, layer in zip(query, layers, strict=True)]  # meanwhile
+    old = start_host_attention(query, layers, scale=scale, softcap=softcap)  # CPU threads work ...
+    new = [_window_attention(q, layer, scale, softcap) for q, layer in zip(query, layers, strict=True)]  # ... meanwhile
     out = []
     for q, layer, near, far in zip(query, layers, new, old.wait(), strict=True):
-        whole = near if far is None else merge(near, _to(far, near))
+        if near is not None:
+            layer.near_lse = near.lse.cpu()  # what the window held this time tells the policy about the next
+        whole = _merged(near, far)
         if sink is not None:
             whole = absorb_sink(whole, sink)
         if layer.selector.watches:
             layer.selector.see_step(_ring_weights(q, layer, whole.lse, scale, softcap))
         layer.evict_overflow()
         out.append(whole.out)
-    return torch.stack(out).to(query.dtype)
+    return (torch.stack(out) if len(out) > 1 else out[0].unsqueeze(0)).to(query.dtype)
 
 
-def _window_attention(query: Tensor, layer: LayerState, scale: float, softcap: float) -> Partial:
-    """query [heads, key_dim] over sinks and ring -> out [heads, value_dim], lse [heads]."""
+def _window_attention(query: Tensor, layer: LayerState, scale: float, softcap: float) -> Partial | None:
+    """query [heads, key_dim] over sinks and ring -> out [heads, value_dim], lse [heads]; None if the CPU does that."""
+    if layer.window.read is not None:
+        return None
     key, value, bias = layer.window.view()
     heads = query.shape[0]
     grouped = query.view(key.shape[0], -1, query.shape[-1])  # one read of a row serves the group
     part = dense.attend(grouped, key, value, scale=scale, softcap=softcap, bias=bias)
-    layer.near_lse = part.lse.reshape(heads)
-    return Partial(part.out.reshape(heads, -1), layer.near_lse)
+    return Partial(part.out.reshape(heads, -1), part.lse.reshape(heads))
 
 
 def _ring_weights(query: Tensor, layer: LayerState, lse: Tensor, scale: float, softcap: float) -> Tensor:
@@ -70,6 +69,12 @@ def _ring_weights(query: Tensor, layer: LayerState, lse: Tensor, scale: float, s
     return layer.window.in_order(torch.exp(score - lse.unsqueeze(-1)))
 
 
-def _to(partial: Partial, like: Partial) -> Partial:
-    device = like.out.device
-    return Partial(partial.out.to(device, non_blocking=True), partial.lse.to(device, non_blocking=True))
+def _merged(near: Partial | None, far: Partial | None) -> Partial:
+    """The device's part and the CPU's, of which one may be all there is."""
+    if near is None:
+        assert far is not None
+        return far
+    if far is None:
+        return near
+    device = near.out.device
+    return merge(near, Partial(far.out.to(device, non_blocking=True), far.lse.to(device, non_blocking=True)))

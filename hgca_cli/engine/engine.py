@@ -15,6 +15,7 @@ from hgca_cli.engine.sequence import Sequence
 from hgca_cli.engine.text import TextStream
 from hgca_cli.events import Done, Event, Text
 from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.linear import quicken
 from hgca_cli.hf.load import LoadedModel
 from hgca_cli.hf.shape import kv_layout
 
@@ -33,6 +34,8 @@ class Engine:
         self.context = settings.context
         self._layout = kv_layout(loaded.model.config, loaded.dtype.itemsize, loaded.dtype.itemsize)
         loaded.model.set_attn_implementation(hgca_cli.hf.attention.NAME)
+        if loaded.device.type == "cpu":
+            quicken(loaded.model)
 
     def new_sequence(self, settings: CacheSettings | None = None) -> Sequence:
         """An empty sequence, its rows kept by other settings if given. Its windows are allocated with its first token."""

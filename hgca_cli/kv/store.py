@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hgca_cli import native
 from hgca_cli.errors import DoesNotFitError
+from hgca_cli.kv import convert
 from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.layout import LayerLayout
 
@@ -25,6 +26,7 @@ class Store:
     keys    [kv_heads, capacity, key_dim]; values [kv_heads, capacity, value_dim]: views of the reserved memory, whose
             first `rows` rows may be read. Of int8 rows the numbers alone: `blocks` gives the rows themselves
     scales  f32 [kv_heads, capacity, 2] of int8 rows: of the key, of the value; None for other dtypes
+    read    the same rows as the C library reads them
     """
 
     def __init__(self, layout: LayerLayout, capacity: int, dtype: torch.dtype) -> None:
@@ -39,6 +41,7 @@ class Store:
         whole = self._parts[0].whole
         self.keys = whole[..., : layout.key_dim]
         self.values = whole[..., layout.key_dim :]
+        self.read = native.Rows(self.keys, self.values, *(() if self.scales is None else self.scales.unbind(-1)))
 
     @property
     def bytes(self) -> int:
@@ -57,10 +60,10 @@ class Store:
             part.commit(rows)
         new = slice(self.rows, rows)
         key_scale, value_scale = (None, None) if self.scales is None else self.scales[:, new].unbind(-1)
-        native.copy_rows(
+        convert.copy_rows(
             [
-                native.Copy(_packed(key), self.keys[:, new], key_scale),
-                native.Copy(_packed(value), self.values[:, new], value_scale),
+                convert.Copy(_packed(key), self.keys[:, new], key_scale),
+                convert.Copy(_packed(value), self.values[:, new], value_scale),
             ]
         )
         self.rows = rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hgca_cli import native
 from hgca_cli.kv.layout import LayerLayout
 
 
@@ -17,6 +18,7 @@ class Window:
 
     slots   rows there is room for, sinks included
     sinks   first positions that never leave
+    read    the same rows as the C library reads them; None if the device is not the CPU
 
     `start` .. `end` are the positions in the ring; the sinks in use are positions 0 .. min(sinks, end) - 1.
     """
@@ -30,6 +32,7 @@ class Window:
         with torch.inference_mode(False):  # the caller may leave inference mode between a prompt and a rewind
             self.keys = torch.zeros(layout.kv_heads, slots, layout.key_dim, device=device, dtype=dtype)
             self.values = torch.zeros(layout.kv_heads, slots, layout.value_dim, device=device, dtype=dtype)
+            self.read = native.Rows(self.keys, self.values) if device.type == "cpu" and dtype in native.DTYPES else None
             self._bias = torch.full((slots,), float("-inf"), device=device, dtype=dtype)
 
     @property
@@ -50,6 +53,13 @@ class Window:
         The caller made room: sinks left plus free ring slots are at least n.
         """
         rows = key.shape[1]
+        if rows == 1 and self.read is not None:  # once per layer and token: what is done here, Python's own time counts
+            slot, _ = self._run(self.end, 1)
+            assert self.end < self.start + self.ring, "no room was made"
+            self.keys.select(1, slot).copy_(key.select(1, 0))
+            self.values.select(1, slot).copy_(value.select(1, 0))
+            self.end += 1
+            return
         done = 0
         while done < rows:
             slot, run = self._run(self.end, rows - done)
@@ -57,7 +67,7 @@ class Window:
             target = slice(slot, slot + run)
             self.keys[:, target] = key[:, done : done + run]
             self.values[:, target] = value[:, done : done + run]
-            self._bias[target] = 0.0
+            self._mark(target, 0.0)
             self.end += run
             done += run
 
@@ -68,7 +78,7 @@ class Window:
     def drop_oldest(self, count: int) -> None:
         """Forget the oldest `count` ring rows; their slots are free."""
         for piece in self.slices(self.start, count):
-            self._bias[piece] = float("-inf")
+            self._mark(piece, float("-inf"))
         self.start += count
 
     def in_order(self, per_slot: Tensor) -> Tensor:
@@ -85,9 +95,9 @@ class Window:
         """Forget positions `length` and later."""
         kept = max(min(length, self.end), self.start)
         for piece in self.slices(kept, self.end - kept):
-            self._bias[piece] = float("-inf")
+            self._mark(piece, float("-inf"))
         if length < self.sinks:
-            self._bias[length : self.sinks] = float("-inf")
+            self._mark(slice(length, self.sinks), float("-inf"))
         self.end = min(length, self.end)
         self.start = max(self.sinks, min(self.start, self.end))
 
@@ -97,7 +107,21 @@ class Window:
             return self.keys[:, : self.end], self.values[:, : self.end], None
         if self.ring_rows == self.ring:
             return self.keys, self.values, None
+        if self.read is not None:
+            self._bias.fill_(float("-inf"))
+            for first, count in self.runs():
+                self._bias[first : first + count] = 0.0
         return self.keys, self.values, self._bias
+
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """Slots in use, as (first, how many): one run from slot 0 if no free slot lies between, else two or three."""
+        if self.start == self.sinks and self.end <= self.sinks + self.ring:
+            return ((0, self.end),)
+        if self.ring_rows == self.ring:
+            return ((0, self.sinks + self.ring),)
+        used = [slice(0, self.sinks)] if self.sinks else []
+        used += self.slices(self.start, self.ring_rows)
+        return tuple((piece.start, piece.stop - piece.start) for piece in used)
 
     def slices(self, position: int, count: int) -> list[slice]:
         """Slots of positions position .. position + count - 1, in order, as at most two runs of the ring."""
@@ -108,6 +132,11 @@ class Window:
             position += run
             count -= run
         return pieces
+
+    def _mark(self, piece: slice, bias: float) -> None:
+        """Slots come into use or fall free. On the CPU the bias is made when it is asked for: decoding never does."""
+        if self.read is None:
+            self._bias[piece] = bias
 
     def _run(self, position: int, count: int) -> tuple[int, int]:
         """Slot of a position, and how many following positions have the following slots."""

@@ -1,0 +1,111 @@
+/* What is found when a head's last unit has finished a stage (select.c). */
+#include <math.h>
+#include <string.h>
+
+#include "selecting.h"
+
+static const float LOG2E = 1.44269504088896341f;
+
+/* Rows behind the index are read whatever they are. */
+static void read_rest(const hgca_head *h) {
+    const hgca_attention *rows = &h->job->rows;
+    hgca_piece piece = hgca_piece_of(h, rows, h->query, h->partials[HGCA_PARTS * h->units + HGCA_READ]);
+    piece.first = h->job->indexed;
+    piece.count = rows->rows - h->job->indexed;
+    h->kernel->piece(&piece);
+}
+
+/* log2 of what is read in any case holds. */
+static float beside(const hgca_head *h, int32_t q) {
+    const float *lse = h->job->beside, far = lse ? lse[h->head * h->queries + q] : -INFINITY;
+    const float near = hgca_merged_lse(&h->partials[HGCA_NEAR], HGCA_PARTS * sizeof *h->partials, h->units, q);
+    return hgca_add_log2(far * LOG2E, near * LOG2E);
+}
+
+void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
+    const hgca_selection *job = h->job;
+    if (job->gate == HGCA_GATE_NONE || job->clustered == 0) return;
+    hgca_bins bins = {{0}, {0}};
+    float held = 0.0f, share[HGCA_UNIT * HGCA_LANES];
+    for (int32_t q = 0; q < h->queries; q++) {
+        float own = -INFINITY;
+        for (int32_t i = 0; i < h->units; i++)
+            if (units[i].clustered) own = hgca_add_log2(own, hgca_mass_log2(units[i].group_max[q], units[i].group_sum[q]));
+        h->total[q] = hgca_add_log2(own + HGCA_GROUP_OCTAVES, beside(h, q));
+        held += hgca_share(own + HGCA_GROUP_OCTAVES, h->total[q]) / (float)h->queries;
+    }
+    const float least = hgca_least_weight(job->gate_mass, job->clustered / HGCA_LANES);
+    for (int32_t i = 0; i < h->units; i++) {
+        hgca_unit *u = &units[i];
+        if (u->clustered == 0) continue;
+        for (int32_t q = 0; q < h->queries; q++)
+            share[q] = hgca_share(u->group_max[q] + HGCA_GROUP_OCTAVES, h->total[q]) / (float)h->queries;
+        hgca_weighing weighing = {u->group_score, u->clustered, h->queries, share, least, u->group_weight, bins.rows, bins.mass};
+        hgca_selection_kernels()->weigh(&weighing);
+    }
+    h->gate = hgca_choose_edge(&bins, held - (1.0f - job->gate_mass), 1, job->gate_most);
+    h->gate.all = held != held; /* what is no number is not hidden */
+    h->estimate_edge = 0.25f * (1.0f - job->mass) / (float)(job->clustered / HGCA_LANES);
+}
+
+void hgca_find_total(hgca_head *h, hgca_unit *units) {
+    h->scanned_mass = 0.0f;
+    for (int32_t q = 0; q < h->queries; q++) {
+        float scanned = -INFINITY, left = beside(h, q);
+        for (int32_t i = 0; i < h->units; i++) {
+            scanned = hgca_add_log2(scanned, hgca_mass_log2(units[i].max[q], units[i].sum[q]));
+            if (units[i].clustered)
+                left = hgca_add_log2(left, hgca_mass_log2(units[i].group_max[q] + HGCA_GROUP_OCTAVES, units[i].left_sum[q]));
+        }
+        h->total[q] = hgca_add_log2(scanned, left);
+        h->scanned_mass += hgca_share(scanned, h->total[q]) / (float)h->queries;
+    }
+}
+
+void hgca_choose_rows(hgca_head *h, hgca_unit *units) {
+    const hgca_selection *job = h->job;
+    hgca_bins bins = {{0}, {0}};
+    for (int32_t i = 0; i < h->units; i++)
+        for (int b = 0; b < HGCA_BINS; b++) {
+            bins.rows[b] += units[i].bins.rows[b];
+            bins.mass[b] += units[i].bins.mass[b];
+        }
+    h->edge = hgca_choose_edge(&bins, h->scanned_mass - (1.0f - job->mass), job->least, job->most);
+    h->edge.all = h->scanned_mass != h->scanned_mass; /* what is no number is not hidden */
+    int64_t room = h->edge.room;
+    for (int32_t i = 0; i < h->units; i++) {
+        int64_t mine = units[i].bins.rows[h->edge.bin];
+        units[i].room = mine < room ? mine : room;
+        room -= units[i].room;
+    }
+}
+
+void hgca_merge_head(hgca_head *h, hgca_unit *units) {
+    const hgca_selection *job = h->job;
+    const int32_t count = HGCA_PARTS * h->units + HGCA_READ + 1;
+    read_rest(h);
+    hgca_empty(h, h->partials[HGCA_PARTS * h->units + HGCA_NEAR]);
+    for (int32_t q = 0; q < h->queries; q++) {
+        int64_t to = (int64_t)h->head * h->queries + q;
+        hgca_merge(h->partials, sizeof *h->partials, count, q, &job->rows, to);
+        if (job->read_lse) /* of each unit, and the last */
+            job->read_lse[to] = hgca_merged_lse(&h->partials[HGCA_READ], HGCA_PARTS * sizeof *h->partials, h->units + 1, q);
+    }
+    if (job->rows_read) {
+        job->rows_read[h->head] = job->rows.rows - job->indexed;
+        for (int32_t i = 0; i < h->units; i++) job->rows_read[h->head] += units[i].stats.read;
+    }
+}
+
+/* A job's heads stand side by side, and so do their units. */
+void hgca_sum_up(const hgca_head *h, const hgca_unit *units) {
+    hgca_selection_stats *to = h->job->stats;
+    int64_t *sums = &to->scanned;
+    const int64_t rest = h->job->rows.rows - h->job->indexed;
+    memset(to, 0, sizeof *to);
+    for (const hgca_unit *u = units - (int64_t)h->head * h->units; u < units + (int64_t)(h->job->rows.kv_heads - h->head) * h->units; u++)
+        for (size_t i = 0; i < sizeof *to / sizeof *sums; i++) sums[i] += (&u->stats.scanned)[i];
+    to->read += rest * h->job->rows.kv_heads;
+    to->bytes += rest * h->job->rows.kv_heads * hgca_row_bytes(&h->job->rows);
+}
+

@@ -1,0 +1,118 @@
+"""Linear layers on the C library: the product against float64, kinds of weights found exactly, models unchanged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hgca_cli import native
+from hgca_cli.hf.grid import BLOCK, find_grid, find_halves
+from hgca_cli.hf.linear import QuickLinear, Weights, quicken
+from tests.tiny_engine import tiny_model
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def on_grid(bits: int, outputs: int, inputs: int, rng: torch.Generator) -> Tensor:
+    """Weights as a GGUF file of Q4_1 or Q8_0 gives them: fp16 scales, and every block uses its whole range."""
+    low, high = (0, 15) if bits == 4 else (-127, 127)
+    numbers = torch.randint(low, high + 1, (outputs, inputs // BLOCK, BLOCK), generator=rng).float()
+    numbers[..., 3], numbers[..., 20] = low, high
+    scale = (torch.rand(outputs, inputs // BLOCK, 1, generator=rng) + 0.1).half().float()
+    smallest = torch.randn(scale.shape, generator=rng).half().float() if bits == 4 else 0.0
+    return (numbers * scale + smallest).flatten(1)
+
+
+def product_error(weight: Tensor, bias: Tensor | None, got: Tensor, vector: Tensor) -> float:
+    want = weight.double() @ vector.double().flatten() + (0.0 if bias is None else bias.double())
+    size = weight.double().abs() @ vector.double().flatten().abs() + 1.0
+    return float(((got.double().flatten() - want).abs() / size).max())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("biased", [False, True])
+def test_product_matches_float64(dtype: torch.dtype, biased: bool, isa: str, rng: torch.Generator) -> None:
+    rounding = 1e-6 if dtype == torch.float32 else 1.01 * torch.finfo(dtype).eps / 2
+    for outputs, inputs in ((1, 1), (3, 7), (4, 15), (5, 16), (9, 33), (64, 100), (257, 576)):
+        weight = torch.randn(outputs, inputs + 3, generator=rng).to(dtype)[:, :inputs]
+        bias = torch.randn(outputs, generator=rng).to(dtype) if biased else None
+        vector = torch.randn(1, 1, inputs, generator=rng).to(dtype)
+        got = Weights(weight, bias).product(vector)
+        assert got.shape == (1, 1, outputs) and got.dtype == dtype
+        assert product_error(weight, bias, got, vector) < rounding
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 17, 18])
+@pytest.mark.parametrize("outputs", [1, 4, 6, 300])
+def test_grid_is_found_and_multiplied(bits: int, blocks: int, outputs: int, isa: str, rng: torch.Generator) -> None:
+    weight = on_grid(bits, outputs, blocks * BLOCK, rng)
+    grid = find_grid(weight)
+    assert grid is not None and grid.numbers.dtype == (torch.uint8 if bits == 4 else torch.int8)
+    bias, vector = torch.randn(outputs, generator=rng), torch.randn(blocks * BLOCK, generator=rng)
+    assert product_error(weight, bias, Weights(weight, bias, *grid).product(vector), vector) < 1e-6
+
+
+def test_a_grid_that_is_not_exact_is_none(rng: torch.Generator) -> None:
+    weight = on_grid(4, 8, 64, rng)
+    assert find_grid(torch.randn(8, 64, generator=rng)) is None
+    for wrong in (weight[5, 40] * 1.0000002, float("nan"), float("inf")):
+        changed = weight.clone()
+        changed[5, 40] = wrong
+        assert find_grid(changed) is None
+    assert find_grid(weight[:, :40].contiguous()) is None  # no whole number of blocks
+    assert find_grid(torch.zeros(4, 64)) is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_found_and_multiplied(dtype: torch.dtype, isa: str, rng: torch.Generator) -> None:
+    weight = torch.randn(70, 90, generator=rng).to(dtype).float()
+    halves = find_halves(weight)
+    assert halves is not None and torch.equal(halves[0].float(), weight)
+    vector = torch.randn(90, generator=rng)
+    got = Weights(weight, None, *halves).product(vector)
+    assert got.dtype == torch.float32 and product_error(weight, None, got, vector) < 1e-6
+    assert find_halves(torch.randn(70, 90, generator=rng)) is None
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_give_the_same(threads: int, rng: torch.Generator) -> None:
+    before, weight, vector = native.threads(), torch.randn(3000, 576, generator=rng), torch.randn(576, generator=rng)
+    want = Weights(weight).product(vector)
+    try:
+        native.set_threads(threads)
+        assert all(torch.equal(Weights(weight).product(vector), want) for _ in range(20))
+    finally:
+        native.set_threads(before)
+
+
+def test_a_quickened_model_gives_its_logits() -> None:
+    model = tiny_model()
+    ids = torch.tensor([[3]])
+    with torch.inference_mode():
+        want, several = model(ids).logits, model(torch.tensor([[3, 4, 5]])).logits
+        assert quicken(model) >= 0
+        assert any(type(module) is QuickLinear for module in model.modules())
+        assert torch.allclose(model(ids).logits, want, atol=1e-5)
+        assert torch.equal(model(torch.tensor([[3, 4, 5]])).logits, several)
+
+
+def test_other_weights_or_inputs_are_torchs(rng: torch.Generator) -> None:
+    model = nn.Sequential(nn.Linear(8, 4))
+    quicken(model)
+    vector = torch.randn(1, 8, generator=rng)
+    assert model(vector).requires_grad  # training goes on as before
+    with torch.no_grad():
+        model[0].weight = nn.Parameter(torch.ones(4, 8))
+        assert torch.allclose(model(vector), vector.sum() + model[0].bias)
+        model.double()
+        assert model(vector.double()).dtype == torch.float64
+        with pytest.raises(RuntimeError):
+            model(torch.ones(8, 1, dtype=torch.float64))
+
+
+def test_what_the_library_cannot_read_stays_as_it_is() -> None:
+    model = nn.Sequential(nn.Linear(8, 4).double(), nn.Embedding(3, 8), nn.Linear(8, 4))
+    assert quicken(model) == 0
+    assert [type(module) for module in model] == [nn.Linear, nn.Embedding, QuickLinear]
