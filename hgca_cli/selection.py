@@ -234,6 +234,10 @@ class Selection:
         job.apart, job.apart_head_stride = address(apart, "uint8_t *"), apart.stride(0)
         job.gate, job.gate_mass, job.gate_most = GATES[gate], mass, most
 
+    def uncluster(self) -> None:
+        """Every position is the row of its number again."""
+        self.job.clustered, self.job.gate = 0, GATES["none"]
+
     @property
     def reads(self) -> Reads:
         """What the last step touched."""

@@ -5,7 +5,7 @@
 #include "codes.h"
 #include "pool.h"
 
-enum { MOST_WIDTH = 1024, ALONE = 64 }; /* widest row; means the caller writes by itself */
+enum { MOST_WIDTH = 1024, ALONE = 128 }; /* widest row; means the caller writes by itself */
 
 static float from_f16(uint16_t x) {
     uint32_t sign = (uint32_t)(x & 0x8000) << 16, exponent = x >> 10 & 31, fraction = x & 1023, bits;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from hgca_cli import selection
 from hgca_cli.kv.growing import GrowingArray
@@ -37,6 +38,12 @@ class Codes:
         values = store.values[:, : store.rows]
         selection.average(values, self.means, first, each=selection.BLOCK, scale=scales[1])
         self.rows = store.rows
+
+    def reorder(self, first: int, codes: Tensor, means: Tensor) -> None:
+        """Whole blocks from position `first` on are in another order now: u8 [kv_heads, blocks, bytes] and their means."""
+        blocks = slice(first // selection.BLOCK, first // selection.BLOCK + codes.shape[1])
+        self.whole[:, blocks] = codes
+        self.means[:, blocks] = means
 
     def truncate(self, rows: int) -> None:
         """Forget what is beyond."""

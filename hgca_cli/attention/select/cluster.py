@@ -1,0 +1,85 @@
+"""Like rows stand together, and the mean key of 16 says whether they are worth a look; who is not looked at is estimated.
+
+`cluster` reads all rows of the groups that hold the mass wanted (RetroInfer, arXiv:2505.02922: what is near is read, what
+matters is retrieved, the rest is estimated by the groups' mean keys and values). `two-level` scans the 4-bit codes of
+the rows of a wider choice of groups, and reads the rows that hold the mass wanted. Rows that are like no others have
+groups of their own, which are always looked at: a mean would hide them. Rows not yet clustered are scanned.
+
+Groups are of 16 rows exactly, by halving again and again; they stay where they are in the store, as runs of 16 rows are
+read no faster than single ones once [key | value] lie together (docs/log.md).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hgca_cli import selection
+from hgca_cli.attention.select.clusters import Clusters
+from hgca_cli.attention.select.scan import Scan
+from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.store import Store
+from hgca_cli.selection import Selection
+
+GATE_SHARE = 0.25  # most groups that are looked at
+
+
+class Cluster(Scan):
+    """Reads the groups that hold the mass wanted, and estimates the others.
+
+    mass, budget  as of Scan
+    """
+
+    gate = "read"
+
+    def __init__(self, layout: LayerLayout, capacity: int, *, mass: float, budget: float | None = None) -> None:
+        super().__init__(layout, capacity, mass=mass, budget=budget)
+        self._clusters = Clusters(layout, capacity)
+
+    def choose(self, query: Tensor, store: Store) -> Selection | None:
+        """The standing description, brought up to date; segments that are due are taken in."""
+        described = self._described(store)
+        clusters = self._clusters
+        clusters.settle(store, self._codes)
+        if clusters.rows:
+            groups = clusters.rows // selection.GROUP
+            mass, most = self._gate(groups)
+            described.cluster(
+                clusters.rows,
+                clusters.order,
+                clusters.group_codes,
+                clusters.means,
+                clusters.apart,
+                gate=self.gate,
+                mass=mass,
+                most=most,
+            )
+        return described
+
+    def stored(self, store: Store) -> None:
+        """New rows get their codes, and full segments are clustered."""
+        super().stored(store)
+        self._clusters.extend(store)
+
+    def truncate(self, store_rows: int, ring_rows: int) -> None:
+        """Segments that are no longer whole are forgotten, and their rows get codes in their own order again."""
+        before = self._clusters.rows
+        self._clusters.truncate(store_rows)
+        kept = self._clusters.rows
+        super().truncate(kept if kept < before else store_rows, ring_rows)
+        if self._selection is not None and kept < before:
+            self._selection.uncluster()
+
+    def _gate(self, groups: int) -> tuple[float, int]:
+        """Mass and number of groups that are let through."""
+        return self._mass, groups if self._budget is None else max(1, round(self._budget * groups))
+
+
+class TwoLevel(Cluster):
+    """Scans the codes of the groups that may matter, reads the rows that do, and estimates the other groups."""
+
+    gate = "scan"
+    gate_mass = 0.98
+    gate_share = GATE_SHARE
+
+    def _gate(self, groups: int) -> tuple[float, int]:
+        return self.gate_mass, max(1, round(self.gate_share * groups))

@@ -1,0 +1,119 @@
+"""Groups of 16 rows with like keys, segment by segment, made beside the decoding.
+
+A segment of 2,048 rows is clustered by one thread of the process while the model goes on. It is used from the first step
+at which 256 more rows are in the store, however long the thread took: the same tokens give the same bytes.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hgca_cli import selection
+from hgca_cli.attention.select.codes import Codes
+from hgca_cli.kv.growing import GrowingArray
+from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.store import Store
+
+SEGMENT = 2048  # rows clustered together
+PATIENCE = 256  # rows after a segment until it is used
+APART = 8  # groups of a segment for rows that are like no others
+GROUPS = SEGMENT // selection.GROUP
+
+
+class Segment(NamedTuple):
+    """One segment, clustered; positions count from its first row."""
+
+    order: Tensor  # i32 [kv_heads, 2048], rows of the store
+    codes: Tensor  # u8 [kv_heads, 16, bytes], of the keys in that order
+    block_means: Tensor  # bf16 [kv_heads, 16, value_dim]
+    group_codes: Tensor  # u8 [kv_heads, 1, bytes], of the mean keys
+    means: Tensor  # bf16 [kv_heads, 128, key_dim + value_dim]
+
+
+class Clusters:
+    """The clustered part of one layer's store: its first `rows` rows, whole segments.
+
+    order, group_codes, means  as in Segment, for the whole capacity; apart u8 [kv_heads, groups]
+    """
+
+    def __init__(self, layout: LayerLayout, capacity: int) -> None:
+        self.rows = 0
+        self._layout = layout
+        self._coming: list[tuple[int, Future[Segment]]] = []
+        segments = -(-capacity // SEGMENT)
+        heads, width = layout.kv_heads, layout.key_dim + layout.value_dim
+        what = "the index of older rows"
+        self._order = GrowingArray(heads, segments * SEGMENT, 1, torch.int32, what)
+        self._codes = GrowingArray(heads, segments, selection.block_bytes(layout.key_dim), torch.uint8, what)
+        self._means = GrowingArray(heads, segments * GROUPS, width, torch.bfloat16, what)
+        self.order, self.group_codes, self.means = self._order.whole[..., 0], self._codes.whole, self._means.whole
+        self.apart = torch.zeros(heads, segments, GROUPS, dtype=torch.uint8)
+        self.apart[..., -APART:] = 1
+        self.apart = self.apart.view(heads, -1)
+
+    def extend(self, store: Store) -> None:
+        """Begin to cluster segments that have become full."""
+        known = self.rows + SEGMENT * len(self._coming)
+        for first in range(known, store.rows - SEGMENT + 1, SEGMENT):
+            keys, values = store.keys[:, : first + SEGMENT], store.values[:, : first + SEGMENT]
+            scales = None if store.scales is None else store.scales[:, : first + SEGMENT]
+            self._coming.append((first, _thread().submit(_cluster, keys, values, scales, first)))
+
+    def settle(self, store: Store, codes: Codes) -> None:
+        """Take in the segments that are due."""
+        while self._coming and store.rows >= self._coming[0][0] + SEGMENT + PATIENCE:
+            first, coming = self._coming.pop(0)
+            self._take(first, coming.result(), codes)
+
+    def truncate(self, rows: int) -> None:
+        """Forget segments that are no longer whole."""
+        while self._coming and self._coming[-1][0] + SEGMENT > rows:
+            self._coming.pop()[1].exception()  # its thread may still read these rows
+        self.rows = min(self.rows, rows // SEGMENT * SEGMENT)
+
+    def _take(self, first: int, segment: Segment, codes: Codes) -> None:
+        index, end = first // SEGMENT, first + SEGMENT
+        self._order.commit(end)
+        self._codes.commit(index + 1)
+        self._means.commit((index + 1) * GROUPS)
+        self.order[:, first:end] = segment.order
+        self.group_codes[:, index : index + 1] = segment.group_codes
+        self.means[:, index * GROUPS : (index + 1) * GROUPS] = segment.means
+        codes.reorder(first, segment.codes, segment.block_means)
+        self.rows = end
+
+
+@cache
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="hgca-index")
+
+
+def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int) -> Segment:
+    """Cluster rows first .. first + 2047, one KV head after another: so little at once stays off the pool's threads."""
+    heads, key_dim, value_dim = keys.shape[0], keys.shape[2], values.shape[2]
+    blocks = SEGMENT // selection.BLOCK
+    width = selection.block_bytes(key_dim)
+    made = Segment(
+        torch.empty(heads, SEGMENT, dtype=torch.int32),
+        torch.empty(heads, blocks, width, dtype=torch.uint8),
+        torch.empty(heads, blocks, value_dim, dtype=torch.bfloat16),
+        torch.empty(heads, 1, width, dtype=torch.uint8),
+        torch.empty(heads, GROUPS, key_dim + value_dim, dtype=torch.bfloat16),
+    )
+    for head in range(heads):
+        one = slice(head, head + 1)
+        key, value, order = keys[one], values[one], made.order[one]
+        key_scale, value_scale = (None, None) if scales is None else scales[one].unbind(-1)
+        selection.cluster(key, order, first, apart=APART, scale=key_scale)
+        selection.encode(key, made.codes[one], 0, scale=key_scale, order=order)
+        selection.average(value, made.block_means[one], 0, each=selection.BLOCK, scale=value_scale, order=order)
+        mean_key, mean_value = made.means[one][..., :key_dim], made.means[one][..., key_dim:]
+        selection.average(key, mean_key, 0, each=selection.GROUP, scale=key_scale, order=order)
+        selection.average(value, mean_value, 0, each=selection.GROUP, scale=value_scale, order=order)
+        selection.encode(mean_key, made.group_codes[one], 0)
+    return made
