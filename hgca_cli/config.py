@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hgca_cli.errors import UsageError
 
-SELECTORS = ("exact", "window", "moving-average")
+SELECTORS = ("exact", "scan", "window", "moving-average")
 DTYPES = ("fp32", "bf16", "fp16")
 KV_DTYPES = (*DTYPES, "int8")
 

@@ -16,13 +16,14 @@ from torch import Tensor
 from hgca_cli.errors import ModelError, NativeError, UsageError
 
 try:
-    from hgca_cli._native import ffi, lib
+    from hgca_cli._native import ffi as ffi
+    from hgca_cli._native import lib as lib
 except ImportError as error:  # a source tree without the built module
     raise ModelError(
         f"the C library is not built ({error}).", "Install the package: pip install -c constraints.txt -e ."
     ) from error
 
-_DTYPES = {
+DTYPES = {
     torch.float32: lib.HGCA_F32,
     torch.bfloat16: lib.HGCA_BF16,
     torch.float16: lib.HGCA_F16,
@@ -91,7 +92,7 @@ class Pending:
     """Jobs on their way. Tensors stay alive until `wait` has returned; dropped without it, it waits."""
 
     def __init__(self, inputs: list[Tensor | None], results: list[Partial]) -> None:
-        self._ticket = ffi.new("int64_t *")  # written by hgca_start, so that Ctrl-C finds no gap; 0: nothing runs
+        self.ticket = ffi.new("int64_t *")  # written by hgca_start, so that Ctrl-C finds no gap; 0: nothing runs
         self._inputs = inputs
         self._results = results
         _outstanding.add(self)
@@ -101,16 +102,16 @@ class Pending:
 
         Raises NativeError in a child process for jobs the parent started.
         """
-        if self._ticket[0]:
-            status = lib.hgca_wait(self._ticket[0])
-            self._ticket[0] = 0
+        if self.ticket[0]:
+            status = lib.hgca_wait(self.ticket[0])
+            self.ticket[0] = 0
             self._inputs.clear()
             check(status)
         return self._results
 
     def __del__(self) -> None:
-        if self._ticket[0]:
-            lib.hgca_wait(self._ticket[0])
+        if self.ticket[0]:
+            lib.hgca_wait(self.ticket[0])
 
 
 _outstanding: weakref.WeakSet[Pending] = weakref.WeakSet()
@@ -142,7 +143,7 @@ def start(jobs: Sequence[Attention]) -> Pending:
     results = [_describe(job, described[index]) for index, job in enumerate(jobs)]
     inputs = [tensor for job in jobs for tensor in job.tensors()]
     pending = Pending(inputs, results)
-    check(lib.hgca_start(described, len(jobs), pending._ticket))
+    check(lib.hgca_start(described, len(jobs), pending.ticket))
     return pending
 
 
@@ -168,8 +169,8 @@ def _describe_copy(copy: Copy, to: Any) -> None:
     if (
         source.dim() != 3
         or source.shape != target.shape
-        or source.dtype not in _DTYPES
-        or target.dtype not in _DTYPES
+        or source.dtype not in DTYPES
+        or target.dtype not in DTYPES
         or not (_packed(source) and _packed(target))
         or not (source.is_cpu and target.is_cpu)
         or quantised != (scale is not None)
@@ -184,7 +185,7 @@ def _describe_copy(copy: Copy, to: Any) -> None:
     to.from_head_stride, to.from_row_stride = (step * source.element_size() for step in source.stride()[:2])
     to.to_head_stride, to.to_row_stride = (step * target.element_size() for step in target.stride()[:2])
     to.heads, to.rows, to.dim = source.shape
-    to.from_dtype, to.to_dtype = _DTYPES[source.dtype], _DTYPES[target.dtype]
+    to.from_dtype, to.to_dtype = DTYPES[source.dtype], DTYPES[target.dtype]
 
 
 def _describe(job: Attention, to: Any) -> Partial:
@@ -196,7 +197,7 @@ def _describe(job: Attention, to: Any) -> Partial:
         or value.dim() != 3
         or key.shape != (*value.shape[:2], query.shape[-1])
         or key.dtype != value.dtype
-        or key.dtype not in _DTYPES
+        or key.dtype not in DTYPES
         or query.dtype != torch.float32
         or not query.is_contiguous()
         or not (_packed(key) and _packed(value))
@@ -212,7 +213,7 @@ def _describe(job: Attention, to: Any) -> Partial:
     to.key_head_stride, to.key_row_stride = key.stride(0) * size, key.stride(1) * size
     to.value_head_stride, to.value_row_stride = value.stride(0) * size, value.stride(1) * size
     to.rows, to.kv_heads, to.heads = rows, kv_heads, heads
-    to.key_dim, to.value_dim, to.dtype = key_dim, value_dim, _DTYPES[key.dtype]
+    to.key_dim, to.value_dim, to.dtype = key_dim, value_dim, DTYPES[key.dtype]
     to.scale, to.softcap = job.scale, job.softcap
     to.tokens, to.causal = tokens, job.causal
     if job.row_start is not None:

@@ -6,10 +6,10 @@
 
 #include "dispatch.h"
 #include "hgca.h"
-#include "pool.h"
+#include "partial.h"
+#include "tickets.h"
 
 enum { LEAST_ROWS = 256, TILE_ROWS = 64, PIECES_PER_THREAD = 4 };
-static const float LN2 = 0.69314718055994531f, LOG2E = 1.44269504088896341f;
 
 enum { MOST = 1 << 24 }; /* heads, widths: what keeps the sizes below in 64 bits */
 
@@ -31,24 +31,16 @@ typedef struct {
     int32_t list;
     int64_t entry; /* where its rows begin: an entry of row, and how many rows of that entry's run come before */
     int64_t first;
-    float *out; /* [tokens][heads][padded value_dim] */
-    float *max;
-    float *sum;
+    hgca_partial partial; /* [tokens][heads] */
 } part;
 
-typedef struct work {
-    hgca_batch batch; /* first: the pool hands this back */
+typedef struct {
+    hgca_started started;
     hgca_attention *jobs;
     list *lists;
     int64_t list_count;
     part *parts;
-    int64_t ticket;
-    int32_t generation;
-    struct work *next;
 } work;
-
-static work *outstanding; /* both with the pool's lock, which survives a fork */
-static int64_t last_ticket;
 
 static int64_t list_count(const hgca_attention *job) { return job->lists ? job->lists : job->kv_heads; }
 
@@ -76,7 +68,7 @@ static int check_lists(const hgca_attention *job) {
     return bad ? HGCA_BAD_ARGUMENT : HGCA_OK;
 }
 
-static int check(const hgca_attention *job) {
+int hgca_check(const hgca_attention *job) {
     if (job->rows < 0 || job->kv_heads < 1 || job->heads < 1 || job->heads % job->kv_heads || job->key_dim < 1 ||
         job->value_dim < 1 || job->dtype < HGCA_F32 || job->dtype > HGCA_I8 || job->lists < 0)
         return HGCA_BAD_ARGUMENT;
@@ -91,35 +83,12 @@ static int check(const hgca_attention *job) {
     return job->lists == 0 ? HGCA_OK : check_lists(job);
 }
 
-/* One query's parts become its output. Parts of a query lie `queries` apart in max and sum. */
-static void merge_query(const hgca_attention *job, const part *parts, int32_t pieces, int32_t query, int64_t to) {
-    int64_t width = hgca_padded(job->value_dim);
-    float *out = job->out + to * job->value_dim;
-    float top = -INFINITY, sum = 0.0f;
-    for (int32_t i = 0; i < pieces; i++)
-        if (parts[i].max[query] > top) top = parts[i].max[query];
-    memset(out, 0, sizeof(float) * (size_t)job->value_dim);
-    for (int32_t i = 0; i < pieces; i++) {
-        float share = parts[i].max[query] == top ? 1.0f : exp2f(parts[i].max[query] - top);
-        const float *from = parts[i].out + query * width;
-        if (parts[i].sum[query] == 0.0f) continue; /* saw nothing */
-        sum += share * parts[i].sum[query];
-        for (int32_t d = 0; d < job->value_dim; d++) out[d] += share * from[d];
-    }
-    if (sum != 0.0f)
-        for (int32_t d = 0; d < job->value_dim; d++) out[d] /= sum;
-    job->lse[to] = sum == 0.0f ? -INFINITY : (top + log2f(sum)) * LN2;
-}
-
 static void merge_list(work *w, list *l) {
     for (int32_t t = 0; t < l->job->tokens; t++)
         for (int32_t h = 0; h < l->heads; h++)
-            merge_query(l->job, w->parts + l->first_piece, l->pieces, t * l->heads + h,
-                        (int64_t)t * l->job->heads + l->head + h);
+            hgca_merge(&w->parts[l->first_piece].partial, sizeof(part), l->pieces, t * l->heads + h, l->job,
+                       (int64_t)t * l->job->heads + l->head + h);
 }
-
-/* Into base 2, but for a softcap, which wants natural scores first. */
-static float job_scale(const hgca_attention *job) { return job->softcap > 0.0f ? job->scale : job->scale * LOG2E; }
 
 static const char *offset(const void *base, int64_t bytes) { return base ? (const char *)base + bytes : NULL; }
 
@@ -148,11 +117,11 @@ static void run_piece(hgca_batch *batch, int32_t index) {
         .value_dim = job->value_dim,
         .heads = l->heads * job->tokens,
         .softcap = job->softcap,
-        .scale = job_scale(job),
+        .scale = hgca_score_scale(job),
         .query = l->query,
-        .out = mine->out,
-        .max = mine->max,
-        .sum = mine->sum,
+        .out = mine->partial.out,
+        .max = mine->partial.max,
+        .sum = mine->partial.sum,
     };
     l->kernel->piece(&piece);
     if (atomic_fetch_sub(&l->left, 1) == 1) merge_list(w, l);
@@ -163,7 +132,7 @@ static void place_queries(const list *l, float *to) {
     const int64_t width = hgca_query_width(job->key_dim, job->dtype);
     for (int64_t t = 0; t < job->tokens; t++)
         for (int64_t h = 0; h < l->heads; h++, to += width)
-            l->kernel->place(job->query + (t * job->heads + l->head + h) * job->key_dim, job_scale(job), job->key_dim, to);
+            l->kernel->place(job->query + (t * job->heads + l->head + h) * job->key_dim, hgca_score_scale(job), job->key_dim, to);
 }
 
 /* Where each piece of a list begins. */
@@ -215,8 +184,8 @@ static void lay_out(layout *at, const hgca_attention *jobs, int32_t count, int64
         w->lists = all;
         w->list_count = lists;
         w->parts = parts;
-        w->batch.run = run_piece;
-        w->batch.pieces = (int32_t)pieces;
+        w->started.batch.run = run_piece;
+        w->started.batch.pieces = (int32_t)pieces;
         *result = w;
     }
     int32_t piece = 0, list_index = 0;
@@ -250,9 +219,7 @@ static void lay_out(layout *at, const hgca_attention *jobs, int32_t count, int64
                 float *rest = take(at, sizeof(float) * 2 * (size_t)queries);
                 if (w) {
                     parts[piece].list = list_index;
-                    parts[piece].out = out;
-                    parts[piece].max = rest;
-                    parts[piece].sum = rest + queries;
+                    parts[piece].partial = (hgca_partial){out, rest, rest + queries};
                 }
             }
         }
@@ -263,7 +230,7 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     if (count < 1 || jobs == NULL || ticket == NULL) return HGCA_BAD_ARGUMENT;
     int64_t rows = 0;
     for (int32_t j = 0; j < count; j++) {
-        int status = check(&jobs[j]);
+        int status = hgca_check(&jobs[j]);
         if (status) return status;
         for (int64_t l = 0; l < list_count(&jobs[j]); l++) rows += list_rows(&jobs[j], l);
     }
@@ -280,26 +247,6 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     lay_out(&at, jobs, count, per_piece, &w);
     for (int64_t l = 0; l < w->list_count; l++) /* lists without rows have no piece to finish them */
         if (w->lists[l].pieces == 0) merge_list(w, &w->lists[l]);
-    hgca_pool_lock();
-    w->ticket = *ticket = ++last_ticket;
-    w->generation = hgca_pool_generation();
-    w->next = outstanding;
-    outstanding = w;
-    hgca_pool_unlock();
-    hgca_pool_submit(&w->batch);
+    hgca_submit(&w->started, ticket);
     return HGCA_OK;
-}
-
-int hgca_wait(int64_t ticket) {
-    hgca_pool_lock();
-    work **at = &outstanding;
-    while (*at && (*at)->ticket != ticket) at = &(*at)->next;
-    work *w = *at;
-    if (w) *at = w->next;
-    hgca_pool_unlock();
-    if (w == NULL) return HGCA_BAD_ARGUMENT;
-    int ours = w->generation == hgca_pool_generation();
-    if (ours) hgca_pool_wait(&w->batch);
-    free(w);
-    return ours ? HGCA_OK : HGCA_FORKED;
 }

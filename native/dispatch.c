@@ -10,6 +10,7 @@
 
 #include "convert.h"
 #include "hgca.h"
+#include "select.h"
 
 /* The questions stand here and not beside the kernels: those files are compiled with instructions the machine may lack.
  * The compiler's own test asks CPUID, and XGETBV whether the system saves the registers. */
@@ -35,17 +36,18 @@ static int has_avx512bf16(void) { return has_avx512vnni() && __builtin_cpu_suppo
 static const struct {
     const hgca_isa_kernels *kernels;
     const hgca_isa_converters *converters;
+    const hgca_isa_selection *selection;
     int (*present)(void);
 } table[] = {
 #if defined(__x86_64__)
-    {&hgca_avx512bf16, &hgca_convert_avx512, has_avx512bf16},
-    {&hgca_avx512vnni, &hgca_convert_avx512, has_avx512vnni},
-    {&hgca_avx512, &hgca_convert_avx512, has_avx512},
-    {&hgca_avx2, &hgca_convert_avx2, has_avx2},
+    {&hgca_avx512bf16, &hgca_convert_avx512, &hgca_select_avx512vnni, has_avx512bf16},
+    {&hgca_avx512vnni, &hgca_convert_avx512, &hgca_select_avx512vnni, has_avx512vnni},
+    {&hgca_avx512, &hgca_convert_avx512, &hgca_select_avx512, has_avx512},
+    {&hgca_avx2, &hgca_convert_avx2, &hgca_select_avx2, has_avx2},
 #elif defined(__aarch64__)
-    {&hgca_neon, &hgca_convert_neon, always},
+    {&hgca_neon, &hgca_convert_neon, &hgca_select_neon, always},
 #endif
-    {&hgca_scalar, &hgca_convert_scalar, always},
+    {&hgca_scalar, &hgca_convert_scalar, &hgca_select_scalar, always},
 };
 enum { ROWS = sizeof table / sizeof table[0] };
 
@@ -80,12 +82,15 @@ const hgca_kernel *hgca_kernel_for(const hgca_attention *job) {
     return rest ? plain : &isa->bf16_exact;
 }
 
-const hgca_isa_converters *hgca_converters(void) {
+static int in_use(void) {
     const hgca_isa_kernels *kernels = hgca_kernels();
     int i = 0;
     while (table[i].kernels != kernels) i++;
-    return table[i].converters;
+    return i;
 }
+
+const hgca_isa_converters *hgca_converters(void) { return table[in_use()].converters; }
+const hgca_isa_selection *hgca_selection_kernels(void) { return table[in_use()].selection; }
 
 const char *hgca_isas(void) {
     static _Thread_local char names[96];

@@ -76,6 +76,167 @@ typedef struct {
 int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket);
 int hgca_wait(int64_t ticket);
 
+/* A 4-bit index of rows, for policies that score every row before they read some. Positions of the index are rows in
+ * their order, or in the order a clustering gave them. 128 positions are a block:
+ *   bf16 [dim8]   scale of each number, bf16 [dim8] zero: number d of a row is about zero[d] + scale[d] * code
+ *   codes         per 16 positions dim8 / 8 chunks of 64 bytes: byte 4 r + j of chunk i holds numbers 8 i + j (low half)
+ *                 and 8 i + 4 + j (high half) of position r
+ * with dim8 the width rounded up to a multiple of 8. A scale per number and block follows the channels in which keys are
+ * large (KIVI, arXiv:2402.02750); zeros need no subtraction from queries, as they are the same for a whole block. */
+enum { HGCA_BLOCK = 128, HGCA_LANES = 16 };
+
+/* Writes the blocks of positions first .. first + count - 1; `first` is a multiple of 128, what a last block lacks is filled
+ * with zeros.
+ *   rows, head_stride, row_stride, dtype, scale, scale_head_stride, scale_row_stride   the keys, as in hgca_attention
+ *   order    i32, position p of head h is row order[order_head_stride * h + p]; null: position p is row p
+ *   codes    block b of head h starts codes_head_stride * h + b * hgca_block_bytes(dim) bytes after it
+ * Returns when all is written; large jobs use the worker threads. */
+typedef struct {
+    const void *rows;
+    int64_t head_stride;
+    int64_t row_stride;
+    const float *scale;
+    int64_t scale_head_stride;
+    int64_t scale_row_stride;
+    const int32_t *order;
+    int64_t order_head_stride;
+    void *codes;
+    int64_t codes_head_stride;
+    int64_t first;
+    int64_t count;
+    int32_t heads;
+    int32_t dim;
+    int32_t dtype;
+} hgca_codes;
+
+int hgca_encode(const hgca_codes *job);
+int64_t hgca_block_bytes(int32_t dim);
+
+/* Means of every `each` positions, bf16: those of positions first .. first + count - 1, `first` a multiple of each; the last
+ * may have fewer positions.
+ *   rows ... order   as in hgca_codes
+ *   mean     group g of head h starts mean_head_stride * h + mean_row_stride * g bytes after it */
+typedef struct {
+    const void *rows;
+    int64_t head_stride;
+    int64_t row_stride;
+    const float *scale;
+    int64_t scale_head_stride;
+    int64_t scale_row_stride;
+    const int32_t *order;
+    int64_t order_head_stride;
+    void *mean;
+    int64_t mean_head_stride;
+    int64_t mean_row_stride;
+    int64_t first;
+    int64_t count;
+    int64_t each;
+    int32_t heads;
+    int32_t dim;
+    int32_t dtype;
+} hgca_means;
+
+int hgca_average(const hgca_means *job);
+
+/* Rows first .. first + count - 1 of every head in groups of 16 of like keys: halved again and again, each half as large as
+ * the other, along the line between the means of the halves (bisecting k-means, balanced). Rows that are far from the
+ * mean of their group stand together behind the others: a mean says nothing about them.
+ *   rows ... scale_row_stride   the keys, as in hgca_codes
+ *   count    a multiple of 16, at most 65536
+ *   apart    groups of rows that stand apart, at most half of all
+ *   order    out: i32 [count], rows of head h from order_head_stride * h on: the groups one behind the other */
+typedef struct {
+    const void *rows;
+    int64_t head_stride;
+    int64_t row_stride;
+    const float *scale;
+    int64_t scale_head_stride;
+    int64_t scale_row_stride;
+    int64_t first;
+    int64_t count;
+    int64_t apart;
+    int32_t *order;
+    int64_t order_head_stride;
+    int32_t heads;
+    int32_t dim;
+    int32_t dtype;
+} hgca_clustering;
+
+int hgca_cluster(const hgca_clustering *job);
+
+/* Attention over the rows that matter for this query, chosen per KV head from approximate scores.
+ *   rows      as for hgca_start: one token, no lists; rows `indexed` and later have no codes and are all read
+ *   codes     4-bit codes of the keys by position (hgca_codes); rows are read exactly, codes only choose
+ *   mass      share of a KV head's attention mass to be kept, pooled over its group: rows are taken in order of their mean
+ *             weight until what is left holds less than 1 - mass of everything
+ *   beside    f32 [heads], natural log-sum-exp of rows attended elsewhere that count as kept; null: the store is everything
+ *   block_mean    bf16 [kv_heads], mean value of each block of 128 positions, block b of head h starts block_mean_head_stride * h
+ *             + 2 value_dim b bytes after it: positions that were scored and are not read enter with the weight their code
+ *             gives them and the mean value of their block; null: they leave no trace
+ *   least, most   rows a KV head reads at least and at most, `most` ahead of mass (rows of no weight are never read)
+ * Positions 0 .. clustered - 1 stand in groups of 16 that were clustered; null pointers if clustered is 0:
+ *   order     i32 [kv_heads], row of a position;  positions from `clustered` on are rows in their order
+ *   group_codes   codes of the groups' mean keys
+ *   mean      mean key and mean value of a group, dtype mean_dtype, group g of head h starts mean_head_stride * h +
+ *             mean_row_stride * g bytes after it (the mean value behind the mean key)
+ *   apart     u8, 1: a group of rows that fit nowhere, always scanned
+ *   gate      HGCA_GATE_NONE: every code is read. HGCA_GATE_SCAN: groups are taken by the mass of their mean keys until
+ *             gate_mass is held (at most gate_most groups), and only their codes are read. HGCA_GATE_READ: and all rows
+ *             of these are read, without codes. The groups not taken enter as an estimate: 16 rows with the mean key and the
+ *             mean value (RetroInfer, arXiv:2505.02922), but for those that hold next to nothing
+ *   read_lse  f32 [heads], log-sum-exp of the rows read, without estimates; null: not wanted
+ *   rows_read i64 [kv_heads], null: not wanted
+ *   stats     null: not wanted */
+enum { HGCA_GATE_NONE = 0, HGCA_GATE_SCAN = 1, HGCA_GATE_READ = 2 };
+
+/* Sums over KV heads: positions scored by code, groups scored, rows read, groups that entered as an estimate, bytes of the store
+ * and of its index that were touched for all that, and nanoseconds of threads: scoring groups, scoring codes,
+ * choosing, attending. */
+typedef struct {
+    int64_t scanned;
+    int64_t groups;
+    int64_t read;
+    int64_t estimated;
+    int64_t bytes;
+    int64_t group_ns;
+    int64_t scan_ns;
+    int64_t choose_ns;
+    int64_t read_ns;
+} hgca_selection_stats;
+
+typedef struct {
+    hgca_attention rows;
+    int64_t indexed;
+    const void *codes;
+    int64_t codes_head_stride;
+    float mass;
+    const float *beside;
+    const void *block_mean;
+    int64_t block_mean_head_stride;
+    int64_t least;
+    int64_t most;
+    int64_t clustered;
+    const int32_t *order;
+    int64_t order_head_stride;
+    const void *group_codes;
+    int64_t group_codes_head_stride;
+    const void *mean;
+    int64_t mean_head_stride;
+    int64_t mean_row_stride;
+    int32_t mean_dtype;
+    const uint8_t *apart;
+    int64_t apart_head_stride;
+    int32_t gate;
+    float gate_mass;
+    int64_t gate_most;
+    float *read_lse;
+    int64_t *rows_read;
+    hgca_selection_stats *stats;
+} hgca_selection;
+
+/* As hgca_start, and waited for by hgca_wait. */
+int hgca_start_selected(const hgca_selection *jobs, int32_t count, int64_t *ticket);
+
 /* Rows as a model computes them become rows of a store: converted to `to_dtype`, rounded to the nearest even, or for
  * HGCA_I8 divided by a scale per row, max |x| / 127, that is written beside them (a row of zeros: scale 0).
  *   from     f32, bf16 or f16: row r of head h starts from_head_stride * h + from_row_stride * r bytes after `from`

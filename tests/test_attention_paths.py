@@ -174,7 +174,7 @@ def test_window_policy_reads_sinks_and_window_only(rng: torch.Generator) -> None
     layer = state(GQA, window=16, sinks=4, context=90, select="window")
     run(text, layer, [89])
     got = text.feed(layer, 89, 1)
-    assert layer.share_read == 0.0 and layer.steps == 1
+    assert layer.reads.share == 0.0 and layer.reads.steps == 1
     kept = [*range(4), *range(layer.window.start, 89), 89]
     score = text.query[:, 89:90].double() @ text.key[:, kept].double().repeat_interleave(3, 0).transpose(-1, -2)
     want = torch.softmax(score * text.scale, -1) @ text.value[:, kept].double().repeat_interleave(3, 0)

@@ -14,7 +14,7 @@ FLOORS = {
     "units": 1,
     "config": 2, "events": 2,
     "native": 3, "metrics": 3,
-    "kv": 4,
+    "kv": 4, "selection": 4,
     "attention": 5,
     "hf": 6,
     "engine": 7, "hardware": 7,

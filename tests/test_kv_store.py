@@ -9,8 +9,9 @@ from torch import Tensor
 from hgca_cli.errors import DoesNotFitError
 from hgca_cli.hardware.memory import ITEMSIZE, SCALES
 from hgca_cli.hf.cache import STORE_DTYPES
+from hgca_cli.kv.growing import COMMIT_BYTES
 from hgca_cli.kv.layout import KVLayout, LayerLayout
-from hgca_cli.kv.store import COMMIT_BYTES, Store
+from hgca_cli.kv.store import Store
 
 LAYOUT = LayerLayout(heads=4, kv_heads=2, key_dim=24, value_dim=16)
 CPU = torch.device("cpu")

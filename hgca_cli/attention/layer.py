@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hgca_cli.attention.counters import ReadCounters
 from hgca_cli.attention.select.contract import Selector
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ContextOverflowError
@@ -44,8 +45,8 @@ class LayerState:
         self.selector = selector
         self.prompt_left = 0  # tokens of the current turn's prompt not seen yet
         self.first_turn = True  # the store was empty when the turn began
-        self.steps = 0
-        self.share_read = 0.0  # sum over steps
+        self.near_lse: Tensor | None = None  # f32 [heads], of the newest window attention, on its device
+        self.reads = ReadCounters()
 
     @property
     def length(self) -> int:
@@ -54,8 +55,8 @@ class LayerState:
 
     def settle(self) -> None:
         """Rows on their way have arrived."""
-        if self.evictor is not None:
-            self.evictor.settle()
+        if self.evictor is not None and self.store is not None and self.evictor.settle():
+            self.selector.stored(self.store)
 
     def expect(self, tokens: int) -> None:
         """A turn of so many prompt tokens begins."""

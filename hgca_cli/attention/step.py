@@ -34,8 +34,12 @@ def decode_attention(
         layer.settle()
         layer.make_room()
         layer.window.append(new_key, new_value)
-    old = start_store_attention(query, layers, scale=scale, softcap=softcap)  # CPU threads work ...
-    new = [_window_attention(q, layer, scale, softcap) for q, layer in zip(query, layers, strict=True)]  # ... meanwhile
+    if query.device.type == "cpu":  # the same cores do both: first what tells the policy how much the window holds
+        new = [_window_attention(q, layer, scale, softcap) for q, layer in zip(query, layers, strict=True)]
+        old = start_store_attention(query, layers, scale=scale, softcap=softcap)
+    else:
+        old = start_store_attention(query, layers, scale=scale, softcap=softcap)  # CPU threads work ...
+        new = [_window_attention(q, layer, scale, softcap) for q, layer in zip(query, layers, strict=True)]  # meanwhile
     out = []
     for q, layer, near, far in zip(query, layers, new, old.wait(), strict=True):
         whole = near if far is None else merge(near, _to(far, near))
@@ -54,7 +58,8 @@ def _window_attention(query: Tensor, layer: LayerState, scale: float, softcap: f
     heads = query.shape[0]
     grouped = query.view(key.shape[0], -1, query.shape[-1])  # one read of a row serves the group
     part = dense.attend(grouped, key, value, scale=scale, softcap=softcap, bias=bias)
-    return Partial(part.out.reshape(heads, -1), part.lse.reshape(heads))
+    layer.near_lse = part.lse.reshape(heads)
+    return Partial(part.out.reshape(heads, -1), layer.near_lse)
 
 
 def _ring_weights(query: Tensor, layer: LayerState, lse: Tensor, scale: float, softcap: float) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from hgca_cli.attention.counters import ReadCounters
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.select import make_selector
 from hgca_cli.attention.select.contract import Selector
@@ -174,13 +175,14 @@ class HybridCache(Cache):
         """Where rows are (of a layer that sees everything, one KV head), and the mean share of the store read."""
         states = [state for layer in self.layers for state in layer.states]
         full = [state for state in states if state.store is not None]
-        steps = sum(state.steps for state in full)
-        share = sum(state.share_read for state in full) / steps if steps else 0.0
+        steps = max(1, sum(state.reads.steps for state in full))
+        share = sum(state.reads.share for state in full) / steps
+        share_bytes = sum(state.reads.share_bytes for state in full) / steps
         if not states:
-            return Rows(0, 0, 0.0)
+            return Rows(0, 0, 0.0, 0.0)
         shown = (full or states)[0]
         waiting = shown.evictor.pending if shown.evictor else 0
-        return Rows(shown.window.rows, shown.store.rows + waiting if shown.store else 0, share, share)
+        return Rows(shown.window.rows, shown.store.rows + waiting if shown.store else 0, share, share_bytes)
 
     @property
     def stored_bytes(self) -> int:
@@ -218,7 +220,7 @@ class HybridCache(Cache):
         """Start counting the share read anew."""
         for layer in self.layers:
             for state in layer.states:
-                state.steps, state.share_read = 0, 0.0
+                state.reads = ReadCounters()
 
     def close(self) -> None:
         """Give the memory back."""

@@ -46,16 +46,17 @@ class Evictor:
             self._copied = self._stream.record_event()
         main.wait_event(self._copied)  # the ring's slots are overwritten only after the copy has read them
 
-    def settle(self) -> None:
-        """Wait for the copies and append the rows to the store."""
+    def settle(self) -> bool:
+        """Wait for the copies and append the rows to the store; whether there were any."""
         if not self._staged:
-            return
+            return False
         if self._copied is not None:
             self._copied.synchronize()
             self._copied = None
         for key, value in self._staged:
             self._store.append(key, value)
         self._staged.clear()
+        return True
 
 
 def evict_oldest(window: Window, evictor: Evictor, count: int) -> None:

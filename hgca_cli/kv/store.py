@@ -15,14 +15,8 @@ from torch import Tensor
 
 from hgca_cli import native
 from hgca_cli.errors import DoesNotFitError
+from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.layout import LayerLayout
-from hgca_cli.units import format_bytes
-
-COMMIT_BYTES = 1 << 20  # per KV head and growth step; only touched pages take memory
-# A page of this size is given whole when it is first touched, so a head's first rows have small ones, and so has what
-# does not fill one at the end: a full store takes the bytes of its rows.
-PAGE = 4096
-HUGE_PAGE = 2 << 20
 
 
 class Store:
@@ -37,10 +31,10 @@ class Store:
         self.rows = 0
         self.capacity = capacity
         self.dtype = dtype
-        self._parts = [_Rows(layout.kv_heads, capacity, layout.key_dim + layout.value_dim, dtype)]
+        self._parts = [GrowingArray(layout.kv_heads, capacity, layout.key_dim + layout.value_dim, dtype)]
         self.scales: Tensor | None = None
         if dtype == torch.int8:
-            self._parts.append(_Rows(layout.kv_heads, capacity, 2, torch.float32))
+            self._parts.append(GrowingArray(layout.kv_heads, capacity, 2, torch.float32))
             self.scales = self._parts[1].whole
         whole = self._parts[0].whole
         self.keys = whole[..., : layout.key_dim]
@@ -90,40 +84,6 @@ class Store:
                 yield _scaled(key, scales[..., :1], dtype), _scaled(value, scales[..., 1:], dtype)
 
 
-class _Rows:
-    """A growing array [heads, capacity, width]: `whole`, of which the committed rows may be touched."""
-
-    def __init__(self, heads: int, capacity: int, width: int, dtype: torch.dtype) -> None:
-        self.bytes_per_row = heads * width * dtype.itemsize
-        self._heads = heads
-        self._row_bytes = width * dtype.itemsize
-        self._most = _round_up(max(1, capacity) * self._row_bytes, PAGE)  # bytes per head
-        self._committed = 0
-        self._head_bytes = _round_up(self._most, COMMIT_BYTES if self._most < HUGE_PAGE else HUGE_PAGE)
-        self._memory = native.Reservation(heads * self._head_bytes)
-        strides = (self._head_bytes // dtype.itemsize, width, 1)
-        with torch.inference_mode(False):  # the caller may leave inference mode between a prompt and a rewind
-            self.whole = self._memory.tensor(dtype, (heads, capacity, width), strides, 0)
-
-    def commit(self, rows: int) -> None:
-        """Make rows 0 .. rows - 1 usable. Raises DoesNotFitError."""
-        needed = rows * self._row_bytes
-        if needed <= self._committed:
-            return
-        # an eighth more than needed, so that a long prefill asks the kernel rarely
-        grown = _round_up(needed + needed // 8, COMMIT_BYTES if needed < HUGE_PAGE else HUGE_PAGE)
-        grown = min(grown, self._most)
-        for head in range(self._heads):
-            try:
-                self._memory.commit(head * self._head_bytes + self._committed, grown - self._committed)
-            except native.OutOfMemoryError as error:
-                raise DoesNotFitError(
-                    f"no memory for {format_bytes(grown * self._heads)} of older rows in one layer.",
-                    "Lower --ctx, or choose --kv-dtype bf16 or int8.",
-                ) from error
-        self._committed = grown
-
-
 def _scaled(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """int8 rows where their scales are; they travel as int8, and are multiplied in float32."""
     return numbers.to(scale.device, non_blocking=True).float().mul_(scale).to(dtype)
@@ -131,7 +91,3 @@ def _scaled(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _packed(rows: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 else rows.contiguous()
-
-
-def _round_up(count: int, unit: int) -> int:
-    return -(-count // unit) * unit

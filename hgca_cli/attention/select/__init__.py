@@ -5,9 +5,12 @@ from __future__ import annotations
 from hgca_cli.attention.select.contract import Selector
 from hgca_cli.attention.select.exact import Exact
 from hgca_cli.attention.select.moving_average import MovingAverage
+from hgca_cli.attention.select.scan import Scan
 from hgca_cli.attention.select.window import WindowOnly
 from hgca_cli.config import CacheSettings
 from hgca_cli.kv.layout import LayerLayout
+
+QUALITY = 0.98  # of the attention mass is kept, unless another target is asked for
 
 
 def make_selector(settings: CacheSettings, layout: LayerLayout) -> Selector:
@@ -16,4 +19,6 @@ def make_selector(settings: CacheSettings, layout: LayerLayout) -> Selector:
         return WindowOnly()
     if settings.select == "moving-average":
         return MovingAverage(layout, settings.window, budget=settings.budget)
+    if settings.select == "scan":
+        return Scan(layout, settings.context, mass=settings.quality or QUALITY, budget=settings.budget)
     return Exact()

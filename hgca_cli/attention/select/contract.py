@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from hgca_cli.kv.store import Store
+from hgca_cli.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,12 @@ class Selector(Protocol):
 
     watches: bool
 
-    def choose(self, query: Tensor, store: Store) -> Chosen | None:
-        """Rows to read for query f32 [heads, key_dim] on the CPU; None reads nothing."""
+    def choose(self, query: Tensor, store: Store) -> Chosen | Selection | None:
+        """Rows to read for query f32 [heads, key_dim] on the CPU: named, or left to the C library; None reads nothing."""
+        ...
+
+    def stored(self, store: Store) -> None:
+        """Rows have arrived in the store."""
         ...
 
     def see_step(self, weight: Tensor) -> None:

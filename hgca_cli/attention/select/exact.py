@@ -13,6 +13,9 @@ class Unwatching:
 
     watches = False
 
+    def stored(self, store: Store) -> None:
+        """Nothing to index."""
+
     def see_step(self, weight: Tensor) -> None:
         """Nothing to learn."""
 

@@ -79,6 +79,9 @@ class MovingAverage:
             self._chosen = Chosen(start, torch.cat(kept), share)
         return self._chosen
 
+    def stored(self, store: Store) -> None:
+        """Rows were judged when they left."""
+
     def see_step(self, weight: Tensor) -> None:
         """One token's weights enter the average; the token's own row is new."""
         grown = torch.zeros_like(weight)

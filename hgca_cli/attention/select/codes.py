@@ -1,0 +1,43 @@
+"""4-bit codes of a store's keys, block by block as rows arrive (native/hgca.h, hgca_codes)."""
+
+from __future__ import annotations
+
+import torch
+
+from hgca_cli import selection
+from hgca_cli.kv.growing import GrowingArray
+from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.store import Store
+
+
+class Codes:
+    """Codes of the first `rows` rows of one layer.
+
+    whole  u8 [kv_heads, blocks, bytes], for the whole capacity; so much of it is written as there are rows
+    means  bf16 [kv_heads, blocks, value_dim], mean value of each block, likewise
+    """
+
+    def __init__(self, layout: LayerLayout, capacity: int) -> None:
+        self.rows = 0
+        blocks = -(-capacity // selection.BLOCK)
+        width = selection.block_bytes(layout.key_dim)
+        self._memory = GrowingArray(layout.kv_heads, blocks, width, torch.uint8, "the index of older rows")
+        self.whole = self._memory.whole
+        self._means = GrowingArray(layout.kv_heads, blocks, layout.value_dim, torch.bfloat16, "the index of older rows")
+        self.means = self._means.whole
+
+    def extend(self, store: Store) -> None:
+        """Bring the codes up to the rows of the store; the block that was not full is written anew."""
+        first = self.rows // selection.BLOCK * selection.BLOCK
+        blocks = -(-store.rows // selection.BLOCK)
+        self._memory.commit(blocks)
+        self._means.commit(blocks)
+        scales = (None, None) if store.scales is None else store.scales[:, : store.rows].unbind(-1)
+        selection.encode(store.keys[:, : store.rows], self.whole, first, scale=scales[0])
+        values = store.values[:, : store.rows]
+        selection.average(values, self.means, first, each=selection.BLOCK, scale=scales[1])
+        self.rows = store.rows
+
+    def truncate(self, rows: int) -> None:
+        """Forget what is beyond."""
+        self.rows = min(self.rows, rows)

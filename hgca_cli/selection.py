@@ -1,0 +1,287 @@
+"""Chosen rows: what hgca_start_selected of native/hgca.h takes, prepared once per layer and refreshed for every token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hgca_cli import native
+from hgca_cli.errors import NativeError
+from hgca_cli.native import DTYPES, ffi, lib
+
+BLOCK = 128  # positions that share the scales of their codes
+GROUP = 16  # positions that a clustering keeps together
+GATES = {"none": lib.HGCA_GATE_NONE, "scan": lib.HGCA_GATE_SCAN, "read": lib.HGCA_GATE_READ}
+EVERY = 1 << 40  # more rows than there are
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What one step touched, summed over KV heads. Times are seconds of threads."""
+
+    scanned: int  # positions scored by code
+    groups: int  # groups scored by their mean key
+    read: int  # rows read exactly
+    estimated: int  # groups that entered as an estimate
+    bytes: int  # of the store and its index
+    group_seconds: float
+    scan_seconds: float
+    choose_seconds: float
+    read_seconds: float
+
+
+def block_bytes(dim: int) -> int:
+    """Bytes of the codes of 128 rows of a KV head."""
+    return int(lib.hgca_block_bytes(dim))
+
+
+def encode(
+    rows: Tensor, codes: Tensor, first: int, *, scale: Tensor | None = None, order: Tensor | None = None
+) -> None:
+    """Write the codes of positions `first` .. of all there are, whole blocks.
+
+    rows   [heads, rows, dim] f32, bf16, f16 or i8, numbers of a row next to each other
+    codes  u8 [heads, blocks, block_bytes(dim)]
+    first  a multiple of 128
+    scale  f32 [heads, rows] of i8 rows
+    order  i32 [heads, positions]: position p of head h is row order[h, p]; None: row p
+
+    Raises NativeError for shapes that do not fit together.
+    """
+    count = rows.shape[1] if order is None else order.shape[1]
+    blocks = -(-count // BLOCK)
+    if (
+        rows.dim() != 3
+        or rows.dtype not in DTYPES
+        or (rows.stride(2) != 1 and rows.shape[2] > 1)
+        or codes.dtype != torch.uint8
+        or codes.dim() != 3
+        or codes.shape[0] != rows.shape[0]
+        or codes.shape[1] < blocks
+        or (codes.shape[1] > 0 and (codes.shape[2] != block_bytes(rows.shape[2]) or codes.stride(2) != 1))
+        or (codes.shape[1] > 1 and codes.stride(1) != codes.shape[2])
+        or (order is not None and (order.dtype != torch.int32 or order.stride(1) != 1))
+        or (rows.dtype == torch.int8) != (scale is not None)
+        or not (rows.is_cpu and codes.is_cpu)
+        or first > count
+    ):
+        raise NativeError(f"codes {list(codes.shape)} cannot be those of {list(rows.shape)} rows of {rows.dtype}.")
+    if first == count:
+        return
+    job = ffi.new("hgca_codes *")
+    _describe_rows(job, rows, scale, order)
+    job.codes, job.codes_head_stride = _at(codes), codes.stride(0)
+    job.first, job.count = first, count - first
+    native.check(lib.hgca_encode(job))
+
+
+def average(
+    rows: Tensor, means: Tensor, first: int, *, each: int, scale: Tensor | None = None, order: Tensor | None = None
+) -> None:
+    """Write the means of every `each` positions, from position `first` (a multiple of each) on.
+
+    means  bf16 [heads, groups, dim], numbers of a group next to each other; the rest as in `encode`
+
+    Raises NativeError for shapes that do not fit together.
+    """
+    count = rows.shape[1] if order is None else order.shape[1]
+    if (
+        rows.dtype not in DTYPES
+        or means.dtype != torch.bfloat16
+        or means.shape[0] != rows.shape[0]
+        or means.shape[1] < -(-count // each)
+        or means.shape[2] != rows.shape[2]
+        or (rows.stride(2) != 1 and rows.shape[2] > 1)
+        or (means.stride(2) != 1 and means.shape[2] > 1)
+        or (order is not None and (order.dtype != torch.int32 or order.stride(1) != 1))
+        or (rows.dtype == torch.int8) != (scale is not None)
+        or first > count
+    ):
+        raise NativeError(f"means {list(means.shape)} cannot be those of {list(rows.shape)} rows of {rows.dtype}.")
+    job = ffi.new("hgca_means *")
+    _describe_rows(job, rows, scale, order)
+    job.mean, job.mean_head_stride, job.mean_row_stride = _at(means), means.stride(0) * 2, means.stride(1) * 2
+    job.first, job.count, job.each = first, count - first, each
+    native.check(lib.hgca_average(job))
+
+
+def cluster(rows: Tensor, order: Tensor, first: int, *, apart: int, scale: Tensor | None = None) -> None:
+    """Put rows `first` .. into groups of 16 that are alike.
+
+    rows   keys [heads, rows, dim]; scale f32 [heads, rows] of i8 rows
+    order  i32 [heads, n], written: rows first .. first + n - 1 in their groups; n is a multiple of 16
+    apart  groups, the last ones, of rows that are unlike all others
+
+    Raises NativeError for shapes that do not fit together.
+    """
+    if (
+        rows.dtype not in DTYPES
+        or order.dtype != torch.int32
+        or order.shape[0] != rows.shape[0]
+        or first + order.shape[1] > rows.shape[1]
+        or order.stride(1) != 1
+        or (rows.dtype == torch.int8) != (scale is not None)
+    ):
+        raise NativeError(f"rows {list(rows.shape)} cannot be ordered into {list(order.shape)}.")
+    job = ffi.new("hgca_clustering *")
+    _describe_rows(job, rows, scale, None)
+    job.first, job.count, job.apart = first, order.shape[1], apart
+    job.order, job.order_head_stride = _at(order, "int32_t *"), order.stride(0)
+    native.check(lib.hgca_cluster(job))
+
+
+def _describe_rows(job: Any, rows: Tensor, scale: Tensor | None, order: Tensor | None) -> None:
+    size = rows.element_size()
+    job.rows, job.head_stride, job.row_stride = _at(rows), rows.stride(0) * size, rows.stride(1) * size
+    job.heads, job.dim, job.dtype = rows.shape[0], rows.shape[2], DTYPES[rows.dtype]
+    if scale is not None:
+        job.scale, job.scale_head_stride, job.scale_row_stride = _at(scale), scale.stride(0) * 4, scale.stride(1) * 4
+    if order is not None:
+        job.order, job.order_head_stride = _at(order, "int32_t *"), order.stride(0)
+
+
+class Selection:
+    """The standing description of one layer's choice, whose tensors stay where they are while rows come and go.
+
+    heads      query heads
+    keys       [kv_heads, capacity, key_dim], values likewise; scales f32 [kv_heads, capacity, 2] of i8 rows
+    codes      u8 [kv_heads, blocks, block_bytes(key_dim)]
+    block_means  bf16 [kv_heads, blocks, value_dim], contiguous within a head: mean value of a block's rows, for those
+               not read; None: they leave no trace
+    mass       share of the attention mass to be kept; least, most: rows of a KV head
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        keys: Tensor,
+        values: Tensor,
+        codes: Tensor,
+        *,
+        scales: Tensor | None = None,
+        block_means: Tensor | None = None,
+        mass: float,
+        least: int = 0,
+        most: int = EVERY,
+    ) -> None:
+        self.heads = heads
+        self.kv_heads, _, self.value_dim = values.shape
+        self.job = ffi.new("hgca_selection *")
+        self._stats = ffi.new("hgca_selection_stats *")
+        self._keep: list[Tensor | None] = [keys, values, codes, scales, block_means]
+        self.rows_read = torch.zeros(self.kv_heads, dtype=torch.int64)
+        self.read_lse = torch.zeros(heads)
+        self._beside: Tensor | None = None
+        job, rows = self.job, self.job.rows
+        size = keys.element_size()
+        rows.key, rows.value = _at(keys), _at(values)
+        rows.key_head_stride, rows.key_row_stride = keys.stride(0) * size, keys.stride(1) * size
+        rows.value_head_stride, rows.value_row_stride = values.stride(0) * size, values.stride(1) * size
+        rows.kv_heads, rows.heads = self.kv_heads, heads
+        rows.key_dim, rows.value_dim, rows.dtype = keys.shape[2], values.shape[2], DTYPES[keys.dtype]
+        rows.tokens = 1
+        if scales is not None:
+            rows.key_scale, rows.value_scale = _at(scales[..., 0]), _at(scales[..., 1])
+            rows.scale_head_stride, rows.scale_row_stride = scales.stride(0) * 4, scales.stride(1) * 4
+        job.codes, job.codes_head_stride = _at(codes), codes.stride(0)
+        if block_means is not None:
+            job.block_mean, job.block_mean_head_stride = _at(block_means), block_means.stride(0) * 2
+        job.mass, job.least, job.most = mass, least, most
+        job.stats = self._stats
+        job.rows_read, job.read_lse = _at(self.rows_read, "int64_t *"), _at(self.read_lse)
+
+    def hold(self, rows: int, indexed: int) -> None:
+        """So many rows are in the store, and so many of them have codes."""
+        self.job.rows.rows, self.job.indexed = rows, indexed
+
+    def limit(self, mass: float, least: int, most: int) -> None:
+        """Change what is to be kept."""
+        self.job.mass, self.job.least, self.job.most = mass, least, most
+
+    def cluster(
+        self,
+        clustered: int,
+        order: Tensor,
+        group_codes: Tensor,
+        means: Tensor,
+        apart: Tensor,
+        *,
+        gate: str,
+        mass: float,
+        most: int = EVERY,
+    ) -> None:
+        """Positions 0 .. clustered - 1 stand in groups of 16.
+
+        order        i32 [kv_heads, positions]; group_codes u8 [kv_heads, blocks, block_bytes(key_dim)]
+        means        f32, bf16 or f16 [kv_heads, groups, key_dim + value_dim]; apart u8 [kv_heads, groups]
+        gate         "none", "scan" or "read"; mass, most: what the gate lets through, as mass and in groups
+        """
+        job, size = self.job, means.element_size()
+        self._keep[5:] = [order, group_codes, means, apart]
+        job.clustered = clustered
+        job.order, job.order_head_stride = _at(order, "int32_t *"), order.stride(0)
+        job.group_codes, job.group_codes_head_stride = _at(group_codes), group_codes.stride(0)
+        job.mean, job.mean_dtype = _at(means), DTYPES[means.dtype]
+        job.mean_head_stride, job.mean_row_stride = means.stride(0) * size, means.stride(1) * size
+        job.apart, job.apart_head_stride = _at(apart, "uint8_t *"), apart.stride(0)
+        job.gate, job.gate_mass, job.gate_most = GATES[gate], mass, most
+
+    @property
+    def reads(self) -> Reads:
+        """What the last step touched."""
+        s = self._stats
+        times = (s.group_ns * 1e-9, s.scan_ns * 1e-9, s.choose_ns * 1e-9, s.read_ns * 1e-9)
+        return Reads(s.scanned, s.groups, s.read, s.estimated, s.bytes, *times)
+
+    def aim(
+        self, query: Tensor, scale: float, softcap: float, beside: Tensor | None
+    ) -> tuple[list[Tensor], native.Partial]:
+        """One token's query f32 [heads, key_dim], contiguous; beside f32 [heads], lse of rows that are read elsewhere."""
+        if query.dtype != torch.float32 or query.shape[0] != self.heads or not query.is_contiguous():
+            raise NativeError(f"a query {list(query.shape)} does not fit a choice for {self.heads} heads.")
+        result = torch.empty(self.heads * (self.value_dim + 1))
+        split = self.heads * self.value_dim
+        rows = self.job.rows
+        rows.query, rows.scale, rows.softcap = _at(query), scale, softcap
+        rows.out = _at(result)
+        rows.lse = rows.out + split
+        if beside is not None:
+            assert beside.dtype == torch.float32 and beside.numel() == self.heads and beside.is_contiguous()
+        self.job.beside = ffi.NULL if beside is None else _at(beside)
+        kept = [query, result] if beside is None else [query, result, beside]
+        return kept, native.Partial(result[:split].view(self.heads, -1), result[split:])
+
+
+@dataclass
+class Aimed:
+    """A selection and one token's query."""
+
+    selection: Selection
+    query: Tensor
+    scale: float
+    softcap: float = 0.0
+    beside: Tensor | None = None
+
+
+def start(jobs: Sequence[Aimed]) -> native.Pending:
+    """Hand jobs to the worker threads. Raises NativeError for what does not fit together; nothing was started then."""
+    described: Any = ffi.new("hgca_selection[]", len(jobs)) if len(jobs) > 1 else jobs[0].selection.job
+    kept: list[Tensor | None] = []
+    results = []
+    for index, job in enumerate(jobs):
+        tensors, partial = job.selection.aim(job.query, job.scale, job.softcap, job.beside)
+        kept += tensors
+        results.append(partial)
+        if len(jobs) > 1:
+            described[index] = job.selection.job[0]
+    pending = native.Pending(kept, results)
+    native.check(lib.hgca_start_selected(described, len(jobs), pending.ticket))
+    return pending
+
+
+def _at(tensor: Tensor, kind: str = "float *") -> Any:
+    return ffi.cast(kind, tensor.data_ptr())

@@ -1,0 +1,36 @@
+/* From weights in bins to the least weight that is taken. */
+#ifndef HGCA_CHOOSE_H
+#define HGCA_CHOOSE_H
+
+#include <stdint.h>
+
+#include "select.h"
+
+typedef struct {
+    uint32_t rows[HGCA_BINS];
+    float mass[HGCA_BINS];
+} hgca_bins;
+
+/* Weights of at least `least` are taken; of those below `above` (they share the last bin) only `room`. */
+typedef struct {
+    float least;
+    float above;
+    int64_t room;
+    int32_t bin;
+    int32_t all; /* whatever they weigh */
+} hgca_edge;
+
+/* Bins in order of weight until they hold `wanted` and at least `least` rows, never more than `most`. */
+hgca_edge hgca_choose_edge(const hgca_bins *bins, float wanted, int64_t least, int64_t most);
+
+/* 2^(max - total), 0 over nothing. */
+float hgca_share(float max, float total);
+
+/* log2 of 2^a + 2^b and of sum * 2^max; -inf is nothing. */
+float hgca_add_log2(float a, float b);
+float hgca_mass_log2(float max, float sum);
+
+/* Weights that are too small to matter, all of them together. */
+float hgca_least_weight(float mass, int64_t count);
+
+#endif

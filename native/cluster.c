@@ -1,0 +1,183 @@
+/* Keys in groups of 16 that are alike. */
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "codes.h"
+#include "pool.h"
+
+enum { MOST_WIDTH = 1024, MOST_ROWS = 65536, TURNS = 3, LANES = 16 };
+
+/* One head at work. */
+typedef struct {
+    const float *row; /* [count][width], numbers behind dim are 0 */
+    int64_t width;
+    int32_t *order; /* indexes of rows */
+    float *along;   /* [count], by index */
+    float *line, *side[2]; /* [width] */
+} bisection;
+
+static float dot(const float *a, const float *b, int64_t width) {
+    float part[LANES] = {0}, sum = 0.0f;
+    for (int64_t d = 0; d < width; d += LANES)
+        for (int r = 0; r < LANES; r++) part[r] += a[d + r] * b[d + r];
+    for (int r = 0; r < LANES; r++) sum += part[r];
+    return sum;
+}
+
+static float distance(const float *a, const float *b, int64_t width) {
+    float part[LANES] = {0}, sum = 0.0f;
+    for (int64_t d = 0; d < width; d += LANES)
+        for (int r = 0; r < LANES; r++) part[r] += (a[d + r] - b[d + r]) * (a[d + r] - b[d + r]);
+    for (int r = 0; r < LANES; r++) sum += part[r];
+    return sum;
+}
+
+static void mean_of(const bisection *b, const int32_t *index, int64_t count, float *to) {
+    for (int64_t d = 0; d < b->width; d++) to[d] = 0.0f;
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t d = 0; d < b->width; d++) to[d] += b->row[index[i] * b->width + d];
+    for (int64_t d = 0; d < b->width; d++) to[d] *= 1.0f / (float)count;
+}
+
+static const float *farthest(const bisection *b, const int32_t *index, int64_t count, const float *from) {
+    const float *best = b->row + index[0] * b->width;
+    float most = -1.0f;
+    for (int64_t i = 0; i < count; i++) {
+        const float *row = b->row + index[i] * b->width;
+        float far = distance(row, from, b->width);
+        if (far > most) most = far, best = row;
+    }
+    return best;
+}
+
+/* The `first` smallest by `along` come first: quickselect, which goes wrong for no order of NaN. */
+static void partition(int32_t *index, int64_t count, int64_t first, const float *along) {
+    int64_t low = 0, high = count - 1;
+    while (low < high) {
+        const float pivot = along[index[low + (high - low) / 2]];
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (i < high && along[index[i]] < pivot) i++;
+            while (j > low && along[index[j]] > pivot) j--;
+            if (i > j) break;
+            int32_t keep = index[i];
+            index[i++] = index[j];
+            index[j--] = keep;
+        }
+        if (first <= j) high = j;
+        else if (first >= i) low = i;
+        else return;
+    }
+}
+
+/* Halves of whole groups, along the line between two rows far apart, then between the halves' means. */
+static int64_t halve(bisection *b, int32_t *index, int64_t count) {
+    const int64_t first = count / LANES / 2 * LANES;
+    mean_of(b, index, count, b->side[0]);
+    const float *one = farthest(b, index, count, b->side[0]), *other = farthest(b, index, count, one);
+    for (int turn = 0; turn < TURNS; turn++) {
+        for (int64_t d = 0; d < b->width; d++) b->line[d] = one[d] - other[d];
+        for (int64_t i = 0; i < count; i++) b->along[index[i]] = dot(b->row + index[i] * b->width, b->line, b->width);
+        partition(index, count, first, b->along);
+        if (turn + 1 == TURNS) break;
+        mean_of(b, index, first, b->side[0]);
+        mean_of(b, index + first, count - first, b->side[1]);
+        one = b->side[1];
+        other = b->side[0];
+    }
+    return first;
+}
+
+static void bisect(bisection *b, int32_t *index, int64_t count) {
+    while (count > LANES) {
+        int64_t first = halve(b, index, count);
+        bisect(b, index, first);
+        index += first;
+        count -= first;
+    }
+}
+
+static int descending(const void *a, const void *b) {
+    const float x = ((const float *)a)[0], y = ((const float *)b)[0];
+    return (x < y) - (x > y);
+}
+
+/* Rows farthest from the mean of their group go behind the others; both parts in the order they had. */
+static void set_apart(bisection *b, int64_t count, int64_t apart, float *far) {
+    for (int64_t g = 0; g < count; g += LANES) {
+        mean_of(b, b->order + g, LANES, b->side[0]);
+        for (int i = 0; i < LANES; i++)
+            b->along[b->order[g + i]] = far[g + i] = distance(b->row + b->order[g + i] * b->width, b->side[0], b->width);
+    }
+    qsort(far, (size_t)count, sizeof *far, descending);
+    const float edge = far[apart - 1];
+    int64_t ties = 0;
+    for (int64_t i = 0; i < apart; i++) ties += far[i] == edge;
+    int32_t *behind = (int32_t *)(void *)far; /* sorted, it has done its work */
+    int64_t kept = 0, gone = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const float mine = b->along[b->order[i]];
+        int out = gone < apart && (mine > edge || (mine == edge && ties-- > 0));
+        if (count - i <= apart - gone) out = 1; /* NaN compare with nothing */
+        if (out) behind[gone++] = b->order[i];
+        else b->order[kept++] = b->order[i];
+    }
+    memcpy(b->order + kept, behind, sizeof *behind * (size_t)gone);
+}
+
+typedef struct {
+    hgca_batch batch; /* first: the pool hands this back */
+    const hgca_clustering *job;
+    _Atomic int failed;
+} clustering;
+
+static void run_head(hgca_batch *batch, int32_t head) {
+    clustering *c = (clustering *)(void *)batch;
+    const hgca_clustering *job = c->job;
+    const int64_t width = (job->dim + LANES - 1) / LANES * LANES, count = job->count;
+    float *memory = aligned_alloc(64, (size_t)(4 * (count * width + 2 * count + 3 * width) + 63) / 64 * 64);
+    if (memory == NULL) {
+        atomic_store(&c->failed, 1);
+        return;
+    }
+    const hgca_source rows = {
+        .rows = (const char *)job->rows + head * job->head_stride,
+        .scale = job->scale ? (const char *)job->scale + head * job->scale_head_stride : NULL,
+        .row_stride = job->row_stride,
+        .scale_row_stride = job->scale_row_stride,
+        .dim = job->dim,
+        .dtype = job->dtype,
+    };
+    float *line = memory + count * width;
+    bisection b = {memory, width, job->order + head * job->order_head_stride, line + 3 * width, line, {line + width, line + 2 * width}};
+    for (int64_t i = 0; i < count; i++) {
+        float *to = memory + i * width;
+        hgca_load_row(&rows, job->first + i, to);
+        for (int64_t d = job->dim; d < width; d++) to[d] = 0.0f;
+        b.order[i] = (int32_t)i;
+    }
+    bisect(&b, b.order, count);
+    if (job->apart > 0) {
+        const int64_t apart = job->apart * LANES;
+        set_apart(&b, count, apart, b.along + count);
+        bisect(&b, b.order, count - apart);
+        bisect(&b, b.order + count - apart, apart);
+    }
+    for (int64_t i = 0; i < count; i++) b.order[i] += (int32_t)job->first;
+    free(memory);
+}
+
+int hgca_cluster(const hgca_clustering *job) {
+    if (job == NULL || job->heads < 1 || job->dim < 1 || job->dim > MOST_WIDTH || job->count < 1 || job->count > MOST_ROWS ||
+        job->count % LANES || job->apart < 0 || job->apart > job->count / LANES / 2 || job->first < 0 ||
+        job->first > INT32_MAX - job->count || job->dtype < HGCA_F32 || job->dtype > HGCA_I8)
+        return HGCA_BAD_ARGUMENT;
+    if (job->rows == NULL || job->order == NULL || (job->dtype == HGCA_I8 && job->scale == NULL)) return HGCA_BAD_ARGUMENT;
+    clustering c = {{0}, job, 0};
+    c.batch.run = run_head;
+    c.batch.pieces = job->heads;
+    hgca_pool_submit(&c.batch);
+    hgca_pool_wait(&c.batch);
+    return atomic_load(&c.failed) ? HGCA_NO_MEMORY : HGCA_OK;
+}

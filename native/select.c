@@ -1,0 +1,389 @@
+/* Attention over chosen rows. A KV head's positions are cut into units; each unit goes through four stages
+ *
+ *     groups   the mean keys of its groups are scored               -> which groups are taken        (with a gate)
+ *     scan     the codes of the groups taken are scored             -> log-sum-exp of each query
+ *     weigh    scores become weights, pooled over the head's group  -> the least weight that is read
+ *     read     rows are read exactly, groups not taken enter as an estimate -> merged
+ *
+ * and what stands behind an arrow is found by whoever finishes a stage's last unit of the head, from sums over the units in
+ * their order: results depend on the number of threads, never on their timing. Pieces of the pool are stage by stage, so
+ * a unit that waits for its head's earlier stage waits for threads that are at work on it. */
+#include "selecting.h"
+
+#include <math.h>
+#include <sched.h>
+#include <string.h>
+#include <time.h>
+
+#include "codes.h"
+
+enum { PATIENCE = 2000 };
+static const float LOG2E = 1.44269504088896341f, GROUP_OCTAVES = 4.0f; /* log2 of 16 rows */
+
+static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* ---- stages of one hgca_unit */
+
+static void score_groups(hgca_unit *u) {
+    const hgca_head *h = u->head;
+    const hgca_selection *job = h->job;
+    if (u->clustered == 0) return;
+    hgca_scan scan = {
+        .codes = (const char *)job->group_codes + h->head * job->group_codes_head_stride,
+        .dim = job->rows.key_dim,
+        .queries = h->queries,
+        .first = u->first / HGCA_LANES,
+        .count = u->clustered / HGCA_LANES,
+        .end = job->clustered / HGCA_LANES,
+        .query = h->code_query,
+        .softcap = job->rows.softcap,
+        .score = u->group_score,
+        .max = u->group_max,
+        .sum = u->group_sum,
+    };
+    hgca_selection_kernels()->scan(&scan);
+    u->stats.groups = u->clustered;
+    u->stats.bytes = u->clustered / HGCA_LANES * hgca_lanes_bytes(scan.dim) +
+                     up(u->clustered, HGCA_BLOCK) / HGCA_BLOCK * hgca_scales_bytes(scan.dim);
+}
+
+static int is_apart(const hgca_unit *u, int64_t i) {
+    const hgca_selection *job = u->head->job;
+    return job->apart && job->apart[u->head->head * job->apart_head_stride + u->first + i];
+}
+
+/* Which groups of the unit are taken; the others' mass. */
+static void take_groups(hgca_unit *u) {
+    const hgca_head *h = u->head;
+    const int gated = h->job->gate != HGCA_GATE_NONE;
+    for (int32_t q = 0; q < h->queries; q++) u->left_sum[q] = 0.0f;
+    for (int64_t i = 0; i < u->groups; i++) {
+        if (!gated || i >= u->clustered || is_apart(u, i) || h->gate.all || u->group_weight[i] >= h->gate.least)
+            u->taken[u->taken_count++] = (int32_t)(u->first + i);
+        else
+            for (int32_t q = 0; q < h->queries; q++) u->left_sum[q] += hgca_from_bf16(u->group_score[q * u->clustered + i]);
+    }
+}
+
+static int scans(const hgca_head *h) { return h->job->gate != HGCA_GATE_READ; }
+
+static void scan_codes(hgca_unit *u) {
+    const hgca_head *h = u->head;
+    const hgca_selection *job = h->job;
+    take_groups(u);
+    for (int32_t q = 0; q < h->queries; q++) u->max[q] = -INFINITY, u->sum[q] = 0.0f;
+    if (u->taken_count == 0 || !scans(h)) return;
+    hgca_scan scan = {
+        .codes = (const char *)job->codes + h->head * job->codes_head_stride,
+        .dim = job->rows.key_dim,
+        .queries = h->queries,
+        .groups = u->taken_count == u->groups ? NULL : u->taken,
+        .first = u->first,
+        .count = u->taken_count,
+        .end = job->indexed,
+        .query = h->code_query,
+        .softcap = job->rows.softcap,
+        .score = u->score,
+        .max = u->max,
+        .sum = u->sum,
+    };
+    hgca_selection_kernels()->scan(&scan);
+    u->stats.scanned = u->taken_count * HGCA_LANES;
+    u->stats.bytes += u->taken_count * hgca_lanes_bytes(scan.dim);
+    for (int64_t i = 0, block = -1; i < u->taken_count; i++)
+        if (u->taken[i] / HGCA_GROUPS != block) {
+            block = u->taken[i] / HGCA_GROUPS;
+            u->stats.bytes += hgca_scales_bytes(scan.dim);
+        }
+}
+
+static void weigh_rows(hgca_unit *u) {
+    const hgca_head *h = u->head;
+    memset(&u->bins, 0, sizeof u->bins);
+    if (!scans(h) || u->taken_count == 0) return;
+    float share[HGCA_UNIT * HGCA_LANES];
+    for (int32_t q = 0; q < h->queries; q++) share[q] = hgca_share(u->max[q], h->total[q]) / (float)h->queries;
+    hgca_weighing weighing = {
+        .score = u->score,
+        .count = u->taken_count * HGCA_LANES,
+        .queries = h->queries,
+        .share = share,
+        .least = hgca_least_weight(h->job->mass, h->job->indexed),
+        .weight = u->weight,
+        .rows = u->bins.rows,
+        .mass = u->bins.mass,
+    };
+    hgca_selection_kernels()->weigh(&weighing);
+}
+
+static hgca_piece piece_of(const hgca_head *h, const hgca_attention *rows, const float *query, hgca_partial to) {
+    const int64_t head = h->head;
+    return (hgca_piece){
+        .key = (const char *)rows->key + head * rows->key_head_stride,
+        .value = (const char *)rows->value + head * rows->value_head_stride,
+        .key_scale = rows->key_scale ? (const char *)rows->key_scale + head * rows->scale_head_stride : NULL,
+        .value_scale = rows->value_scale ? (const char *)rows->value_scale + head * rows->scale_head_stride : NULL,
+        .key_row_stride = rows->key_row_stride,
+        .value_row_stride = rows->value_row_stride,
+        .scale_row_stride = rows->scale_row_stride,
+        .unseen = INT64_MAX,
+        .group = h->queries,
+        .key_dim = rows->key_dim,
+        .value_dim = rows->value_dim,
+        .heads = h->queries,
+        .softcap = rows->softcap,
+        .scale = hgca_score_scale(rows),
+        .query = query,
+        .out = to.out,
+        .max = to.max,
+        .sum = to.sum,
+    };
+}
+
+hgca_attention hgca_mean_rows(const hgca_selection *job) {
+    static const int64_t size[] = {[HGCA_F32] = 4, [HGCA_BF16] = 2, [HGCA_F16] = 2};
+    hgca_attention mean = job->rows;
+    mean.key = job->mean;
+    mean.value = (const char *)job->mean + job->rows.key_dim * size[job->mean_dtype];
+    mean.key_head_stride = mean.value_head_stride = job->mean_head_stride;
+    mean.key_row_stride = mean.value_row_stride = job->mean_row_stride;
+    mean.dtype = job->mean_dtype;
+    mean.key_scale = mean.value_scale = NULL;
+    mean.rows = job->clustered / HGCA_LANES;
+    return mean;
+}
+
+static int64_t row_bytes(const hgca_attention *rows) {
+    static const int64_t size[] = {[HGCA_F32] = 4, [HGCA_BF16] = 2, [HGCA_F16] = 2, [HGCA_I8] = 1};
+    return (rows->key_dim + rows->value_dim) * size[rows->dtype] + (rows->dtype == HGCA_I8 ? 8 : 0);
+}
+
+/* Row of position 16 g + r of the unit's head, -1 beyond the index. */
+static int32_t row_at(const hgca_head *h, int64_t position) {
+    if (position >= h->job->indexed) return -1;
+    return position < h->job->clustered ? h->job->order[h->head * h->job->order_head_stride + position] : (int32_t)position;
+}
+
+/* The rows that are read, into u->rows; a position of no row (behind the index) is none. */
+static int64_t list_chosen(hgca_unit *u) {
+    const hgca_head *h = u->head;
+    uint32_t (*lanes)(const float *, float) = hgca_selection_kernels()->lanes;
+    const int every = !scans(h) || h->edge.all;
+    int64_t count = 0, room = u->room;
+    for (int64_t i = 0; i < u->taken_count; i++) {
+        u->chosen[i] = 0;
+        for (uint32_t some = every ? 0xffff : lanes(u->weight + i * HGCA_LANES, h->edge.least); some; some &= some - 1) {
+            int r = __builtin_ctz(some);
+            if (!every && u->weight[i * HGCA_LANES + r] < h->edge.above && room-- <= 0) continue;
+            int32_t row = row_at(h, (int64_t)u->taken[i] * HGCA_LANES + r);
+            if (row < 0) continue;
+            u->rows[count++] = row;
+            u->chosen[i] |= (uint16_t)(1u << r);
+        }
+    }
+    return count;
+}
+
+static void empty(const hgca_head *h, hgca_partial to) {
+    for (int32_t q = 0; q < h->queries; q++) to.max[q] = -INFINITY, to.sum[q] = 0.0f;
+}
+
+static void read_chosen(hgca_unit *u, hgca_partial to) {
+    const hgca_head *h = u->head;
+    hgca_piece piece = piece_of(h, &h->job->rows, h->query, to);
+    piece.row = u->rows;
+    piece.count = list_chosen(u);
+    h->kernel->piece(&piece);
+    u->stats.read = piece.count;
+    u->stats.bytes += piece.count * (row_bytes(&h->job->rows) + (u->clustered ? (int64_t)sizeof *u->rows : 0));
+}
+
+/* Groups not taken stand for 16 rows each. */
+static void guess_groups(hgca_unit *u, hgca_partial to) {
+    const hgca_head *h = u->head;
+    int64_t count = 0;
+    for (int64_t i = 0, next = 0; i < u->clustered; i++) {
+        if (next < u->taken_count && u->taken[next] == u->first + i) next++;
+        else if (u->group_weight[i] >= h->estimate_edge) u->rows[count++] = (int32_t)(u->first + i);
+    }
+    if (count == 0) {
+        empty(h, to);
+        return;
+    }
+    const hgca_attention mean = hgca_mean_rows(h->job);
+    hgca_piece piece = piece_of(h, &mean, h->mean_query, to);
+    piece.row = u->rows;
+    piece.count = count;
+    h->mean_kernel->piece(&piece);
+    for (int32_t q = 0; q < h->queries; q++) to.max[q] += GROUP_OCTAVES;
+    u->stats.estimated = count;
+    u->stats.bytes += count * row_bytes(&mean);
+}
+
+/* Positions scored and not read: their weights are known from their codes, their values are about their block's mean. */
+static void guess_left(hgca_unit *u, hgca_partial to) {
+    const hgca_head *h = u->head;
+    const hgca_selection *job = h->job;
+    empty(h, to);
+    if (!job->block_mean || !scans(h) || h->edge.all || u->taken_count == 0) return;
+    const int64_t dim = job->rows.value_dim, width = hgca_padded(dim);
+    hgca_leaving leaving = {u->score, u->taken_count, h->queries, u->chosen, u->left};
+    hgca_selection_kernels()->leave(&leaving);
+    const char *means = (const char *)job->block_mean + h->head * job->block_mean_head_stride;
+    for (int32_t q = 0; q < h->queries; q++) {
+        to.max[q] = u->max[q];
+        memset(to.out + q * width, 0, sizeof(float) * (size_t)width);
+    }
+    for (int64_t i = 0, end; i < u->taken_count; i = end) {
+        const int64_t block = u->taken[i] / HGCA_GROUPS;
+        const uint16_t *mean = (const uint16_t *)(const void *)(means + 2 * dim * block);
+        for (end = i; end < u->taken_count && u->taken[end] / HGCA_GROUPS == block;) end++;
+        u->stats.bytes += 2 * dim;
+        for (int32_t q = 0; q < h->queries; q++) {
+            float weight = 0.0f, *out = to.out + q * width;
+            for (int64_t k = i; k < end; k++) weight += u->left[q * u->taken_count + k];
+            to.sum[q] += weight;
+            for (int64_t d = 0; d < dim; d++) out[d] += weight * hgca_from_bf16(mean[d]);
+        }
+    }
+}
+
+static void read_rows(hgca_unit *u) {
+    hgca_partial *to = u->head->partials + HGCA_PARTS * u->index;
+    read_chosen(u, to[HGCA_READ]);
+    guess_groups(u, to[HGCA_GUESSED]);
+    guess_left(u, to[HGCA_LEFT]);
+}
+
+/* Rows behind the index are read whatever they are. */
+static void read_rest(const hgca_head *h) {
+    const hgca_attention *rows = &h->job->rows;
+    hgca_piece piece = piece_of(h, rows, h->query, h->partials[HGCA_PARTS * h->units]);
+    piece.first = h->job->indexed;
+    piece.count = rows->rows - h->job->indexed;
+    h->kernel->piece(&piece);
+}
+
+/* ---- what is found when a head's last unit has finished a stage */
+
+static float beside(const hgca_head *h, int32_t q) {
+    const float *lse = h->job->beside;
+    return lse ? lse[h->head * h->queries + q] * LOG2E : -INFINITY;
+}
+
+static void choose_groups(hgca_head *h, hgca_unit *units) {
+    const hgca_selection *job = h->job;
+    if (job->gate == HGCA_GATE_NONE || job->clustered == 0) return;
+    hgca_bins bins = {{0}, {0}};
+    float held = 0.0f, share[HGCA_UNIT * HGCA_LANES];
+    for (int32_t q = 0; q < h->queries; q++) {
+        float own = -INFINITY;
+        for (int32_t i = 0; i < h->units; i++)
+            if (units[i].clustered) own = hgca_add_log2(own, hgca_mass_log2(units[i].group_max[q], units[i].group_sum[q]));
+        h->total[q] = hgca_add_log2(own + GROUP_OCTAVES, beside(h, q));
+        held += hgca_share(own + GROUP_OCTAVES, h->total[q]) / (float)h->queries;
+    }
+    const float least = hgca_least_weight(job->gate_mass, job->clustered / HGCA_LANES);
+    for (int32_t i = 0; i < h->units; i++) {
+        hgca_unit *u = &units[i];
+        if (u->clustered == 0) continue;
+        for (int32_t q = 0; q < h->queries; q++)
+            share[q] = hgca_share(u->group_max[q] + GROUP_OCTAVES, h->total[q]) / (float)h->queries;
+        hgca_weighing weighing = {u->group_score, u->clustered, h->queries, share, least, u->group_weight, bins.rows, bins.mass};
+        hgca_selection_kernels()->weigh(&weighing);
+    }
+    h->gate = hgca_choose_edge(&bins, held - (1.0f - job->gate_mass), 1, job->gate_most);
+    h->gate.all = held != held; /* what is no number is not hidden */
+    h->estimate_edge = 0.25f * (1.0f - job->mass) / (float)(job->clustered / HGCA_LANES);
+}
+
+static void find_total(hgca_head *h, hgca_unit *units) {
+    h->scanned_mass = 0.0f;
+    for (int32_t q = 0; q < h->queries; q++) {
+        float scanned = -INFINITY, left = beside(h, q);
+        for (int32_t i = 0; i < h->units; i++) {
+            scanned = hgca_add_log2(scanned, hgca_mass_log2(units[i].max[q], units[i].sum[q]));
+            if (units[i].clustered)
+                left = hgca_add_log2(left, hgca_mass_log2(units[i].group_max[q] + GROUP_OCTAVES, units[i].left_sum[q]));
+        }
+        h->total[q] = hgca_add_log2(scanned, left);
+        h->scanned_mass += hgca_share(scanned, h->total[q]) / (float)h->queries;
+    }
+}
+
+static void choose_rows(hgca_head *h, hgca_unit *units) {
+    const hgca_selection *job = h->job;
+    hgca_bins bins = {{0}, {0}};
+    for (int32_t i = 0; i < h->units; i++)
+        for (int b = 0; b < HGCA_BINS; b++) {
+            bins.rows[b] += units[i].bins.rows[b];
+            bins.mass[b] += units[i].bins.mass[b];
+        }
+    h->edge = hgca_choose_edge(&bins, h->scanned_mass - (1.0f - job->mass), job->least, job->most);
+    h->edge.all = h->scanned_mass != h->scanned_mass; /* what is no number is not hidden */
+    int64_t room = h->edge.room;
+    for (int32_t i = 0; i < h->units; i++) {
+        int64_t mine = units[i].bins.rows[h->edge.bin];
+        units[i].room = mine < room ? mine : room;
+        room -= units[i].room;
+    }
+}
+
+static void merge_head(hgca_head *h, hgca_unit *units) {
+    const hgca_selection *job = h->job;
+    const int32_t count = HGCA_PARTS * h->units + 1;
+    read_rest(h);
+    for (int32_t q = 0; q < h->queries; q++) {
+        int64_t to = (int64_t)h->head * h->queries + q;
+        hgca_merge(h->partials, sizeof *h->partials, count, q, &job->rows, to);
+        if (job->read_lse) /* the first of each unit, and the last */
+            job->read_lse[to] = hgca_merged_lse(h->partials, HGCA_PARTS * sizeof *h->partials, h->units + 1, q);
+    }
+    if (job->rows_read) {
+        job->rows_read[h->head] = job->rows.rows - job->indexed;
+        for (int32_t i = 0; i < h->units; i++) job->rows_read[h->head] += units[i].stats.read;
+    }
+}
+
+/* A job's heads stand side by side, and so do their units. */
+static void sum_up(const hgca_head *h, const hgca_unit *units) {
+    hgca_selection_stats *to = h->job->stats;
+    int64_t *sums = &to->scanned;
+    const int64_t rest = h->job->rows.rows - h->job->indexed;
+    memset(to, 0, sizeof *to);
+    for (const hgca_unit *u = units - (int64_t)h->head * h->units; u < units + (int64_t)(h->job->rows.kv_heads - h->head) * h->units; u++)
+        for (size_t i = 0; i < sizeof *to / sizeof *sums; i++) sums[i] += (&u->stats.scanned)[i];
+    to->read += rest * h->job->rows.kv_heads;
+    to->bytes += rest * h->job->rows.kv_heads * row_bytes(&h->job->rows);
+}
+
+/* ---- pieces of the pool */
+
+static int64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void await_stage(hgca_head *h, int stage) {
+    for (int turn = 0; atomic_load_explicit(&h->stage, memory_order_acquire) < stage; turn++)
+        if (turn > PATIENCE) sched_yield();
+}
+
+void hgca_run_selection(hgca_batch *batch, int32_t piece) {
+    static void (*const work_of[])(hgca_unit *) = {score_groups, scan_codes, weigh_rows, read_rows};
+    static void (*const end_of[])(hgca_head *, hgca_unit *) = {choose_groups, find_total, choose_rows, merge_head};
+    hgca_selecting *w = (hgca_selecting *)(void *)batch;
+    const int stage = piece / w->unit_count;
+    hgca_unit *u = &w->units[piece % w->unit_count];
+    hgca_head *h = u->head;
+    hgca_unit *units = w->units + h->first_unit;
+    await_stage(h, stage);
+    const int64_t began = h->job->stats ? now() : 0;
+    work_of[stage](u);
+    if (h->job->stats) *(&u->stats.group_ns + stage) += now() - began;
+    if (atomic_fetch_sub(&h->left[stage], 1) != 1) return;
+    end_of[stage](h, units);
+    if (stage == HGCA_STAGES - 1 && h->job->stats && atomic_fetch_sub(h->heads_left, 1) == 1) sum_up(h, units);
+    atomic_store_explicit(&h->stage, stage + 1, memory_order_release);
+}

@@ -1,0 +1,72 @@
+/* What every instruction set provides to choose rows: scores from codes, weights from scores, rows from weights. */
+#ifndef HGCA_SELECT_H
+#define HGCA_SELECT_H
+
+#include <stdint.h>
+
+#include "hgca.h"
+
+/* Bins of weights: eight to an octave (by the bits of the float), from 1 down to 2^-32. */
+enum { HGCA_BINS = 256 };
+
+/* Most groups a call of `scan` takes. */
+enum { HGCA_UNIT = 128 };
+
+/* Some of a head's groups of 16 positions, for `queries` query heads.
+ *   codes    block 0 of the head;  dim  numbers of a row
+ *   groups   which: position 16 g .. 16 g + 15;  count of them;  NULL: first, first + 1, ...
+ *   end      positions from here on do not exist
+ *   query    f32 [queries][dim rounded up to 8], zeros behind; brings scores into base 2 (with a softcap: natural)
+ *   score    out: bf16 [queries][16 * count], 2^(s - max[query]), zero for positions that do not exist
+ *   max, sum out: f32 [queries], the largest score and sum_j 2^(s_j - max); -inf and 0 over nothing */
+typedef struct {
+    const char *codes;
+    int32_t dim;
+    int32_t queries;
+    const int32_t *groups;
+    int64_t first;
+    int64_t count;
+    int64_t end;
+    const float *query;
+    float softcap;
+    uint16_t *score;
+    float *max;
+    float *sum;
+} hgca_scan;
+
+/* weight[i] = sum over queries of share[query] * score[query][i]; those of at least `least` are counted into bins. */
+typedef struct {
+    const uint16_t *score;
+    int64_t count; /* of weights: a multiple of 16 */
+    int32_t queries;
+    const float *share;
+    float least;
+    float *weight;
+    uint32_t *rows; /* [HGCA_BINS] */
+    float *mass;
+} hgca_weighing;
+
+/* left[q][g] = sum of score[q] over the positions of group g whose bit of chosen[g] is not set. */
+typedef struct {
+    const uint16_t *score; /* [queries][16 * groups] */
+    int64_t groups;
+    int32_t queries;
+    const uint16_t *chosen;
+    float *left;
+} hgca_leaving;
+
+typedef struct {
+    void (*scan)(const hgca_scan *scan);
+    void (*weigh)(const hgca_weighing *weighing);
+    void (*leave)(const hgca_leaving *leaving);
+    /* Bit i: weight[i] >= edge, of 16. */
+    uint32_t (*lanes)(const float *weight, float edge);
+} hgca_isa_selection;
+
+extern const hgca_isa_selection hgca_select_scalar, hgca_select_avx2, hgca_select_avx512, hgca_select_avx512vnni,
+    hgca_select_neon;
+
+/* Those of the instruction set in use. */
+const hgca_isa_selection *hgca_selection_kernels(void);
+
+#endif

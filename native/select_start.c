@@ -1,0 +1,196 @@
+/* Attention over chosen rows: checked, laid out in one piece of memory, and handed to the pool. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "codes.h"
+#include "dispatch.h"
+#include "selecting.h"
+
+enum { LEAST_UNIT = 16, UNITS_PER_THREAD = 4, MOST_QUERIES = 256, MOST_WIDTH = 1024, CLUSTER_STEP = 256 };
+
+static int check_clustered(const hgca_selection *job) {
+    if (job->clustered < 0 || job->clustered % CLUSTER_STEP || job->clustered > job->indexed) return HGCA_BAD_ARGUMENT;
+    if (job->gate < HGCA_GATE_NONE || job->gate > HGCA_GATE_READ) return HGCA_BAD_ARGUMENT;
+    if (job->clustered == 0) return HGCA_OK;
+    if (!job->order) return HGCA_BAD_ARGUMENT;
+    if (job->gate == HGCA_GATE_NONE) return HGCA_OK;
+    if (!job->group_codes || !job->mean || job->mean_dtype < HGCA_F32 || job->mean_dtype > HGCA_F16) return HGCA_BAD_ARGUMENT;
+    return job->gate_mass > 0.0f && job->gate_mass <= 1.0f && job->gate_most >= 0 ? HGCA_OK : HGCA_BAD_ARGUMENT;
+}
+
+static int check(const hgca_selection *job) {
+    int status = hgca_check(&job->rows);
+    if (status) return status;
+    if (job->rows.lists || job->rows.tokens != 1 || job->rows.causal) return HGCA_BAD_ARGUMENT;
+    if (job->rows.key_dim > MOST_WIDTH || job->rows.heads / job->rows.kv_heads > MOST_QUERIES) return HGCA_BAD_ARGUMENT;
+    if (job->indexed < 0 || job->indexed > job->rows.rows || job->rows.rows > INT32_MAX) return HGCA_BAD_ARGUMENT;
+    if (job->indexed > 0 && !job->codes) return HGCA_BAD_ARGUMENT;
+    if (!(job->mass > 0.0f && job->mass <= 1.0f) || job->least < 0 || job->most < 0) return HGCA_BAD_ARGUMENT;
+    return check_clustered(job);
+}
+
+/* Memory is laid out in two passes over the same code: without a base it only counts. */
+typedef struct {
+    char *base;
+    size_t used;
+} layout;
+
+static void *take(layout *at, int64_t bytes) {
+    void *here = at->base ? at->base + at->used : NULL;
+    at->used += ((size_t)bytes + 63) & ~(size_t)63;
+    return here;
+}
+
+static hgca_partial take_partial(layout *at, int64_t queries, int64_t width) {
+    float *out = take(at, 4 * queries * width), *rest = take(at, 8 * queries);
+    return (hgca_partial){out, rest, at->base ? rest + queries : NULL};
+}
+
+static int64_t groups_of(const hgca_selection *job) { return (job->indexed + HGCA_LANES - 1) / HGCA_LANES; }
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Groups of a unit: whole steps of a clustering, so many that every thread gets some units of a stage. */
+static int64_t unit_groups(const hgca_selection *jobs, int32_t count) {
+    int64_t all = 0;
+    for (int32_t j = 0; j < count; j++) all += groups_of(&jobs[j]) * jobs[j].rows.kv_heads;
+    int64_t each = all / ((int64_t)hgca_threads() * UNITS_PER_THREAD) + 1;
+    each = (each + LEAST_UNIT - 1) / LEAST_UNIT * LEAST_UNIT;
+    return smaller(each, HGCA_UNIT);
+}
+
+static int32_t units_of(const hgca_selection *job, int64_t each) {
+    int64_t units = (groups_of(job) + each - 1) / each;
+    return units > 0 ? (int32_t)units : 1; /* someone has to finish a head */
+}
+
+static void lay_out_unit(layout *at, hgca_head *h, hgca_unit *u, int64_t groups, int64_t clustered, int64_t queries) {
+    hgca_unit own = {
+        .head = h,
+        .groups = groups,
+        .clustered = clustered,
+        .taken = take(at, 4 * groups),
+        .score = take(at, 2 * queries * HGCA_LANES * groups),
+        .chosen = take(at, 2 * groups),
+        .left = take(at, 4 * queries * groups),
+        .rows = take(at, 4 * HGCA_LANES * groups),
+        .weight = take(at, 4 * HGCA_LANES * groups),
+        .max = take(at, 4 * queries),
+        .sum = take(at, 4 * queries),
+        .group_score = take(at, 2 * queries * clustered),
+        .group_weight = take(at, 4 * clustered),
+        .group_max = take(at, 4 * queries),
+        .group_sum = take(at, 4 * queries),
+        .left_sum = take(at, 4 * queries),
+    };
+    if (at->base) *u = own;
+}
+
+static void place_queries(hgca_head *h, float *query, float *mean_query, float *code_query) {
+    const hgca_attention *rows = &h->job->rows;
+    const float scale = hgca_score_scale(rows);
+    const int64_t dim = rows->key_dim, width = hgca_code_width(dim);
+    for (int64_t q = 0; q < h->queries; q++) {
+        const float *from = rows->query + ((int64_t)h->head * h->queries + q) * dim;
+        h->kernel->place(from, scale, rows->key_dim, query + q * hgca_query_width(dim, rows->dtype));
+        if (h->mean_kernel) h->mean_kernel->place(from, scale, rows->key_dim, mean_query + q * hgca_query_width(dim, h->job->mean_dtype));
+        for (int64_t d = 0; d < width; d++) code_query[q * width + d] = d < dim ? from[d] * scale : 0.0f;
+    }
+    h->query = query;
+    h->mean_query = mean_query;
+    h->code_query = code_query;
+}
+
+static void lay_out_head(layout *at, const hgca_selection *job, hgca_head *h, hgca_unit *units, int64_t each) {
+    const int64_t queries = job->rows.heads / job->rows.kv_heads, dim = job->rows.key_dim;
+    const int32_t count = units_of(job, each);
+    float *query = take(at, 4 * queries * hgca_query_width(dim, job->rows.dtype));
+    float *mean_query = take(at, 4 * queries * hgca_query_width(dim, job->mean_dtype));
+    float *code_query = take(at, 4 * queries * hgca_code_width(dim));
+    float *total = take(at, 4 * queries);
+    hgca_partial *partials = take(at, (int64_t)sizeof *partials * (HGCA_PARTS * count + 1));
+    if (at->base) {
+        h->total = total;
+        h->partials = partials;
+        place_queries(h, query, mean_query, code_query);
+    }
+    const int64_t clustered = job->gate == HGCA_GATE_NONE ? 0 : job->clustered / HGCA_LANES;
+    for (int32_t i = 0; i < count; i++) {
+        const int64_t first = i * each, groups = smaller(groups_of(job) - first, each);
+        const int64_t mine = clustered > first ? smaller(clustered - first, groups) : 0;
+        lay_out_unit(at, h, at->base ? &units[i] : NULL, groups, mine, queries);
+        for (int k = 0; k < HGCA_PARTS; k++) {
+            hgca_partial partial = take_partial(at, queries, hgca_padded(job->rows.value_dim));
+            if (at->base) partials[HGCA_PARTS * i + k] = partial;
+        }
+        if (at->base) {
+            units[i].first = first;
+            units[i].index = i;
+        }
+    }
+    hgca_partial rest = take_partial(at, queries, hgca_padded(job->rows.value_dim));
+    if (at->base) partials[HGCA_PARTS * count] = rest;
+}
+
+static void lay_out(layout *at, const hgca_selection *jobs, int32_t count, hgca_selecting **result) {
+    const int64_t each = unit_groups(jobs, count);
+    int64_t heads = 0, units = 0;
+    for (int32_t j = 0; j < count; j++) {
+        heads += jobs[j].rows.kv_heads;
+        units += (int64_t)jobs[j].rows.kv_heads * units_of(&jobs[j], each);
+    }
+    hgca_selecting *w = take(at, sizeof *w);
+    hgca_selection *own = take(at, (int64_t)sizeof *own * count);
+    _Atomic int32_t *heads_left = take(at, (int64_t)sizeof *heads_left * count);
+    hgca_head *all = take(at, (int64_t)sizeof *all * heads);
+    hgca_unit *all_units = take(at, (int64_t)sizeof *all_units * units);
+    if (w) {
+        memset(w, 0, sizeof *w);
+        memcpy(own, jobs, sizeof *own * (size_t)count);
+        *w = (hgca_selecting){.heads = all, .units = all_units, .unit_count = (int32_t)units};
+        w->started.batch.run = hgca_run_selection;
+        w->started.batch.pieces = (int32_t)(units * HGCA_STAGES);
+        *result = w;
+    }
+    int32_t unit = 0, head = 0;
+    for (int32_t j = 0; j < count; j++) {
+        const hgca_selection *job = &jobs[j];
+        const int32_t each_head = units_of(job, each);
+        if (w) atomic_init(&heads_left[j], job->rows.kv_heads);
+        for (int32_t i = 0; i < job->rows.kv_heads; i++, head++, unit += each_head) {
+            hgca_head *h = w ? &all[head] : NULL;
+            if (w) {
+                const int gated = job->clustered > 0 && job->gate != HGCA_GATE_NONE;
+                const hgca_attention mean = hgca_mean_rows(&own[j]);
+                memset(h, 0, sizeof *h);
+                h->job = &own[j];
+                h->head = i;
+                h->queries = job->rows.heads / job->rows.kv_heads;
+                h->first_unit = unit;
+                h->units = each_head;
+                h->kernel = hgca_kernel_for(&own[j].rows);
+                h->mean_kernel = gated ? hgca_kernel_for(&mean) : NULL;
+                h->heads_left = &heads_left[j];
+                for (int s = 0; s < HGCA_STAGES; s++) atomic_init(&h->left[s], each_head);
+                atomic_init(&h->stage, 0);
+            }
+            lay_out_head(at, job, h, w ? &all_units[unit] : NULL, each);
+        }
+    }
+}
+
+int hgca_start_selected(const hgca_selection *jobs, int32_t count, int64_t *ticket) {
+    if (count < 1 || jobs == NULL || ticket == NULL) return HGCA_BAD_ARGUMENT;
+    for (int32_t j = 0; j < count; j++) {
+        int status = check(&jobs[j]);
+        if (status) return status;
+    }
+    layout need = {NULL, 0};
+    hgca_selecting *w = NULL;
+    lay_out(&need, jobs, count, &w);
+    layout at = {aligned_alloc(64, need.used), 0};
+    if (at.base == NULL) return HGCA_NO_MEMORY;
+    lay_out(&at, jobs, count, &w);
+    hgca_submit(&w->started, ticket);
+    return HGCA_OK;
+}

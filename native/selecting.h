@@ -1,0 +1,77 @@
+/* Attention over chosen rows while it is worked on: select_start.c lays it out, select.c does it. */
+#ifndef HGCA_SELECTING_H
+#define HGCA_SELECTING_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "choose.h"
+#include "hgca.h"
+#include "kernels.h"
+#include "partial.h"
+#include "select.h"
+#include "tickets.h"
+
+enum { HGCA_STAGES = 4 };
+
+/* Partials of a unit: rows that are read, groups not taken, positions scored and not read. */
+enum { HGCA_READ, HGCA_GUESSED, HGCA_LEFT, HGCA_PARTS };
+
+/* One KV head of one job. */
+typedef struct {
+    const hgca_selection *job;
+    int32_t head;
+    int32_t queries; /* query heads of the KV head */
+    int32_t first_unit;
+    int32_t units;
+    const hgca_kernel *kernel, *mean_kernel;
+    const float *query, *mean_query; /* placed for them */
+    const float *code_query;         /* [queries][dim rounded up to 8], in base 2 */
+    float *total;                    /* [queries] log2 of everything's mass */
+    float scanned_mass;              /* what the positions with scores hold of it, pooled */
+    hgca_edge gate, edge;
+    float estimate_edge;    /* least weight of a group that enters as an estimate */
+    hgca_partial *partials; /* [units][HGCA_PARTS], and then the rows behind the index */
+    _Atomic int32_t left[HGCA_STAGES];
+    _Atomic int32_t stage; /* the first that is not finished */
+    _Atomic int32_t *heads_left; /* of its job: who brings it to zero sums the statistics up */
+} hgca_head;
+
+/* Some of its positions: whole groups. */
+typedef struct {
+    hgca_head *head;
+    int64_t first; /* group of 16 positions */
+    int64_t groups;
+    int64_t clustered; /* the first so many of them are in a clustering */
+    int32_t *taken;    /* groups whose rows may be read, ascending */
+    int64_t taken_count;
+    uint16_t *score; /* [queries][16 * taken] */
+    uint16_t *chosen; /* a bit per position of each group taken: it is read */
+    float *left;      /* [queries][taken]: what is not */
+    int32_t *rows;    /* [16 * groups] */
+    float *weight;   /* [16 * taken] */
+    float *max, *sum;
+    uint16_t *group_score; /* [queries][clustered, rounded up to 16] */
+    float *group_weight;
+    float *group_max, *group_sum;
+    float *left_sum; /* of groups not taken, relative to group_max */
+    hgca_bins bins;
+    int64_t room; /* rows of the edge's bin it may read */
+    int32_t index; /* among its head's units */
+    hgca_selection_stats stats;
+} hgca_unit;
+
+typedef struct {
+    hgca_started started;
+    hgca_head *heads;
+    hgca_unit *units;
+    int32_t unit_count;
+} hgca_selecting;
+
+/* One stage of one unit: piece = stage * unit_count + unit. */
+void hgca_run_selection(hgca_batch *batch, int32_t piece);
+
+/* The mean rows of a clustering as rows of an attention of their own. */
+hgca_attention hgca_mean_rows(const hgca_selection *job);
+
+#endif
