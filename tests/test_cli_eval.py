@@ -208,7 +208,7 @@ def test_qualities(monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "told"),
     [
         (FIDELITY, "--text book.txt"),
-        ((*FIDELITY, "--select", "scann"), "no policy 'scann'. Choose from exact, window"),
+        ((*FIDELITY, "--select", "scann"), "no policy 'scann'. Choose from exact, "),
         ((*FIDELITY, "--select", "moving-average:budget=2"), "'2' is not a share"),
         ((*FIDELITY, "--select", "moving-average:alpha=2"), "is no policy. Write it like scan:quality=0.95"),
         ((*FIDELITY, "--select", "window:budget=0.5"), "window takes no budget"),
