@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from hgca_cli import native
+from hgca_cli.commands.eval_cases import made_cases, prompt_ids, question_tokens
 from hgca_cli.commands.eval_policies import Policy, policies_of
 from hgca_cli.config import SELECTORS
 from hgca_cli.errors import UsageError
+from hgca_cli.measure.recall_cases import TASKS
 from tests.cli_process import Done, here, hgca, records, save_tiny
 from tests.models import write_model
+from tests.tiny_engine import tiny_engine
 
 TEXT = "the cat sat on the mat, and nobody knew why naïve cats sit. " * 40
 FIDELITY = ("fidelity", "--ctx", "120", "--positions", "16", "--window", "16")
@@ -123,6 +126,23 @@ def test_recall_for_programs(model: str, book: str, tmp_path: Path) -> None:
     assert len(file.read_text().splitlines()) == 4
 
 
+def test_the_question_is_found_in_its_prompt(model: str) -> None:
+    engine = tiny_engine()
+    for task in TASKS:
+        case = made_cases(engine, task, 100, [0.5], None, {"seed": 0, "count": 1, "needles": 2})[0]
+        for raw in (False, True):
+            ids = prompt_ids(engine, case, raw=raw)
+            asks = engine.loaded.tokenizer.decode(ids[len(ids) - question_tokens(engine, case, ids, raw=raw) :])
+            assert len(asks) > 20 and case.question.endswith(asks) and len(case.question) - len(asks) <= 2
+
+
+def test_an_appended_question_is_judged_by(model: str) -> None:
+    words = (*RECALL[:-1], "moving-average", "--task", "lines", "--length", "200", "--ctx", "1k", "--json")
+    whole, apart = (records(evaluate(*words, *more, model=model))[-1] for more in ((), ("--appended",)))
+    assert whole["policy"] == apart["policy"] == "moving-average" and whole["tokens"] == apart["tokens"]
+    assert 0 < apart["read_share"] != whole["read_share"] > 0
+
+
 def test_cases_from_files(model: str, tmp_path: Path) -> None:
     plain, packed = tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"
     plain.write_text("".join(json.dumps({"prompt": TEXT[:200] + str(one), "answer": one}) + "\n" for one in range(3)))
@@ -188,7 +208,7 @@ def test_qualities(monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "told"),
     [
         (FIDELITY, "--text book.txt"),
-        ((*FIDELITY, "--select", "scann"), "no policy 'scann'. Choose from exact, window"),
+        ((*FIDELITY, "--select", "scann"), "no policy 'scann'. Choose from exact, "),
         ((*FIDELITY, "--select", "moving-average:budget=2"), "'2' is not a share"),
         ((*FIDELITY, "--select", "moving-average:alpha=2"), "is no policy. Write it like scan:quality=0.95"),
         ((*FIDELITY, "--select", "window:budget=0.5"), "window takes no budget"),
@@ -208,6 +228,7 @@ def test_qualities(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*RECALL, "--depth", "1.5"), "--depth: '1.5' is not a share"),
         ((*RECALL, "--length", "10"), "--length: 10 is too few. Give 64 or more"),
         ((*RECALL, "--window", "100"), "--window 100 holds all of --length 100"),
+        ((*RECALL, "--appended", "--cases", __file__ + "l"), "where the prompts of --cases ask is not known"),
         ((*DRIFT, "--tokens", "3"), "--tokens: 3 is too few"),
         ((*DRIFT, "--temp", "-1"), "--temp: -1.0 is out of range"),
         ((*DRIFT[:-1], "exact"), "does not drift from itself"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hgca_cli.attention.select.moving_average import MovingAverage
-from hgca_cli.config import CacheSettings
+from hgca_cli.config import SELECTORS, CacheSettings
 from hgca_cli.engine.engine import Engine
 from hgca_cli.events import Event, Worked
 from hgca_cli.kv.layout import LayerLayout
@@ -34,7 +34,7 @@ def by_hand(engine: Engine, settings: CacheSettings, ids: list[int], first: int)
 
 
 @pytest.mark.parametrize("kv_dtype", [None, "bf16", "int8"])
-@pytest.mark.parametrize("select", ["exact", "window", "moving-average"])
+@pytest.mark.parametrize("select", SELECTORS)
 @pytest.mark.parametrize("length", [1, 2, 17, 100])  # nothing but sinks, sinks full, ring full, a store
 def test_rows_that_are_given_on_are_rows_that_were_read(select: str, kv_dtype: str | None, length: int) -> None:
     engine = tiny_engine(window=16, context=160)

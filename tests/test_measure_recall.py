@@ -112,7 +112,7 @@ def plain_answer(engine: Engine, ids: list[int], tokens: int) -> str:
 def asked() -> tuple[Engine, list[int], Case]:
     engine = tiny_engine(window=16, context=200)
     ids = torch.randint(10, 300, (90,), generator=torch.Generator().manual_seed(5)).tolist()
-    case = Case("t", "", ("the cat sat",), "on ", ("the mat sat", "def f(x)", "naïve"))
+    case = Case("t", "", ("the cat sat",), "", "on ", ("the mat sat", "def f(x)", "naïve"))
     return engine, ids, case
 
 

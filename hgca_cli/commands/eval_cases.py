@@ -42,6 +42,14 @@ def prompt_ids(engine: Engine, case: Case, *, raw: bool) -> list[int]:
     return tokenizer.encode_chat(case.prompt, add_generation_prompt=True)
 
 
+def question_tokens(engine: Engine, case: Case, ids: list[int], *, raw: bool) -> int:
+    """How many of the prompt's last ids ask: from the first that differs from a prompt that only tells."""
+    assert isinstance(case.prompt, str) and case.question
+    told = prompt_ids(engine, replace(case, prompt=case.prompt.removesuffix(case.question)), raw=raw)
+    same = next((index for index, (one, other) in enumerate(zip(ids, told, strict=False)) if one != other), len(told))
+    return len(ids) - same
+
+
 def made_cases(
     engine: Engine, task: str, length: int, depths: list[float], text: str | None, given: Mapping[str, Any]
 ) -> list[Case]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hgca_cli.commands import eval_options, options
-from hgca_cli.commands.eval_cases import made_cases, prompt_ids, read_cases
+from hgca_cli.commands.eval_cases import made_cases, prompt_ids, question_tokens, read_cases
 from hgca_cli.commands.eval_policies import Policy, policies_of
 from hgca_cli.commands.eval_run import EvalRun, start_run
 from hgca_cli.commands.eval_texts import number_of
@@ -81,6 +81,9 @@ def recall(
     score: Annotated[
         bool, typer.Option("--score", help="Also ask whether the right answer is the likeliest of ten.")
     ] = False,
+    appended: Annotated[
+        bool, typer.Option("--appended", help="The question is a turn of its own, after the rest was read.")
+    ] = False,
     raw: options.Raw = False,
     window: options.Window = "256",
     sinks: options.Sinks = None,
@@ -125,17 +128,16 @@ def recall(
         made = made_cases(run.engine, name, tokens, depths, haystack, given)
         groups.append((name, tokens, [(one, prompt_ids(run.engine, one, raw=raw)) for one in made]))
     with run:
-        ask_all(run, groups, policies, max_tokens, score=score, verbose=verbose)
+        ask_all(run, groups, policies, given)
 
 
-def ask_all(
-    run: EvalRun, groups: list[Group], policies: list[Policy], tokens: int, *, score: bool, verbose: bool
-) -> None:
+def ask_all(run: EvalRun, groups: list[Group], policies: list[Policy], given: Mapping[str, Any]) -> None:
     """Every case; a line per group and policy once it is done."""
     from hgca_cli.measure.prompt import Prompt
     from hgca_cli.measure.recall import ask, room_for
 
     engine = run.engine
+    tokens, score = given["max_tokens"], given["score"]
     compared = [Policy("exact"), *policies]
     rooms = [[room_for(engine, ids, case, tokens, score=score) for case, ids in asked] for _, _, asked in groups]
     for (name, _, asked), needed in zip(groups, rooms, strict=True):
@@ -146,19 +148,19 @@ def ask_all(
                     f"is {engine.context:,}.",
                     "Lower --length or --count, or raise --ctx.",
                 )
-    settings = [one for one in run.settings(compared, engine.context).values() for _ in range(1 + score)]
-    per_prompt = Prompt(engine, [0]).reads(settings)  # how often a prompt is read
+    ways = [one for one in run.settings(compared, engine.context).values() for _ in range(1 + score)]
+    per_prompt = Prompt(engine, [0]).reads(ways)  # how often a prompt is read
     run.work.plan({"read": per_prompt * sum(len(ids) - 1 for _, _, asked in groups for _, ids in asked)})
     run.begin(RECALL)
     for (name, wanted, asked), needed in zip(groups, rooms, strict=True):
         found: dict[str, list[Answer]] = {}
         for index, ((case, ids), rows) in enumerate(zip(asked, needed, strict=True)):
             run.work.begin(f"{name} {index + 1} of {len(asked)}")
-            for policy, one in ask(
-                engine, ids, case, run.settings(compared, rows), tokens, score=score, tell=run.work.tell
-            ):
+            last = question_tokens(engine, case, ids, raw=given["raw"]) if given["appended"] else 0
+            settings = run.settings(compared, rows)
+            for policy, one in ask(engine, ids, case, settings, tokens, appended=last, score=score, tell=run.work.tell):
                 found.setdefault(policy, []).append(one)
-                _tell(run, name, case, policy, one, verbose=verbose)
+                _tell(run, name, case, policy, one, verbose=given["verbose"])
         length = round(mean(len(ids) for _, ids in asked))
         for policy, answers in found.items():
             line = recall_record(name, wanted, length, policy, answers)
@@ -202,6 +204,8 @@ def _checked(given: Mapping[str, Any]) -> tuple[list[int], list[float]]:
     for word in given["task"] or ():
         if word not in TASKS:
             raise UsageError(f"--task: no such choice {word!r}.", f"Choose from {', '.join(TASKS)}.")
+    if given["appended"] and given["cases"]:
+        raise UsageError("--appended: where the prompts of --cases ask is not known.", "Drop one of them.")
     for flag, least, most in (
         ("count", 1, MOST_CASES),
         ("needles", 1, 100),

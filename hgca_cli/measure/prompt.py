@@ -32,12 +32,14 @@ def ignore(_: Event) -> None:
 class Prompt:
     """Token ids, and their rows once they were read.
 
-    ids   at least one; the cache settings given to `sequence` leave room for one more
-    tell  hears Worked, and Notice where the engine has something to say
+    ids       at least one; the cache settings given to `sequence` leave room for one more
+    appended  so many of the last ids are a turn of their own: a policy may judge the store again when it begins
+    tell      hears Worked, and Notice where the engine has something to say
     """
 
-    def __init__(self, engine: Engine, ids: list[int], tell: Tell = ignore) -> None:
+    def __init__(self, engine: Engine, ids: list[int], tell: Tell = ignore, *, appended: int = 0) -> None:
         self.ids = ids
+        self._turns = [turn for turn in (ids[: len(ids) - appended], ids[len(ids) - appended :]) if turn]
         self._engine = engine
         self._tell = tell
         self._rows: list[tuple[Tensor, Tensor]] | None = None
@@ -62,18 +64,16 @@ class Prompt:
         return len(self.ids) * sum(not index or slides or cache.watches for index, cache in enumerate(ones))
 
     def _read(self, sequence: Sequence) -> None:
-        engine = self._engine
-        read, seconds = 0, 0.0
-        events = prefill(
-            engine.loaded, sequence, list(self.ids), len(self.ids) + 1, engine.prefill_chunk, threading.Event()
-        )
-        for event in events:
-            if not isinstance(event, PrefillProgress):
-                self._tell(event)
-                continue
-            if event.processed > read:
-                self._tell(Worked("read", event.processed - read, event.seconds - seconds))
-            read, seconds = event.processed, event.seconds
+        engine, context = self._engine, len(self.ids) + 1
+        for turn in self._turns:
+            read, seconds = sequence.cached, 0.0
+            for event in prefill(engine.loaded, sequence, turn, context, engine.prefill_chunk, threading.Event()):
+                if not isinstance(event, PrefillProgress):
+                    self._tell(event)
+                    continue
+                if event.processed > read:
+                    self._tell(Worked("read", event.processed - read, event.seconds - seconds))
+                read, seconds = event.processed, event.seconds
         if self._rows is None:
             self._rows = sequence.cache.every_row()
 

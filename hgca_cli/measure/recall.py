@@ -40,17 +40,19 @@ def ask(
     policies: Mapping[str, CacheSettings],
     tokens: int,
     *,
+    appended: int = 0,
     score: bool = False,
     tell: Tell = ignore,
 ) -> Iterator[tuple[str, Answer]]:
     """The answers of all policies to one case, in order.
 
-    ids     of the prompt, at least two: all but the last are read exactly, the last is fed, so that the policy takes part
+    ids       of the prompt, at least two: all but the last are read exactly, the last is fed, so that the policy takes part
             in the answer's first token. The settings' context has room for answer and candidates
-    tokens  most of an answer
-    score   also find the right answer among the case's candidates
+    tokens    most of an answer
+    appended  so many of the last ids are a turn of their own
+    score     also find the right answer among the case's candidates
     """
-    prompt = Prompt(engine, ids[:-1], tell)
+    prompt = Prompt(engine, ids[:-1], tell, appended=max(0, appended - 1))
     for name, settings in policies.items():
         sequence = prompt.sequence(settings)
         said = _answer(engine, sequence, ids[-1], case.answers, tokens, tell)

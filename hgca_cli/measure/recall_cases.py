@@ -33,6 +33,7 @@ class Case:
 
     prompt    what is asked: a text, or a conversation of messages
     answers   any of them in the answer makes it right
+    question  how the prompt ends, from where it asks; "" if that is not known
     lead      how an answer begins, before the first of the answers; others: wrong answers that look like it. Both only
               where the right one is to be found among ten
     """
@@ -40,6 +41,7 @@ class Case:
     task: str
     prompt: str | list[dict[str, str]]
     answers: tuple[str, ...]
+    question: str = ""
     lead: str = ""
     others: tuple[str, ...] = ()
 
@@ -163,6 +165,7 @@ def _hidden(
         task,
         f"{document}\n\n{question}",
         (str(keys[0]),),
+        question,
         f"{names[0][0].upper()}{names[0][1:]} is ",
         tuple(str(one) for one in wrong),
     )
@@ -182,11 +185,9 @@ def _pairs(encode: Callable[[str], list[int]], length: int, depth: float, draw: 
 
 def _pairs_case(task: str, pairs: Sequence[tuple[str, str]], key: str, value: str, others: Sequence[str]) -> Case:
     data = ",\n ".join(f'"{one}": "{other}"' for one, other in pairs)
-    prompt = (
-        "Below is a JSON object. Find the value that belongs to a key of it.\n\n{" + data + "}\n\n"
-        f'Key: "{key}"\nAnswer with its value only.'
-    )
-    return Case(task, prompt, (value,), "", tuple(others))
+    question = f'Key: "{key}"\nAnswer with its value only.'
+    prompt = "Below is a JSON object. Find the value that belongs to a key of it.\n\n{" + data + "}\n\n" + question
+    return Case(task, prompt, (value,), question, "", tuple(others))
 
 
 def _lines(encode: Callable[[str], list[int]], length: int, depth: float, draw: random.Random) -> Case:
@@ -199,12 +200,10 @@ def _lines(encode: Callable[[str], list[int]], length: int, depth: float, draw: 
         used += len(encode(_line(*lines[-1]) + "\n"))
     name, number = lines[min(int(depth * len(lines)), len(lines) - 1)]
     record = "\n".join(_line(*one) for one in lines)
-    prompt = (
-        "Below is a record of lines. Each has a name and ends with a number.\n\n"
-        f"{record}\n\nWhat is the number of line {name}? Answer with the number only."
-    )
+    question = f"What is the number of line {name}? Answer with the number only."
+    prompt = f"Below is a record of lines. Each has a name and ends with a number.\n\n{record}\n\n{question}"
     others = draw.sample([str(one) for _, one in lines if one != number], CANDIDATES - 1)
-    return Case("lines", prompt, (str(number),), f"The number of line {name} is ", tuple(others))
+    return Case("lines", prompt, (str(number),), question, f"The number of line {name} is ", tuple(others))
 
 
 def _line(name: str, number: int) -> str:
