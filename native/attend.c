@@ -1,7 +1,6 @@
 /* Attention jobs: checked, cut into pieces, worked on by the pool, and the pieces merged by log-sum-exp. */
 #include <math.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "dispatch.h"
@@ -276,7 +275,7 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     layout need = {NULL, 0};
     work *w = NULL;
     lay_out(&need, jobs, count, per_piece, &w);
-    layout at = {aligned_alloc(64, need.used), 0};
+    layout at = {hgca_take_memory(need.used), 0};
     if (at.base == NULL) return HGCA_NO_MEMORY;
     lay_out(&at, jobs, count, per_piece, &w);
     for (int64_t l = 0; l < w->list_count; l++) /* lists without rows have no piece to finish them */

@@ -17,7 +17,7 @@
 
 #include "codes.h"
 
-enum { PATIENCE = 2000 };
+enum { PATIENCE = 2000, PREFETCHED = 64 };
 
 static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -191,6 +191,16 @@ static int32_t row_at(const hgca_head *h, int64_t position) {
     return position < h->job->clustered ? h->job->order[h->head * h->job->order_head_stride + position] : (int32_t)position;
 }
 
+/* A kernel fetches a tile while it works on the one before: the first has none before it. */
+static void prefetch_row(const hgca_head *h, int64_t row) {
+    const hgca_attention *rows = &h->job->rows;
+    static const int64_t size[] = {[HGCA_F32] = 4, [HGCA_BF16] = 2, [HGCA_F16] = 2, [HGCA_I8] = 1};
+    const char *key = (const char *)rows->key + h->head * rows->key_head_stride + row * rows->key_row_stride;
+    const char *value = (const char *)rows->value + h->head * rows->value_head_stride + row * rows->value_row_stride;
+    for (int64_t b = 0; b < rows->key_dim * size[rows->dtype]; b += 64) __builtin_prefetch(key + b, 0, 2);
+    for (int64_t b = 0; b < rows->value_dim * size[rows->dtype]; b += 64) __builtin_prefetch(value + b, 0, 2);
+}
+
 /* The rows that are read, into u->rows; a position of no row (behind the index) is none. */
 static int64_t list_chosen(hgca_unit *u) {
     const hgca_head *h = u->head;
@@ -204,6 +214,7 @@ static int64_t list_chosen(hgca_unit *u) {
             if (!every && u->weight[i * HGCA_LANES + r] < h->edge.above && room-- <= 0) continue;
             int32_t row = row_at(h, (int64_t)u->taken[i] * HGCA_LANES + r);
             if (row < 0) continue;
+            if (count < PREFETCHED) prefetch_row(h, row);
             u->rows[count++] = row;
             u->chosen[i] |= (uint16_t)(1u << r);
         }

@@ -1,5 +1,4 @@
 /* Attention over chosen rows: checked, laid out in one piece of memory, and handed to the pool. */
-#include <stdlib.h>
 #include <string.h>
 
 #include "codes.h"
@@ -227,7 +226,7 @@ int hgca_start_selected(const hgca_selection *jobs, int32_t count, int64_t *tick
     layout need = {NULL, 0};
     hgca_selecting *w = NULL;
     lay_out(&need, jobs, count, &w);
-    layout at = {aligned_alloc(64, need.used), 0};
+    layout at = {hgca_take_memory(need.used), 0};
     if (at.base == NULL) return HGCA_NO_MEMORY;
     lay_out(&at, jobs, count, &w);
     hgca_submit(&w->started, ticket);

@@ -1,6 +1,7 @@
-/* Choosing rows, written once in plain C that the compiler turns into vectors of 16 lanes; an instruction set's file names
- * its table in SELECT_ISA and includes this. Only the dot product of codes has instructions of its own. All arithmetic on
- * codes is in integers and nothing is contracted, so every instruction set gives the same scores, bit by bit. */
+/* Choosing rows, written once in vectors of 16 lanes that the compiler makes of what the machine has; an instruction set's
+ * file names its table in SELECT_ISA and includes this. (Loops over 16 lanes in plain C it unrolled first, and then found
+ * no vectors in them: 12 times slower.) Only the dot product of codes has instructions of its own. All arithmetic on codes
+ * is in integers and nothing is contracted, so every instruction set gives the same scores, bit by bit. */
 #include <math.h>
 #include <string.h>
 
@@ -13,22 +14,60 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-enum { QUERIES = 4, MOST_WIDTH = 1024 };
+enum { QUERIES = 4, MOST_WIDTH = 1024, AHEAD = 8 }; /* queries at once; widest row; groups until one that is prefetched */
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi" /* vectors are passed to inlined functions only */
+#endif
+
+typedef float lanes_f __attribute__((vector_size(64)));
+typedef int32_t lanes_i __attribute__((vector_size(64)));
+typedef uint16_t lanes_h __attribute__((vector_size(32)));
+
+INLINE lanes_f all_f(float x) { return (lanes_f){0} + x; }
+
+INLINE lanes_f load_f(const void *p) {
+    lanes_f x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+INLINE lanes_f load_bf16(const void *p) {
+    lanes_h half;
+    memcpy(&half, p, sizeof half);
+    return (lanes_f)(__builtin_convertvector(half, lanes_i) << 16);
+}
+
+INLINE lanes_f pick(lanes_i mask, lanes_f yes, lanes_f no) { return (lanes_f)((mask & (lanes_i)yes) | (~mask & (lanes_i)no)); }
+
+/* b where either is NaN */
+INLINE lanes_f largest_f(lanes_f a, lanes_f b) { return pick(a > b, a, b); }
+
+INLINE float sum_f(lanes_f x) {
+    float part[HGCA_LANES], sum = 0.0f;
+    memcpy(part, &x, sizeof part);
+    for (int r = 0; r < HGCA_LANES; r++) sum += part[r];
+    return sum;
+}
+
+/* The largest; NaN if one is. */
+INLINE float top_f(lanes_f x) {
+    float part[HGCA_LANES], top = -INFINITY;
+    memcpy(part, &x, sizeof part);
+    for (int r = 0; r < HGCA_LANES; r++) top = part[r] > top || part[r] != part[r] ? part[r] : top;
+    return top;
+}
 
 /* 2^x, as vexp2 of kernels_template.h but for -126 in place of -127, by shifting bits. */
-INLINE float exp2_lane(float x) {
-    x = x > -126.0f ? x : -126.0f;
-    float n = (x + 12582912.0f) - 12582912.0f, r = x - n; /* to the nearest integer: 1.5 * 2^23 has none behind the point */
-    float p = 1.32646982e-3f;
-    p = p * r + 9.67150927e-3f;
+INLINE lanes_f exp2_f(lanes_f x) {
+    x = largest_f(x, all_f(-126.0f));
+    lanes_f n = (x + 12582912.0f) - 12582912.0f, r = x - n; /* to the nearest integer: 1.5 * 2^23 has none behind the point */
+    lanes_f p = r * 1.32646982e-3f + 9.67150927e-3f;
     p = p * r + 5.55073395e-2f;
     p = p * r + 2.40222424e-1f;
     p = p * r + 6.93147004e-1f;
     p = p * r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
-    float scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return p * scale;
+    return p * (lanes_f)((__builtin_convertvector(n, lanes_i) + 127) << 23);
 }
 
 /* dot[q][r] = sum over numbers of codes of position r times query8[q], for `queries` (a constant) queries. */
@@ -97,22 +136,34 @@ INLINE void dot_lanes(const uint8_t *codes, int64_t width, const int8_t *query8,
  * of the score that all positions of the block share. */
 INLINE void place_query(const float *query, const char *block, int64_t width, int8_t *query8, float *step, float *base) {
     const uint16_t *scale = (const uint16_t *)(const void *)block, *zero = scale + width;
-    float scaled[MOST_WIDTH], largest[HGCA_PAD] = {0}, part[HGCA_PAD] = {0}, top = 0.0f, sum = 0.0f;
-    for (int64_t d = 0; d < width; d += 8)
-        for (int i = 0; i < 8; i++) {
-            float x = query[d + i] * hgca_from_bf16(scale[d + i]), size = x < 0.0f ? -x : x;
-            scaled[d + i] = x;
-            largest[i] = size > largest[i] ? size : largest[i];
-            part[i] += query[d + i] * hgca_from_bf16(zero[d + i]);
-        }
-    for (int i = 0; i < 8; i++) top = largest[i] > top ? largest[i] : top;
-    for (int i = 0; i < 8; i++) sum += part[i];
-    float inverse = top > 0.0f ? 127.0f / top : 0.0f;
-    for (int64_t d = 0; d < width; d++) { /* to the nearest; not a NaN, that was no largest: its base is NaN */
-        float x = scaled[d] * inverse;
-        x = x > -127.0f ? x : -127.0f;
-        x = x < 127.0f ? x : 127.0f;
-        query8[d] = (int8_t)(int32_t)(x + (x < 0.0f ? -0.5f : 0.5f));
+    float scaled[MOST_WIDTH] __attribute__((aligned(64)));
+    const lanes_i magnitude = (lanes_i){0} + 0x7fffffff;
+    lanes_f most = {0}, part = {0};
+    int64_t d = 0;
+    float top, sum;
+    for (; d + HGCA_LANES <= width; d += HGCA_LANES) {
+        lanes_f q = load_f(query + d), x = q * load_bf16(scale + d);
+        memcpy(scaled + d, &x, sizeof x);
+        most = largest_f((lanes_f)((lanes_i)x & magnitude), most);
+        part += q * load_bf16(zero + d);
+    }
+    top = top_f(most);
+    sum = sum_f(part);
+    for (; d < width; d++) { /* half a vector */
+        float size = fabsf(scaled[d] = query[d] * hgca_from_bf16(scale[d]));
+        top = size > top ? size : top;
+        sum += query[d] * hgca_from_bf16(zero[d]);
+    }
+    for (; d % HGCA_LANES; d++) scaled[d] = 0.0f;
+    const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
+    for (int64_t i = 0; i < width; i += HGCA_LANES) { /* to the nearest; a NaN is no largest, but its base is NaN */
+        lanes_f x = load_f(scaled + i) * inverse;
+        x = largest_f(x, all_f(-127.0f));
+        x = pick(x < all_f(127.0f), x, all_f(127.0f));
+        lanes_i whole = __builtin_convertvector((x + 12582912.0f) - 12582912.0f, lanes_i);
+        typedef int8_t lanes_b __attribute__((vector_size(16)));
+        lanes_b bytes = __builtin_convertvector(whole, lanes_b);
+        memcpy(query8 + i, &bytes, (size_t)(width - i < HGCA_LANES ? width - i : HGCA_LANES));
     }
     *step = top / 127.0f;
     *base = sum;
@@ -122,16 +173,15 @@ INLINE void scan_groups(const hgca_scan *s, int first_query, int queries, float 
     const int64_t width = hgca_code_width(s->dim), block_bytes = hgca_block_bytes(s->dim), n = s->count * HGCA_LANES;
     int8_t query8[QUERIES * MOST_WIDTH];
     float step[QUERIES] = {0}, base[QUERIES] = {0};
-    float top[QUERIES][HGCA_LANES];
+    lanes_f top[QUERIES];
     int64_t placed = -1;
-    for (int q = 0; q < queries; q++)
-        for (int r = 0; r < HGCA_LANES; r++) top[q][r] = -INFINITY;
+    for (int q = 0; q < queries; q++) top[q] = all_f(-INFINITY);
     for (int64_t i = 0; i < s->count; i++) {
         int64_t group = s->groups ? s->groups[i] : s->first + i;
         const char *block = s->codes + group / HGCA_GROUPS * block_bytes;
         const uint8_t *codes = (const uint8_t *)block + hgca_scales_bytes(s->dim) + group % HGCA_GROUPS * hgca_lanes_bytes(s->dim);
-        if (i + 2 < s->count) { /* the group after the next */
-            int64_t later = s->groups ? s->groups[i + 2] : group + 2;
+        if (i + AHEAD < s->count) {
+            int64_t later = s->groups ? s->groups[i + AHEAD] : group + AHEAD;
             const char *at = s->codes + later / HGCA_GROUPS * block_bytes + hgca_scales_bytes(s->dim) + later % HGCA_GROUPS * hgca_lanes_bytes(s->dim);
             for (int64_t b = 0; b < hgca_lanes_bytes(s->dim); b += 64) __builtin_prefetch(at + b, 0, 2);
         }
@@ -145,29 +195,29 @@ INLINE void scan_groups(const hgca_scan *s, int first_query, int queries, float 
         const int64_t left = s->end - group * HGCA_LANES;
         for (int q = 0; q < queries; q++) {
             float *to = raw + q * n + i * HGCA_LANES;
-            for (int r = 0; r < HGCA_LANES; r++) to[r] = (float)dot[q][r] * step[q] + base[q];
+            lanes_i whole;
+            memcpy(&whole, dot[q], sizeof whole);
+            lanes_f score = __builtin_convertvector(whole, lanes_f) * step[q] + base[q];
+            memcpy(to, &score, sizeof score);
             if (s->softcap > 0.0f)
                 for (int r = 0; r < HGCA_LANES; r++) to[r] = 1.44269504f * s->softcap * tanhf(to[r] / s->softcap);
             for (int64_t r = left < 0 ? 0 : left; r < HGCA_LANES; r++) to[r] = -INFINITY;
-            for (int r = 0; r < HGCA_LANES; r++) top[q][r] = to[r] > top[q][r] || to[r] != to[r] ? to[r] : top[q][r];
+            score = load_f(to);
+            top[q] = pick((score > top[q]) | (score != score), score, top[q]);
         }
     }
     for (int q = 0; q < queries; q++) {
-        float max = -INFINITY, sum = 0.0f, lanes[HGCA_LANES] = {0};
-        for (int r = 0; r < HGCA_LANES; r++) max = top[q][r] > max || top[q][r] != top[q][r] ? top[q][r] : max;
+        const float max = top_f(top[q]), shift = max == -INFINITY ? 0.0f : max, *from = raw + q * n;
         uint16_t *score = s->score + (first_query + q) * n;
-        const float shift = max == -INFINITY ? 0.0f : max, *from = raw + q * n;
-        for (int64_t i = 0; i < n; i += HGCA_LANES)
-            for (int r = 0; r < HGCA_LANES; r++) {
-                float e = exp2_lane(from[i + r] - shift);
-                uint32_t bits;
-                lanes[r] += e;
-                memcpy(&bits, &e, sizeof bits);
-                score[i + r] = (uint16_t)(bits >> 16);
-            }
-        for (int r = 0; r < HGCA_LANES; r++) sum += lanes[r];
+        lanes_f lanes = {0};
+        for (int64_t i = 0; i < n; i += HGCA_LANES) {
+            lanes_f e = exp2_f(load_f(from + i) - shift);
+            lanes_h half = __builtin_convertvector((lanes_i)e >> 16, lanes_h);
+            lanes += e;
+            memcpy(score + i, &half, sizeof half);
+        }
         s->max[first_query + q] = max;
-        s->sum[first_query + q] = max == -INFINITY ? 0.0f : sum;
+        s->sum[first_query + q] = max == -INFINITY ? 0.0f : sum_f(lanes);
     }
 }
 
@@ -187,39 +237,6 @@ static void scan(const hgca_scan *s) {
     for (int first = 0; first < s->queries; first += QUERIES) scan_all(s, raw, s->queries, first);
 }
 
-static void weigh(const hgca_weighing *w) {
-    for (int64_t i = 0; i < w->count; i += HGCA_LANES) {
-        float weight[HGCA_LANES] = {0};
-        uint32_t bits[HGCA_LANES], any = 0;
-        for (int q = 0; q < w->queries; q++) {
-            const uint16_t *score = w->score + q * w->count + i;
-            for (int r = 0; r < HGCA_LANES; r++) weight[r] += w->share[q] * hgca_from_bf16(score[r]);
-        }
-        memcpy(w->weight + i, weight, sizeof weight);
-        for (int r = 0; r < HGCA_LANES; r++) any |= weight[r] >= w->least;
-        if (!any) continue;
-        memcpy(bits, weight, sizeof bits);
-        for (int r = 0; r < HGCA_LANES; r++) {
-            if (!(weight[r] >= w->least)) continue;
-            uint32_t bin = bits[r] >= 0x3f800000u ? 0 : (0x3f800000u - bits[r] + 0xfffffu) >> 20;
-            if (bin >= HGCA_BINS) continue;
-            w->rows[bin]++;
-            w->mass[bin] += weight[r];
-        }
-    }
-}
-
-static void leave(const hgca_leaving *l) {
-    for (int32_t q = 0; q < l->queries; q++)
-        for (int64_t g = 0; g < l->groups; g++) {
-            const uint16_t *score = l->score + (q * l->groups + g) * HGCA_LANES;
-            float part[4] = {0};
-            for (int r = 0; r < HGCA_LANES; r++)
-                part[r % 4] += hgca_from_bf16((uint16_t)(score[r] & ((l->chosen[g] >> r & 1) - 1)));
-            l->left[q * l->groups + g] = (part[0] + part[1]) + (part[2] + part[3]);
-        }
-}
-
 static uint32_t lanes_from(const float *weight, float edge) {
 #if defined(__AVX512F__)
     return _mm512_cmp_ps_mask(_mm512_loadu_ps(weight), _mm512_set1_ps(edge), _CMP_GE_OQ);
@@ -232,6 +249,32 @@ static uint32_t lanes_from(const float *weight, float edge) {
     for (int r = 0; r < HGCA_LANES; r++) bits |= (uint32_t)(weight[r] >= edge) << r;
     return bits;
 #endif
+}
+
+static void weigh(const hgca_weighing *w) {
+    for (int64_t i = 0; i < w->count; i += HGCA_LANES) {
+        lanes_f weight = {0};
+        for (int q = 0; q < w->queries; q++) weight += load_bf16(w->score + q * w->count + i) * w->share[q];
+        memcpy(w->weight + i, &weight, sizeof weight);
+        uint32_t bits[HGCA_LANES];
+        memcpy(bits, &weight, sizeof bits);
+        for (uint32_t some = lanes_from(w->weight + i, w->least); some; some &= some - 1) {
+            const int r = __builtin_ctz(some);
+            uint32_t bin = bits[r] >= 0x3f800000u ? 0 : (0x3f800000u - bits[r] + 0xfffffu) >> 20;
+            if (bin >= HGCA_BINS) continue;
+            w->rows[bin]++;
+            w->mass[bin] += w->weight[i + r];
+        }
+    }
+}
+
+static void leave(const hgca_leaving *l) {
+    const lanes_i bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+    for (int32_t q = 0; q < l->queries; q++)
+        for (int64_t g = 0; g < l->groups; g++) {
+            lanes_i left = (bit & ((lanes_i){0} + (int32_t)l->chosen[g])) == 0;
+            l->left[q * l->groups + g] = sum_f((lanes_f)((lanes_i)load_bf16(l->score + (q * l->groups + g) * HGCA_LANES) & left));
+        }
 }
 
 const hgca_isa_selection SELECT_ISA = {scan, weigh, leave, lanes_from};

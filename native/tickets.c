@@ -9,6 +9,39 @@
 static hgca_started *outstanding; /* both with the pool's lock, which survives a fork */
 static int64_t last_ticket;
 
+/* The size stands before the memory. */
+enum { SPARES = 4, LINE = 64 };
+static void *spare[SPARES]; /* with the pool's lock too */
+
+static size_t *size_of(void *memory) { return (size_t *)(void *)((char *)memory - LINE); }
+
+void *hgca_take_memory(size_t bytes) {
+    void *found = NULL;
+    hgca_pool_lock();
+    for (int i = 0; i < SPARES && !found; i++)
+        if (spare[i] && *size_of(spare[i]) >= bytes) found = spare[i], spare[i] = NULL;
+    hgca_pool_unlock();
+    if (found) return found;
+    const size_t size = (bytes + bytes / 8 + LINE) / LINE * LINE; /* a little more: the next asks for a little more */
+    char *fresh = aligned_alloc(LINE, size + LINE);
+    if (fresh == NULL) return NULL;
+    *(size_t *)(void *)fresh = size;
+    return fresh + LINE;
+}
+
+void hgca_give_memory(void *memory) {
+    void *out = memory;
+    hgca_pool_lock();
+    for (int i = 0; i < SPARES && out; i++) /* the smallest goes */
+        if (spare[i] == NULL || *size_of(spare[i]) < *size_of(out)) {
+            void *kept = spare[i];
+            spare[i] = out;
+            out = kept;
+        }
+    hgca_pool_unlock();
+    if (out) free(size_of(out));
+}
+
 void hgca_submit(hgca_started *work, int64_t *ticket) {
     hgca_pool_lock();
     work->ticket = *ticket = ++last_ticket;
@@ -32,6 +65,6 @@ int hgca_wait(int64_t ticket) {
         hgca_pool_wait(&work->batch);
         if (work->finish) work->finish(work);
     }
-    free(work);
+    hgca_give_memory(work);
     return ours ? HGCA_OK : HGCA_FORKED;
 }

@@ -2,11 +2,12 @@
 #ifndef HGCA_TICKETS_H
 #define HGCA_TICKETS_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "pool.h"
 
-/* The first member of every kind of work: one malloc'ed piece of memory that hgca_wait frees. */
+/* The first member of every kind of work: one piece of hgca_take_memory that hgca_wait gives back. */
 typedef struct hgca_started {
     hgca_batch batch; /* first: the pool hands this back */
     int64_t ticket;
@@ -17,5 +18,10 @@ typedef struct hgca_started {
 
 /* Hand the batch to the pool; *ticket is what hgca_wait takes. */
 void hgca_submit(hgca_started *work, int64_t *ticket);
+
+/* Memory for work, aligned to a cache line, not cleared; hgca_give_memory keeps some for the next, as fresh pages cost more than
+ * a small job. NULL if there is none. */
+void *hgca_take_memory(size_t bytes);
+void hgca_give_memory(void *memory);
 
 #endif
