@@ -7,13 +7,13 @@
  *   vround                     nearest integer
  *   vscale2(x, n)              x * 2^n for whole n in -127 .. 127, tiny or 0 where n is -127; NaN where x is
  *   vsum vlargest              horizontal
- *   vsum_heads(sum, heads, score, r)   score[h][r .. r + 3] = the horizontal sums of sum[h][0 .. 3], once
- *   vsettle(score, rows)       was called; what it leaves of the last vector beyond `rows` rounded up to SETTLED is -inf
+ *   vsum_heads(sum, heads, score, r)   score[h][r .. r + 3] = the horizontal sums of sum[h][0 .. 3], once vsettle was called
+ *   vsettle(score, rows)       after the last of them; beyond `rows`, rounded up to SETTLED, the last vector is then -inf
  *   vload_rows(p, dtype)       VW numbers of a row as floats;  vtail_rows(p, dtype, n)  n < VW of them, then zeros
  *   vload_pair(p, even, odd)   2 * VW bf16 numbers of a row as floats
  *
- * A tile of rows (at most TILE) is scored for HEADS query heads at a time, its scores stay on the stack, and its values are added up
- * while they are in cache; meanwhile the next tile is prefetched, which alone doubles the rate of a core. */
+ * A tile of rows (at most TILE) is scored for HEADS query heads at a time, its scores stay on the stack, and its values are
+ * added up while they are in cache; meanwhile the next tile is prefetched, which alone doubles the rate of a core. */
 #include <math.h>
 #include <string.h>
 
@@ -62,20 +62,6 @@ static void place_bf16(const float *query, float scale, int64_t dim, float *to) 
     for (int64_t d = whole + hgca_padded(dim - whole); d < hgca_padded(dim); d++) to[d] = 0.0f;
 }
 
-/* 2^x for x <= 0 (or a little above), relative error below 2e-7; less than 2^-126 below -126, NaN for NaN. The fraction is
- * in -1/2 .. 1/2; the polynomial, exact at 0, has the smallest largest relative error there of its degree (9.2e-8). */
-INLINE VF vexp2(VF x) {
-    x = vmax(vset1(-127.0f), x);
-    VF n = vround(x), r = vsub(x, n);
-    VF p = vset1(1.32646982e-3f);
-    p = vfma(p, r, vset1(9.67150927e-3f));
-    p = vfma(p, r, vset1(5.55073395e-2f));
-    p = vfma(p, r, vset1(2.40222424e-1f));
-    p = vfma(p, r, vset1(6.93147004e-1f));
-    p = vfma(p, r, vset1(1.0f));
-    return vscale2(p, n);
-}
-
 INLINE void find_rows(const hgca_piece *p, row_cursor *at, int rows, int dtype, tile_rows *tile) {
     for (int r = 0; r < rows; r++) {
         int64_t row = at->first;
@@ -109,6 +95,8 @@ INLINE void prefetch_half(const hgca_piece *p, const tile_rows *next, int next_r
 INLINE void prefetch_value(const hgca_piece *p, const tile_rows *tile, int r, int64_t size) {
     for (int64_t at = 0; at < p->value_dim * size; at += LINE) __builtin_prefetch(tile->value[r] + at, 0, 3);
 }
+
+#include "kernels_softmax.h"
 
 #ifdef I8_DOTS
 #include "kernels_i8_dots.h"
@@ -183,56 +171,6 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
         vsum_heads(sum, heads, score, r);
     }
     vsettle(score, rows);
-}
-
-/* score = log2(e) * softcap * tanh(score / softcap): capped, and in base 2 like scores that need no cap. Near zero an odd polynomial (Cephes), as 1 - exp(-2x) has lost its digits
- * there; else (1 - e) / (1 + e) with e = exp(-2 |x|), which cannot overflow. NaN stays NaN. */
-static void cap_scores(float *score, int rows, float softcap) {
-    float e[TILE] __attribute__((aligned(64)));
-    for (int r = 0; r < rows; r++) e[r] = -2.0f * LOG2E * fabsf(score[r] / softcap);
-    for (int r = rows; r % VW != 0; r++) e[r] = 0.0f;
-    for (int r = 0; r < rows; r += VW) vstore(e + r, vexp2(vload(e + r)));
-    for (int r = 0; r < rows; r++) {
-        float x = score[r] / softcap, z = x * x;
-        float p = -5.70498872745e-3f;
-        p = p * z + 2.06390887954e-2f;
-        p = p * z - 5.37397155531e-2f;
-        p = p * z + 1.33314422036e-1f;
-        p = p * z - 3.33332819422e-1f;
-        float near_zero = p * z * x + x, far = copysignf((1.0f - e[r]) / (1.0f + e[r]), x);
-        score[r] = LOG2E * softcap * (fabsf(x) < 0.625f ? near_zero : far);
-    }
-}
-
-/* Scores of one head, in base 2, become weights 2^(s - max); returns the factor what was there before must shrink by. */
-static float weigh_tile(float *score, int rows, float *max, float *sum) {
-    int padded = (rows + VW - 1) / VW * VW;
-    for (int r = rows; r % SETTLED != 0; r++) score[r] = -INFINITY;
-    const float before = *max;
-    float now = before;
-    VF shift = vset1(before);
-    int larger = 0;
-    for (int r = 0; r < padded; r += VW) larger |= vexceeds(vload(score + r), shift);
-    if (larger) { /* rarely, after the first tiles: the largest is not looked for else */
-        VF top = vset1(-INFINITY);
-        for (int r = 0; r < padded; r += VW) top = vmax(vload(score + r), top);
-        now = vlargest(top);
-        shift = vset1(now);
-    } else if (before == -INFINITY) { /* nothing visible so far: weights of zero, unless a score is NaN */
-        for (int r = 0; r < padded; r++) score[r] = score[r] == -INFINITY ? 0.0f : score[r];
-        for (int r = 0; r < rows; r++) *sum += score[r];
-        return 1.0f;
-    }
-    VF total = vzero();
-    for (int r = 0; r < padded; r += VW) {
-        VF weight = vexp2(vsub(vload(score + r), shift));
-        vstore(score + r, weight);
-        total = vadd(total, weight);
-    }
-    float factor = before == now ? 1.0f : before == -INFINITY ? 0.0f : exp2f(before - now);
-    *max = now;
-    *sum = *sum * factor + vsum(total);
-    return factor;
 }
 
 /* out[h][c ..] = out * factor + sum_r weight[h][r] * value[r][c ..], `columns` (a constant) vectors wide. */
