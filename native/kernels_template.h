@@ -300,10 +300,12 @@ static void in_memory_order(const hgca_piece *p) {
 }
 
 /* Rows of a tile: two pages of 4 KiB, as what is read in short stretches comes from memory faster (Zen 4: 23.7 ns a row of
- * 512 bytes, against 28.8 in tiles of 64 rows); many queries wait for arithmetic, of which a large tile needs less. */
+ * 512 bytes, against 28.8 in tiles of 64 rows). Single rows here and there want to be fetched long before; many queries wait
+ * for arithmetic, of which a large tile needs less. */
 INLINE int rows_of_tile(const hgca_piece *p, int dtype) {
     int64_t rows = TILE_BYTES / ((p->key_dim + p->value_dim) * size_of(dtype)) / 4 * 4;
-    return rows < 8 ? 8 : rows > TILE || p->heads > 2 * HEADS ? TILE : (int)rows;
+    int scattered = p->row != NULL && p->run == NULL;
+    return rows > TILE || p->heads > 2 * HEADS || scattered ? TILE : rows < 8 ? 8 : (int)rows;
 }
 
 INLINE void whole_piece(const hgca_piece *p, const tile_loops loops[], int dtype) {
