@@ -1,6 +1,7 @@
 /* Attention jobs: checked, cut into pieces, worked on by the pool, and the pieces merged by log-sum-exp. */
 #include <math.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "dispatch.h"
@@ -197,12 +198,12 @@ static int32_t pieces_of(int64_t rows, int64_t rows_per_piece) {
     return (int32_t)((rows + rows_per_piece - 1) / rows_per_piece);
 }
 
-static void lay_out(layout *at, const hgca_attention *jobs, int32_t count, int64_t rows_per_piece, work **result) {
+/* rows_of: rows of each list, one job's after the other's. */
+static void lay_out(layout *at, const hgca_attention *jobs, int32_t count, const int64_t *rows_of, int64_t rows_per_piece,
+                    work **result) {
     int64_t lists = 0, pieces = 0;
-    for (int32_t j = 0; j < count; j++) {
-        lists += list_count(&jobs[j]);
-        for (int64_t l = 0; l < list_count(&jobs[j]); l++) pieces += pieces_of(list_rows(&jobs[j], l), rows_per_piece);
-    }
+    for (int32_t j = 0; j < count; j++)
+        for (int64_t l = 0; l < list_count(&jobs[j]); l++) pieces += pieces_of(rows_of[lists++], rows_per_piece);
     work *w = take(at, sizeof *w);
     hgca_attention *own = take(at, sizeof *own * (size_t)count);
     list *all = take(at, sizeof *all * (size_t)lists);
@@ -229,7 +230,7 @@ static void lay_out(layout *at, const hgca_attention *jobs, int32_t count, int64
         int64_t queries = (int64_t)heads * job->tokens;
         for (int64_t i = 0; i < list_count(job); i++, list_index++) {
             float *query = take(at, sizeof(float) * (size_t)(queries * key_width));
-            int64_t rows = list_rows(job, i);
+            int64_t rows = rows_of[list_index];
             int32_t mine = pieces_of(rows, rows_per_piece);
             if (w) {
                 list *l = &all[list_index];
@@ -260,13 +261,17 @@ static void lay_out(layout *at, const hgca_attention *jobs, int32_t count, int64
 
 int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     if (count < 1 || jobs == NULL || ticket == NULL) return HGCA_BAD_ARGUMENT;
-    int64_t rows = 0;
+    int64_t lists = 0, rows = 0;
     for (int32_t j = 0; j < count; j++) {
         int status = hgca_check(&jobs[j]);
         if (status == HGCA_OK) status = check_joins(jobs, j);
         if (status) return status;
-        for (int64_t l = 0; l < list_count(&jobs[j]); l++) rows += list_rows(&jobs[j], l);
+        lists += list_count(&jobs[j]);
     }
+    int64_t *rows_of = malloc(sizeof *rows_of * (size_t)lists); /* asked once: a list of runs is walked for it */
+    if (rows_of == NULL) return HGCA_NO_MEMORY;
+    for (int64_t j = 0, at = 0; j < count; j++)
+        for (int64_t l = 0; l < list_count(&jobs[j]); l++) rows += rows_of[at++] = list_rows(&jobs[j], l);
     /* enough pieces that a thread the system takes away does not hold up the rest, none too small to pay for itself */
     int64_t per_piece = rows / ((int64_t)hgca_threads() * PIECES_PER_THREAD) + 1;
     per_piece = (per_piece + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
@@ -274,10 +279,11 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
 
     layout need = {NULL, 0};
     work *w = NULL;
-    lay_out(&need, jobs, count, per_piece, &w);
+    lay_out(&need, jobs, count, rows_of, per_piece, &w);
     layout at = {hgca_take_memory(need.used), 0};
+    if (at.base) lay_out(&at, jobs, count, rows_of, per_piece, &w);
+    free(rows_of);
     if (at.base == NULL) return HGCA_NO_MEMORY;
-    lay_out(&at, jobs, count, per_piece, &w);
     for (int64_t l = 0; l < w->list_count; l++) /* lists without rows have no piece to finish them */
         if (w->lists[l].pieces == 0) merge_list(w, &w->lists[l]);
     hgca_submit(&w->started, ticket);

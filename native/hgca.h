@@ -41,7 +41,7 @@ enum { HGCA_F32 = 0, HGCA_BF16 = 1, HGCA_F16 = 2, HGCA_I8 = 3 };
  *   out      f32 [tokens][heads][value_dim], zeros over no rows
  *   lse      f32 [tokens][heads], -inf over no rows
  *
- * Accumulation is in float32 (of int8 rows: exact integers within 64 rows, then float32). Each row is read once for all
+ * Accumulation is in float32 (of int8 rows: exact integers within a few rows, then float32). Each row is read once for all
  * tokens and all query heads its list serves. */
 typedef struct {
     const void *key;

@@ -6,7 +6,7 @@
 #include "hgca.h"
 
 typedef __m256 VF;
-enum { VW = 8 };
+enum { VW = 8, SETTLED = VW };
 #define HEADS 2
 
 static inline VF vzero(void) { return _mm256_setzero_ps(); }
@@ -18,6 +18,7 @@ static inline VF vadd(VF a, VF b) { return _mm256_add_ps(a, b); }
 static inline VF vsub(VF a, VF b) { return _mm256_sub_ps(a, b); }
 static inline VF vfma(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
 static inline VF vmax(VF a, VF b) { return _mm256_max_ps(a, b); }
+static inline int vexceeds(VF a, VF b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0; }
 static inline VF vround(VF x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline VF vscale2(VF x, VF n) {
     __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
@@ -33,6 +34,7 @@ static inline void vsum_heads(VF sum[HEADS][4], int heads, float score[][64], in
     for (int h = 0; h < heads; h++) vsum4(sum[h][0], sum[h][1], sum[h][2], sum[h][3], &score[h][r]);
 }
 
+static inline void vsettle(float score[][64], int rows) { (void)score, (void)rows; }
 static inline float vsum(VF x) {
     float out[4];
     vsum4(x, x, x, x, out);

@@ -127,11 +127,9 @@ INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_ro
         shift_sums(sum, heads, 7);
         score_level(key, dim, q + level, stride, heads, sum);
         __m512i whole = _mm512_add_epi32(sums_i32(sum, heads), _mm512_loadu_si512(offset));
-        float all[16];
-        _mm512_storeu_ps(all, _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_loadu_ps(scale)));
-        UNROLL
-        for (int h = 0; h < heads; h++) memcpy(&score[h][r], all + 4 * h, 16);
+        vstore(&score[r / 4 % 4][r / 16 * 16], _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_loadu_ps(scale)));
     }
+    vsettle(score, rows);
 }
 
 /* Weights of one head as two u8 levels [2][TILE]; returns what one unit is worth, NaN where a weight is not finite. */
@@ -217,7 +215,7 @@ INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile,
             for (int j = 0; j < 4; j++) {
                 int r = 4 * g + j;
                 row[j] = tile->value[r < rows ? r : rows - 1] + c; /* beyond the last row: weights of zero */
-                if (c == 0) prefetch_half(p, next, next_rows, TILE + r, 1);
+                if (c == 0) prefetch_half(p, next, next_rows, rows + r, 1);
             }
             interleave_four(row, dim - c, value[g]);
         }

@@ -6,7 +6,7 @@
 #include "hgca.h"
 
 typedef float32x4_t VF;
-enum { VW = 4 };
+enum { VW = 4, SETTLED = VW };
 #define HEADS 4
 
 static inline VF vzero(void) { return vdupq_n_f32(0.0f); }
@@ -18,7 +18,9 @@ static inline VF vadd(VF a, VF b) { return vaddq_f32(a, b); }
 static inline VF vsub(VF a, VF b) { return vsubq_f32(a, b); }
 static inline VF vfma(VF a, VF b, VF c) { return vfmaq_f32(c, a, b); }
 static inline VF vmax(VF a, VF b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+static inline int vexceeds(VF a, VF b) { return vmaxvq_u32(vcgtq_f32(a, b)) != 0; }
 static inline VF vround(VF x) { return vrndnq_f32(x); }
+static inline void vsettle(float score[][64], int rows) { (void)score, (void)rows; }
 static inline float vsum(VF x) { return vaddvq_f32(x); }
 
 static inline float vlargest(VF x) {

@@ -6,7 +6,7 @@
 #include "hgca.h"
 
 typedef float VF;
-enum { VW = 1 };
+enum { VW = 1, SETTLED = VW };
 #define HEADS 4
 
 static inline VF vzero(void) { return 0.0f; }
@@ -18,7 +18,9 @@ static inline VF vadd(VF a, VF b) { return a + b; }
 static inline VF vsub(VF a, VF b) { return a - b; }
 static inline VF vfma(VF a, VF b, VF c) { return a * b + c; }
 static inline VF vmax(VF a, VF b) { return a > b ? a : b; }
+static inline int vexceeds(VF a, VF b) { return a > b; }
 static inline VF vround(VF x) { return nearbyintf(x); }
+static inline void vsettle(float score[][64], int rows) { (void)score, (void)rows; }
 static inline float vsum(VF x) { return x; }
 static inline float vlargest(VF x) { return x; }
 

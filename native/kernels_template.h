@@ -3,15 +3,17 @@
  *   HEADS                      query heads per pass (with 4 rows at once: HEADS * 4 accumulators, 4 keys, 1 query)
  *   vzero vset1 vload vstore vmul vadd vsub vfma(a, b, c) = a * b + c
  *   vmax(a, b)                 b where either is NaN
+ *   vexceeds(a, b)             whether any number of a is larger than that of b; NaN is not
  *   vround                     nearest integer
  *   vscale2(x, n)              x * 2^n for whole n in -127 .. 127, tiny or 0 where n is -127; NaN where x is
  *   vsum vlargest              horizontal
- *   vsum_heads(sum, heads, score, r)   score[h][r .. r + 3] = the horizontal sums of sum[h][0 .. 3]
+ *   vsum_heads(sum, heads, score, r)   score[h][r .. r + 3] = the horizontal sums of sum[h][0 .. 3], once vsettle was called
+ *   vsettle(score, rows)       after the last of them; beyond `rows`, rounded up to SETTLED, the last vector is then -inf
  *   vload_rows(p, dtype)       VW numbers of a row as floats;  vtail_rows(p, dtype, n)  n < VW of them, then zeros
  *   vload_pair(p, even, odd)   2 * VW bf16 numbers of a row as floats
  *
- * A tile of rows is scored for HEADS query heads at a time, its scores stay on the stack, and its values are added up
- * while they are in cache; meanwhile the next tile is prefetched, which alone doubles the rate of a core. */
+ * A tile of rows (at most TILE) is scored for HEADS query heads at a time, its scores stay on the stack, and its values are
+ * added up while they are in cache; meanwhile the next tile is prefetched, which alone doubles the rate of a core. */
 #include <math.h>
 #include <string.h>
 
@@ -20,7 +22,7 @@
 
 #define LOG2E 1.44269504088896341f
 #define INLINE static inline __attribute__((always_inline))
-enum { TILE = 64, LINE = 64 };
+enum { TILE = 64, LINE = 64, TILE_BYTES = 8192 };
 enum { BF16_QUERY = HGCA_I8 + 1 }; /* bf16 rows for queries that are bf16 numbers themselves */
 
 typedef struct {
@@ -60,20 +62,6 @@ static void place_bf16(const float *query, float scale, int64_t dim, float *to) 
     for (int64_t d = whole + hgca_padded(dim - whole); d < hgca_padded(dim); d++) to[d] = 0.0f;
 }
 
-/* 2^x for x <= 0 (or a little above), relative error below 2e-7; less than 2^-126 below -126, NaN for NaN. The fraction is
- * in -1/2 .. 1/2; the polynomial, exact at 0, has the smallest largest relative error there of its degree (9.2e-8). */
-INLINE VF vexp2(VF x) {
-    x = vmax(vset1(-127.0f), x);
-    VF n = vround(x), r = vsub(x, n);
-    VF p = vset1(1.32646982e-3f);
-    p = vfma(p, r, vset1(9.67150927e-3f));
-    p = vfma(p, r, vset1(5.55073395e-2f));
-    p = vfma(p, r, vset1(2.40222424e-1f));
-    p = vfma(p, r, vset1(6.93147004e-1f));
-    p = vfma(p, r, vset1(1.0f));
-    return vscale2(p, n);
-}
-
 INLINE void find_rows(const hgca_piece *p, row_cursor *at, int rows, int dtype, tile_rows *tile) {
     for (int r = 0; r < rows; r++) {
         int64_t row = at->first;
@@ -102,6 +90,13 @@ INLINE void prefetch_half(const hgca_piece *p, const tile_rows *next, int next_r
     const int64_t bytes = (half % 2 ? p->value_dim : p->key_dim) * size;
     for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(row + at, 0, 2);
 }
+
+/* Into the first level, beside its key: the processor's own prefetcher then sees rows in the order of memory. */
+INLINE void prefetch_value(const hgca_piece *p, const tile_rows *tile, int r, int64_t size) {
+    for (int64_t at = 0; at < p->value_dim * size; at += LINE) __builtin_prefetch(tile->value[r] + at, 0, 3);
+}
+
+#include "kernels_softmax.h"
 
 #ifdef I8_DOTS
 #include "kernels_i8_dots.h"
@@ -133,6 +128,7 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
         for (int j = 0; j < 4; j++) {
             key[j] = tile->key[r + j < rows ? r + j : rows - 1];
             prefetch_half(p, next, next_rows, r + j, size);
+            if (heads <= 2) prefetch_value(p, tile, r + j < rows ? r + j : rows - 1, size);
         }
         VF sum[HEADS][4];
         UNROLL
@@ -174,50 +170,7 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
         }
         vsum_heads(sum, heads, score, r);
     }
-}
-
-/* score = log2(e) * softcap * tanh(score / softcap): capped, and in base 2 like scores that need no cap. Near zero an odd polynomial (Cephes), as 1 - exp(-2x) has lost its digits
- * there; else (1 - e) / (1 + e) with e = exp(-2 |x|), which cannot overflow. NaN stays NaN. */
-INLINE void cap_scores(float *score, int rows, float softcap) {
-    float e[TILE] __attribute__((aligned(64)));
-    for (int r = 0; r < rows; r++) e[r] = -2.0f * LOG2E * fabsf(score[r] / softcap);
-    for (int r = rows; r % VW != 0; r++) e[r] = 0.0f;
-    for (int r = 0; r < rows; r += VW) vstore(e + r, vexp2(vload(e + r)));
-    for (int r = 0; r < rows; r++) {
-        float x = score[r] / softcap, z = x * x;
-        float p = -5.70498872745e-3f;
-        p = p * z + 2.06390887954e-2f;
-        p = p * z - 5.37397155531e-2f;
-        p = p * z + 1.33314422036e-1f;
-        p = p * z - 3.33332819422e-1f;
-        float near_zero = p * z * x + x, far = copysignf((1.0f - e[r]) / (1.0f + e[r]), x);
-        score[r] = LOG2E * softcap * (fabsf(x) < 0.625f ? near_zero : far);
-    }
-}
-
-/* Scores of one head, in base 2, become weights 2^(s - max); returns the factor what was there before must shrink by. */
-INLINE float weigh_tile(float *score, int rows, float *max, float *sum) {
-    int padded = (rows + VW - 1) / VW * VW;
-    for (int r = rows; r < padded; r++) score[r] = -INFINITY;
-    VF top = vset1(-INFINITY);
-    for (int r = 0; r < padded; r += VW) top = vmax(vload(score + r), top);
-    float largest = vlargest(top), before = *max;
-    float now = largest > before ? largest : before;
-    if (now == -INFINITY) { /* nothing visible so far: weights of zero, unless a score is NaN */
-        for (int r = 0; r < padded; r++) score[r] = score[r] == -INFINITY ? 0.0f : score[r];
-        for (int r = 0; r < rows; r++) *sum += score[r];
-        return 1.0f;
-    }
-    VF total = vzero(), shift = vset1(now);
-    for (int r = 0; r < padded; r += VW) {
-        VF weight = vexp2(vsub(vload(score + r), shift));
-        vstore(score + r, weight);
-        total = vadd(total, weight);
-    }
-    float factor = before == now ? 1.0f : before == -INFINITY ? 0.0f : exp2f(before - now); /* mostly 1: no call */
-    *max = now;
-    *sum = *sum * factor + vsum(total);
-    return factor;
+    vsettle(score, rows);
 }
 
 /* out[h][c ..] = out * factor + sum_r weight[h][r] * value[r][c ..], `columns` (a constant) vectors wide. */
@@ -233,7 +186,7 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
             sum[h][j] = vmul(vload(out + h * stride + c + j * VW), vset1(factor[h]));
     for (int r = 0; r < rows; r++) {
         const char *value = tile->value[r] + c * size;
-        if (c == 0) prefetch_half(p, next, next_rows, TILE + r, size);
+        if (c == 0) prefetch_half(p, next, next_rows, rows + r, size);
         VF v[4];
         if (dtype == HGCA_BF16 && columns % 2 == 0)
             UNROLL
@@ -259,6 +212,7 @@ INLINE void add_values(const hgca_piece *p, float *out, const tile_rows *tile, i
                        int next_rows, int heads, int dtype, float weight[][TILE], const float *factor) {
     const int dim = p->value_dim;
     int c = 0;
+    if (dtype == BF16_QUERY) dtype = HGCA_BF16;
 #ifdef I8_DOTS
     if (dtype == HGCA_I8 && add_values_i8(p, out, tile, rows, next, next_rows, heads, weight, factor)) return;
 #endif
@@ -276,19 +230,50 @@ INLINE void scale_tile(float *score, const float *scale, int rows) {
 }
 
 /* After the softcap, which would make -inf visible again. */
-INLINE void hide_unseen(const hgca_piece *p, int head, const tile_rows *tile, int rows, float *score) {
+static void hide_unseen(const hgca_piece *p, int head, const tile_rows *tile, int rows, float *score) {
     int64_t unseen = p->unseen + head / p->group;
     for (int r = 0; r < rows; r++)
         if (tile->at[r] >= unseen) score[r] = -INFINITY;
 }
 
-INLINE void heads_over_tile(const hgca_piece *p, int head, const tile_rows *tile, int rows, const tile_rows *next,
-                            int next_rows, int heads, int dtype) {
+/* The two loops over a tile's rows, for one dtype and number of heads. Functions of their own: in one body GCC ran out of
+ * registers and kept values of the inner loops on the stack, which took half as long again. */
+typedef struct {
+    void (*score)(const hgca_piece *p, const float *query, const tile_rows *tile, int rows, const tile_rows *next,
+                  int next_rows, float score[][TILE]);
+    void (*add)(const hgca_piece *p, float *out, const tile_rows *tile, int rows, const tile_rows *next, int next_rows,
+                float weight[][TILE], const float *factor);
+} tile_loops;
+
+#define LOOPS(name, heads, dtype)                                                                                       \
+    static void score_##name##_##heads(const hgca_piece *p, const float *query, const tile_rows *tile, int rows,        \
+                                       const tile_rows *next, int next_rows, float score[][TILE]) {                     \
+        score_tile(p, query, tile, rows, next, next_rows, heads, dtype, score);                                         \
+    }                                                                                                                   \
+    static void add_##name##_##heads(const hgca_piece *p, float *out, const tile_rows *tile, int rows,                  \
+                                     const tile_rows *next, int next_rows, float weight[][TILE], const float *factor) { \
+        add_values(p, out, tile, rows, next, next_rows, heads, dtype, weight, factor);                                  \
+    }
+#if HEADS > 2
+#define ALL_LOOPS(name, dtype)                                                                                   \
+    LOOPS(name, 1, dtype)                                                                                        \
+    LOOPS(name, 2, dtype) LOOPS(name, 3, dtype) LOOPS(name, 4, dtype) static const tile_loops loops_##name[] = { \
+        {score_##name##_1, add_##name##_1},                                                                      \
+        {score_##name##_2, add_##name##_2},                                                                      \
+        {score_##name##_3, add_##name##_3},                                                                      \
+        {score_##name##_4, add_##name##_4}};
+#else
+#define ALL_LOOPS(name, dtype)                                                             \
+    LOOPS(name, 1, dtype)                                                                  \
+    LOOPS(name, 2, dtype) static const tile_loops loops_##name[] = {                       \
+        {score_##name##_1, add_##name##_1}, {score_##name##_2, add_##name##_2}};
+#endif
+
+static void heads_over_tile(const hgca_piece *p, const tile_loops *loops, int head, int heads, const tile_rows *tile,
+                            int rows, const tile_rows *next, int next_rows, int dtype) {
     float score[HEADS][TILE] __attribute__((aligned(64)));
     float factor[HEADS];
-    float *out = p->out + head * hgca_padded(p->value_dim);
-    score_tile(p, p->query + head * hgca_query_width(p->key_dim, dtype), tile, rows, next, next_rows, heads, dtype, score);
-    UNROLL
+    loops->score(p, p->query + head * hgca_query_width(p->key_dim, dtype), tile, rows, next, next_rows, score);
     for (int h = 0; h < heads; h++) {
         if (dtype == HGCA_I8) scale_tile(score[h], tile->key_scale, rows);
         if (p->softcap > 0.0f) cap_scores(score[h], rows, p->softcap);
@@ -296,11 +281,11 @@ INLINE void heads_over_tile(const hgca_piece *p, int head, const tile_rows *tile
         factor[h] = weigh_tile(score[h], rows, p->max + head + h, p->sum + head + h);
         if (dtype == HGCA_I8) scale_tile(score[h], tile->value_scale, rows);
     }
-    add_values(p, out, tile, rows, next, next_rows, heads, dtype == BF16_QUERY ? HGCA_BF16 : dtype, score, factor);
+    loops->add(p, p->out + head * hgca_padded(p->value_dim), tile, rows, next, next_rows, score, factor);
 }
 
 /* Results of bf16 rows stand as place_bf16 leaves a query: put them where they belong. */
-INLINE void in_memory_order(const hgca_piece *p) {
+static void in_memory_order(const hgca_piece *p) {
     if (VW == 1) return;
     const int64_t dim = p->value_dim, whole = dim - dim % (2 * VW), width = hgca_padded(dim);
     for (int h = 0; h < p->heads; h++)
@@ -314,7 +299,16 @@ INLINE void in_memory_order(const hgca_piece *p) {
         }
 }
 
-INLINE void whole_piece(const hgca_piece *p, int dtype) {
+/* Rows of a tile: two pages of 4 KiB, as what is read in short stretches comes from memory faster (Zen 4: 23.7 ns a row of
+ * 512 bytes, against 28.8 in tiles of 64 rows). Single rows here and there want to be fetched long before; many queries wait
+ * for arithmetic, of which a large tile needs less. */
+INLINE int rows_of_tile(const hgca_piece *p, int dtype) {
+    int64_t rows = TILE_BYTES / ((p->key_dim + p->value_dim) * size_of(dtype)) / 4 * 4;
+    int scattered = p->row != NULL && p->run == NULL;
+    return rows > TILE || p->heads > 2 * HEADS || scattered ? TILE : rows < 8 ? 8 : (int)rows;
+}
+
+INLINE void whole_piece(const hgca_piece *p, const tile_loops loops[], int dtype) {
     memset(p->out, 0, sizeof(float) * p->heads * hgca_padded(p->value_dim));
     for (int h = 0; h < p->heads; h++) {
         p->max[h] = -INFINITY;
@@ -322,36 +316,33 @@ INLINE void whole_piece(const hgca_piece *p, int dtype) {
     }
     tile_rows tiles[2];
     row_cursor at = {p->row, p->run, p->first};
-    int rows = p->count < TILE ? (int)p->count : TILE;
+    const int most = rows_of_tile(p, dtype);
+    int rows = p->count < most ? (int)p->count : most;
     find_rows(p, &at, rows, dtype, &tiles[0]);
-    for (int64_t from = 0, turn = 0; from < p->count; from += TILE, turn++) {
+    for (int64_t from = 0, turn = 0; from < p->count; from += most, turn++) {
         const tile_rows *tile = &tiles[turn & 1];
         tile_rows *next = &tiles[~turn & 1];
         int64_t left = p->count - from - rows;
-        int next_rows = left < TILE ? (int)left : TILE;
+        int next_rows = left < most ? (int)left : most;
         find_rows(p, &at, next_rows, dtype, next);
-        for (int head = 0; head < p->heads; head += HEADS) {
-            int ahead = head == 0 ? next_rows : 0; /* the later heads find the tile in cache */
-            switch (p->heads - head) {             /* a constant number of heads keeps the sums in registers */
-            case 1: heads_over_tile(p, head, tile, rows, next, ahead, 1, dtype); break;
-#if HEADS > 2
-            case 2: heads_over_tile(p, head, tile, rows, next, ahead, 2, dtype); break;
-            case 3: heads_over_tile(p, head, tile, rows, next, ahead, 3, dtype); break;
-#endif
-            default: heads_over_tile(p, head, tile, rows, next, ahead, HEADS, dtype);
-            }
+        for (int head = 0; head < p->heads; head += HEADS) { /* the later heads find the tile in cache */
+            int heads = p->heads - head < HEADS ? p->heads - head : HEADS;
+            heads_over_tile(p, &loops[heads - 1], head, heads, tile, rows, next, head == 0 ? next_rows : 0, dtype);
         }
         rows = next_rows;
     }
     if (dtype == HGCA_BF16 || dtype == BF16_QUERY) in_memory_order(p);
 }
 
-static void piece_f32(const hgca_piece *p) { whole_piece(p, HGCA_F32); }
-static void piece_bf16(const hgca_piece *p) { whole_piece(p, HGCA_BF16); }
-static void piece_f16(const hgca_piece *p) { whole_piece(p, HGCA_F16); }
-static void piece_i8(const hgca_piece *p) { whole_piece(p, HGCA_I8); }
+#define KERNEL(name, dtype)  \
+    ALL_LOOPS(name, dtype)   \
+    static void piece_##name(const hgca_piece *p) { whole_piece(p, loops_##name, dtype); }
+KERNEL(f32, HGCA_F32)
+KERNEL(bf16, HGCA_BF16)
+KERNEL(f16, HGCA_F16)
+KERNEL(i8, HGCA_I8)
 #ifdef BF16_DOTS
-static void piece_bf16_dots(const hgca_piece *p) { whole_piece(p, BF16_QUERY); }
+KERNEL(bf16_dots, BF16_QUERY)
 #endif
 
 #ifndef I8_DOTS

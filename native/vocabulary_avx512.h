@@ -1,12 +1,13 @@
 /* The template's words in AVX-512 (F, BW, VL, DQ): 16 floats, 32 registers, four query heads a pass. */
 #include <immintrin.h>
+#include <math.h>
 #include <stdint.h>
 
 #include "hgca.h"
 #include "kernels.h"
 
 typedef __m512 VF;
-enum { VW = 16 };
+enum { VW = 16, SETTLED = 4 };
 #define HEADS 4
 
 static inline VF vzero(void) { return _mm512_setzero_ps(); }
@@ -18,6 +19,7 @@ static inline VF vadd(VF a, VF b) { return _mm512_add_ps(a, b); }
 static inline VF vsub(VF a, VF b) { return _mm512_sub_ps(a, b); }
 static inline VF vfma(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }
 static inline VF vmax(VF a, VF b) { return _mm512_max_ps(a, b); }
+static inline int vexceeds(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
 static inline VF vround(VF x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline VF vscale2(VF x, VF n) { return _mm512_scalef_ps(x, n); }
 
@@ -38,10 +40,23 @@ static inline void vsum_heads(VF sum[HEADS][4], int heads, float score[][64], in
     __m512 a = _mm512_add_ps(_mm512_shuffle_f32x4(head[0], head[1], 0x88), _mm512_shuffle_f32x4(head[0], head[1], 0xdd));
     __m512 b = _mm512_add_ps(_mm512_shuffle_f32x4(head[2], head[3], 0x88), _mm512_shuffle_f32x4(head[2], head[3], 0xdd));
     __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-    _mm_storeu_ps(&score[0][r], _mm512_castps512_ps128(all));
-    if (heads > 1) _mm_storeu_ps(&score[1][r], _mm512_extractf32x4_ps(all, 1));
-    if (heads > 2) _mm_storeu_ps(&score[2][r], _mm512_extractf32x4_ps(all, 2));
-    if (heads > 3) _mm_storeu_ps(&score[3][r], _mm512_extractf32x4_ps(all, 3));
+    _mm512_storeu_ps(&score[r / 4 % 4][r / 16 * 16], all);
+}
+
+/* Four heads times four rows at a time, as vsum_heads left them, become 16 rows of each head. A vector that is read must
+ * have been stored as one: read from four halves of a line it waits until they have left the store buffer. */
+static inline void vsettle(float score[][64], int rows) {
+    for (int r = 0; r < rows; r += 16) {
+        __m512 x[4], none = _mm512_set1_ps(-INFINITY);
+        UNROLL
+        for (int g = 0; g < 4; g++) x[g] = r + 4 * g < rows ? _mm512_loadu_ps(&score[g][r]) : none;
+        __m512 a = _mm512_shuffle_f32x4(x[0], x[1], 0x44), b = _mm512_shuffle_f32x4(x[0], x[1], 0xee);
+        __m512 c = _mm512_shuffle_f32x4(x[2], x[3], 0x44), e = _mm512_shuffle_f32x4(x[2], x[3], 0xee);
+        _mm512_storeu_ps(&score[0][r], _mm512_shuffle_f32x4(a, c, 0x88));
+        _mm512_storeu_ps(&score[1][r], _mm512_shuffle_f32x4(a, c, 0xdd));
+        _mm512_storeu_ps(&score[2][r], _mm512_shuffle_f32x4(b, e, 0x88));
+        _mm512_storeu_ps(&score[3][r], _mm512_shuffle_f32x4(b, e, 0xdd));
+    }
 }
 
 static inline float vsum(VF x) { return _mm512_reduce_add_ps(x); }

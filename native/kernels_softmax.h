@@ -1,0 +1,66 @@
+/* From scores to weights: exponentials, the softcap, the running maximum. Included by the template, in its words. */
+
+/* 2^x for x <= 0 (or a little above), relative error below 2e-7; less than 2^-126 below -126, NaN for NaN. The fraction is
+ * in -1/2 .. 1/2; the polynomial, exact at 0, has the smallest largest relative error there of its degree (9.2e-8). */
+INLINE VF vexp2(VF x) {
+    x = vmax(vset1(-127.0f), x);
+    VF n = vround(x), r = vsub(x, n);
+    VF p = vset1(1.32646982e-3f);
+    p = vfma(p, r, vset1(9.67150927e-3f));
+    p = vfma(p, r, vset1(5.55073395e-2f));
+    p = vfma(p, r, vset1(2.40222424e-1f));
+    p = vfma(p, r, vset1(6.93147004e-1f));
+    p = vfma(p, r, vset1(1.0f));
+    return vscale2(p, n);
+}
+
+/* score = log2(e) * softcap * tanh(score / softcap): capped, and in base 2 like scores that need no cap. Near zero an odd
+ * polynomial (Cephes), as 1 - exp(-2x) has lost its digits there; else (1 - e) / (1 + e) with e = exp(-2 |x|), which cannot
+ * overflow. NaN stays NaN. */
+static void cap_scores(float *score, int rows, float softcap) {
+    float e[TILE] __attribute__((aligned(64)));
+    for (int r = 0; r < rows; r++) e[r] = -2.0f * LOG2E * fabsf(score[r] / softcap);
+    for (int r = rows; r % VW != 0; r++) e[r] = 0.0f;
+    for (int r = 0; r < rows; r += VW) vstore(e + r, vexp2(vload(e + r)));
+    for (int r = 0; r < rows; r++) {
+        float x = score[r] / softcap, z = x * x;
+        float p = -5.70498872745e-3f;
+        p = p * z + 2.06390887954e-2f;
+        p = p * z - 5.37397155531e-2f;
+        p = p * z + 1.33314422036e-1f;
+        p = p * z - 3.33332819422e-1f;
+        float near_zero = p * z * x + x, far = copysignf((1.0f - e[r]) / (1.0f + e[r]), x);
+        score[r] = LOG2E * softcap * (fabsf(x) < 0.625f ? near_zero : far);
+    }
+}
+
+/* Scores of one head, in base 2, become weights 2^(s - max); returns the factor what was there before must shrink by. */
+static float weigh_tile(float *score, int rows, float *max, float *sum) {
+    int padded = (rows + VW - 1) / VW * VW;
+    for (int r = rows; r % SETTLED != 0; r++) score[r] = -INFINITY;
+    const float before = *max;
+    float now = before;
+    VF shift = vset1(before);
+    int larger = 0;
+    for (int r = 0; r < padded; r += VW) larger |= vexceeds(vload(score + r), shift);
+    if (larger) { /* rarely, after the first tiles: the largest is not looked for else */
+        VF top = vset1(-INFINITY);
+        for (int r = 0; r < padded; r += VW) top = vmax(vload(score + r), top);
+        now = vlargest(top);
+        shift = vset1(now);
+    } else if (before == -INFINITY) { /* nothing visible so far: weights of zero, unless a score is NaN */
+        for (int r = 0; r < padded; r++) score[r] = score[r] == -INFINITY ? 0.0f : score[r];
+        for (int r = 0; r < rows; r++) *sum += score[r];
+        return 1.0f;
+    }
+    VF total = vzero();
+    for (int r = 0; r < padded; r += VW) {
+        VF weight = vexp2(vsub(vload(score + r), shift));
+        vstore(score + r, weight);
+        total = vadd(total, weight);
+    }
+    float factor = before == now ? 1.0f : before == -INFINITY ? 0.0f : exp2f(before - now);
+    *max = now;
+    *sum = *sum * factor + vsum(total);
+    return factor;
+}
