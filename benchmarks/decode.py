@@ -50,13 +50,13 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--own-threads", action="store_true", help="the library's threads, as with a GPU, not torch's")
+    parser.add_argument("--openmp", action="store_true", help="torch's threads do the library's work")
     parser.add_argument("--ours-only", action="store_true", help="neither transformers nor llama.cpp")
     parser.add_argument("--keep", type=Path, default=None, help="default: below hgca's cache directory")
     parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}")
     options = parser.parse_args()
     native.set_threads(options.threads)
-    native.share_openmp(not options.own_threads)
+    native.share_openmp(options.openmp)
     torch.set_num_threads(options.threads)
     keep = options.keep or model_cache.cache_dir(print) / "benchmarks"
     keep.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ def record(options: argparse.Namespace, results: list[dict[str, Any]], sides: li
         "model": options.model,
         "dtype": options.dtype,
         "window": options.window,
-        "threads_of": "ours" if options.own_threads else "torch",
+        "openmp": options.openmp,
         "llama_cpp": next((side.version for side in sides if isinstance(side, LlamaCpp)), None),
         "results": results,
     }
