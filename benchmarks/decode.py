@@ -73,13 +73,15 @@ def main() -> None:
 
 
 def kept_text(loaded: LoadedModel, path: Path | None, rows: int, keep: Path) -> Text:
-    """The first `rows` tokens of the text and their rows, computed once."""
+    """The first `rows` tokens of the text and their rows, computed once; without a path, of the documents as they were."""
+    file = keep / f"rows-{loaded.fingerprint}-{rows}.pt"
+    if path is None and file.exists():
+        return Text(**torch.load(file))
     documents = [path] if path else sorted(HERE.parent.glob("docs/*.md"))
     joined = "\n".join(document.read_text(encoding="utf-8-sig") for document in documents)
     ids = loaded.tokenizer.encode(joined)[:rows]
     if len(ids) < rows:
         raise SystemExit(f"the text has {len(ids):,} tokens, --rows {rows:,} are asked for: give a longer --text.")
-    file = keep / f"rows-{loaded.fingerprint}-{rows}.pt"
     if file.exists() and (text := Text(**torch.load(file))).ids == ids:
         return text
     text = read(loaded, ids)
@@ -180,7 +182,7 @@ def report(rows: int, seconds: dict[str, list[float]], parts: dict[str, dict[str
     """Prints one number of rows; returns what is recorded of it."""
     rate = {name: 1 / median(values) for name, values in seconds.items()}
     ours = next(iter(parts))
-    print(f"\n{rows:,} rows{'tok/s':>30}{'ms':>9}{'ours is':>10}")
+    print(f"\n{rows:,} rows{'tok/s':>30}{'ms':>9}{'ours is':>10}", flush=True)
     for name, value in rate.items():
         print(f"  {name:30}{value:>10.1f}{1e3 / value:>9.2f}{rate[ours] / value:>9.2f}x")
     for name, split in parts.items():
