@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--openmp", action="store_true", help="torch's threads do the library's work")
     parser.add_argument("--ours-only", action="store_true", help="neither transformers nor llama.cpp")
+    parser.add_argument("--flash", choices=("off", "on", "both"), default="off", help="attention of llama.cpp")
     parser.add_argument("--keep", type=Path, default=None, help="default: below hgca's cache directory")
     parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}")
     options = parser.parse_args()
@@ -107,7 +108,8 @@ def make_sides(options: argparse.Namespace, plain: LoadedModel, text: Text, keep
         print(f"llama.cpp is not compared with ({error}): pip install llama-cpp-python")
         return sides
     gguf = options.gguf or default_gguf(keep)
-    return sides + [LlamaCpp(gguf, text, context, options.threads, flash=flash, keep=keep) for flash in (False, True)]
+    flashes = {"off": [False], "on": [True], "both": [False, True]}[options.flash]
+    return sides + [LlamaCpp(gguf, text, context, options.threads, flash=flash, keep=keep) for flash in flashes]
 
 
 def default_gguf(keep: Path) -> Path:
