@@ -50,13 +50,14 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--own-threads", action="store_true", help="the library's threads, as with a GPU, not torch's")
+    parser.add_argument("--openmp", action="store_true", help="torch's threads do the library's work")
     parser.add_argument("--ours-only", action="store_true", help="neither transformers nor llama.cpp")
+    parser.add_argument("--flash", choices=("off", "on", "both"), default="off", help="attention of llama.cpp")
     parser.add_argument("--keep", type=Path, default=None, help="default: below hgca's cache directory")
     parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}")
     options = parser.parse_args()
     native.set_threads(options.threads)
-    native.share_openmp(not options.own_threads)
+    native.share_openmp(options.openmp)
     torch.set_num_threads(options.threads)
     keep = options.keep or model_cache.cache_dir(print) / "benchmarks"
     keep.mkdir(parents=True, exist_ok=True)
@@ -73,13 +74,15 @@ def main() -> None:
 
 
 def kept_text(loaded: LoadedModel, path: Path | None, rows: int, keep: Path) -> Text:
-    """The first `rows` tokens of the text and their rows, computed once."""
+    """The first `rows` tokens of the text and their rows, computed once; without a path, of the documents as they were."""
+    file = keep / f"rows-{loaded.fingerprint}-{rows}.pt"
+    if path is None and file.exists():
+        return Text(**torch.load(file))
     documents = [path] if path else sorted(HERE.parent.glob("docs/*.md"))
     joined = "\n".join(document.read_text(encoding="utf-8-sig") for document in documents)
     ids = loaded.tokenizer.encode(joined)[:rows]
     if len(ids) < rows:
         raise SystemExit(f"the text has {len(ids):,} tokens, --rows {rows:,} are asked for: give a longer --text.")
-    file = keep / f"rows-{loaded.fingerprint}-{rows}.pt"
     if file.exists() and (text := Text(**torch.load(file))).ids == ids:
         return text
     text = read(loaded, ids)
@@ -105,7 +108,8 @@ def make_sides(options: argparse.Namespace, plain: LoadedModel, text: Text, keep
         print(f"llama.cpp is not compared with ({error}): pip install llama-cpp-python")
         return sides
     gguf = options.gguf or default_gguf(keep)
-    return sides + [LlamaCpp(gguf, text, context, options.threads, flash=flash, keep=keep) for flash in (False, True)]
+    flashes = {"off": [False], "on": [True], "both": [False, True]}[options.flash]
+    return sides + [LlamaCpp(gguf, text, context, options.threads, flash=flash, keep=keep) for flash in flashes]
 
 
 def default_gguf(keep: Path) -> Path:
@@ -180,7 +184,7 @@ def report(rows: int, seconds: dict[str, list[float]], parts: dict[str, dict[str
     """Prints one number of rows; returns what is recorded of it."""
     rate = {name: 1 / median(values) for name, values in seconds.items()}
     ours = next(iter(parts))
-    print(f"\n{rows:,} rows{'tok/s':>30}{'ms':>9}{'ours is':>10}")
+    print(f"\n{rows:,} rows{'tok/s':>30}{'ms':>9}{'ours is':>10}", flush=True)
     for name, value in rate.items():
         print(f"  {name:30}{value:>10.1f}{1e3 / value:>9.2f}{rate[ours] / value:>9.2f}x")
     for name, split in parts.items():
@@ -199,7 +203,7 @@ def record(options: argparse.Namespace, results: list[dict[str, Any]], sides: li
         "model": options.model,
         "dtype": options.dtype,
         "window": options.window,
-        "threads_of": "ours" if options.own_threads else "torch",
+        "openmp": options.openmp,
         "llama_cpp": next((side.version for side in sides if isinstance(side, LlamaCpp)), None),
         "results": results,
     }

@@ -172,9 +172,10 @@ def start(jobs: Sequence[Attention | Step]) -> Pending:
             continue
         result, floats = describe_step(job, described, index)
         kept.append(result)
-        if not job.joins:
-            merged = Partial(result[:floats].view(job.query.shape[0], -1), result[floats:])
-        results.append(merged)
+        if job.joins and results:
+            results.append(results[-1])
+        else:
+            results.append(Partial(result[:floats].view(job.query.shape[0], -1), result[floats:]))
     pending = Pending(kept, results)
     check(lib.hgca_start(described, len(jobs), pending.ticket))
     return pending

@@ -14,7 +14,7 @@
 #include "linear.h"
 
 #define INLINE static inline __attribute__((always_inline))
-enum { AT_ONCE = 4, LINE = 64, AHEAD = 8 << 10, BLOCK = 32 };
+enum { AT_ONCE = 4, LINE = 64, AHEAD = 8 << 10, AHEAD_ROWS = 4, BLOCK = 32 };
 
 INLINE void prefetch_lines(const hgca_linear_rows *p, const char *from, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += LINE)
@@ -63,6 +63,8 @@ INLINE void dot_grid(const hgca_linear_rows *p, int64_t first, int rows, int bit
     const int64_t blocks = p->inputs / BLOCK, block_bytes = BLOCK * bits / 8, each = bits == 4 ? 2 * blocks : blocks;
     const char *row = p->weight + first * p->row_bytes, *ahead = row + AHEAD;
     const float *grid = p->grid + first * each;
+    const int64_t grid_bytes = rows * each * (int64_t)sizeof(float);
+    for (int64_t at = 0; at < grid_bytes; at += LINE) __builtin_prefetch((const char *)grid + AHEAD_ROWS * grid_bytes + at, 0, 2);
     VF sum[AT_ONCE];
     UNROLL
     for (int r = 0; r < AT_ONCE; r++) sum[r] = vzero();
@@ -93,6 +95,7 @@ INLINE void dot_grid(const hgca_linear_rows *p, int64_t first, int rows, int bit
 #define HGCA_LINEAR(name, four, one)                                             \
     static void name(const hgca_linear_rows *p) {                                \
         int64_t r = 0;                                                           \
+        prefetch_lines(p, p->weight, AHEAD);                                     \
         for (; r + AT_ONCE <= p->rows; r += AT_ONCE) four;                       \
         for (; r < p->rows; r++) one;                                            \
     }

@@ -77,27 +77,37 @@ FEEDS = {
 }
 
 
+def as_on_a_gpu(layer: LayerState, apart: bool) -> LayerState:
+    """The window, still empty, is not the C library's to read: torch attends to it, as on any other device."""
+    if apart:
+        layer.window.read = None
+    return layer
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["window in the call", "window apart"])
 @pytest.mark.parametrize("feed", FEEDS)
 @pytest.mark.parametrize("layout", [GQA, WIDE, SLIDING], ids=["gqa", "wide keys", "sliding"])
 @pytest.mark.parametrize(
     ("window", "sinks"), [(1, 0), (1, 4), (16, 4), (40, 0), (89, 0), (90, 0), (91, 4), (16, 95), (8, 90)]
 )
 def test_exact_over_two_tiers_is_full_attention(
-    feed: str, layout: LayerLayout, window: int, sinks: int, rng: torch.Generator
+    feed: str, layout: LayerLayout, window: int, sinks: int, apart: bool, rng: torch.Generator
 ) -> None:
     text = Text(rng, 90, layout, 0.0, None)
-    layer = state(layout, window=window, sinks=sinks, context=90)
+    layer = as_on_a_gpu(state(layout, window=window, sinks=sinks, context=90), apart)
     got = run(text, layer, FEEDS[feed])
     assert (got - text.wanted()).abs().max() <= 1e-5
     if layer.store is not None and window + sinks >= 90:
         assert layer.store.rows == 0 and layer.evictor is not None and layer.evictor.pending == 0
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["window in the call", "window apart"])
 @pytest.mark.parametrize("feed", FEEDS)
 @pytest.mark.parametrize("layout", [GQA, SLIDING], ids=["full", "sliding"])
-def test_softcap_and_learned_sink(feed: str, layout: LayerLayout, rng: torch.Generator) -> None:
+def test_softcap_and_learned_sink(feed: str, layout: LayerLayout, apart: bool, rng: torch.Generator) -> None:
     text = Text(rng, 90, layout, 3.0, torch.randn(6, generator=rng))
-    assert (run(text, state(layout, window=16, context=90), FEEDS[feed]) - text.wanted()).abs().max() <= 1e-5
+    layer = as_on_a_gpu(state(layout, window=16, context=90), apart)
+    assert (run(text, layer, FEEDS[feed]) - text.wanted()).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])

@@ -77,7 +77,6 @@ def start_engine(choice: ModelChoice, files: ModelFiles, plan: Plan) -> Engine:
     from hgca_cli.hf.load import load_model
 
     native.set_threads(plan.threads)
-    native.share_openmp(plan.device == "cpu")
     torch.set_num_threads(plan.threads)
     loaded = load_model(
         files,

@@ -95,6 +95,15 @@ def work_bytes(model: Model, choice: Choice) -> int:
     return choice.chunk * per_token + (0 if flash else SCORES) + 3 * 4 * model.vocabulary + streamed
 
 
+def second_copies_bytes(model: Model, choice: Choice) -> int:
+    """Bytes of float32 weights once more in what holds them exactly (hf/linear.py), at most: 16 bits if they were
+    published so; else the larger grid, 8 bits and a float32 for 32 of them.
+    """
+    if choice.device != "cpu" or choice.dtype != "fp32":
+        return 0
+    return model.parameters * 2 if model.own_dtype != "fp32" else model.parameters * 9 // 8
+
+
 def stored_rows(choice: Choice) -> int:
     """Rows per layer that end up in CPU memory when the context is full."""
     return max(0, choice.context - choice.sinks - choice.window)
@@ -112,7 +121,7 @@ def needs(model: Model, choice: Choice, device_limit: int, host_limit: int, gpu_
         store_itemsize=ITEMSIZE[choice.kv_dtype],
         store_scales=SCALES.get(choice.kv_dtype, 0),
     )
-    weights = model.parameters * item
+    weights = model.parameters * item + second_copies_bytes(model, choice)
     window = layout.window_bytes(choice.window, choice.sinks, choice.context)
     store = layout.store_bytes(choice.context, choice.window, choice.sinks)
     staging = layout.staging_bytes(choice.chunk) if store else 0

@@ -18,6 +18,15 @@ from hgca_cli.hf.grid import find_grid, find_halves
 
 def quicken(model: nn.Module) -> int:
     """Let the linear layers of a model on the CPU work as above; returns the bytes their second copies take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # 210 matrices, 9 passes each: beside busy neighbours threads wait longer than they work
+    try:
+        return _quicken(model)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _quicken(model: nn.Module) -> int:
     taken = 0
     seen: dict[int, Weights] = {}  # tied weights are packed once
     for module in model.modules():

@@ -79,8 +79,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a model's weights and tokenizer.
 
-    dtype         "fp32", "bf16", "fp16"; "auto" is fp32 on the CPU (its matrix products are fastest in fp32: measured
-                  23 against 12 GB/s of weights read), the config's own elsewhere
+    dtype         "fp32", "bf16", "fp16"; "auto" is fp32 on the CPU (a prompt's matrix products are fastest in fp32, and
+                  a token's read no more bytes than in 16 bits: hf/linear.py), the config's own elsewhere
     yarn_context  stretch the rotary positions (YaRN, arXiv:2309.00071) to so many tokens
 
     Raises ModelError for missing, mismatched, damaged or non-finite weights, DoesNotFitError if memory runs out.

@@ -1,0 +1,87 @@
+"""All linear layers of a model with one token: by torch, by the C library as they are, and in as few bytes as hold them.
+
+    python benchmarks/linear.py [--model smollm2-135m] [--dtype fp32] [--threads 2] [--openmp] [--record]
+
+Milliseconds a token and GB/s of weights (as torch has them), medians of turns that take each side once. `read` is what
+as many torch threads read of a buffer of 1 GiB meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+
+from hgca_cli import native
+from hgca_cli.hf.linear import Weights, quicken
+from hgca_cli.hf.load import load_model
+from hgca_cli.hf.registry import resolve
+from hgca_cli.measure.machine import where_and_when
+from hgca_cli.measure.timing import ReadProbe, interleave
+
+RESULTS = Path(__file__).parent / "results" / "linear.jsonl"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", default="fp32")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--times", type=int, default=15)
+    parser.add_argument("--openmp", action="store_true", help="torch's threads do the library's work")
+    parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}")
+    options = parser.parse_args()
+    native.set_threads(options.threads)
+    native.share_openmp(options.openmp)
+    torch.set_num_threads(options.threads)
+
+    model = load_model(resolve(options.model), device="cpu", dtype=options.dtype).model
+    layers = [module for module in model.modules() if type(module) is nn.Linear]
+    vectors = [torch.randn(1, 1, layer.in_features).to(layer.weight.dtype) for layer in layers]
+    plain = [Weights(layer.weight, layer.bias) for layer in layers]
+    size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
+    copies = quicken(model)
+    probe = ReadProbe(options.threads)
+    sides: dict[str, Callable[[], object]] = {
+        "torch": lambda: [
+            nn.functional.linear(x, layer.weight, layer.bias) for layer, x in zip(layers, vectors, strict=True)
+        ],
+        "as they are": lambda: [weights.product(x) for weights, x in zip(plain, vectors, strict=True)],
+        "quickened": lambda: [layer(x) for layer, x in zip(layers, vectors, strict=True)],
+        **probe.sides(),
+    }
+    with torch.inference_mode():
+        seconds = interleave(sides, options.times)
+    print(f"{len(layers)} layers, {size / 1e6:.0f} MB as {options.dtype}, {copies / 1e6:.0f} MB in second copies")
+    results = {}
+    for name in ("torch", "as they are", "quickened"):
+        took = median(seconds[name])
+        results[name] = {"ms": round(1e3 * took, 2), "gb_s": round(size / took / 1e9, 1)}
+        print(f"  {name:14}{1e3 * took:>8.2f} ms{size / took / 1e9:>8.1f} GB/s")
+    read = probe.of(seconds).median_gb_s
+    print(f"  {'read':14}{read:>19.1f} GB/s")
+    if options.record:
+        line = {
+            "benchmark": "linear",
+            **where_and_when(options.threads),
+            "model": options.model,
+            "dtype": options.dtype,
+        }
+        line |= {
+            "openmp": options.openmp,
+            "bytes": size,
+            "copies": copies,
+            "read_gb_s": round(read, 1),
+            "results": results,
+        }
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
