@@ -22,6 +22,7 @@ enum { QUERIES = 4, MOST_WIDTH = 1024, AHEAD = 8 }; /* queries at once; widest r
 
 typedef float lanes_f __attribute__((vector_size(64)));
 typedef int32_t lanes_i __attribute__((vector_size(64)));
+typedef int32_t word_t __attribute__((may_alias)); /* four numbers of a query */
 typedef uint16_t lanes_h __attribute__((vector_size(32)));
 
 INLINE lanes_f all_f(float x) { return (lanes_f){0} + x; }
@@ -43,19 +44,30 @@ INLINE lanes_f pick(lanes_i mask, lanes_f yes, lanes_f no) { return (lanes_f)((m
 /* b where either is NaN */
 INLINE lanes_f largest_f(lanes_f a, lanes_f b) { return pick(a > b, a, b); }
 
+typedef float half_f __attribute__((vector_size(32)));
+typedef float quarter_f __attribute__((vector_size(16)));
+
 INLINE float sum_f(lanes_f x) {
-    float part[HGCA_LANES], sum = 0.0f;
-    memcpy(part, &x, sizeof part);
-    for (int r = 0; r < HGCA_LANES; r++) sum += part[r];
-    return sum;
+    half_f half[2];
+    quarter_f quarter[2];
+    memcpy(half, &x, sizeof x);
+    half[0] += half[1];
+    memcpy(quarter, half, sizeof quarter);
+    quarter[0] += quarter[1];
+    return (quarter[0][0] + quarter[0][2]) + (quarter[0][1] + quarter[0][3]);
 }
 
-/* The largest; NaN if one is. */
+/* The largest of numbers, none of them NaN. */
 INLINE float top_f(lanes_f x) {
-    float part[HGCA_LANES], top = -INFINITY;
-    memcpy(part, &x, sizeof part);
-    for (int r = 0; r < HGCA_LANES; r++) top = part[r] > top || part[r] != part[r] ? part[r] : top;
-    return top;
+    half_f half[2];
+    quarter_f quarter[2];
+    memcpy(half, &x, sizeof x);
+    for (int i = 0; i < 8; i++) half[0][i] = half[0][i] > half[1][i] ? half[0][i] : half[1][i];
+    memcpy(quarter, half, sizeof quarter);
+    for (int i = 0; i < 4; i++) quarter[0][i] = quarter[0][i] > quarter[1][i] ? quarter[0][i] : quarter[1][i];
+    float a = quarter[0][0] > quarter[0][2] ? quarter[0][0] : quarter[0][2];
+    float b = quarter[0][1] > quarter[0][3] ? quarter[0][1] : quarter[0][3];
+    return a > b ? a : b;
 }
 
 /* 2^x, as vexp2 of kernels_template.h but for -126 in place of -127, by shifting bits. */
@@ -70,34 +82,10 @@ INLINE lanes_f exp2_f(lanes_f x) {
     return p * (lanes_f)((__builtin_convertvector(n, lanes_i) + 127) << 23);
 }
 
-/* dot[q][r] = sum over numbers of codes of position r times query8[q], for `queries` (a constant) queries. */
-INLINE void dot_lanes(const uint8_t *codes, int64_t width, const int8_t *query8, int queries, int32_t dot[][HGCA_LANES]) {
-#if defined(__AVX512BW__)
-    const __m512i low_half = _mm512_set1_epi8(15);
-    __m512i sum[QUERIES], more[QUERIES];
-    UNROLL
-    for (int q = 0; q < queries; q++) sum[q] = more[q] = _mm512_setzero_si512();
-    for (int64_t d = 0; d < width; d += 8, codes += 64) {
-        __m512i both = _mm512_loadu_si512(codes);
-        __m512i low = _mm512_and_si512(both, low_half), high = _mm512_and_si512(_mm512_srli_epi16(both, 4), low_half);
-        UNROLL
-        for (int q = 0; q < queries; q++) {
-            int32_t a, b;
-            memcpy(&a, query8 + q * width + d, sizeof a);
-            memcpy(&b, query8 + q * width + d + 4, sizeof b);
-#if defined(__AVX512VNNI__)
-            sum[q] = _mm512_dpbusd_epi32(sum[q], low, _mm512_set1_epi32(a));
-            more[q] = _mm512_dpbusd_epi32(more[q], high, _mm512_set1_epi32(b));
-#else
-            __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16(low, _mm512_set1_epi32(a)),
-                                             _mm512_maddubs_epi16(high, _mm512_set1_epi32(b)));
-            sum[q] = _mm512_add_epi32(sum[q], _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
-#endif
-        }
-    }
-    UNROLL
-    for (int q = 0; q < queries; q++) _mm512_storeu_si512(dot[q], _mm512_add_epi32(sum[q], more[q]));
-#elif defined(__AVX2__)
+/* dot[q][r] as of dot_lanes, of one group. */
+#if !defined(__AVX512BW__)
+INLINE void dot_group(const uint8_t *codes, int64_t width, const int8_t *query8, int queries, int32_t dot[][HGCA_LANES]) {
+#if defined(__AVX2__)
     const __m256i low_half = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
     for (int lanes = 0; lanes < HGCA_LANES; lanes += 8) {
         const uint8_t *at = codes + 4 * lanes;
@@ -110,8 +98,8 @@ INLINE void dot_lanes(const uint8_t *codes, int64_t width, const int8_t *query8,
             UNROLL
             for (int q = 0; q < queries; q++) {
                 int32_t a, b;
-                memcpy(&a, query8 + q * width + d, sizeof a);
-                memcpy(&b, query8 + q * width + d + 4, sizeof b);
+                memcpy(&a, query8 + q * MOST_WIDTH + d, sizeof a);
+                memcpy(&b, query8 + q * MOST_WIDTH + d + 4, sizeof b);
                 __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, _mm256_set1_epi32(a)),
                                                  _mm256_maddubs_epi16(high, _mm256_set1_epi32(b)));
                 sum[q] = _mm256_add_epi32(sum[q], _mm256_madd_epi16(pairs, one));
@@ -127,8 +115,48 @@ INLINE void dot_lanes(const uint8_t *codes, int64_t width, const int8_t *query8,
         for (int q = 0; q < queries; q++)
             for (int r = 0; r < HGCA_LANES; r++)
                 for (int j = 0; j < 4; j++)
-                    dot[q][r] += (codes[4 * r + j] & 15) * query8[q * width + d + j] +
-                                 (codes[4 * r + j] >> 4) * query8[q * width + d + 4 + j];
+                    dot[q][r] += (codes[4 * r + j] & 15) * query8[q * MOST_WIDTH + d + j] +
+                                 (codes[4 * r + j] >> 4) * query8[q * MOST_WIDTH + d + 4 + j];
+#endif
+}
+#endif
+
+/* dot[q][r] = sum over numbers of codes of position r times query8[q], for `queries` (a constant) queries; of two groups. */
+INLINE void dot_lanes(const uint8_t *codes, const uint8_t *other, int64_t width, const int8_t *query8, int queries,
+                      int32_t dot[][HGCA_LANES], int32_t other_dot[][HGCA_LANES]) {
+#if defined(__AVX512BW__)
+    const __m512i low_half = _mm512_set1_epi8(15);
+    __m512i sum[QUERIES], more[QUERIES];
+    UNROLL
+    for (int q = 0; q < queries; q++) sum[q] = more[q] = _mm512_setzero_si512();
+    for (int64_t d = 0; d < width; d += 8, codes += 64, other += 64) {
+        __m512i a = _mm512_loadu_si512(codes), b = _mm512_loadu_si512(other);
+        __m512i a_low = _mm512_and_si512(a, low_half), a_high = _mm512_and_si512(_mm512_srli_epi16(a, 4), low_half);
+        __m512i b_low = _mm512_and_si512(b, low_half), b_high = _mm512_and_si512(_mm512_srli_epi16(b, 4), low_half);
+        UNROLL
+        for (int q = 0; q < queries; q++) {
+            const word_t *word = (const word_t *)(const void *)(query8 + q * MOST_WIDTH + d);
+            __m512i low = _mm512_set1_epi32(word[0]), high = _mm512_set1_epi32(word[1]);
+#if defined(__AVX512VNNI__)
+            sum[q] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum[q], a_low, low), a_high, high);
+            more[q] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(more[q], b_low, low), b_high, high);
+#else
+            const __m512i one = _mm512_set1_epi16(1);
+            __m512i a_pairs = _mm512_add_epi16(_mm512_maddubs_epi16(a_low, low), _mm512_maddubs_epi16(a_high, high));
+            __m512i b_pairs = _mm512_add_epi16(_mm512_maddubs_epi16(b_low, low), _mm512_maddubs_epi16(b_high, high));
+            sum[q] = _mm512_add_epi32(sum[q], _mm512_madd_epi16(a_pairs, one));
+            more[q] = _mm512_add_epi32(more[q], _mm512_madd_epi16(b_pairs, one));
+#endif
+        }
+    }
+    UNROLL
+    for (int q = 0; q < queries; q++) {
+        _mm512_storeu_si512(dot[q], sum[q]);
+        _mm512_storeu_si512(other_dot[q], more[q]);
+    }
+#else
+    dot_group(codes, width, query8, queries, dot);
+    dot_group(other, width, query8, queries, other_dot);
 #endif
 }
 
@@ -163,51 +191,67 @@ INLINE void place_query(const float *query, const char *block, int64_t width, in
         lanes_i whole = __builtin_convertvector((x + 12582912.0f) - 12582912.0f, lanes_i);
         typedef int8_t lanes_b __attribute__((vector_size(16)));
         lanes_b bytes = __builtin_convertvector(whole, lanes_b);
-        memcpy(query8 + i, &bytes, (size_t)(width - i < HGCA_LANES ? width - i : HGCA_LANES));
+        memcpy(query8 + i, &bytes, sizeof bytes);
     }
     *step = top / 127.0f;
     *base = sum;
 }
 
+INLINE int64_t block_bytes(int64_t dim) { return hgca_scales_bytes(dim) + HGCA_GROUPS * hgca_lanes_bytes(dim); }
+
+INLINE int64_t group_at(const hgca_scan *s, int64_t i) { return s->groups ? s->groups[i] : s->first + i; }
+
+INLINE const void *codes_at(const hgca_scan *s, int64_t group) {
+    return s->codes + group / HGCA_GROUPS * block_bytes(s->dim) + hgca_scales_bytes(s->dim) +
+           group % HGCA_GROUPS * hgca_lanes_bytes(s->dim);
+}
+
 INLINE void scan_groups(const hgca_scan *s, int first_query, int queries, float *raw) {
-    const int64_t width = hgca_code_width(s->dim), block_bytes = hgca_block_bytes(s->dim), n = s->count * HGCA_LANES;
-    int8_t query8[QUERIES * MOST_WIDTH];
+    const int64_t width = hgca_code_width(s->dim), n = s->count * HGCA_LANES;
+    int8_t query8[QUERIES * MOST_WIDTH] __attribute__((aligned(64)));
     float step[QUERIES] = {0}, base[QUERIES] = {0};
     lanes_f top[QUERIES];
+    int strange[QUERIES] = {0}; /* a score is NaN: a block's scales, or the query, are no numbers */
     int64_t placed = -1;
     for (int q = 0; q < queries; q++) top[q] = all_f(-INFINITY);
-    for (int64_t i = 0; i < s->count; i++) {
-        int64_t group = s->groups ? s->groups[i] : s->first + i;
-        const char *block = s->codes + group / HGCA_GROUPS * block_bytes;
-        const uint8_t *codes = (const uint8_t *)block + hgca_scales_bytes(s->dim) + group % HGCA_GROUPS * hgca_lanes_bytes(s->dim);
-        if (i + AHEAD < s->count) {
-            int64_t later = s->groups ? s->groups[i + AHEAD] : group + AHEAD;
-            const char *at = s->codes + later / HGCA_GROUPS * block_bytes + hgca_scales_bytes(s->dim) + later % HGCA_GROUPS * hgca_lanes_bytes(s->dim);
+    for (int64_t i = 0, both; i < s->count; i += 1 + both) {
+        const int64_t group = group_at(s, i);
+        both = i + 1 < s->count && group_at(s, i + 1) / HGCA_GROUPS == group / HGCA_GROUPS;
+        const int64_t other = both ? group_at(s, i + 1) : group;
+        for (int64_t ahead = i + AHEAD; ahead < s->count && ahead <= i + AHEAD + both; ahead++) {
+            const char *at = codes_at(s, group_at(s, ahead));
             for (int64_t b = 0; b < hgca_lanes_bytes(s->dim); b += 64) __builtin_prefetch(at + b, 0, 2);
         }
         if (group / HGCA_GROUPS != placed) {
             placed = group / HGCA_GROUPS;
-            for (int q = 0; q < queries; q++)
-                place_query(s->query + (first_query + q) * width, block, width, query8 + q * width, &step[q], &base[q]);
+            const char *block = s->codes + placed * block_bytes(s->dim);
+            for (int q = 0; q < queries; q++) {
+                place_query(s->query + (first_query + q) * width, block, width, query8 + q * MOST_WIDTH, &step[q], &base[q]);
+                strange[q] |= base[q] != base[q];
+            }
         }
-        int32_t dot[QUERIES][HGCA_LANES];
-        dot_lanes(codes, width, query8, queries, dot);
-        const int64_t left = s->end - group * HGCA_LANES;
-        for (int q = 0; q < queries; q++) {
-            float *to = raw + q * n + i * HGCA_LANES;
-            lanes_i whole;
-            memcpy(&whole, dot[q], sizeof whole);
-            lanes_f score = __builtin_convertvector(whole, lanes_f) * step[q] + base[q];
-            memcpy(to, &score, sizeof score);
-            if (s->softcap > 0.0f)
-                for (int r = 0; r < HGCA_LANES; r++) to[r] = 1.44269504f * s->softcap * tanhf(to[r] / s->softcap);
-            for (int64_t r = left < 0 ? 0 : left; r < HGCA_LANES; r++) to[r] = -INFINITY;
-            score = load_f(to);
-            top[q] = pick((score > top[q]) | (score != score), score, top[q]);
+        int32_t dot[2][QUERIES][HGCA_LANES] __attribute__((aligned(64)));
+        dot_lanes(codes_at(s, group), codes_at(s, other), width, query8, queries, dot[0], dot[1]);
+        for (int k = 0; k <= both; k++) {
+            const int64_t left = s->end - (k ? other : group) * HGCA_LANES;
+            for (int q = 0; q < queries; q++) {
+                float *to = raw + q * n + (i + k) * HGCA_LANES;
+                lanes_i whole;
+                memcpy(&whole, dot[k][q], sizeof whole);
+                lanes_f score = __builtin_convertvector(whole, lanes_f) * step[q] + base[q];
+                memcpy(to, &score, sizeof score);
+                if (s->softcap > 0.0f || left < HGCA_LANES) {
+                    if (s->softcap > 0.0f)
+                        for (int r = 0; r < HGCA_LANES; r++) to[r] = 1.44269504f * s->softcap * tanhf(to[r] / s->softcap);
+                    for (int64_t r = left < 0 ? 0 : left; r < HGCA_LANES; r++) to[r] = -INFINITY;
+                    score = load_f(to);
+                }
+                top[q] = largest_f(score, top[q]);
+            }
         }
     }
     for (int q = 0; q < queries; q++) {
-        const float max = top_f(top[q]), shift = max == -INFINITY ? 0.0f : max, *from = raw + q * n;
+        const float max = strange[q] ? NAN : top_f(top[q]), shift = max == -INFINITY ? 0.0f : max, *from = raw + q * n;
         uint16_t *score = s->score + (first_query + q) * n;
         lanes_f lanes = {0};
         for (int64_t i = 0; i < n; i += HGCA_LANES) {
