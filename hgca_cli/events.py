@@ -54,6 +54,7 @@ class Rows:
     store: int  # in CPU memory
     read_share: float  # mean share of the store's rows read per layer, head and step; 0 with an empty store
     bytes_share: float = 0.0  # mean share of the store's bytes read per step, a policy's indexes included
+    quality: float | None = None  # share of the attention mass read, where it was measured; None: nothing was left out
 
 
 @dataclass(frozen=True)

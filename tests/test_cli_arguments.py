@@ -86,7 +86,7 @@ def test_counts_out_of_range_name_the_range(flag: str, value: str, capsys: pytes
 
 BAD = [
     ("--budget", "-0.1"), ("--budget", "1.0001"), ("--budget", "nan"), ("--budget", "inf"), ("--budget", "some"),
-    ("--budget", "0.1"),  # exact reads everything: a budget needs a policy that chooses
+    ("--quality", "-0.1"), ("--quality", "1.5"), ("--quality", "0"), ("--quality", "good"),
     ("--temp", "-1"), ("--temp", "nan"), ("--temp", "inf"), ("--temp", "hot"),
     ("--top-p", "0"), ("--top-p", "2"), ("--top-k", "-1"), ("--min-p", "1.5"), ("--repeat-penalty", "0"),
     ("--seed", str(2**64)), ("--seed", "-1"), ("--max-tokens", "-1"), ("--stop", ""),
@@ -108,6 +108,10 @@ def test_values_out_of_range_name_the_flag(flag: str, value: str, capsys: pytest
         (["--exact", "--budget", "0.5"], ["--exact", "--budget 0.5"]),
         (["--dense", "--budget", "0.5"], ["--exact", "--budget 0.5"]),
         (["--select", "window", "--budget", "0.5"], ["--select window", "--budget 0.5"]),
+        (["--select", "window", "--quality", "0.5"], ["--select window", "--quality 0.5"]),
+        (["--exact", "--quality", "0.5"], ["--exact", "--quality 0.5"]),
+        (["--budget", "0.1", "--quality", "0.5"], ["--budget", "--quality"]),
+        (["--select", "moving-average", "--quality", "0.5"], ["--quality", "follows the query"]),
         (["--system", "a", "--system-file", "b"], ["--system", "--system-file"]),
         (["--raw", "--chat-template", "t"], ["--raw", "--chat-template"]),
         (["--raw", "--system", "s"], ["--raw", "--system"]),
@@ -130,21 +134,27 @@ def test_options_before_the_command_count(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("select", "exact", "budget", "want"),
+    ("select", "exact", "budget", "quality", "want"),
     [
-        ("auto", False, "auto", ("exact", None)),
-        ("auto", True, "auto", ("exact", None)),
-        ("auto", False, "0", ("window", None)),
-        ("auto", False, "1", ("exact", None)),
-        ("auto", False, "100%", ("exact", None)),
-        ("window", False, "0", ("window", None)),
-        ("moving-average", False, "5%", ("moving-average", 0.05)),
-        ("moving-average", False, "0.05", ("moving-average", 0.05)),
-        ("moving-average", False, "1", ("moving-average", 1.0)),
+        ("auto", False, "auto", "auto", (None, None, None)),
+        ("auto", True, "auto", "auto", ("exact", None, None)),
+        ("auto", False, "0", "auto", ("window", None, None)),
+        ("auto", False, "1", "auto", ("exact", None, None)),
+        ("auto", False, "100%", "auto", ("exact", None, None)),
+        ("auto", False, "5%", "auto", (None, 0.05, None)),
+        ("auto", False, "auto", "98%", (None, None, 0.98)),
+        ("auto", False, "auto", "1", ("exact", None, None)),
+        ("scan", False, "auto", "0.9", ("scan", None, 0.9)),
+        ("two-level", False, "0.1", "auto", ("two-level", 0.1, None)),
+        ("window", False, "0", "auto", ("window", None, None)),
+        ("moving-average", False, "5%", "auto", ("moving-average", 0.05, None)),
+        ("moving-average", False, "1", "auto", ("moving-average", 1.0, None)),
     ],
 )
-def test_policy_and_budget(select: str, exact: bool, budget: str, want: tuple[str, float | None]) -> None:
-    assert flags.policy_of(select, exact, budget) == want
+def test_policy_budget_and_quality(
+    select: str, exact: bool, budget: str, quality: str, want: tuple[str | None, float | None, float | None]
+) -> None:
+    assert flags.policy_of(select, exact, budget, quality) == want
 
 
 @pytest.mark.parametrize(

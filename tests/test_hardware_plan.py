@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hgca_cli.config import QUALITY
 from hgca_cli.errors import DoesNotFitError, ModelError, UsageError
 from hgca_cli.hardware.machine import Gpu, Machine
 from hgca_cli.hardware.memory import Model
@@ -176,14 +177,34 @@ def test_settings_out_of_range(wanted: dict[str, Any]) -> None:
 
 
 def test_kv_bytes_are_the_layouts() -> None:
-    made = plan(SMALL, context=8192, window=512, sinks=4, dtype="fp32", kv_dtype="bf16")
+    wanted = {"context": 8192, "window": 512, "sinks": 4, "dtype": "fp32", "select": "exact"}
+    made = plan(SMALL, kv_dtype="bf16", **wanted)
     row = 30 * 3 * 128  # layers, KV heads, key and value
     assert made.memory[0].window == row * 516 * 4
     assert made.memory[0].store == row * (8192 - 516) * 2
-    quantised = plan(SMALL, context=8192, window=512, sinks=4, dtype="fp32", kv_dtype="int8")
+    quantised = plan(SMALL, kv_dtype="int8", **wanted)
     assert quantised.memory[0].store == 30 * 3 * (128 + 8) * (8192 - 516)  # numbers, and two scales a row
+    codes = plan(SMALL, kv_dtype="bf16", **wanted | {"select": "scan"})
+    index = 30 * 3 * (32 + 2 + 1)  # 4 bits a number, a scale and a zero per number and block, a mean value per block
+    assert codes.memory[0].store - made.memory[0].store == index * (8192 - 516)
+    clustered = plan(SMALL, kv_dtype="bf16", **wanted | {"select": "two-level"})
+    assert clustered.memory[0].store - codes.memory[0].store == 30 * 3 * 23 * (8192 - 516)  # 22.0625 rounded up
     with pytest.raises(UsageError, match="no dtype 'int8'"):
         plan(SMALL, dtype="int8")
+
+
+def test_the_policy_follows_the_context() -> None:
+    short = plan(SMALL, context=1000, window=996, sinks=4)
+    assert short.select == "exact" and short.quality is None and "window" in short.reasons["select"]
+    middle = plan(SMALL, context=8192, window=512)
+    assert (middle.select, middle.quality, middle.kv_dtype) == ("scan", QUALITY, "bf16")
+    assert plan(SMALL, context=65536, window=512, yarn=True).select == "two-level"
+    assert plan(SMALL, context=65536, window=512, select="scan", yarn=True).reasons["select"] == "given"
+    assert plan(SMALL, context=8192, window=512, quality=0.9).cache.quality == 0.9
+    fixed = plan(SMALL, context=8192, window=512, budget=0.1)
+    assert fixed.quality is None and fixed.cache.budget == 0.1
+    exact = plan(SMALL, context=8192, window=512, select="exact")
+    assert exact.kv_dtype == exact.dtype == "fp32" and exact.quality is None
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hgca_cli.attention.counters import ReadCounters
+from hgca_cli.attention.meter import QualityMeter
 from hgca_cli.attention.select.contract import Selector
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ContextOverflowError
@@ -30,7 +31,9 @@ class LayerState:
         device: torch.device,
         dtype: torch.dtype,
         store_dtype: torch.dtype,
+        meter: QualityMeter | None = None,
     ) -> None:
+        self.meter = meter or QualityMeter(1)
         self.layout = layout
         self.settings = settings
         slots = window_slots(layout, settings.window, settings.sinks, settings.context)

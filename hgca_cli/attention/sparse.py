@@ -27,6 +27,7 @@ class HostAttention:
         self._named_first: list[tuple[int, int]] = []  # of a sequence: the job its partial is, as the others join it
         self._aimed: list[Aimed] = []  # rows that the C library chooses
         self._aimed_layer: list[tuple[int, LayerState]] = []
+        self._metered: list[tuple[LayerState, Aimed, native.Pending]] = []
         self._pending: list[native.Pending] = []
 
     def name(self, index: int, jobs: list[native.Step]) -> None:
@@ -39,6 +40,10 @@ class HostAttention:
         """Sequence `index` reads what the C library chooses."""
         self._aimed_layer.append((index, layer))
         self._aimed.append(job)
+        if layer.meter.due() and layer.store is not None:
+            exact = [native.Step(job.query, layer.store.read, layer.store.rows, job.scale, job.softcap)]
+            exact += [] if job.near is None else [job.near]
+            self._metered.append((layer, job, native.start(exact)))
 
     def start(self) -> HostAttention:
         """Hand everything to the worker threads."""
@@ -57,6 +62,9 @@ class HostAttention:
         ):
             self._partials[index] = Partial(*partial)
             _count(layer, aimed.selection)
+        for layer, aimed, exact in self._metered:
+            store, *near = exact.wait()
+            layer.meter.add(aimed.selection.read_lse, store.lse, near[0].lse if near else aimed.beside)
         return self._partials
 
 

@@ -48,6 +48,7 @@ def chat(
     sinks: options.Sinks = None,
     select: options.Select = "auto",
     exact: options.Exact = False,
+    quality: options.Quality = "auto",
     budget: options.Budget = "auto",
     threads: options.Threads = "auto",
     prefill_chunk: options.PrefillChunk = "auto",

@@ -40,7 +40,7 @@ def plan_request(given: Mapping[str, Any]) -> PlanRequest:
     sinks = given["sinks"]
     if sinks is not None and not 0 <= sinks <= MOST_ROWS:
         raise UsageError(f"--sinks: {sinks} is out of range.", f"Give 0 to {MOST_ROWS}.")
-    select, budget = policy_of(given["select"], given["exact"], given["budget"])
+    select, budget, quality = policy_of(given["select"], given["exact"], given["budget"], given["quality"])
     context = count_of(given["ctx"], "--ctx")
     if given["yarn"] and context is None:
         raise UsageError("--yarn needs a length to stretch to.", "Add --ctx, like --ctx 32k.")
@@ -55,6 +55,7 @@ def plan_request(given: Mapping[str, Any]) -> PlanRequest:
         threads=count_of(given["threads"], "--threads", MOST_THREADS),
         select=select,
         budget=budget,
+        quality=quality,
         gpu_memory=bytes_of(given["gpu_mem"], "--gpu-mem"),
         ram_limit=bytes_of(given["ram_limit"], "--ram-limit"),
         yarn=given["yarn"],
@@ -129,29 +130,36 @@ def choice_of(text: str, flag: str, choices: tuple[str, ...]) -> str | None:
     return text
 
 
-def policy_of(select: str, exact: bool, budget: str) -> tuple[str, float | None]:
-    """Policy and budget from --select, --exact and --budget. Raises UsageError if they contradict each other."""
+def policy_of(select: str, exact: bool, budget: str, quality: str) -> tuple[str | None, float | None, float | None]:
+    """Policy (None: the planner's), budget and quality from --select, --exact, --budget and --quality.
+
+    Raises UsageError if they contradict each other.
+    """
     share = None if budget == "auto" else parse_share(budget, "--budget")
+    mass = None if quality == "auto" else parse_share(quality, "--quality")
     named = choice_of(select, "--select", SELECTORS)
     if exact:
         if named not in (None, "exact"):
             raise UsageError(f"--exact and --select {named} exclude each other.", "Drop one of them.")
         named = "exact"
-    if share is None:
-        return named or "exact", None
-    if share == 1.0 and named in (None, "exact"):
-        return "exact", None
+    if mass == 0.0:
+        raise UsageError("--quality: 0 keeps nothing.", "Give a share above 0, or --select window.")
+    for given, flag, text, everything in ((share, "--budget", budget, 1.0), (mass, "--quality", quality, 1.0)):
+        if given == everything and named in (None, "exact"):
+            return "exact", None, None
+        if given is not None and named == "exact":
+            name = "--exact" if exact else "--select exact"
+            raise UsageError(f"{flag} {text} and {name} exclude each other.", "Drop one of them.")
     if share == 0.0 and named in (None, "window"):
-        return "window", None
-    if named in ("exact", "window"):
-        flag = "--exact" if exact else f"--select {named}"
-        raise UsageError(f"--budget {budget} and {flag} exclude each other.", "Drop one of them.")
-    if named is None:
-        raise UsageError(
-            f"--budget {budget} needs a policy that chooses rows.",
-            "Add --select moving-average, or give 0 or 1.",
-        )
-    return named, share
+        return "window", None, None
+    if named == "window" and (share is not None or mass is not None):
+        flag, text = ("--budget", budget) if share is not None else ("--quality", quality)
+        raise UsageError(f"{flag} {text} and --select window exclude each other.", "Drop one of them.")
+    if share is not None and mass is not None:
+        raise UsageError("--budget and --quality exclude each other.", "Drop one: a fixed share, or the mass to keep.")
+    if mass is not None and named == "moving-average":
+        raise UsageError("--quality needs a policy that follows the query.", "Choose --select scan, or give --budget.")
+    return named, share, mass
 
 
 def exclude(given: Mapping[str, Any], *names: str) -> None:

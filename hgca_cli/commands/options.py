@@ -82,15 +82,23 @@ Select = Annotated[
     str,
     typer.Option(
         "--select", envvar="HGCA_SELECT", metavar="POLICY",
-        help="Rows of the store that are read: exact (all), window (none), moving-average. auto: exact.",
+        help="Rows of the store that are read: scan, cluster, two-level (they follow the query), exact (all), window"
+        " (none), moving-average. auto: the planner's.",
     ),
 ]  # fmt: skip
 Exact = Annotated[bool, typer.Option("--exact", envvar="HGCA_EXACT", help="Short for --select exact.")]
+Quality = Annotated[
+    str,
+    typer.Option(
+        "--quality", envvar="HGCA_QUALITY", metavar="SHARE",
+        help="Attention mass each head keeps: 0.98 or 98%; 1 is exact. auto: 0.95.",
+    ),
+]  # fmt: skip
 Budget = Annotated[
     str,
     typer.Option(
         "--budget", envvar="HGCA_BUDGET", metavar="SHARE",
-        help="Most of the store a head reads: 0.05 or 5%; 0 is the window only, 1 is exact. auto: up to the policy.",
+        help="Most of the store a head reads, in place of --quality: 0.05 or 5%; 0 is the window only, 1 is exact.",
     ),
 ]  # fmt: skip
 Threads = Annotated[

@@ -44,6 +44,7 @@ class Choice:
     window: int
     sinks: int
     chunk: int
+    select: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def needs(model: Model, choice: Choice, device_limit: int, host_limit: int, gpu_
         device_itemsize=item,
         store_itemsize=ITEMSIZE[choice.kv_dtype],
         store_scales=SCALES.get(choice.kv_dtype, 0),
+        index=choice.select,
     )
     weights = model.parameters * item + second_copies_bytes(model, choice)
     window = layout.window_bytes(choice.window, choice.sinks, choice.context)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hgca_cli.config import DTYPES, KV_DTYPES, CacheSettings
+from hgca_cli.config import DTYPES, FOLLOWING, KV_DTYPES, QUALITY, CacheSettings
 from hgca_cli.errors import DoesNotFitError, UsageError
 from hgca_cli.hardware.machine import Gpu, Machine, choose_device
 from hgca_cli.hardware.memory import ITEMSIZE, Choice, Memory, Model, needs, stored_rows
@@ -21,6 +21,7 @@ HOST_SHARE = 0.8  # of the available host memory, unless --ram-limit says otherw
 CPU_WINDOW = 1024
 CPU_CHUNK, GPU_CHUNK, SMALLEST_CHUNK = 512, 2048, 64
 UNKNOWN_CONTEXT = 4096  # where the config does not say what the model was trained on
+SCAN_CONTEXT = 32768  # the longest context whose keys are all scanned
 STEP = 256  # contexts and windows that memory decides are multiples of this
 
 
@@ -28,7 +29,7 @@ STEP = 256  # contexts and windows that memory decides are multiples of this
 class PlanRequest:
     """What the user asked for. None (of device also "auto"): the planner decides.
 
-    select, budget  the policy, passed on
+    select          the policy; budget, quality: passed on
     yarn            the context is stretched with YaRN, so a context beyond the trained one needs no warning
     gpu_memory, ram_limit  bytes that may be used at most
     """
@@ -41,8 +42,9 @@ class PlanRequest:
     sinks: int | None = None
     chunk: int | None = None
     threads: int | None = None
-    select: str = "exact"
+    select: str | None = None
     budget: float | None = None
+    quality: float | None = None
     gpu_memory: int | None = None
     ram_limit: int | None = None
     yarn: bool = False
@@ -67,6 +69,7 @@ class Plan:
     chunk: int
     select: str
     budget: float | None
+    quality: float | None
     yarn_context: int | None
     memory: tuple[Memory, ...]
     reasons: dict[str, str] = field(default_factory=dict)
@@ -85,7 +88,9 @@ class Plan:
     @property
     def cache(self) -> CacheSettings:
         """The settings of the cache this plan is about."""
-        return CacheSettings(self.window, self.sinks, self.context, self.select, self.budget, self.kv_dtype)
+        return CacheSettings(
+            self.window, self.sinks, self.context, self.select, self.budget, self.kv_dtype, self.quality
+        )
 
     @property
     def device_bytes(self) -> dict[str, int]:
@@ -150,14 +155,21 @@ def draw_up(case: Case) -> Plan:
         window=1,
         sinks=request.sinks if request.sinks is not None else CacheSettings.sinks,
         chunk=request.chunk or (CPU_CHUNK if device == "cpu" else GPU_CHUNK),
+        select=request.select or "",  # the planner's, by the context
     )
     choice = choose_dtype(place, start, reasons)
     choice = choose_context(place, choice, reasons)
     choice = choose_chunk(place, choice, reasons)
     choice = choose_window(place, choice, reasons)
+    choice, quality = choose_policy(place, choice, reasons)
     threads = choose_threads(case, reasons, notices)
     reasons["sinks"] = "given" if request.sinks is not None else "first rows that every head keeps looking at"
-    reasons["kv_dtype"] = "given" if request.kv_dtype else "the model's own numbers: nothing is rounded"
+    if request.kv_dtype:
+        reasons["kv_dtype"] = "given"
+    elif choice.kv_dtype == choice.dtype:
+        reasons["kv_dtype"] = "the model's own numbers: nothing is rounded"
+    else:
+        reasons["kv_dtype"] = "half the bytes; what rounding changes is far below what a choice of rows does"
     if model.trained_context and choice.context > model.trained_context and not request.yarn:
         notices.append(
             f"context {choice.context:,} is beyond the trained length {model.trained_context:,}: answers get worse "
@@ -172,8 +184,9 @@ def draw_up(case: Case) -> Plan:
         sinks=choice.sinks,
         threads=threads,
         chunk=choice.chunk,
-        select=request.select,
+        select=choice.select,
         budget=request.budget,
+        quality=quality,
         yarn_context=choice.context if request.yarn else None,
         memory=tuple(place.needs(choice)),
         reasons=reasons,
@@ -198,6 +211,8 @@ class _Place:
 
     def needs(self, choice: Choice) -> list[Memory]:
         name = self.gpu.name if self.gpu else ""
+        if not choice.select:
+            choice = replace(choice, select=best_policy(choice)[0])
         return needs(self.model, choice, self.gpu_limit, self.host_limit, name)
 
     def fits(self, choice: Choice) -> bool:
@@ -235,7 +250,8 @@ def choose_dtype(place: _Place, choice: Choice, reasons: dict[str, str]) -> Choi
     if choice.device != "cpu":
         reasons["dtype"] = "the model's own" if own == place.model.own_dtype else "16 bits on a GPU"
         return replace(choice, dtype=own, kv_dtype=request.kv_dtype or own)
-    wide = replace(choice, dtype="fp32", kv_dtype=request.kv_dtype or "fp32")
+    rows = "bf16" if request.select in FOLLOWING else "fp32"
+    wide = replace(choice, dtype="fp32", kv_dtype=request.kv_dtype or rows)
     if place.fits(replace(wide, window=place.default_window(wide), chunk=request.chunk or SMALLEST_CHUNK)):
         reasons["dtype"] = "weights and KV fit in fp32, which is fastest on the CPU"
         return wide
@@ -302,6 +318,26 @@ def choose_window(place: _Place, choice: Choice, reasons: dict[str, str]) -> Cho
     window = _largest(fits, everything)
     reasons["window"] = f"as many rows as fit on the GPU; {stored_rows(replace(choice, window=window)):,} go to the CPU"
     return replace(choice, window=window or place.default_window(choice))
+
+
+def best_policy(choice: Choice) -> tuple[str, str]:
+    """The policy for a context and a window, and why."""
+    if stored_rows(choice) == 0:
+        return "exact", "the window holds every row"
+    if choice.context <= SCAN_CONTEXT:
+        return "scan", "follows the query, and finds what a scan of 4-bit keys finds"
+    return "two-level", f"follows the query; beyond {SCAN_CONTEXT:,} tokens a scan of all keys takes too long"
+
+
+def choose_policy(place: _Place, choice: Choice, reasons: dict[str, str]) -> tuple[Choice, float | None]:
+    """The policy, and the mass it keeps; None where there is no such target."""
+    request = place.request
+    select, reasons["select"] = (request.select, "given") if request.select else best_policy(choice)
+    quality = None
+    if select in FOLLOWING and request.budget is None:
+        quality = request.quality or QUALITY
+        reasons["quality"] = "given" if request.quality else "the attention mass each head keeps (docs/selection.md)"
+    return replace(choice, select=select), quality
 
 
 def choose_threads(case: Case, reasons: dict[str, str], notices: list[str]) -> int:

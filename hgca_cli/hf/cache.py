@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from hgca_cli.attention.counters import ReadCounters
 from hgca_cli.attention.layer import LayerState
+from hgca_cli.attention.meter import QualityMeter
 from hgca_cli.attention.select import make_selector
 from hgca_cli.attention.select.contract import Selector
 from hgca_cli.config import CacheSettings
@@ -38,8 +39,11 @@ class HybridLayer(CacheLayerMixin):
 
     is_croppable = True
 
-    def __init__(self, index: int, layout: LayerLayout, settings: CacheSettings, policy: Policy) -> None:
+    def __init__(
+        self, index: int, layout: LayerLayout, settings: CacheSettings, policy: Policy, meter: QualityMeter
+    ) -> None:
         super().__init__()
+        self.meter = meter
         self.policy = policy
         self.index = index
         self.layout = layout
@@ -66,6 +70,7 @@ class HybridLayer(CacheLayerMixin):
                 key_states.device,
                 key_states.dtype,
                 store_dtype,
+                self.meter,
             )
             for _ in range(key_states.shape[0])
         ]
@@ -145,8 +150,12 @@ class HybridCache(Cache):
         self.layout = layout
         self.settings = settings or CacheSettings()
         policy = policy or partial(make_selector, self.settings)
+        self.meter = QualityMeter(sum(layer.sliding is None for layer in layout.layers))
         super().__init__(
-            layers=[HybridLayer(index, layer, self.settings, policy) for index, layer in enumerate(layout.layers)]
+            layers=[
+                HybridLayer(index, layer, self.settings, policy, self.meter)
+                for index, layer in enumerate(layout.layers)
+            ]
         )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -182,7 +191,9 @@ class HybridCache(Cache):
             return Rows(0, 0, 0.0, 0.0)
         shown = (full or states)[0]
         waiting = shown.evictor.pending if shown.evictor else 0
-        return Rows(shown.window.rows, shown.store.rows + waiting if shown.store else 0, share, share_bytes)
+        return Rows(
+            shown.window.rows, shown.store.rows + waiting if shown.store else 0, share, share_bytes, self.meter.quality
+        )
 
     @property
     def stored_bytes(self) -> int:
@@ -217,7 +228,8 @@ class HybridCache(Cache):
                 layer.states[0].take_prompt(keys, values, chunk)
 
     def reset_counters(self) -> None:
-        """Start counting the share read anew."""
+        """Start counting the share read, and the mass kept, anew."""
+        self.meter.reset()
         for layer in self.layers:
             for state in layer.states:
                 state.reads = ReadCounters()

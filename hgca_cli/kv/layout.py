@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+INDEXED = ("scan", "cluster", "two-level")
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,17 @@ class LayerLayout:
     value_dim: int
     sliding: int | None = None
 
+    def index_bytes(self, policy: str) -> int:
+        """Bytes a policy's index of the older rows takes per token, rounded up (attention/select)."""
+        if policy not in INDEXED:
+            return 0
+        wide = -(-self.key_dim // 8) * 8
+        codes = wide / 2 + 4 * wide / 128 + 2 * self.value_dim / 128  # 4 bits a number; scales and a mean value a block
+        groups = 0.0
+        if policy != "scan":  # order, mean key and value and the code of a mean key for 16 rows
+            groups = 4 + (2 * (self.key_dim + self.value_dim) + wide / 2 + 1) / 16
+        return self.kv_heads * math.ceil(codes + groups)
+
     @property
     def row_elements(self) -> int:
         """Numbers one token adds to the layer: a key and a value for every KV head."""
@@ -32,19 +46,22 @@ class KVLayout:
 
     device_itemsize, store_itemsize  of a number on the device (window) and in CPU memory (store)
     store_scales                     beside each row of each KV head in the store
+    index                            the policy whose index stands beside the rows
     """
 
     layers: tuple[LayerLayout, ...]
     device_itemsize: int = 4
     store_itemsize: int = 4
     store_scales: int = 0
+    index: str = "exact"
 
     @property
     def row_bytes(self) -> int:
-        """Bytes one token adds to the store, over all layers that see everything."""
+        """Bytes one token adds to the store and its index, over all layers that see everything."""
         full = [layer for layer in self.layers if layer.sliding is None]
         numbers, rows = sum(layer.row_elements for layer in full), sum(layer.kv_heads for layer in full)
-        return numbers * self.store_itemsize + rows * self.store_scales
+        index = sum(layer.index_bytes(self.index) for layer in full)
+        return numbers * self.store_itemsize + rows * self.store_scales + index
 
     def window_bytes(self, window: int, sinks: int, context: int) -> int:
         """Device bytes of the windows: preallocated, so this is what a sequence takes however short it is."""

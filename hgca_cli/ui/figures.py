@@ -18,6 +18,8 @@ def figures(done: Done) -> str:
     """The closing line of an answer."""
     rows = done.rows
     read = f", {rows.read_share:.0%} of it read" if rows.store else ""
+    if rows.quality is not None:
+        read += f", {rows.quality:.1%} of the attention kept"
     cached = f" ({done.cached_tokens:,} cached)" if done.cached_tokens else ""
     cut = "" if done.finish_reason == "stop" else f" | {done.finish_reason}"
     speed = f"{done.tokens_per_second:.1f} tok/s, first after {format_seconds(done.ttft_seconds)}"

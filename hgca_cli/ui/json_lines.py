@@ -98,6 +98,8 @@ def done_record(done: Done) -> dict[str, Any]:
             "window": done.rows.window,
             "store": done.rows.store,
             "read_share": round(done.rows.read_share, 4),
+            "bytes_share": round(done.rows.bytes_share, 4),
+            "quality": None if done.rows.quality is None else round(done.rows.quality, 4),
             "seed": done.seed,
         },
     }
@@ -114,6 +116,7 @@ def plan_record(plan: Any) -> dict[str, Any]:
         "sinks",
         "select",
         "budget",
+        "quality",
         "threads",
         "chunk",
     )

@@ -8,11 +8,10 @@ from hgca_cli.attention.select.exact import Exact
 from hgca_cli.attention.select.moving_average import MovingAverage
 from hgca_cli.attention.select.scan import Scan
 from hgca_cli.attention.select.window import WindowOnly
-from hgca_cli.config import CacheSettings
+from hgca_cli.config import QUALITY, CacheSettings
 from hgca_cli.kv.layout import LayerLayout
 
 FOLLOWING: dict[str, type[Scan]] = {"scan": Scan, "cluster": Cluster, "two-level": TwoLevel}  # they follow the query
-QUALITY = 0.95  # of the attention mass is kept, unless another target is asked for
 
 
 def make_selector(settings: CacheSettings, layout: LayerLayout) -> Selector:
