@@ -23,13 +23,15 @@ static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /* ---- stages of one hgca_unit */
 
+static const char *offset(const void *base, int64_t bytes) { return base ? (const char *)base + bytes : NULL; }
+
 hgca_piece hgca_piece_of(const hgca_head *h, const hgca_attention *rows, const float *query, hgca_partial to) {
     const int64_t head = h->head;
     return (hgca_piece){
-        .key = (const char *)rows->key + head * rows->key_head_stride,
-        .value = (const char *)rows->value + head * rows->value_head_stride,
-        .key_scale = rows->key_scale ? (const char *)rows->key_scale + head * rows->scale_head_stride : NULL,
-        .value_scale = rows->value_scale ? (const char *)rows->value_scale + head * rows->scale_head_stride : NULL,
+        .key = offset(rows->key, head * rows->key_head_stride),
+        .value = offset(rows->value, head * rows->value_head_stride),
+        .key_scale = offset(rows->key_scale, head * rows->scale_head_stride),
+        .value_scale = offset(rows->value_scale, head * rows->scale_head_stride),
         .key_row_stride = rows->key_row_stride,
         .value_row_stride = rows->value_row_stride,
         .scale_row_stride = rows->scale_row_stride,

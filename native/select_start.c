@@ -159,6 +159,11 @@ static void lay_out_head(layout *at, const hgca_selection *job, hgca_head *h, hg
     }
 }
 
+static const hgca_kernel *mean_kernel(const hgca_selection *job) {
+    const hgca_attention mean = hgca_mean_rows(job);
+    return hgca_kernel_for(&mean);
+}
+
 /* Asked with the query it is for. */
 static const hgca_kernel *near_kernel(const hgca_selection *job) {
     hgca_attention near = *job->near;
@@ -198,7 +203,6 @@ static void lay_out(layout *at, const hgca_selection *jobs, int32_t count, hgca_
             hgca_head *h = w ? &all[head] : NULL;
             if (w) {
                 const int gated = job->clustered > 0 && job->gate != HGCA_GATE_NONE;
-                const hgca_attention mean = hgca_mean_rows(&own[j]);
                 memset(h, 0, sizeof *h);
                 h->job = &own[j];
                 h->head = i;
@@ -206,7 +210,7 @@ static void lay_out(layout *at, const hgca_selection *jobs, int32_t count, hgca_
                 h->first_unit = unit;
                 h->units = each_head;
                 h->kernel = hgca_kernel_for(&own[j].rows);
-                h->mean_kernel = gated ? hgca_kernel_for(&mean) : NULL;
+                h->mean_kernel = gated ? mean_kernel(&own[j]) : NULL;
                 h->near_kernel = job->near ? near_kernel(&own[j]) : NULL;
                 h->near_rows = near_rows(job, i);
                 h->heads_left = &heads_left[j];
