@@ -110,13 +110,13 @@ static void lay_out_unit(layout *at, hgca_head *h, hgca_unit *u, int64_t groups,
 
 static void place_queries(hgca_head *h, float *query, float *mean_query, float *near_query, float *code_query) {
     const hgca_attention *rows = &h->job->rows;
-    const float scale = hgca_score_scale(rows);
+    const float scale = hgca_score_scale(rows), near_scale = h->job->near ? hgca_score_scale(h->job->near) : scale;
     const int64_t dim = rows->key_dim, width = hgca_code_width(dim);
     for (int64_t q = 0; q < h->queries; q++) {
         const float *from = rows->query + ((int64_t)h->head * h->queries + q) * dim;
         h->kernel->place(from, scale, rows->key_dim, query + q * hgca_query_width(dim, rows->dtype));
         if (h->mean_kernel) h->mean_kernel->place(from, scale, rows->key_dim, mean_query + q * hgca_query_width(dim, h->job->mean_dtype));
-        if (h->near_kernel) h->near_kernel->place(from, scale, rows->key_dim, near_query + q * hgca_query_width(dim, h->job->near->dtype));
+        if (h->near_kernel) h->near_kernel->place(from, near_scale, rows->key_dim, near_query + q * hgca_query_width(dim, h->job->near->dtype));
         for (int64_t d = 0; d < width; d++) code_query[q * width + d] = d < dim ? from[d] * scale : 0.0f;
     }
     h->query = query;
