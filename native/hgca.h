@@ -188,7 +188,7 @@ int hgca_cluster(const hgca_clustering *job);
  *             mean_row_stride * g bytes after it (the mean value behind the mean key)
  *   apart     u8, 1: a group of rows that fit nowhere, always scanned
  *   gate      HGCA_GATE_NONE: every code is read. HGCA_GATE_SCAN: groups are taken by the mass of their mean keys until
- *             gate_mass is held (at most gate_most groups), and only their codes are read. HGCA_GATE_READ: and all rows
+ *             gate_mass is held (at most gate_most groups, beside those apart), and only their codes are read. HGCA_GATE_READ: and all rows
  *             of these are read, without codes. The groups not taken enter as an estimate: 16 rows with the mean key and the
  *             mean value (RetroInfer, arXiv:2505.02922), but for those that hold next to nothing
  *   read_lse  f32 [heads], log-sum-exp of the rows of the store read, without estimates; null: not wanted

@@ -105,13 +105,21 @@ static int is_apart(const hgca_unit *u, int64_t i) {
     return job->apart && job->apart[u->head->head * job->apart_head_stride + u->first + i];
 }
 
+/* A group of the clustering goes through the gate. Those that stand apart always do, beside gate_most. */
+static int passes(hgca_unit *u, int64_t i) {
+    const hgca_edge *gate = &u->head->gate;
+    const float weight = u->group_weight[i];
+    if (gate->all || is_apart(u, i)) return 1;
+    return weight >= gate->least && (weight >= gate->above || u->room-- > 0);
+}
+
 /* Which groups of the unit are taken; the others' mass. */
 static void take_groups(hgca_unit *u) {
     const hgca_head *h = u->head;
     const int gated = h->job->gate != HGCA_GATE_NONE;
     for (int32_t q = 0; q < h->queries; q++) u->left_sum[q] = 0.0f;
     for (int64_t i = 0; i < u->groups; i++) {
-        if (!gated || i >= u->clustered || is_apart(u, i) || h->gate.all || u->group_weight[i] >= h->gate.least)
+        if (!gated || i >= u->clustered || passes(u, i))
             u->taken[u->taken_count++] = (int32_t)(u->first + i);
         else
             for (int32_t q = 0; q < h->queries; q++) u->left_sum[q] += hgca_from_bf16(u->group_score[q * u->clustered + i]);
