@@ -86,7 +86,8 @@ int hgca_wait(int64_t ticket);
  *   codes         per 16 positions dim8 / 8 chunks of 64 bytes: byte 4 r + j of chunk i holds numbers 8 i + j (low half)
  *                 and 8 i + 4 + j (high half) of position r
  * with dim8 the width rounded up to a multiple of 8. A scale per number and block follows the channels in which keys are
- * large (KIVI, arXiv:2402.02750); zeros need no subtraction from queries, as they are the same for a whole block. */
+ * large (KIVI, arXiv:2402.02750); zeros need no subtraction from queries, as they are the same for a whole block. A block
+ * with a key that holds NaN or infinity has scales and zeros of NaN: no score hides it. */
 enum { HGCA_BLOCK = 128, HGCA_LANES = 16 };
 
 /* Writes the blocks of positions first .. first + count - 1; `first` is a multiple of 128, what a last block lacks is filled
