@@ -149,7 +149,8 @@ static void scan_codes(hgca_unit *u) {
         .sum = u->sum,
     };
     hgca_selection_kernels()->scan(&scan);
-    u->stats.scanned = u->taken_count * HGCA_LANES;
+    const int64_t behind = (u->taken[u->taken_count - 1] + 1) * (int64_t)HGCA_LANES - job->indexed; /* the last group's */
+    u->stats.scanned = u->taken_count * HGCA_LANES - (behind > 0 ? behind : 0);
     u->stats.bytes += u->taken_count * hgca_lanes_bytes(scan.dim);
     for (int64_t i = 0, block = -1; i < u->taken_count; i++)
         if (u->taken[i] / HGCA_GROUPS != block) {
@@ -208,6 +209,7 @@ static int64_t list_chosen(hgca_unit *u) {
     const int every = !scans(h) || h->edge.all;
     int64_t count = 0, room = u->room;
     for (int64_t i = 0; i < u->taken_count; i++) {
+        const int64_t before = count;
         u->chosen[i] = 0;
         for (uint32_t some = every ? 0xffff : lanes(u->weight + i * HGCA_LANES, h->edge.least); some; some &= some - 1) {
             int r = __builtin_ctz(some);
@@ -217,6 +219,8 @@ static int64_t list_chosen(hgca_unit *u) {
             u->rows[count++] = row;
             u->chosen[i] |= (uint16_t)(1u << r);
         }
+        if ((int64_t)u->taken[i] * HGCA_LANES < h->job->clustered) /* and the numbers of these rows */
+            u->stats.bytes += (count - before) * (int64_t)sizeof *h->job->order;
     }
     return count;
 }
@@ -228,7 +232,7 @@ static void read_chosen(hgca_unit *u, hgca_partial to) {
     piece.count = list_chosen(u);
     h->kernel->piece(&piece);
     u->stats.read = piece.count;
-    u->stats.bytes += piece.count * (hgca_row_bytes(&h->job->rows) + (u->clustered ? (int64_t)sizeof *u->rows : 0));
+    u->stats.bytes += piece.count * hgca_row_bytes(&h->job->rows);
 }
 
 /* Groups not taken stand for 16 rows each. */
