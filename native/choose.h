@@ -20,9 +20,10 @@ typedef struct {
     int32_t all; /* whatever they weigh */
 } hgca_edge;
 
-/* Bins in order of weight until they hold `wanted` and at least `least` rows, never more than `most`. `floor` is the least
- * weight that was counted: what is lighter is not taken, or more would be than the bins know of. */
-hgca_edge hgca_choose_edge(const hgca_bins *bins, float wanted, int64_t least, int64_t most, float floor);
+/* Bins in order of weight until the others hold no more than `left` and at least `least` rows are taken, never more than
+ * `most`. Weights were cut to bf16, so what they add up to, and not the sum before that, says what is left. `floor` is
+ * the least weight that was counted: what is lighter is not taken, or more would be than the bins know of. */
+hgca_edge hgca_choose_edge(const hgca_bins *bins, float left, int64_t least, int64_t most, float floor);
 
 /* 2^(max - total), 0 over nothing. */
 float hgca_share(float max, float total);

@@ -23,14 +23,14 @@ static float beside(const hgca_head *h, int32_t q) {
 }
 
 /* From the units' bins; each unit gets its part of the room in the last one. */
-static hgca_edge choose_edge(const hgca_head *h, hgca_unit *units, float wanted, int64_t least, int64_t most, float floor) {
+static hgca_edge choose_edge(const hgca_head *h, hgca_unit *units, float left, int64_t least, int64_t most, float floor) {
     hgca_bins bins = {{0}, {0}};
     for (int32_t i = 0; i < h->units; i++)
         for (int b = 0; b < HGCA_BINS; b++) {
             bins.rows[b] += units[i].bins.rows[b];
             bins.mass[b] += units[i].bins.mass[b];
         }
-    const hgca_edge edge = hgca_choose_edge(&bins, wanted, least, most, floor);
+    const hgca_edge edge = hgca_choose_edge(&bins, left, least, most, floor);
     int64_t room = edge.room;
     for (int32_t i = 0; i < h->units; i++) {
         int64_t mine = units[i].bins.rows[edge.bin];
@@ -61,7 +61,7 @@ void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
         hgca_weighing weighing = {u->group_score, u->clustered, h->queries, share, least, u->group_weight, u->bins.rows, u->bins.mass};
         hgca_selection_kernels()->weigh(&weighing);
     }
-    h->gate = choose_edge(h, units, held - (1.0f - job->gate_mass), 1, job->gate_most, least);
+    h->gate = choose_edge(h, units, 1.0f - job->gate_mass, 1, job->gate_most, least);
     h->gate.all = held != held; /* what is no number is not hidden */
     h->estimate_edge = 0.25f * (1.0f - job->mass) / (float)(job->clustered / HGCA_LANES);
 }
@@ -83,7 +83,7 @@ void hgca_find_total(hgca_head *h, hgca_unit *units) {
 void hgca_choose_rows(hgca_head *h, hgca_unit *units) {
     const hgca_selection *job = h->job;
     const float least = hgca_least_weight(job->mass, job->indexed);
-    h->edge = choose_edge(h, units, h->scanned_mass - (1.0f - job->mass), job->least, job->most, least);
+    h->edge = choose_edge(h, units, 1.0f - job->mass, job->least, job->most, least);
     h->edge.all = h->scanned_mass != h->scanned_mass; /* what is no number is not hidden */
 }
 
