@@ -153,7 +153,6 @@ def random_query(heads: int, key_dim: int, seed: int = 7) -> Tensor:
     return torch.randn(heads, key_dim, generator=torch.Generator().manual_seed(seed))
 
 
-def near_rows(
-    key: Tensor, value: Tensor, query: Tensor, scale: float, lists: native.Lists | None = None
-) -> native.Step:
-    return native.Step(query, native.Rows(key, value), key.shape[1], scale, 0.0, lists)
+def near_rows(rows: Indexed, query: Tensor, scale: float, lists: native.Lists | None = None) -> native.Step:
+    scales = () if rows.scales is None else rows.scales.unbind(-1)
+    return native.Step(query, native.Rows(rows.key, rows.value, *scales), rows.key.shape[1], scale, 0.0, lists)
