@@ -13,6 +13,7 @@
 
 #include "check_convert.h"
 #include "check_processors.h"
+#include "check_select.h"
 #include "hgca.h"
 #include "problem.h"
 
@@ -203,6 +204,7 @@ static void check_random(double seconds) {
         compare(&p, use, &s);
         if (failures > before) failures = before + 1, fprintf(stderr, "  of %s\n", which);
         drop(&p);
+        if (count % 4 == 0) failures += check_select(1, state);
         clock_gettime(CLOCK_MONOTONIC, &now);
     } while ((double)(now.tv_sec - began.tv_sec) < seconds);
     printf("%llu random jobs\n", (unsigned long long)count);
@@ -214,6 +216,10 @@ int main(int argc, char **argv) {
     while ((isa = strsep(&rest, ",")) != NULL) {
         expect(hgca_use_isa(isa) == HGCA_OK && strcmp(hgca_isa(), isa) == 0, "use", isa);
         check_shapes(isa);
+        for (int threads = 1; threads <= 3; threads++) {
+            expect(hgca_set_threads(threads) == HGCA_OK, "threads", isa);
+            failures += check_select(40, (uint64_t)threads * 1000);
+        }
     }
     failures += check_convert();
     check_threads();
