@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -198,3 +200,20 @@ def test_a_budget_is_kept(policy: str, budget: float, rng: torch.Generator) -> N
         most = max(1, round(budget * layer.store.rows))
         behind = 0 if policy != "cluster" else (8 + 1) * 16 + layer.store.rows - SEGMENT
         assert layer.reads.last.read <= GQA.kv_heads * (most + behind)
+
+
+def test_a_forked_process_clusters_with_a_thread_of_its_own(rng: torch.Generator) -> None:
+    text = Text(rng, DUE + 20, SMALL, 0.0, None)
+
+    def whole() -> int:
+        layer = state(SMALL, window=16, context=DUE + 20, select="cluster", quality=1.0)
+        text.feed(layer, 0, DUE)
+        text.feed(layer, DUE, 1)
+        return clustered(layer)
+
+    assert whole() == SEGMENT  # the thread is there
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os._exit(0 if whole() == SEGMENT else 1)
+    assert os.waitpid(child, 0)[1] == 0

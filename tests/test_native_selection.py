@@ -278,3 +278,19 @@ def test_what_is_no_number_is_not_hidden(isa: str, strange: float, where: str) -
     assert first.isfinite().all()
     if where == "beside" and strange != strange:
         assert got.rows_read[1] == 300  # nothing is known of what is kept
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_torchs_own_threads_choose_the_same(count: int) -> None:
+    made, query, before = index(2, 3000, 20, 16, torch.float32), random_query(6, 20), native.threads()
+    try:
+        native.set_threads(count)
+        want = made.choose(query, 0.3, mass=0.8, estimate=True)
+        if not native.share_openmp(True):
+            pytest.skip("this torch has no GNU OpenMP")
+        for _ in range(5):
+            got = made.choose(query, 0.3, mass=0.8, estimate=True)
+            assert torch.equal(got.out, want.out) and torch.equal(got.rows_read, want.rows_read)
+    finally:
+        native.share_openmp(False)
+        native.set_threads(before)

@@ -104,6 +104,21 @@ static void check_threads(void) {
     }
 }
 
+static void *choosing(void *seed) { return (void *)(intptr_t)check_select(8, (uintptr_t)seed * 7919); }
+
+/* Choices wait for each other's stages: several of them at once, on fewer threads than there are callers. */
+static void check_choices_at_once(void) {
+    pthread_t id[3];
+    expect(hgca_set_threads(2) == HGCA_OK, "threads", "");
+    for (uintptr_t i = 0; i < 3; i++)
+        if (pthread_create(&id[i], NULL, choosing, (void *)(i + 1))) exit(2);
+    for (int i = 0; i < 3; i++) {
+        void *bad;
+        pthread_join(id[i], &bad);
+        failures += (int)(intptr_t)bad;
+    }
+}
+
 static void check_refusals(void) {
     shape s = {.kv_heads = 2, .group = 2, .rows = 5, .key_dim = 4, .value_dim = 4, .dtype = HGCA_F32, .lists = 1, .tokens = 1};
     problem p = make(&s, 5);
@@ -223,6 +238,7 @@ int main(int argc, char **argv) {
     }
     failures += check_convert();
     check_threads();
+    check_choices_at_once();
     check_refusals();
     check_memory();
     check_fork();
