@@ -214,6 +214,7 @@ def test_a_forked_process_clusters_with_a_thread_of_its_own(rng: torch.Generator
     assert whole() == SEGMENT  # the thread is there
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # not that of the test runner
         signal.alarm(30)
         os._exit(0 if whole() == SEGMENT else 1)
     assert os.waitpid(child, 0)[1] == 0
