@@ -56,8 +56,7 @@ static void place_bf16(const float *query, float scale, int64_t dim, float *to) 
             to[d + i] = query[d + 2 * i] * scale;
             to[d + VW + i] = query[d + 2 * i + 1] * scale;
         }
-    place_floats(query + whole, scale, dim - whole, to + whole);
-    for (int64_t d = whole + hgca_padded(dim - whole); d < hgca_padded(dim); d++) to[d] = 0.0f;
+    for (int64_t d = whole; d < hgca_padded(dim); d++) to[d] = d < dim ? query[d] * scale : 0.0f;
 }
 
 /* 2^x for x <= 0 (or a little above), relative error below 2e-7; less than 2^-126 below -126, NaN for NaN. The fraction is
