@@ -10,18 +10,19 @@ static float edge_of(int bin) {
     return weight;
 }
 
-hgca_edge hgca_choose_edge(const hgca_bins *bins, float wanted, int64_t least, int64_t most) {
-    float held = 0.0f;
+hgca_edge hgca_choose_edge(const hgca_bins *bins, float left, int64_t least, int64_t most, float floor) {
+    float held = 0.0f, all = 0.0f;
     int64_t rows = 0;
+    for (int b = 0; b < HGCA_BINS; b++) all += bins->mass[b];
     for (int b = 0; b < HGCA_BINS; b++) {
-        const float above = b == 0 ? INFINITY : edge_of(b - 1);
+        const float above = b == 0 ? INFINITY : edge_of(b - 1), from = edge_of(b) > floor ? edge_of(b) : floor;
         const int64_t room = most - rows;
-        if (bins->rows[b] >= room) return (hgca_edge){edge_of(b), above, room, b, 0};
+        if (bins->rows[b] >= room) return (hgca_edge){from, above, room, b, 0};
         rows += bins->rows[b];
         held += bins->mass[b];
-        if (held >= wanted && rows >= least) return (hgca_edge){edge_of(b), above, bins->rows[b], b, 0};
+        if (held >= all - left && rows >= least) return (hgca_edge){from, above, bins->rows[b], b, 0};
     }
-    return (hgca_edge){edge_of(HGCA_BINS - 1), 0.0f, 0, HGCA_BINS - 1, 0};
+    return (hgca_edge){floor, 0.0f, 0, HGCA_BINS - 1, 0};
 }
 
 float hgca_share(float max, float total) { return max == -INFINITY ? 0.0f : exp2f(max - total); }

@@ -11,7 +11,7 @@ typedef struct {
     float mass[HGCA_BINS];
 } hgca_bins;
 
-/* Weights of at least `least` are taken; of those below `above` (they share the last bin) only `room`. */
+/* Weights of at least `least` are taken; of those below `above` (they share the last bin) only `room`, in all. */
 typedef struct {
     float least;
     float above;
@@ -20,8 +20,10 @@ typedef struct {
     int32_t all; /* whatever they weigh */
 } hgca_edge;
 
-/* Bins in order of weight until they hold `wanted` and at least `least` rows, never more than `most`. */
-hgca_edge hgca_choose_edge(const hgca_bins *bins, float wanted, int64_t least, int64_t most);
+/* Bins in order of weight until the others hold no more than `left` and at least `least` rows are taken, never more than
+ * `most`. Weights were cut to bf16, so what they add up to, and not the sum before that, says what is left. `floor` is
+ * the least weight that was counted: what is lighter is not taken, or more would be than the bins know of. */
+hgca_edge hgca_choose_edge(const hgca_bins *bins, float left, int64_t least, int64_t most, float floor);
 
 /* 2^(max - total), 0 over nothing. */
 float hgca_share(float max, float total);

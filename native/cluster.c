@@ -1,4 +1,5 @@
 /* Keys in groups of 16 that are alike. */
+#include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -110,6 +111,8 @@ static void set_apart(bisection *b, int64_t count, int64_t apart, float *far) {
         for (int i = 0; i < LANES; i++)
             b->along[b->order[g + i]] = far[g + i] = distance(b->row + b->order[g + i] * b->width, b->side[0], b->width);
     }
+    for (int64_t i = 0; i < count; i++) /* rows that are no numbers are farthest, and sort like the others */
+        if (far[i] != far[i]) far[i] = b->along[b->order[i]] = INFINITY;
     qsort(far, (size_t)count, sizeof *far, descending);
     const float edge = far[apart - 1];
     int64_t ties = 0;
@@ -119,7 +122,6 @@ static void set_apart(bisection *b, int64_t count, int64_t apart, float *far) {
     for (int64_t i = 0; i < count; i++) {
         const float mine = b->along[b->order[i]];
         int out = gone < apart && (mine > edge || (mine == edge && ties-- > 0));
-        if (count - i <= apart - gone) out = 1; /* NaN compare with nothing */
         if (out) behind[gone++] = b->order[i];
         else b->order[kept++] = b->order[i];
     }

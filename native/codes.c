@@ -41,24 +41,27 @@ static void encode_block(const hgca_codes *job, int64_t head, int64_t block) {
     const int64_t first = block * HGCA_BLOCK, end = job->first + job->count;
     const int count = (int)(end - first < HGCA_BLOCK ? end - first : HGCA_BLOCK);
     float low[MOST_WIDTH], high[MOST_WIDTH], row[MOST_WIDTH];
+    int strange = 0; /* NaN or infinite numbers: they are hidden nowhere, so nothing of this block is chosen by its codes */
     for (int64_t d = 0; d < width; d++) low[d] = 0x1.fp127f, high[d] = -0x1.fp127f, row[d] = 0.0f;
     for (int p = 0; p < count; p++) {
         hgca_load_row(&rows, order ? order[first + p] : first + p, row);
         for (int64_t d = 0; d < width; d++) low[d] = row[d] < low[d] ? row[d] : low[d];
         for (int64_t d = 0; d < width; d++) high[d] = row[d] > high[d] ? row[d] : high[d];
+        for (int64_t d = 0; d < width; d++) strange |= !(row[d] - row[d] == 0.0f);
     }
     uint16_t *scale_at = (uint16_t *)(void *)to, *zero_at = scale_at + width;
     float per_step[MOST_WIDTH];
     for (int64_t d = 0; d < width; d++) {
-        if (!(low[d] >= -0x1.fp127f)) low[d] = -0x1.fp127f; /* infinite, or nothing but NaN: some finite range */
-        if (!(high[d] <= 0x1.fp127f)) high[d] = 0x1.fp127f;
-        if (low[d] > high[d]) low[d] = high[d] = 0.0f;
+        if (strange) low[d] = high[d] = 0.0f;
+        low[d] = low[d] > -0x1.fp127f ? low[d] : -0x1.fp127f; /* what bf16 can round outwards */
+        high[d] = high[d] < 0x1.fp127f ? high[d] : 0x1.fp127f;
         zero_at[d] = bf16_below(low[d]);
         low[d] = hgca_from_bf16(zero_at[d]);
         scale_at[d] = bf16_above(high[d] / 15.0f - low[d] / 15.0f);
         float step = hgca_from_bf16(scale_at[d]);
         per_step[d] = step > 0.0f ? 1.0f / step : 0.0f;
     }
+    for (int64_t d = 0; strange && d < 2 * width; d++) scale_at[d] = 0x7fc0; /* NaN, the zeros too */
     uint8_t *codes = (uint8_t *)to + hgca_scales_bytes(job->dim);
     memset(codes, 0, (size_t)(HGCA_GROUPS * hgca_lanes_bytes(job->dim)));
     uint8_t code[MOST_WIDTH];

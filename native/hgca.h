@@ -86,7 +86,8 @@ int hgca_wait(int64_t ticket);
  *   codes         per 16 positions dim8 / 8 chunks of 64 bytes: byte 4 r + j of chunk i holds numbers 8 i + j (low half)
  *                 and 8 i + 4 + j (high half) of position r
  * with dim8 the width rounded up to a multiple of 8. A scale per number and block follows the channels in which keys are
- * large (KIVI, arXiv:2402.02750); zeros need no subtraction from queries, as they are the same for a whole block. */
+ * large (KIVI, arXiv:2402.02750); zeros need no subtraction from queries, as they are the same for a whole block. A block
+ * with a key that holds NaN or infinity has scales and zeros of NaN: no score hides it. */
 enum { HGCA_BLOCK = 128, HGCA_LANES = 16 };
 
 /* Writes the blocks of positions first .. first + count - 1; `first` is a multiple of 128, what a last block lacks is filled
@@ -180,7 +181,8 @@ int hgca_cluster(const hgca_clustering *job);
  *   block_mean    bf16 [kv_heads], mean value of each block of 128 positions, block b of head h starts block_mean_head_stride * h
  *             + 2 value_dim b bytes after it: positions that were scored and are not read enter with the weight their code
  *             gives them and the mean value of their block; null: they leave no trace
- *   least, most   rows a KV head reads at least and at most, `most` ahead of mass (rows of no weight are never read)
+ *   least, most   rows a KV head chooses at least and at most, `most` ahead of mass (rows of no weight are never chosen; with
+ *             a score that is no number all are read). Rows behind the index come on top; HGCA_GATE_READ looks at neither
  * Positions 0 .. clustered - 1 stand in groups of 16 that were clustered; null pointers if clustered is 0:
  *   order     i32 [kv_heads], row of a position;  positions from `clustered` on are rows in their order
  *   group_codes   codes of the groups' mean keys
@@ -188,7 +190,7 @@ int hgca_cluster(const hgca_clustering *job);
  *             mean_row_stride * g bytes after it (the mean value behind the mean key)
  *   apart     u8, 1: a group of rows that fit nowhere, always scanned
  *   gate      HGCA_GATE_NONE: every code is read. HGCA_GATE_SCAN: groups are taken by the mass of their mean keys until
- *             gate_mass is held (at most gate_most groups), and only their codes are read. HGCA_GATE_READ: and all rows
+ *             gate_mass is held (at most gate_most groups, beside those apart), and only their codes are read. HGCA_GATE_READ: and all rows
  *             of these are read, without codes. The groups not taken enter as an estimate: 16 rows with the mean key and the
  *             mean value (RetroInfer, arXiv:2505.02922), but for those that hold next to nothing
  *   read_lse  f32 [heads], log-sum-exp of the rows of the store read, without estimates; null: not wanted
@@ -197,7 +199,8 @@ int hgca_cluster(const hgca_clustering *job);
 enum { HGCA_GATE_NONE = 0, HGCA_GATE_SCAN = 1, HGCA_GATE_READ = 2 };
 
 /* Sums over KV heads: positions scored by code, groups scored, rows read, groups that entered as an estimate, bytes of the store
- * and of its index that were touched for all that, and nanoseconds of threads: scoring groups, scoring codes,
+ * and of its index that were touched for all that (rows with their int8 scales, codes with the scales of every block
+ * looked into, means, and order where a row's number was looked up there; not `near` rows), and nanoseconds of threads: scoring groups, scoring codes,
  * choosing, attending. */
 typedef struct {
     int64_t scanned;

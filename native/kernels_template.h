@@ -58,8 +58,7 @@ static void place_bf16(const float *query, float scale, int64_t dim, float *to) 
             to[d + i] = query[d + 2 * i] * scale;
             to[d + VW + i] = query[d + 2 * i + 1] * scale;
         }
-    place_floats(query + whole, scale, dim - whole, to + whole);
-    for (int64_t d = whole + hgca_padded(dim - whole); d < hgca_padded(dim); d++) to[d] = 0.0f;
+    for (int64_t d = whole; d < hgca_padded(dim); d++) to[d] = d < dim ? query[d] * scale : 0.0f;
 }
 
 INLINE void find_rows(const hgca_piece *p, row_cursor *at, int rows, int dtype, tile_rows *tile) {

@@ -28,7 +28,8 @@ void hgca_load_row(const hgca_source *source, int64_t row, float *to) {
         memcpy(&scale, source->scale + row * source->scale_row_stride, sizeof scale);
         for (int32_t d = 0; d < dim; d++) to[d] = scale * (float)((const int8_t *)from)[d];
     } else {
-        const uint16_t *half = (const uint16_t *)(const void *)from;
+        uint16_t half[MOST_WIDTH]; /* rows may stand at odd addresses */
+        memcpy(half, from, sizeof *half * (size_t)dim);
         if (source->dtype == HGCA_BF16)
             for (int32_t d = 0; d < dim; d++) to[d] = hgca_from_bf16(half[d]);
         else

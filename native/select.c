@@ -23,13 +23,15 @@ static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /* ---- stages of one hgca_unit */
 
+static const char *offset(const void *base, int64_t bytes) { return base ? (const char *)base + bytes : NULL; }
+
 hgca_piece hgca_piece_of(const hgca_head *h, const hgca_attention *rows, const float *query, hgca_partial to) {
     const int64_t head = h->head;
     return (hgca_piece){
-        .key = (const char *)rows->key + head * rows->key_head_stride,
-        .value = (const char *)rows->value + head * rows->value_head_stride,
-        .key_scale = rows->key_scale ? (const char *)rows->key_scale + head * rows->scale_head_stride : NULL,
-        .value_scale = rows->value_scale ? (const char *)rows->value_scale + head * rows->scale_head_stride : NULL,
+        .key = offset(rows->key, head * rows->key_head_stride),
+        .value = offset(rows->value, head * rows->value_head_stride),
+        .key_scale = offset(rows->key_scale, head * rows->scale_head_stride),
+        .value_scale = offset(rows->value_scale, head * rows->scale_head_stride),
         .key_row_stride = rows->key_row_stride,
         .value_row_stride = rows->value_row_stride,
         .scale_row_stride = rows->scale_row_stride,
@@ -103,13 +105,21 @@ static int is_apart(const hgca_unit *u, int64_t i) {
     return job->apart && job->apart[u->head->head * job->apart_head_stride + u->first + i];
 }
 
+/* A group of the clustering goes through the gate. Those that stand apart always do, beside gate_most. */
+static int passes(hgca_unit *u, int64_t i) {
+    const hgca_edge *gate = &u->head->gate;
+    const float weight = u->group_weight[i];
+    if (gate->all || is_apart(u, i)) return 1;
+    return weight >= gate->least && (weight >= gate->above || u->room-- > 0);
+}
+
 /* Which groups of the unit are taken; the others' mass. */
 static void take_groups(hgca_unit *u) {
     const hgca_head *h = u->head;
     const int gated = h->job->gate != HGCA_GATE_NONE;
     for (int32_t q = 0; q < h->queries; q++) u->left_sum[q] = 0.0f;
     for (int64_t i = 0; i < u->groups; i++) {
-        if (!gated || i >= u->clustered || is_apart(u, i) || h->gate.all || u->group_weight[i] >= h->gate.least)
+        if (!gated || i >= u->clustered || passes(u, i))
             u->taken[u->taken_count++] = (int32_t)(u->first + i);
         else
             for (int32_t q = 0; q < h->queries; q++) u->left_sum[q] += hgca_from_bf16(u->group_score[q * u->clustered + i]);
@@ -139,7 +149,8 @@ static void scan_codes(hgca_unit *u) {
         .sum = u->sum,
     };
     hgca_selection_kernels()->scan(&scan);
-    u->stats.scanned = u->taken_count * HGCA_LANES;
+    const int64_t behind = (u->taken[u->taken_count - 1] + 1) * (int64_t)HGCA_LANES - job->indexed; /* the last group's */
+    u->stats.scanned = u->taken_count * HGCA_LANES - (behind > 0 ? behind : 0);
     u->stats.bytes += u->taken_count * hgca_lanes_bytes(scan.dim);
     for (int64_t i = 0, block = -1; i < u->taken_count; i++)
         if (u->taken[i] / HGCA_GROUPS != block) {
@@ -208,6 +219,7 @@ static int64_t list_chosen(hgca_unit *u) {
     const int every = !scans(h) || h->edge.all;
     int64_t count = 0, room = u->room;
     for (int64_t i = 0; i < u->taken_count; i++) {
+        const int64_t before = count;
         u->chosen[i] = 0;
         for (uint32_t some = every ? 0xffff : lanes(u->weight + i * HGCA_LANES, h->edge.least); some; some &= some - 1) {
             int r = __builtin_ctz(some);
@@ -218,6 +230,8 @@ static int64_t list_chosen(hgca_unit *u) {
             u->rows[count++] = row;
             u->chosen[i] |= (uint16_t)(1u << r);
         }
+        if ((int64_t)u->taken[i] * HGCA_LANES < h->job->clustered) /* and the numbers of these rows */
+            u->stats.bytes += (count - before) * (int64_t)sizeof *h->job->order;
     }
     return count;
 }
@@ -229,7 +243,7 @@ static void read_chosen(hgca_unit *u, hgca_partial to) {
     piece.count = list_chosen(u);
     h->kernel->piece(&piece);
     u->stats.read = piece.count;
-    u->stats.bytes += piece.count * (hgca_row_bytes(&h->job->rows) + (u->clustered ? (int64_t)sizeof *u->rows : 0));
+    u->stats.bytes += piece.count * hgca_row_bytes(&h->job->rows);
 }
 
 /* Groups not taken stand for 16 rows each. */

@@ -17,7 +17,7 @@ enum { HGCA_UNIT = 128 };
  *   groups   which: position 16 g .. 16 g + 15;  count of them;  NULL: first, first + 1, ...
  *   end      positions from here on do not exist
  *   query    f32 [queries][dim rounded up to 8], zeros behind; brings scores into base 2 (with a softcap: natural)
- *   score    out: bf16 [queries][16 * count], 2^(s - max[query]), zero for positions that do not exist
+ *   score    out: bf16 [queries][16 * count], 2^(s - max[query]), 2^-126 for positions that do not exist
  *   max, sum out: f32 [queries], the largest score and sum_j 2^(s_j - max); -inf and 0 over nothing */
 typedef struct {
     const char *codes;

@@ -22,10 +22,27 @@ static float beside(const hgca_head *h, int32_t q) {
     return hgca_add_log2(far * LOG2E, near * LOG2E);
 }
 
+/* From the units' bins; each unit gets its part of the room in the last one. */
+static hgca_edge choose_edge(const hgca_head *h, hgca_unit *units, float left, int64_t least, int64_t most, float floor) {
+    hgca_bins bins = {{0}, {0}};
+    for (int32_t i = 0; i < h->units; i++)
+        for (int b = 0; b < HGCA_BINS; b++) {
+            bins.rows[b] += units[i].bins.rows[b];
+            bins.mass[b] += units[i].bins.mass[b];
+        }
+    const hgca_edge edge = hgca_choose_edge(&bins, left, least, most, floor);
+    int64_t room = edge.room;
+    for (int32_t i = 0; i < h->units; i++) {
+        int64_t mine = units[i].bins.rows[edge.bin];
+        units[i].room = mine < room ? mine : room;
+        room -= units[i].room;
+    }
+    return edge;
+}
+
 void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
     const hgca_selection *job = h->job;
     if (job->gate == HGCA_GATE_NONE || job->clustered == 0) return;
-    hgca_bins bins = {{0}, {0}};
     float held = 0.0f, share[HGCA_UNIT * HGCA_LANES];
     for (int32_t q = 0; q < h->queries; q++) {
         float own = -INFINITY;
@@ -37,13 +54,14 @@ void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
     const float least = hgca_least_weight(job->gate_mass, job->clustered / HGCA_LANES);
     for (int32_t i = 0; i < h->units; i++) {
         hgca_unit *u = &units[i];
+        memset(&u->bins, 0, sizeof u->bins);
         if (u->clustered == 0) continue;
         for (int32_t q = 0; q < h->queries; q++)
             share[q] = hgca_share(u->group_max[q] + HGCA_GROUP_OCTAVES, h->total[q]) / (float)h->queries;
-        hgca_weighing weighing = {u->group_score, u->clustered, h->queries, share, least, u->group_weight, bins.rows, bins.mass};
+        hgca_weighing weighing = {u->group_score, u->clustered, h->queries, share, least, u->group_weight, u->bins.rows, u->bins.mass};
         hgca_selection_kernels()->weigh(&weighing);
     }
-    h->gate = hgca_choose_edge(&bins, held - (1.0f - job->gate_mass), 1, job->gate_most);
+    h->gate = choose_edge(h, units, 1.0f - job->gate_mass, 1, job->gate_most, least);
     h->gate.all = held != held; /* what is no number is not hidden */
     h->estimate_edge = 0.25f * (1.0f - job->mass) / (float)(job->clustered / HGCA_LANES);
 }
@@ -64,20 +82,9 @@ void hgca_find_total(hgca_head *h, hgca_unit *units) {
 
 void hgca_choose_rows(hgca_head *h, hgca_unit *units) {
     const hgca_selection *job = h->job;
-    hgca_bins bins = {{0}, {0}};
-    for (int32_t i = 0; i < h->units; i++)
-        for (int b = 0; b < HGCA_BINS; b++) {
-            bins.rows[b] += units[i].bins.rows[b];
-            bins.mass[b] += units[i].bins.mass[b];
-        }
-    h->edge = hgca_choose_edge(&bins, h->scanned_mass - (1.0f - job->mass), job->least, job->most);
+    const float least = hgca_least_weight(job->mass, job->indexed);
+    h->edge = choose_edge(h, units, 1.0f - job->mass, job->least, job->most, least);
     h->edge.all = h->scanned_mass != h->scanned_mass; /* what is no number is not hidden */
-    int64_t room = h->edge.room;
-    for (int32_t i = 0; i < h->units; i++) {
-        int64_t mine = units[i].bins.rows[h->edge.bin];
-        units[i].room = mine < room ? mine : room;
-        room -= units[i].room;
-    }
 }
 
 void hgca_merge_head(hgca_head *h, hgca_unit *units) {

@@ -109,13 +109,13 @@ static void lay_out_unit(layout *at, hgca_head *h, hgca_unit *u, int64_t groups,
 
 static void place_queries(hgca_head *h, float *query, float *mean_query, float *near_query, float *code_query) {
     const hgca_attention *rows = &h->job->rows;
-    const float scale = hgca_score_scale(rows);
+    const float scale = hgca_score_scale(rows), near_scale = h->job->near ? hgca_score_scale(h->job->near) : scale;
     const int64_t dim = rows->key_dim, width = hgca_code_width(dim);
     for (int64_t q = 0; q < h->queries; q++) {
         const float *from = rows->query + ((int64_t)h->head * h->queries + q) * dim;
         h->kernel->place(from, scale, rows->key_dim, query + q * hgca_query_width(dim, rows->dtype));
         if (h->mean_kernel) h->mean_kernel->place(from, scale, rows->key_dim, mean_query + q * hgca_query_width(dim, h->job->mean_dtype));
-        if (h->near_kernel) h->near_kernel->place(from, scale, rows->key_dim, near_query + q * hgca_query_width(dim, h->job->near->dtype));
+        if (h->near_kernel) h->near_kernel->place(from, near_scale, rows->key_dim, near_query + q * hgca_query_width(dim, h->job->near->dtype));
         for (int64_t d = 0; d < width; d++) code_query[q * width + d] = d < dim ? from[d] * scale : 0.0f;
     }
     h->query = query;
@@ -158,6 +158,11 @@ static void lay_out_head(layout *at, const hgca_selection *job, hgca_head *h, hg
     }
 }
 
+static const hgca_kernel *mean_kernel(const hgca_selection *job) {
+    const hgca_attention mean = hgca_mean_rows(job);
+    return hgca_kernel_for(&mean);
+}
+
 /* Asked with the query it is for. */
 static const hgca_kernel *near_kernel(const hgca_selection *job) {
     hgca_attention near = *job->near;
@@ -197,7 +202,6 @@ static void lay_out(layout *at, const hgca_selection *jobs, int32_t count, hgca_
             hgca_head *h = w ? &all[head] : NULL;
             if (w) {
                 const int gated = job->clustered > 0 && job->gate != HGCA_GATE_NONE;
-                const hgca_attention mean = hgca_mean_rows(&own[j]);
                 memset(h, 0, sizeof *h);
                 h->job = &own[j];
                 h->head = i;
@@ -205,7 +209,7 @@ static void lay_out(layout *at, const hgca_selection *jobs, int32_t count, hgca_
                 h->first_unit = unit;
                 h->units = each_head;
                 h->kernel = hgca_kernel_for(&own[j].rows);
-                h->mean_kernel = gated ? hgca_kernel_for(&mean) : NULL;
+                h->mean_kernel = gated ? mean_kernel(&own[j]) : NULL;
                 h->near_kernel = job->near ? near_kernel(&own[j]) : NULL;
                 h->near_rows = near_rows(job, i);
                 h->heads_left = &heads_left[j];

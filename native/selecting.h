@@ -60,7 +60,7 @@ typedef struct {
     float *group_max, *group_sum;
     float *left_sum; /* of groups not taken, relative to group_max */
     hgca_bins bins;
-    int64_t room; /* rows of the edge's bin it may read */
+    int64_t room; /* groups of the gate's last bin it may take, then rows of the edge's */
     int32_t index; /* among its head's units */
     hgca_selection_stats stats;
 } hgca_unit;

@@ -13,6 +13,7 @@
 
 #include "check_convert.h"
 #include "check_processors.h"
+#include "check_select.h"
 #include "hgca.h"
 #include "problem.h"
 
@@ -100,6 +101,21 @@ static void check_threads(void) {
             pthread_join(id[i], &bad);
             expect(bad == NULL, "several callers at once", "");
         }
+    }
+}
+
+static void *choosing(void *seed) { return (void *)(intptr_t)check_select(8, (uintptr_t)seed * 7919); }
+
+/* Choices wait for each other's stages: several of them at once, on fewer threads than there are callers. */
+static void check_choices_at_once(void) {
+    pthread_t id[3];
+    expect(hgca_set_threads(2) == HGCA_OK, "threads", "");
+    for (uintptr_t i = 0; i < 3; i++)
+        if (pthread_create(&id[i], NULL, choosing, (void *)(i + 1))) exit(2);
+    for (int i = 0; i < 3; i++) {
+        void *bad;
+        pthread_join(id[i], &bad);
+        failures += (int)(intptr_t)bad;
     }
 }
 
@@ -203,6 +219,7 @@ static void check_random(double seconds) {
         compare(&p, use, &s);
         if (failures > before) failures = before + 1, fprintf(stderr, "  of %s\n", which);
         drop(&p);
+        if (count % 4 == 0) failures += check_select(1, state);
         clock_gettime(CLOCK_MONOTONIC, &now);
     } while ((double)(now.tv_sec - began.tv_sec) < seconds);
     printf("%llu random jobs\n", (unsigned long long)count);
@@ -214,9 +231,14 @@ int main(int argc, char **argv) {
     while ((isa = strsep(&rest, ",")) != NULL) {
         expect(hgca_use_isa(isa) == HGCA_OK && strcmp(hgca_isa(), isa) == 0, "use", isa);
         check_shapes(isa);
+        for (int threads = 1; threads <= 3; threads++) {
+            expect(hgca_set_threads(threads) == HGCA_OK, "threads", isa);
+            failures += check_select(40, (uint64_t)threads * 1000);
+        }
     }
     failures += check_convert();
     check_threads();
+    check_choices_at_once();
     check_refusals();
     check_memory();
     check_fork();

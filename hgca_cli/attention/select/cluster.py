@@ -3,7 +3,8 @@
 `cluster` reads all rows of the groups that hold the mass wanted (RetroInfer, arXiv:2505.02922: what is near is read, what
 matters is retrieved, the rest is estimated by the groups' mean keys and values). `two-level` scans the 4-bit codes of
 the rows of a wider choice of groups, and reads the rows that hold the mass wanted. Rows that are like no others have
-groups of their own, which are always looked at: a mean would hide them. Rows not yet clustered are scanned.
+groups of their own, which are always looked at: a mean would hide them. Rows not yet clustered are read by `cluster`,
+scanned by `two-level`. A mass of 1 opens the gate: every row is scanned then, and nothing is estimated.
 
 Groups are of 16 rows exactly, by halving again and again; they stay where they are in the store, as runs of 16 rows are
 read no faster than single ones once [key | value] lie together (docs/log.md).
@@ -49,7 +50,7 @@ class Cluster(Scan):
                 clusters.group_codes,
                 clusters.means,
                 clusters.apart,
-                gate=self.gate,
+                gate=self.gate if self._mass < 1.0 or self._budget is not None else "none",
                 mass=mass,
                 most=most,
             )

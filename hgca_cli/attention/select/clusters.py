@@ -6,6 +6,7 @@ at which 256 more rows are in the store, however long the thread took: the same 
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import NamedTuple
@@ -91,6 +92,9 @@ class Clusters:
 @cache
 def _thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="hgca-index")
+
+
+os.register_at_fork(after_in_child=_thread.cache_clear)  # the thread stays with the parent: a child would wait for ever
 
 
 def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int) -> Segment:

@@ -46,5 +46,5 @@ class Codes:
         self.means[:, blocks] = means
 
     def truncate(self, rows: int) -> None:
-        """Forget what is beyond."""
-        self.rows = min(self.rows, rows)
+        """Forget what is beyond, whole blocks: a block's mean value and scales would still tell of rows that are gone."""
+        self.rows = min(self.rows, rows // selection.BLOCK * selection.BLOCK)

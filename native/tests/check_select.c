@@ -1,0 +1,181 @@
+/* Random choices of rows. Where everything is wanted the result is that of dense attention; elsewhere what is read stays
+ * within its bounds, the result within the values', and the same call gives the same bytes. Indexes are allocated to the
+ * byte, like the rows. */
+#include "check_select.h"
+
+#include <stdio.h>
+
+#include "hgca.h"
+#include "problem.h"
+
+enum { BLOCK = HGCA_BLOCK, GROUP = HGCA_LANES };
+
+static int pick(uint64_t *state, int n) { return (int)(fabs(uniform(state)) * n); }
+
+static int64_t up(int64_t n, int64_t each) { return (n + each - 1) / each; }
+
+static void *room(int64_t bytes) { return must(malloc((size_t)(bytes ? bytes : 1))); }
+
+/* An index of the first rows of a problem, as the description takes it. */
+static void make_index(hgca_selection *job, const problem *p, int64_t indexed, int64_t clustered, int64_t apart) {
+    const hgca_attention *rows = &p->job;
+    const int64_t heads = rows->kv_heads, blocks = up(indexed, BLOCK), bytes = hgca_block_bytes(rows->key_dim);
+    const int64_t groups = clustered / GROUP, width = rows->key_dim + rows->value_dim;
+    int32_t *order = room(4 * heads * indexed);
+    char *codes = room(heads * blocks * bytes), *group_codes = room(heads * up(groups, BLOCK) * bytes);
+    uint16_t *block_mean = room(2 * heads * blocks * rows->value_dim), *mean = room(2 * heads * groups * width);
+    uint8_t *flag = room(heads * groups);
+    int bad = 0;
+    if (clustered) {
+        hgca_clustering c = {.rows = rows->key, .head_stride = rows->key_head_stride, .row_stride = rows->key_row_stride,
+                             .scale = rows->key_scale, .scale_head_stride = rows->scale_head_stride,
+                             .scale_row_stride = rows->scale_row_stride, .count = clustered, .apart = apart, .order = order,
+                             .order_head_stride = indexed, .heads = rows->kv_heads, .dim = rows->key_dim, .dtype = rows->dtype};
+        bad |= hgca_cluster(&c);
+    }
+    for (int64_t h = 0; h < heads; h++)
+        for (int64_t i = clustered; i < indexed; i++) order[h * indexed + i] = (int32_t)i;
+    for (int64_t i = 0; i < heads * groups; i++) flag[i] = i % groups >= groups - apart;
+    hgca_codes encode = {.rows = rows->key, .head_stride = rows->key_head_stride, .row_stride = rows->key_row_stride,
+                         .scale = rows->key_scale, .scale_head_stride = rows->scale_head_stride,
+                         .scale_row_stride = rows->scale_row_stride, .order = order, .order_head_stride = indexed, .codes = codes,
+                         .codes_head_stride = blocks * bytes, .count = indexed, .heads = rows->kv_heads, .dim = rows->key_dim,
+                         .dtype = rows->dtype};
+    hgca_means keys = {.rows = rows->key, .head_stride = rows->key_head_stride, .row_stride = rows->key_row_stride,
+                       .scale = rows->key_scale, .scale_head_stride = rows->scale_head_stride,
+                       .scale_row_stride = rows->scale_row_stride, .order = order, .order_head_stride = indexed, .mean = mean,
+                       .mean_head_stride = 2 * groups * width, .mean_row_stride = 2 * width, .count = clustered, .each = GROUP,
+                       .heads = rows->kv_heads, .dim = rows->key_dim, .dtype = rows->dtype};
+    hgca_means values = keys;
+    values.rows = rows->value, values.head_stride = rows->value_head_stride, values.row_stride = rows->value_row_stride;
+    values.scale = rows->value_scale, values.dim = rows->value_dim, values.mean = mean + rows->key_dim;
+    hgca_means whole = values;
+    whole.mean = block_mean, whole.mean_head_stride = 2 * blocks * rows->value_dim, whole.mean_row_stride = 2 * rows->value_dim;
+    whole.count = indexed, whole.each = BLOCK;
+    hgca_codes grouped = {.rows = mean, .head_stride = 2 * groups * width, .row_stride = 2 * width, .codes = group_codes,
+                          .codes_head_stride = up(groups, BLOCK) * bytes, .count = groups, .heads = rows->kv_heads,
+                          .dim = rows->key_dim, .dtype = HGCA_BF16};
+    bad |= hgca_encode(&encode) | hgca_average(&keys) | hgca_average(&values) | hgca_average(&whole) | hgca_encode(&grouped);
+    if (bad) exit(3);
+    job->codes = codes, job->codes_head_stride = encode.codes_head_stride, job->indexed = indexed;
+    job->block_mean = block_mean, job->block_mean_head_stride = whole.mean_head_stride;
+    job->clustered = clustered, job->order = order, job->order_head_stride = indexed;
+    job->group_codes = group_codes, job->group_codes_head_stride = grouped.codes_head_stride;
+    job->mean = mean, job->mean_head_stride = keys.mean_head_stride, job->mean_row_stride = 2 * width;
+    job->mean_dtype = HGCA_BF16, job->apart = flag, job->apart_head_stride = groups;
+}
+
+static void drop_index(hgca_selection *job, const void *block_mean) {
+    free((void *)(uintptr_t)job->codes);
+    free((void *)(uintptr_t)block_mean);
+    free((void *)(uintptr_t)job->order);
+    free((void *)(uintptr_t)job->group_codes);
+    free((void *)(uintptr_t)job->mean);
+    free((void *)(uintptr_t)job->apart);
+}
+
+static int run(const hgca_selection *job) {
+    int64_t ticket;
+    int status = hgca_start_selected(job, 1, &ticket);
+    return status ? status : hgca_wait(ticket);
+}
+
+/* Largest difference from dense attention over the rows and those near. */
+static double dense_error(problem *p, const hgca_attention *near) {
+    double worst = 0.0;
+    if (near == NULL) {
+        for (int h = 0; h < p->job.heads; h++) worst = fmax(worst, error_of(p, h));
+        return worst;
+    }
+    const int64_t numbers = (int64_t)p->job.heads * p->job.value_dim;
+    float *out = room(4 * numbers), *lse = room(4 * p->job.heads);
+    hgca_attention both[2] = {p->job, *near};
+    both[0].out = out, both[0].lse = lse, both[1].query = p->job.query, both[1].joins = 1;
+    int64_t ticket;
+    if (hgca_start(both, 2, &ticket) || hgca_wait(ticket)) worst = NAN;
+    for (int64_t i = 0; i < numbers; i++) worst = fmax(worst, fabs((double)out[i] - p->job.out[i]));
+    for (int h = 0; h < p->job.heads; h++)
+        if (lse[h] != p->job.lse[h]) worst = fmax(worst, fabs((double)lse[h] - p->job.lse[h]));
+    free(out);
+    free(lse);
+    return worst;
+}
+
+static double largest_value(const problem *p) {
+    double largest = 0.0;
+    const int64_t numbers = p->job.rows * p->job.kv_heads * p->job.value_dim;
+    for (int64_t i = 0; i < numbers; i++) largest = fmax(largest, fabs(p->values[i]));
+    return largest;
+}
+
+/* What must hold whatever was chosen. */
+static const char *bounds(const hgca_selection *job, const problem *p, double largest) {
+    const hgca_attention *rows = &job->rows;
+    const int64_t behind = rows->rows - job->indexed;
+    int64_t read = 0;
+    for (int h = 0; h < rows->kv_heads; h++) {
+        read += job->rows_read[h];
+        if (job->rows_read[h] < behind || job->rows_read[h] > rows->rows) return "rows read";
+        if (job->gate != HGCA_GATE_READ && job->rows_read[h] > behind + job->most) return "more rows than most";
+    }
+    if (read != job->stats->read || job->stats->scanned > job->indexed * rows->kv_heads) return "statistics";
+    if (job->stats->read + GROUP * job->stats->estimated > rows->rows * rows->kv_heads) return "estimated and read";
+    for (int64_t i = 0; i < (int64_t)rows->heads * rows->value_dim; i++)
+        if (!(fabs(p->job.out[i]) <= largest * 1.02 + 1e-3)) return "a result beyond the values";
+    for (int h = 0; h < rows->heads; h++)
+        if (!(job->read_lse[h] <= rows->lse[h] + 1e-4f)) return "more read than there is";
+    return NULL;
+}
+
+static const char *one(uint64_t seed) {
+    uint64_t state = seed * 2654435761u + 1;
+    shape s = {.kv_heads = 1 + pick(&state, 3), .group = 1 + pick(&state, 6), .rows = pick(&state, pick(&state, 3) ? 300 : 2600),
+               .key_dim = 1 + pick(&state, 140), .value_dim = 1 + pick(&state, 140), .dtype = pick(&state, 4), .tokens = 1,
+               .exact = pick(&state, 2), .gap = pick(&state, 4), .softcap = pick(&state, 4) ? 0.0f : 3.0f};
+    shape other = s;
+    other.rows = pick(&state, 300), other.dtype = pick(&state, 4), other.lists = pick(&state, 2), other.runs = pick(&state, 2);
+    problem p = make(&s, seed), close = make(&other, seed + 1);
+    int64_t rows_read[4], indexed = pick(&state, 3) ? s.rows : pick(&state, s.rows + 1);
+    int64_t clustered = pick(&state, 3) ? indexed / 256 * 256 : 0;
+    const int64_t numbers = (int64_t)p.job.heads * s.value_dim;
+    hgca_selection_stats stats;
+    float *read_lse = room(4 * p.job.heads), *beside = room(4 * p.job.heads), *before = room(4 * numbers);
+    hgca_selection job = {.rows = p.job, .near = pick(&state, 2) ? &close.job : NULL, .mass = 1.0f, .most = 1 << 30,
+                          .gate = pick(&state, 3), .gate_mass = 1.0f, .gate_most = 1 << 30, .read_lse = read_lse,
+                          .rows_read = rows_read, .stats = &stats};
+    make_index(&job, &p, indexed, clustered, clustered / 512);
+    const void *block_mean = job.block_mean;
+    const char *wrong = NULL;
+    const double largest = fmax(largest_value(&p), largest_value(&close));
+    double tolerance = s.dtype == HGCA_I8 || other.dtype == HGCA_I8 ? 5e-4 : 4e-5;
+    if (run(&job) || !(dense_error(&p, job.near) <= tolerance)) wrong = "everything is not dense attention";
+    for (int h = 0; h < p.job.heads; h++) beside[h] = (float)uniform(&state) * 4.0f;
+    job.beside = pick(&state, 2) ? beside : NULL;
+    job.block_mean = pick(&state, 2) ? block_mean : NULL;
+    job.mass = 0.05f + 0.9f * (float)fabs(uniform(&state));
+    job.gate_mass = 0.05f + 0.9f * (float)fabs(uniform(&state));
+    job.least = pick(&state, 40), job.most = pick(&state, 2) ? 1 << 30 : pick(&state, 200), job.gate_most = pick(&state, 40);
+    if (!wrong && run(&job)) wrong = "a choice";
+    if (!wrong) wrong = bounds(&job, &p, largest);
+    memcpy(before, p.job.out, 4 * (size_t)numbers);
+    if (!wrong && (run(&job) || memcmp(before, p.job.out, 4 * (size_t)numbers))) wrong = "the same call again";
+    drop_index(&job, block_mean);
+    free(read_lse);
+    free(beside);
+    free(before);
+    drop(&p);
+    drop(&close);
+    return wrong;
+}
+
+int check_select(int count, uint64_t seed) {
+    int failures = 0;
+    for (int i = 0; i < count; i++) {
+        const char *wrong = one(seed + (uint64_t)i);
+        if (wrong == NULL) continue;
+        failures++;
+        fprintf(stderr, "FAILED: choosing rows, %s: %s (seed %llu, %d threads)\n", hgca_isa(), wrong,
+                (unsigned long long)(seed + (uint64_t)i), hgca_threads());
+    }
+    return failures;
+}
