@@ -11,16 +11,15 @@ static float edge_of(int bin) {
 }
 
 hgca_edge hgca_choose_edge(const hgca_bins *bins, float left, int64_t least, int64_t most, float floor) {
-    float held = 0.0f, all = 0.0f;
+    float held = 0.0f;
     int64_t rows = 0;
-    for (int b = 0; b < HGCA_BINS; b++) all += bins->mass[b];
     for (int b = 0; b < HGCA_BINS; b++) {
         const float above = b == 0 ? INFINITY : edge_of(b - 1), from = edge_of(b) > floor ? edge_of(b) : floor;
         const int64_t room = most - rows;
         if (bins->rows[b] >= room) return (hgca_edge){from, above, room, b, 0};
         rows += bins->rows[b];
         held += bins->mass[b];
-        if (held >= all - left && rows >= least) return (hgca_edge){from, above, bins->rows[b], b, 0};
+        if (held >= bins->total - left && rows >= least) return (hgca_edge){from, above, bins->rows[b], b, 0};
     }
     return (hgca_edge){floor, 0.0f, 0, HGCA_BINS - 1, 0};
 }
@@ -36,6 +35,6 @@ float hgca_add_log2(float a, float b) {
 }
 
 float hgca_least_weight(float mass, int64_t count) {
-    float left = (1.0f - mass) * 0.02f / (float)(count > 0 ? count : 1);
+    float left = (1.0f - mass) * 0.5f / (float)(count > 0 ? count : 1);
     return left > 0x1p-31f ? left : 0x1p-31f;
 }

@@ -9,6 +9,7 @@
 typedef struct {
     uint32_t rows[HGCA_BINS];
     float mass[HGCA_BINS];
+    float total; /* of all weights, counted or not */
 } hgca_bins;
 
 /* Weights of at least `least` are taken; of those below `above` (they share the last bin) only `room`, in all. */
@@ -32,7 +33,7 @@ float hgca_share(float max, float total);
 float hgca_add_log2(float a, float b);
 float hgca_mass_log2(float max, float sum);
 
-/* Weights that are too small to matter, all of them together. */
+/* Weights so small that all of them together are half of what may be left out: an edge lies above them. */
 float hgca_least_weight(float mass, int64_t count);
 
 #endif

@@ -181,8 +181,8 @@ int hgca_cluster(const hgca_clustering *job);
  *   block_mean    bf16 [kv_heads], mean value of each block of 128 positions, block b of head h starts block_mean_head_stride * h
  *             + 2 value_dim b bytes after it: positions that were scored and are not read enter with the weight their code
  *             gives them and the mean value of their block; null: they leave no trace
- *   least, most   rows a KV head chooses at least and at most, `most` ahead of mass (rows of no weight are never chosen; with
- *             a score that is no number all are read). Rows behind the index come on top; HGCA_GATE_READ looks at neither
+ *   least, most   rows a KV head chooses at least and at most, `most` ahead of mass (rows whose weight
+ *             is below half of (1 - mass) / indexed are never chosen; with a score that is no number all are read). Rows behind the index come on top; HGCA_GATE_READ looks at neither
  * Positions 0 .. clustered - 1 stand in groups of 16 that were clustered; null pointers if clustered is 0:
  *   order     i32 [kv_heads], row of a position;  positions from `clustered` on are rows in their order
  *   group_codes   codes of the groups' mean keys

@@ -174,6 +174,7 @@ static void weigh_rows(hgca_unit *u) {
         .weight = u->weight,
         .rows = u->bins.rows,
         .mass = u->bins.mass,
+        .total = &u->bins.total,
     };
     hgca_selection_kernels()->weigh(&weighing);
 }
@@ -275,25 +276,21 @@ static void guess_left(hgca_unit *u, hgca_partial to) {
     hgca_empty(h, to);
     if (!job->block_mean || !scans(h) || h->edge.all || u->taken_count == 0) return;
     const int64_t dim = job->rows.value_dim, width = hgca_padded(dim);
-    hgca_leaving leaving = {u->score, u->taken_count, h->queries, u->chosen, u->left};
+    for (int32_t q = 0; q < h->queries; q++) to.max[q] = u->max[q];
+    memset(to.out, 0, sizeof(float) * (size_t)(width * h->queries));
+    hgca_leaving leaving = {
+        .score = u->score,
+        .groups = u->taken,
+        .count = u->taken_count,
+        .chosen = u->chosen,
+        .queries = h->queries,
+        .dim = job->rows.value_dim,
+        .mean = (const char *)job->block_mean + h->head * job->block_mean_head_stride,
+        .out = to.out,
+        .sum = to.sum,
+    };
     hgca_selection_kernels()->leave(&leaving);
-    const char *means = (const char *)job->block_mean + h->head * job->block_mean_head_stride;
-    for (int32_t q = 0; q < h->queries; q++) {
-        to.max[q] = u->max[q];
-        memset(to.out + q * width, 0, sizeof(float) * (size_t)width);
-    }
-    for (int64_t i = 0, end; i < u->taken_count; i = end) {
-        const int64_t block = u->taken[i] / HGCA_GROUPS;
-        const uint16_t *mean = (const uint16_t *)(const void *)(means + 2 * dim * block);
-        for (end = i; end < u->taken_count && u->taken[end] / HGCA_GROUPS == block;) end++;
-        u->stats.bytes += 2 * dim;
-        for (int32_t q = 0; q < h->queries; q++) {
-            float weight = 0.0f, *out = to.out + q * width;
-            for (int64_t k = i; k < end; k++) weight += u->left[q * u->taken_count + k];
-            to.sum[q] += weight;
-            for (int64_t d = 0; d < dim; d++) out[d] += weight * hgca_from_bf16(mean[d]);
-        }
-    }
+    u->stats.bytes += leaving.blocks * 2 * dim;
 }
 
 static void read_rows(hgca_unit *u) {

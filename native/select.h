@@ -34,7 +34,8 @@ typedef struct {
     float *sum;
 } hgca_scan;
 
-/* weight[i] = sum over queries of share[query] * score[query][i]; those of at least `least` are counted into bins. */
+/* weight[i] = sum over queries of share[query] * score[query][i]; those of at least `least` are counted into bins, all are
+ * added to *total. */
 typedef struct {
     const uint16_t *score;
     int64_t count; /* of weights: a multiple of 16 */
@@ -44,21 +45,28 @@ typedef struct {
     float *weight;
     uint32_t *rows; /* [HGCA_BINS] */
     float *mass;
+    float *total;
 } hgca_weighing;
 
-/* left[q][g] = sum of score[q] over the positions of group g whose bit of chosen[g] is not set. */
+/* What was scored and is not read, as rows with the mean value of their block: sum[q] += w, out[q][..] += w * mean, where w is
+ * the sum of score[q] over the positions of a block whose bit of chosen[g] is not set. */
 typedef struct {
-    const uint16_t *score; /* [queries][16 * groups] */
-    int64_t groups;
+    const uint16_t *score; /* [queries][16 * count] */
+    const int32_t *groups; /* ascending */
+    int64_t count;
+    const uint16_t *chosen; /* a bit per position of a group */
     int32_t queries;
-    const uint16_t *chosen;
-    float *left;
+    int32_t dim;
+    const char *mean; /* bf16 [blocks][dim] */
+    float *out;       /* [queries][padded dim] */
+    float *sum;
+    int64_t blocks; /* out: how many means were looked at */
 } hgca_leaving;
 
 typedef struct {
     void (*scan)(const hgca_scan *scan);
     void (*weigh)(const hgca_weighing *weighing);
-    void (*leave)(const hgca_leaving *leaving);
+    void (*leave)(hgca_leaving *leaving);
     /* Bit i: weight[i] >= edge, of 16. */
     uint32_t (*lanes)(const float *weight, float edge);
 } hgca_isa_selection;

@@ -24,12 +24,14 @@ static float beside(const hgca_head *h, int32_t q) {
 
 /* From the units' bins; each unit gets its part of the room in the last one. */
 static hgca_edge choose_edge(const hgca_head *h, hgca_unit *units, float left, int64_t least, int64_t most, float floor) {
-    hgca_bins bins = {{0}, {0}};
-    for (int32_t i = 0; i < h->units; i++)
+    hgca_bins bins = {{0}, {0}, 0.0f};
+    for (int32_t i = 0; i < h->units; i++) {
+        bins.total += units[i].bins.total;
         for (int b = 0; b < HGCA_BINS; b++) {
             bins.rows[b] += units[i].bins.rows[b];
             bins.mass[b] += units[i].bins.mass[b];
         }
+    }
     const hgca_edge edge = hgca_choose_edge(&bins, left, least, most, floor);
     int64_t room = edge.room;
     for (int32_t i = 0; i < h->units; i++) {
@@ -58,7 +60,7 @@ void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
         if (u->clustered == 0) continue;
         for (int32_t q = 0; q < h->queries; q++)
             share[q] = hgca_share(u->group_max[q] + HGCA_GROUP_OCTAVES, h->total[q]) / (float)h->queries;
-        hgca_weighing weighing = {u->group_score, u->clustered, h->queries, share, least, u->group_weight, u->bins.rows, u->bins.mass};
+        hgca_weighing weighing = {u->group_score, u->clustered, h->queries, share, least, u->group_weight, u->bins.rows, u->bins.mass, &u->bins.total};
         hgca_selection_kernels()->weigh(&weighing);
     }
     h->gate = choose_edge(h, units, 1.0f - job->gate_mass, 1, job->gate_most, least);

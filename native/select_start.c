@@ -5,7 +5,7 @@
 #include "dispatch.h"
 #include "selecting.h"
 
-enum { LEAST_UNIT = 16, UNITS_PER_THREAD = 4, MOST_QUERIES = 256, MOST_WIDTH = 1024, CLUSTER_STEP = 256 };
+enum { LEAST_UNIT = 16, UNITS_PER_THREAD = 8, MOST_QUERIES = 256, MOST_WIDTH = 1024, CLUSTER_STEP = 256 };
 
 static int check_clustered(const hgca_selection *job) {
     if (job->clustered < 0 || job->clustered % CLUSTER_STEP || job->clustered > job->indexed) return HGCA_BAD_ARGUMENT;
@@ -93,7 +93,6 @@ static void lay_out_unit(layout *at, hgca_head *h, hgca_unit *u, int64_t groups,
         .taken = take(at, 4 * groups),
         .score = take(at, 2 * queries * HGCA_LANES * groups),
         .chosen = take(at, 2 * groups),
-        .left = take(at, 4 * queries * groups),
         .rows = take(at, 4 * HGCA_LANES * groups),
         .weight = take(at, 4 * HGCA_LANES * groups),
         .max = take(at, 4 * queries),

@@ -227,7 +227,7 @@ INLINE void scan_groups(const hgca_scan *s, int first_query, int queries, float 
             const char *block = s->codes + placed * block_bytes(s->dim);
             for (int q = 0; q < queries; q++) {
                 place_query(s->query + (first_query + q) * width, block, width, query8 + q * MOST_WIDTH, &step[q], &base[q]);
-                strange[q] |= base[q] != base[q];
+                strange[q] |= !(fabsf(base[q]) < INFINITY && step[q] < INFINITY);
             }
         }
         int32_t dot[2][QUERIES][HGCA_LANES] __attribute__((aligned(64)));
@@ -296,10 +296,12 @@ static uint32_t lanes_from(const float *weight, float edge) {
 }
 
 static void weigh(const hgca_weighing *w) {
+    lanes_f total = {0};
     for (int64_t i = 0; i < w->count; i += HGCA_LANES) {
         lanes_f weight = {0};
         for (int q = 0; q < w->queries; q++) weight += load_bf16(w->score + q * w->count + i) * w->share[q];
         memcpy(w->weight + i, &weight, sizeof weight);
+        total += weight;
         uint32_t bits[HGCA_LANES];
         memcpy(bits, &weight, sizeof bits);
         for (uint32_t some = lanes_from(w->weight + i, w->least); some; some &= some - 1) {
@@ -310,15 +312,32 @@ static void weigh(const hgca_weighing *w) {
             w->mass[bin] += w->weight[i + r];
         }
     }
+    *w->total += sum_f(total);
 }
 
-static void leave(const hgca_leaving *l) {
+static void leave(hgca_leaving *l) {
     const lanes_i bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-    for (int32_t q = 0; q < l->queries; q++)
-        for (int64_t g = 0; g < l->groups; g++) {
-            lanes_i left = (bit & ((lanes_i){0} + (int32_t)l->chosen[g])) == 0;
-            l->left[q * l->groups + g] = sum_f((lanes_f)((lanes_i)load_bf16(l->score + (q * l->groups + g) * HGCA_LANES) & left));
+    const int64_t dim = l->dim, width = hgca_padded(dim), whole = dim / HGCA_LANES * HGCA_LANES;
+    for (int64_t i = 0, end; i < l->count; i = end, l->blocks++) {
+        const int64_t block = l->groups[i] / HGCA_GROUPS;
+        const uint16_t *mean = (const uint16_t *)(const void *)(l->mean + 2 * dim * block);
+        for (end = i; end < l->count && l->groups[end] / HGCA_GROUPS == block;) end++;
+        for (int32_t q = 0; q < l->queries; q++) {
+            lanes_f part = {0};
+            for (int64_t g = i; g < end; g++) {
+                lanes_i stays = (bit & ((lanes_i){0} + (int32_t)l->chosen[g])) == 0;
+                part += (lanes_f)((lanes_i)load_bf16(l->score + (q * l->count + g) * HGCA_LANES) & stays);
+            }
+            const float weight = sum_f(part);
+            float *out = l->out + q * width;
+            l->sum[q] += weight;
+            for (int64_t d = 0; d < whole; d += HGCA_LANES) {
+                lanes_f more = load_f(out + d) + load_bf16(mean + d) * weight;
+                memcpy(out + d, &more, sizeof more);
+            }
+            for (int64_t d = whole; d < dim; d++) out[d] += weight * hgca_from_bf16(mean[d]);
         }
+    }
 }
 
 const hgca_isa_selection SELECT_ISA = {scan, weigh, leave, lanes_from};

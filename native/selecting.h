@@ -51,7 +51,6 @@ typedef struct {
     int64_t taken_count;
     uint16_t *score; /* [queries][16 * taken] */
     uint16_t *chosen; /* a bit per position of each group taken: it is read */
-    float *left;      /* [queries][taken]: what is not */
     int32_t *rows;    /* [16 * groups] */
     float *weight;   /* [16 * taken] */
     float *max, *sum;

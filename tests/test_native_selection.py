@@ -138,7 +138,7 @@ def test_most_holds_for_sharp_heads_too(isa: str) -> None:
     """Rows of next to no weight are neither counted nor read: else the search for `least` rows ends with all of them."""
     made, query = index(1, 2000, 16, 16, torch.float32), random_query(2, 16) * 3
     weight = shares(code_scores(made, query, 1.0), 1)[0]
-    counted = int((weight >= 0.05 * 0.02 / 2000).sum())
+    counted = int((weight >= 0.05 * 0.5 / 2000).sum())
     assert 10 < counted < 1000 and int((weight >= 2**-32).sum()) > counted + 100
     for most in (8, counted + 50):
         got = made.choose(query, 1.0, mass=0.95, least=most, most=most).rows_read
