@@ -100,7 +100,7 @@ def test_arguments(model: Any, tmp_path: Path) -> None:
     assert (settings.select, settings.budget, settings.window, settings.sinks) == ("moving-average", 0.2, 16, 2)
     with pytest.raises(UsageError, match="no model argument 'widow'"):
         model(model=directory, widow=3)
-    with pytest.raises(UsageError, match="moving-average takes no quality"):
+    with pytest.raises(UsageError, match="quality needs a policy"):
         model(model=directory, select="moving-average", quality=0.9, ctx=64)
 
 

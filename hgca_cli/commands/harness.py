@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from hgca_cli.commands.eval_policies import MARKS
 from hgca_cli.commands.flags import plan_request
 from hgca_cli.commands.setup import ModelChoice, plan_model, start_engine
 from hgca_cli.config import SamplingSettings
@@ -25,9 +23,8 @@ from hgca_cli.hf.registry import DEFAULT
 from hgca_cli.measure.likelihood import LikelihoodScorer
 from hgca_cli.ui.console import HumanSink
 from hgca_cli.ui.style import style_of
-from hgca_cli.units import parse_share
 
-AUTO = ("ctx", "window", "device", "dtype", "kv_dtype", "select", "budget", "threads", "prefill_chunk")
+AUTO = ("ctx", "window", "device", "dtype", "kv_dtype", "select", "budget", "quality", "threads", "prefill_chunk")
 UNSET = ("sinks", "gpu_mem", "ram_limit")
 UNASKED = "cuda:0"  # the device the harness names if nobody did, also where there is none
 TOKENS = 256  # most of an answer, where the task does not say
@@ -45,21 +42,16 @@ class HgcaModel(LM):
     def __init__(self, model: str = DEFAULT, batch_size: Any = 1, max_batch_size: Any = None, **given: Any) -> None:
         super().__init__()
         known: dict[str, Any] = dict.fromkeys(AUTO, "auto") | dict.fromkeys(UNSET) | {"exact": False, "yarn": False}
-        if unknown := [name for name in given if name not in (*known, "quality")]:
-            raise UsageError(f"no model argument {unknown[0]!r}.", f"There are model, quality, {', '.join(known)}.")
+        if unknown := [name for name in given if name not in known]:
+            raise UsageError(f"no model argument {unknown[0]!r}.", f"There are model, {', '.join(known)}.")
         if given.get("device") == UNASKED:
             given["device"] = None
         given = {name: value for name, value in given.items() if value is not None}
         words = {name: value if name in ("sinks", "exact", "yarn") else str(value) for name, value in given.items()}
-        quality = words.pop("quality", None)
         sink = HumanSink(style_of("never", plain=True), stats=False, stream=True, quiet=False)
         choice = ModelChoice(str(model))
         files, plan = plan_model(choice, plan_request(known | words), sink.show)
         self.engine = start_engine(choice, files, plan)
-        if quality is not None:
-            if self.engine.settings.select in MARKS["quality"]:
-                raise UsageError(f"{self.engine.settings.select} takes no quality.", "Drop it, or choose a policy.")
-            self.engine.settings = replace(self.engine.settings, quality=parse_share(str(quality), "quality"))
         self._scorer = LikelihoodScorer(self.engine)
         self._tokenizer = self.engine.loaded.tokenizer
         begins = self._tokenizer.hf.bos_token_id
