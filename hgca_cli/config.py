@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hgca_cli.errors import UsageError
 
-SELECTORS = ("exact", "scan", "cluster", "two-level", "window", "moving-average")
+SELECTORS = ("exact", "scan", "cluster", "two-level", "page", "window", "moving-average")
 DTYPES = ("fp32", "bf16", "fp16")
 KV_DTYPES = (*DTYPES, "int8")
 
@@ -22,6 +22,7 @@ class CacheSettings:
     budget   most rows of the store a head may read, as a share; None leaves it to the policy
     kv_dtype dtype of the store's rows; None keeps the model's own
     quality  share of a head's attention mass that what is read is to hold; None leaves it to the policy
+    dense_layers  so many of the first layers read every row, whatever the policy
     """
 
     window: int = 1024
@@ -31,6 +32,7 @@ class CacheSettings:
     budget: float | None = None
     kv_dtype: str | None = None
     quality: float | None = None
+    dense_layers: int = 0
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -47,6 +49,8 @@ class CacheSettings:
             raise UsageError(f"--budget: {self.budget} is not a share.", "Give a number from 0 to 1.")
         if self.quality is not None and not 0.0 < self.quality <= 1.0:
             raise UsageError(f"--quality: {self.quality} is out of range.", "Give a number above 0, at most 1.")
+        if self.dense_layers < 0:
+            raise UsageError(f"--dense-layers: {self.dense_layers} is negative.", "Give 0 or more.")
         if self.select == "exact" and self.budget not in (None, 1.0):
             raise UsageError("--budget and exact attention exclude each other.", "Drop one of them.")
 

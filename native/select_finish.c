@@ -34,18 +34,26 @@ void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
         h->total[q] = hgca_add_log2(own + HGCA_GROUP_OCTAVES, beside(h, q));
         held += hgca_share(own + HGCA_GROUP_OCTAVES, h->total[q]) / (float)h->queries;
     }
-    const float least = hgca_least_weight(job->gate_mass, job->clustered / HGCA_LANES);
+    const float least = hgca_least_weight(job->gate_mass, hgca_scored_groups(job));
     for (int32_t i = 0; i < h->units; i++) {
         hgca_unit *u = &units[i];
         if (u->clustered == 0) continue;
         for (int32_t q = 0; q < h->queries; q++)
             share[q] = hgca_share(u->group_max[q] + HGCA_GROUP_OCTAVES, h->total[q]) / (float)h->queries;
-        hgca_weighing weighing = {u->group_score, u->clustered, h->queries, share, least, u->group_weight, bins.rows, bins.mass};
+        const int64_t scored = hgca_score_room(u->clustered);
+        hgca_weighing weighing = {u->group_score, scored, h->queries, share, least, u->group_weight, bins.rows, bins.mass};
         hgca_selection_kernels()->weigh(&weighing);
     }
     h->gate = hgca_choose_edge(&bins, held - (1.0f - job->gate_mass), 1, job->gate_most);
     h->gate.all = held != held; /* what is no number is not hidden */
-    h->estimate_edge = 0.25f * (1.0f - job->mass) / (float)(job->clustered / HGCA_LANES);
+    int64_t room = h->gate.room;
+    for (int32_t i = 0; i < h->units; i++) {
+        hgca_unit *u = &units[i];
+        u->group_room = 0;
+        for (int64_t g = 0; g < u->clustered && room > 0; g++)
+            if (u->group_weight[g] >= h->gate.least && u->group_weight[g] < h->gate.above) u->group_room++, room--;
+    }
+    h->estimate_edge = 0.25f * (1.0f - job->mass) / (float)hgca_scored_groups(job);
 }
 
 void hgca_find_total(hgca_head *h, hgca_unit *units) {

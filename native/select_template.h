@@ -118,6 +118,22 @@ INLINE void place_query(const float *query, const char *block, int64_t width, in
     *base = sum;
 }
 
+/* The largest score a row in each of 16 boxes could have: for every number the side that the query's sign makes larger. */
+INLINE void score_boxes(const hgca_scan *s, int64_t block, const float *query, int queries, float raw[][HGCA_LANES]) {
+    const int64_t width = hgca_code_width(s->dim), each = (int64_t)s->sides * HGCA_LANES;
+    const uint16_t *box = (const uint16_t *)(const void *)s->codes + block * s->dim * each;
+    for (int q = 0; q < queries; q++)
+        for (int r = 0; r < HGCA_LANES; r++) raw[q][r] = 0.0f;
+    for (int64_t d = 0; d < s->dim; d++, box += each) {
+        UNROLL
+        for (int q = 0; q < queries; q++) {
+            const float x = query[q * width + d];
+            const uint16_t *side = box + (x > 0.0f ? each - HGCA_LANES : 0);
+            for (int r = 0; r < HGCA_LANES; r++) raw[q][r] += x * hgca_from_bf16(side[r]);
+        }
+    }
+}
+
 INLINE void scan_groups(const hgca_scan *s, int first_query, int queries, float *raw) {
     const int64_t width = hgca_code_width(s->dim), block_bytes = hgca_block_bytes(s->dim), n = s->count * HGCA_LANES;
     int8_t query8[QUERIES * MOST_WIDTH];
@@ -128,24 +144,30 @@ INLINE void scan_groups(const hgca_scan *s, int first_query, int queries, float 
         for (int r = 0; r < HGCA_LANES; r++) top[q][r] = -INFINITY;
     for (int64_t i = 0; i < s->count; i++) {
         int64_t group = s->groups ? s->groups[i] : s->first + i;
-        const char *block = s->codes + group / HGCA_GROUPS * block_bytes;
-        const uint8_t *codes = (const uint8_t *)block + hgca_scales_bytes(s->dim) + group % HGCA_GROUPS * hgca_lanes_bytes(s->dim);
-        if (i + 2 < s->count) { /* the group after the next */
-            int64_t later = s->groups ? s->groups[i + 2] : group + 2;
-            const char *at = s->codes + later / HGCA_GROUPS * block_bytes + hgca_scales_bytes(s->dim) + later % HGCA_GROUPS * hgca_lanes_bytes(s->dim);
-            for (int64_t b = 0; b < hgca_lanes_bytes(s->dim); b += 64) __builtin_prefetch(at + b, 0, 2);
-        }
-        if (group / HGCA_GROUPS != placed) {
-            placed = group / HGCA_GROUPS;
+        float score[QUERIES][HGCA_LANES];
+        if (s->sides) score_boxes(s, group, s->query + first_query * width, queries, score);
+        else {
+            const char *block = s->codes + group / HGCA_GROUPS * block_bytes;
+            const uint8_t *codes = (const uint8_t *)block + hgca_scales_bytes(s->dim) + group % HGCA_GROUPS * hgca_lanes_bytes(s->dim);
+            if (i + 2 < s->count) { /* the group after the next */
+                int64_t later = s->groups ? s->groups[i + 2] : group + 2;
+                const char *at = s->codes + later / HGCA_GROUPS * block_bytes + hgca_scales_bytes(s->dim) + later % HGCA_GROUPS * hgca_lanes_bytes(s->dim);
+                for (int64_t b = 0; b < hgca_lanes_bytes(s->dim); b += 64) __builtin_prefetch(at + b, 0, 2);
+            }
+            if (group / HGCA_GROUPS != placed) {
+                placed = group / HGCA_GROUPS;
+                for (int q = 0; q < queries; q++)
+                    place_query(s->query + (first_query + q) * width, block, width, query8 + q * width, &step[q], &base[q]);
+            }
+            int32_t dot[QUERIES][HGCA_LANES];
+            dot_lanes(codes, width, query8, queries, dot);
             for (int q = 0; q < queries; q++)
-                place_query(s->query + (first_query + q) * width, block, width, query8 + q * width, &step[q], &base[q]);
+                for (int r = 0; r < HGCA_LANES; r++) score[q][r] = (float)dot[q][r] * step[q] + base[q];
         }
-        int32_t dot[QUERIES][HGCA_LANES];
-        dot_lanes(codes, width, query8, queries, dot);
         const int64_t left = s->end - group * HGCA_LANES;
         for (int q = 0; q < queries; q++) {
             float *to = raw + q * n + i * HGCA_LANES;
-            for (int r = 0; r < HGCA_LANES; r++) to[r] = (float)dot[q][r] * step[q] + base[q];
+            memcpy(to, score[q], sizeof score[q]);
             if (s->softcap > 0.0f)
                 for (int r = 0; r < HGCA_LANES; r++) to[r] = 1.44269504f * s->softcap * tanhf(to[r] / s->softcap);
             for (int64_t r = left < 0 ? 0 : left; r < HGCA_LANES; r++) to[r] = -INFINITY;

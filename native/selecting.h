@@ -61,6 +61,7 @@ typedef struct {
     float *left_sum; /* of groups not taken, relative to group_max */
     hgca_bins bins;
     int64_t room; /* rows of the edge's bin it may read */
+    int64_t group_room; /* and groups of the gate's */
     int32_t index; /* among its head's units */
     hgca_selection_stats stats;
 } hgca_unit;
@@ -71,6 +72,12 @@ typedef struct {
     hgca_unit *units;
     int32_t unit_count;
 } hgca_selecting;
+
+/* Groups with scores of their own; the last page may lack rows. */
+static inline int64_t hgca_scored_groups(const hgca_selection *job) { return (job->clustered + HGCA_LANES - 1) / HGCA_LANES; }
+
+/* Scores that are kept for so many groups: 16 are scored at once. */
+static inline int64_t hgca_score_room(int64_t groups) { return (groups + HGCA_LANES - 1) / HGCA_LANES * HGCA_LANES; }
 
 /* One stage of one unit: piece = stage * unit_count + unit. */
 void hgca_run_selection(hgca_batch *batch, int32_t piece);

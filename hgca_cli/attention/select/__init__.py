@@ -6,17 +6,22 @@ from hgca_cli.attention.select.cluster import Cluster, TwoLevel
 from hgca_cli.attention.select.contract import Selector
 from hgca_cli.attention.select.exact import Exact
 from hgca_cli.attention.select.moving_average import MovingAverage
+from hgca_cli.attention.select.page import Page
 from hgca_cli.attention.select.scan import Scan
 from hgca_cli.attention.select.window import WindowOnly
 from hgca_cli.config import CacheSettings
 from hgca_cli.kv.layout import LayerLayout
 
-FOLLOWING: dict[str, type[Scan]] = {"scan": Scan, "cluster": Cluster, "two-level": TwoLevel}  # they follow the query
+FOLLOWING: dict[str, type[Scan] | type[Page]] = {  # they follow the query
+    "scan": Scan, "cluster": Cluster, "two-level": TwoLevel, "page": Page,
+}  # fmt: skip
 QUALITY = 0.95  # of the attention mass is kept, unless another target is asked for
 
 
-def make_selector(settings: CacheSettings, layout: LayerLayout) -> Selector:
-    """The policy `settings.select` names, for one layer and sequence."""
+def make_selector(settings: CacheSettings, layout: LayerLayout, index: int) -> Selector:
+    """The policy `settings.select` names, for layer `index` of one sequence."""
+    if index < settings.dense_layers:
+        return Exact()
     if settings.select == "window" or settings.budget == 0.0:
         return WindowOnly()
     if settings.select == "moving-average":
