@@ -49,6 +49,7 @@ def chat(
     select: options.Select = "auto",
     exact: options.Exact = False,
     budget: options.Budget = "auto",
+    dense_layers: options.DenseLayers = 0,
     threads: options.Threads = "auto",
     prefill_chunk: options.PrefillChunk = "auto",
     gpu_mem: options.GpuMem = None,

@@ -55,6 +55,7 @@ def plan_request(given: Mapping[str, Any]) -> PlanRequest:
         threads=count_of(given["threads"], "--threads", MOST_THREADS),
         select=select,
         budget=budget,
+        dense_layers=given["dense_layers"],
         gpu_memory=bytes_of(given["gpu_mem"], "--gpu-mem"),
         ram_limit=bytes_of(given["ram_limit"], "--ram-limit"),
         yarn=given["yarn"],

@@ -93,6 +93,13 @@ Budget = Annotated[
         help="Most of the store a head reads: 0.05 or 5%; 0 is the window only, 1 is exact. auto: up to the policy.",
     ),
 ]  # fmt: skip
+DenseLayers = Annotated[
+    int,
+    typer.Option(
+        "--dense-layers", envvar="HGCA_DENSE_LAYERS", metavar="N", min=0,
+        help="So many of the first layers read the whole store, whatever the policy.",
+    ),
+]  # fmt: skip
 Threads = Annotated[
     str,
     typer.Option("--threads", "-t", envvar="HGCA_THREADS", metavar="N", help="CPU threads. auto: all it may use."),

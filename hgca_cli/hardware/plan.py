@@ -28,7 +28,7 @@ STEP = 256  # contexts and windows that memory decides are multiples of this
 class PlanRequest:
     """What the user asked for. None (of device also "auto"): the planner decides.
 
-    select, budget  the policy, passed on
+    select, budget, dense_layers  the policy, passed on
     yarn            the context is stretched with YaRN, so a context beyond the trained one needs no warning
     gpu_memory, ram_limit  bytes that may be used at most
     """
@@ -43,6 +43,7 @@ class PlanRequest:
     threads: int | None = None
     select: str = "exact"
     budget: float | None = None
+    dense_layers: int = 0
     gpu_memory: int | None = None
     ram_limit: int | None = None
     yarn: bool = False
@@ -67,6 +68,7 @@ class Plan:
     chunk: int
     select: str
     budget: float | None
+    dense_layers: int
     yarn_context: int | None
     memory: tuple[Memory, ...]
     reasons: dict[str, str] = field(default_factory=dict)
@@ -85,7 +87,15 @@ class Plan:
     @property
     def cache(self) -> CacheSettings:
         """The settings of the cache this plan is about."""
-        return CacheSettings(self.window, self.sinks, self.context, self.select, self.budget, self.kv_dtype)
+        return CacheSettings(
+            self.window,
+            self.sinks,
+            self.context,
+            self.select,
+            self.budget,
+            self.kv_dtype,
+            dense_layers=self.dense_layers,
+        )
 
     @property
     def device_bytes(self) -> dict[str, int]:
@@ -174,6 +184,7 @@ def draw_up(case: Case) -> Plan:
         chunk=choice.chunk,
         select=request.select,
         budget=request.budget,
+        dense_layers=request.dense_layers,
         yarn_context=choice.context if request.yarn else None,
         memory=tuple(place.needs(choice)),
         reasons=reasons,

@@ -114,6 +114,7 @@ def plan_record(plan: Any) -> dict[str, Any]:
         "sinks",
         "select",
         "budget",
+        "dense_layers",
         "threads",
         "chunk",
     )
