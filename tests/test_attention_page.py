@@ -195,6 +195,27 @@ def index(policy: Page, rows: int) -> Tensor:
     return known(policy.pages[:, : -(-rows // GROUP**2)].contiguous(), policy.kind)[:, : -(-rows // GROUP)]
 
 
+@pytest.mark.parametrize(
+    ("asked", "read"),
+    [({}, 0.2), ({"budget": 0.1}, 0.1), ({"budget": 1.0}, 1.0), ({"quality": 1.0}, 1.0), ({"quality": 0.02}, None)],
+)
+def test_what_is_asked_for_is_what_limits(asked: dict[str, float], read: float | None, rng: torch.Generator) -> None:
+    store, keys, values = filled(rng, 1600, torch.float32)
+    store.append(keys, values)
+    policy = make_selector(CacheSettings(select="page", **asked), LAYOUT, 0)  # type: ignore[arg-type]
+    query = torch.randn(6, DIM, generator=rng)
+    job = policy.choose(query, store)
+    assert isinstance(job, Selection)
+    out, _ = selection.start([Aimed(job, query, DIM**-0.5)]).wait()[0]
+    if read is None:
+        assert 0 < job.reads.read < 0.1 * 3200
+        return
+    assert job.reads.read == read * 3200
+    if read == 1.0:
+        wanted, _ = reference.attend(query, keys, values, DIM**-0.5)
+        assert (out - wanted).abs().max() <= 1e-5
+
+
 def test_first_layers_may_be_dense() -> None:
     settings = CacheSettings(select="page", dense_layers=2)
     kinds = [type(make_selector(settings, LAYOUT, layer)) for layer in range(4)]

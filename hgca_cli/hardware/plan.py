@@ -88,13 +88,7 @@ class Plan:
     def cache(self) -> CacheSettings:
         """The settings of the cache this plan is about."""
         return CacheSettings(
-            self.window,
-            self.sinks,
-            self.context,
-            self.select,
-            self.budget,
-            self.kv_dtype,
-            dense_layers=self.dense_layers,
+            self.window, self.sinks, self.context, self.select, self.budget, self.kv_dtype, None, self.dense_layers
         )
 
     @property

@@ -12,9 +12,7 @@ from hgca_cli.attention.select.window import WindowOnly
 from hgca_cli.config import CacheSettings
 from hgca_cli.kv.layout import LayerLayout
 
-FOLLOWING: dict[str, type[Scan] | type[Page]] = {  # they follow the query
-    "scan": Scan, "cluster": Cluster, "two-level": TwoLevel, "page": Page,
-}  # fmt: skip
+FOLLOWING: dict[str, type[Scan]] = {"scan": Scan, "cluster": Cluster, "two-level": TwoLevel}  # they follow the query
 QUALITY = 0.95  # of the attention mass is kept, unless another target is asked for
 
 
@@ -26,6 +24,8 @@ def make_selector(settings: CacheSettings, layout: LayerLayout, index: int) -> S
         return WindowOnly()
     if settings.select == "moving-average":
         return MovingAverage(layout, settings.window, budget=settings.budget)
+    if settings.select == "page":
+        return Page(layout, settings.context, mass=settings.quality, budget=settings.budget)
     if policy := FOLLOWING.get(settings.select):
         return policy(layout, settings.context, mass=settings.quality or QUALITY, budget=settings.budget)
     return Exact()

@@ -2,7 +2,8 @@
 
 A page is known by the smallest and the largest of its keys' numbers, and its score is the largest score a row within
 these bounds could have (Quest, arXiv:2406.10774, section 3). Pages are read in the order of their softmax weight, pooled
-over a KV head's group, and what is not read leaves no trace.
+over a KV head's group, and what is not read leaves no trace. Bounds beat the middle of the box and the mean of the keys at
+the same bytes, though they are twice as many (docs/log.md).
 """
 
 from __future__ import annotations
@@ -19,18 +20,26 @@ from hgca_cli.selection import Selection
 BLOCK = selection.GROUP * selection.GROUP  # rows of 16 pages, which lie side by side
 
 
+BUDGET = 0.2  # of the pages, where nothing is asked for: with the bounds a quarter of the store's bytes
+
+
 class Page(Unwatching):
     """Reads the pages with the largest bounds.
 
-    mass    share of the softmax over the pages' scores that is read; of bounds it is no share of the attention's mass
-    budget  most pages, as a share; None: the mass alone decides
+    mass    share of the softmax over the pages' scores that is read, None: all; of bounds it is no share of the attention's
+            mass, as they promise too much
+    budget  most pages, as a share; None: the mass alone decides, or BUDGET without one
     kind    "box", or what means say: "centre" of the box, "mean"
     """
 
     kind = "box"
 
-    def __init__(self, layout: LayerLayout, capacity: int, *, mass: float, budget: float | None = None) -> None:
-        self._mass, self._budget, self._layout = mass, budget, layout
+    def __init__(
+        self, layout: LayerLayout, capacity: int, *, mass: float | None = None, budget: float | None = None
+    ) -> None:
+        self._mass = 1.0 if mass is None else mass
+        self._budget = BUDGET if mass is None and budget is None else budget
+        self._layout = layout
         self._rows = 0
         width = selection.page_bytes(layout.key_dim, self.kind)
         blocks = -(-capacity // BLOCK)
