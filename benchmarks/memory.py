@@ -19,7 +19,7 @@ from pathlib import Path
 from hgca_cli.commands.setup import ModelChoice, plan_model, start_engine
 from hgca_cli.config import SamplingSettings
 from hgca_cli.events import Done
-from hgca_cli.hardware.plan import PlanRequest
+from hgca_cli.hardware.settings import PlanRequest
 
 
 def main() -> int:

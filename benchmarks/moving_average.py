@@ -1,87 +1,121 @@
 """What the moving average's free choices cost: KL against exact attention, teacher-forced after a long prefix.
 
-    python benchmarks/moving_average.py --texts book.txt wiki.txt --prefix 2048 --steps 96 --window 256
+    python benchmarks/moving_average.py --texts book.txt wiki.txt --alpha 0.5 0.0078 --beta 0.5 1 2 --budget 0.2
 
-For each variant (alpha, beta, pooling of the group) the prefix is read once, exactly, the policy watching; then the next
-tokens of the text are fed one by one and their logits compared with those of `exact`. One line per variant: mean KL in
-nats, share of steps whose likeliest token agrees, share of the store that was read.
+The text is read once, exactly, while every variant (alpha, pooling of the group; beta or a budget) watches; then each
+follows the same tokens from what it has seen. With --appended N the last N tokens read are a turn of their own, at the end of
+which the store is judged again. One line per variant: mean KL in nats, agreement, shares of rows and bytes read.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from variants import Reading, arguments, prepared, show
 
-import hgca_cli.hf.attention
-from hgca_cli import native
-from hgca_cli.attention.select.exact import Exact
+from hgca_cli.attention.select.contract import EVERY, Chosen, Turn
+from hgca_cli.attention.select.exact import Unwatching
 from hgca_cli.attention.select.moving_average import MovingAverage
 from hgca_cli.attention.select.window import WindowOnly
-from hgca_cli.config import CacheSettings
 from hgca_cli.hf.cache import HybridCache
-from hgca_cli.hf.load import LoadedModel, load_model
-from hgca_cli.hf.registry import resolve
+from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.store import Store
+
+Variant = tuple[float, str, float, float | None]  # alpha, pool, beta, budget
+
+
+class Watching(Unwatching):
+    """Reads every row, and shows the prompt to variants of the policy."""
+
+    watches = True
+
+    def __init__(self, variants: list[MovingAverage]) -> None:
+        self.variants = variants
+
+    def choose(self, query: Tensor, store: Store) -> Chosen | None:
+        """All rows."""
+        return EVERY
+
+    def see_chunk(self, turn: Turn, store: Store) -> None:
+        """All variants see it."""
+        for variant in self.variants:
+            variant.see_chunk(turn, store)
+
+    def leave(self, count: int, length: int) -> None:
+        """All variants judge."""
+        for variant in self.variants:
+            variant.leave(count, length)
+
+
+class Taught(Unwatching):
+    """A variant that has seen the prompt already: while the prompt's rows are given on it hears nothing."""
+
+    watches = True
+
+    def __init__(self, variant: MovingAverage) -> None:
+        self._variant, self.begun = variant, False
+
+    def choose(self, query: Tensor, store: Store) -> Chosen | None:
+        """As the variant says."""
+        return self._variant.choose(query, store)
+
+    def see_step(self, weight: Tensor) -> None:
+        """The variant's."""
+        self._variant.see_step(weight)
+
+    def leave(self, count: int, length: int) -> None:
+        """The variant's, of rows it has not judged yet."""
+        if self.begun:
+            self._variant.leave(count, length)
+
+
+def begin(cache: HybridCache) -> None:
+    """The prompt's rows are all there."""
+    for layer in cache.layers:
+        for state in layer.states:
+            assert isinstance(state.selector, Taught)
+            state.selector.begun = True
 
 
 @torch.inference_mode()
-def follow(
-    loaded: LoadedModel, ids: list[int], prefix: int, window: int, policy: Callable[..., Any]
-) -> tuple[Tensor, float]:
-    """Log-probabilities [steps, vocabulary] of the tokens after the prefix, and the share of the store read."""
-    settings = CacheSettings(window=window, context=len(ids) + 1)
-    cache = HybridCache(loaded.model.config, settings, policy)
-    cache.expect(prefix)
-    for piece in torch.tensor([ids[:prefix]]).split(512, dim=1):
-        loaded.model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    rows = []
-    for token in ids[prefix:]:
-        output = loaded.model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
-        rows.append(output.logits[0, -1].log_softmax(-1))
-    share = cache.rows().read_share
-    cache.close()
-    return torch.stack(rows), share
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--texts", type=Path, nargs="+", required=True)
-    parser.add_argument("--prefix", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=96)
-    parser.add_argument("--window", type=int, default=256)
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.5, 2 / 257, 0.001])
-    parser.add_argument("--beta", type=float, nargs="+", default=[0.25, 1.0])
+    parser.add_argument("--beta", type=float, nargs="*", default=[0.25, 1.0])
+    parser.add_argument("--budget", type=float, nargs="*", default=[0.2], help="with a beta of 0: the largest averages")
     parser.add_argument("--pool", nargs="+", default=["mean", "max", "none"])
+    parser.add_argument("--appended", type=int, default=0)
     options = parser.parse_args()
-    native.share_openmp(True)
-    loaded = load_model(resolve(options.model), device="cpu", dtype="fp32")
-    loaded.model.set_attn_implementation(hgca_cli.hf.attention.NAME)
-    policies: dict[str, Callable[..., Any]] = {"window": lambda layout: WindowOnly()}
-    for alpha, beta, pool in itertools.product(options.alpha, options.beta, options.pool):
-        name = f"moving-average alpha={alpha:.4g} beta={beta:g} pool={pool}"
-        policies[name] = partial(MovingAverage, window=options.window, alpha=alpha, beta=beta, pool=pool)
-    texts = [loaded.tokenizer.encode(path.read_text(encoding="utf-8-sig")) for path in options.texts]
-    texts = [ids[5000 : 5000 + options.prefix + options.steps] for ids in texts]
-    exact = [follow(loaded, ids, options.prefix, options.window, lambda layout: Exact())[0] for ids in texts]
-    for name, policy in policies.items():
-        kl, agree, read = 0.0, 0.0, 0.0
-        for ids, want in zip(texts, exact, strict=True):
-            got, share = follow(loaded, ids, options.prefix, options.window, policy)
-            kl += float((want.exp() * (want - got)).sum(-1).mean()) / len(texts)
-            agree += float((want.argmax(-1) == got.argmax(-1)).float().mean()) / len(texts)
-            read += share / len(texts)
-        print(
-            json.dumps({"policy": name, "kl": round(kl, 4), "agree": round(agree, 3), "read": round(read, 4)}),
-            flush=True,
-        )
+    loaded, texts = prepared(options)
+    limits = [(beta, None) for beta in options.beta] + [(0.0, share) for share in options.budget]
+    variants: list[Variant] = [
+        (alpha, pool, *limit) for alpha, pool, limit in itertools.product(options.alpha, options.pool, limits)
+    ]
+
+    readings: list[tuple[Reading, list[Watching]]] = []
+    for ids in texts:
+        watching: list[Watching] = []
+
+        def watch(layout: LayerLayout, index: int, watching: list[Watching] = watching) -> Watching:
+            made = [
+                MovingAverage(layout, options.window, alpha=alpha, beta=beta, pool=pool, budget=budget)
+                for alpha, pool, beta, budget in variants
+            ]
+            watching.append(Watching(made))
+            return watching[-1]
+
+        reading = Reading(loaded, ids, options.positions, options.window, watch, options.appended)
+        readings.append((reading, watching))
+    show("window", [reading.follow(lambda layout, index: WindowOnly()) for reading, _ in readings])
+    for number, (alpha, pool, beta, budget) in enumerate(variants):
+        parts = [
+            reading.follow(lambda layout, index, seen=seen, at=number: Taught(seen[index].variants[at]), begin)
+            for reading, seen in readings
+        ]
+        limit = f"beta={beta:g}" if budget is None else f"budget={budget:g}"
+        show(f"moving-average alpha={alpha:.4g} pool={pool} {limit}", parts)
 
 
 if __name__ == "__main__":

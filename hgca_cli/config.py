@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hgca_cli.errors import UsageError
 
-SELECTORS = ("exact", "scan", "cluster", "two-level", "window", "moving-average")
+SELECTORS = ("exact", "scan", "cluster", "two-level", "page", "window", "moving-average")
 FOLLOWING = (None, "scan", "cluster", "two-level")  # policies that follow the query; None: the planner chooses one
 QUALITY = 0.95  # of the attention mass is kept per head, unless another target is asked for
 DTYPES = ("fp32", "bf16", "fp16")
@@ -24,6 +24,7 @@ class CacheSettings:
     budget   most rows of the store a head may read, as a share; None leaves it to the policy
     kv_dtype dtype of the store's rows; None keeps the model's own
     quality  share of a head's attention mass that what is read is to hold; None leaves it to the policy
+    dense_layers  so many of the first layers read every row, whatever the policy
     """
 
     window: int = 1024
@@ -33,6 +34,7 @@ class CacheSettings:
     budget: float | None = None
     kv_dtype: str | None = None
     quality: float | None = None
+    dense_layers: int = 0
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -49,6 +51,8 @@ class CacheSettings:
             raise UsageError(f"--budget: {self.budget} is not a share.", "Give a number from 0 to 1.")
         if self.quality is not None and not 0.0 < self.quality <= 1.0:
             raise UsageError(f"--quality: {self.quality} is out of range.", "Give a number above 0, at most 1.")
+        if self.dense_layers < 0:
+            raise UsageError(f"--dense-layers: {self.dense_layers} is negative.", "Give 0 or more.")
         if self.select == "exact" and self.budget not in (None, 1.0):
             raise UsageError("--budget and exact attention exclude each other.", "Drop one of them.")
 

@@ -16,6 +16,7 @@ from hgca_cli.native import DTYPES, Step, address, ffi, lib
 BLOCK = 128  # positions that share the scales of their codes
 GROUP = 16  # positions that a clustering keeps together
 GATES = {"none": lib.HGCA_GATE_NONE, "scan": lib.HGCA_GATE_SCAN, "read": lib.HGCA_GATE_READ}
+PAGES = {"box": lib.HGCA_PAGE_BOX, "centre": lib.HGCA_PAGE_CENTRE, "mean": lib.HGCA_PAGE_MEAN}
 EVERY = 1 << 40  # more rows than there are
 
 
@@ -134,6 +135,40 @@ def cluster(rows: Tensor, order: Tensor, first: int, *, apart: int, scale: Tenso
     native.check(lib.hgca_cluster(job))
 
 
+def page_bytes(dim: int, kind: str) -> int:
+    """Bytes of what is known of 16 pages of a KV head."""
+    return int(lib.hgca_page_bytes(dim, PAGES[kind]))
+
+
+def write_pages(rows: Tensor, pages: Tensor, first: int, *, kind: str, scale: Tensor | None = None) -> None:
+    """Write what is known of the pages of 16 rows from row `first`, a multiple of 16, on; the last may lack rows.
+
+    rows   keys [heads, rows, dim]; scale f32 [heads, rows] of i8 rows
+    pages  u8 [heads, blocks of 16 pages, page_bytes(dim, kind)]
+    kind   "box": smallest and largest numbers; "centre": the middle of these; "mean"
+
+    Raises NativeError for shapes that do not fit together.
+    """
+    blocks = -(-rows.shape[1] // (GROUP * GROUP))
+    if (
+        rows.dtype not in DTYPES
+        or (rows.stride(2) != 1 and rows.shape[2] > 1)
+        or pages.dtype != torch.uint8
+        or pages.shape[0] != rows.shape[0]
+        or pages.shape[1] < blocks
+        or pages.shape[2] != page_bytes(rows.shape[2], kind)
+        or pages.stride()[1:] != (pages.shape[2], 1)
+        or (rows.dtype == torch.int8) != (scale is not None)
+        or first > rows.shape[1]
+    ):
+        raise NativeError(f"pages {list(pages.shape)} cannot be those of {list(rows.shape)} rows of {rows.dtype}.")
+    job = ffi.new("hgca_pages *")
+    _describe_rows(job, rows, scale, None)
+    job.pages, job.pages_head_stride, job.kind = address(pages), pages.stride(0), PAGES[kind]
+    job.first, job.count = first, rows.shape[1] - first
+    native.check(lib.hgca_page(job))
+
+
 def _describe_rows(job: Any, rows: Tensor, scale: Tensor | None, order: Tensor | None) -> None:
     size = rows.element_size()
     job.rows, job.head_stride, job.row_stride = address(rows), rows.stride(0) * size, rows.stride(1) * size
@@ -153,7 +188,7 @@ class Selection:
 
     heads      query heads
     keys       [kv_heads, capacity, key_dim], values likewise; scales f32 [kv_heads, capacity, 2] of i8 rows
-    codes      u8 [kv_heads, blocks, block_bytes(key_dim)]
+    codes      u8 [kv_heads, blocks, block_bytes(key_dim)]; None: rows are known by their pages only
     block_means  bf16 [kv_heads, blocks, value_dim], contiguous within a head: mean value of a block's rows, for those
                not read; None: they leave no trace
     mass       share of the attention mass to be kept; least, most: rows of a KV head
@@ -164,7 +199,7 @@ class Selection:
         heads: int,
         keys: Tensor,
         values: Tensor,
-        codes: Tensor,
+        codes: Tensor | None,
         *,
         scales: Tensor | None = None,
         block_means: Tensor | None = None,
@@ -191,7 +226,8 @@ class Selection:
         if scales is not None:
             rows.key_scale, rows.value_scale = address(scales[..., 0]), address(scales[..., 1])
             rows.scale_head_stride, rows.scale_row_stride = scales.stride(0) * 4, scales.stride(1) * 4
-        job.codes, job.codes_head_stride = address(codes), codes.stride(0)
+        if codes is not None:
+            job.codes, job.codes_head_stride = address(codes), codes.stride(0)
         if block_means is not None:
             job.block_mean, job.block_mean_head_stride = address(block_means), block_means.stride(0) * 2
         job.mass, job.least, job.most = mass, least, most
@@ -233,6 +269,17 @@ class Selection:
         job.mean_head_stride, job.mean_row_stride = means.stride(0) * size, means.stride(1) * size
         job.apart, job.apart_head_stride = address(apart, "uint8_t *"), apart.stride(0)
         job.gate, job.gate_mass, job.gate_most = GATES[gate], mass, most
+
+    def page(self, pages: Tensor, *, kind: str, mass: float, most: int = EVERY) -> None:
+        """All rows so far stand in pages of 16: those whose scores hold `mass` are read, at most `most` of them.
+
+        pages, kind  as in `write_pages`
+        """
+        job = self.job
+        self._keep[5:] = [pages]
+        job.clustered = job.indexed
+        job.pages, job.pages_head_stride, job.page_kind = address(pages), pages.stride(0), PAGES[kind]
+        job.gate, job.gate_mass, job.gate_most = GATES["read"], mass, most
 
     def uncluster(self) -> None:
         """Every position is the row of its number again."""

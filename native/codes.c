@@ -13,19 +13,6 @@ int64_t hgca_block_bytes(int32_t dim) {
     return dim < 1 ? 0 : hgca_scales_bytes(dim) + HGCA_GROUPS * hgca_lanes_bytes(dim);
 }
 
-/* bf16 towards -inf or +inf: a block's numbers then lie within zero .. zero + 15 scale. */
-static uint16_t bf16_below(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (uint16_t)((bits >> 16) + (x < 0.0f && (bits & 0xffff) ? 1 : 0));
-}
-
-static uint16_t bf16_above(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (uint16_t)((bits >> 16) + (x > 0.0f && (bits & 0xffff) ? 1 : 0));
-}
-
 static void encode_block(const hgca_codes *job, int64_t head, int64_t block) {
     const int64_t width = hgca_code_width(job->dim);
     const hgca_source rows = {
@@ -55,9 +42,9 @@ static void encode_block(const hgca_codes *job, int64_t head, int64_t block) {
         if (strange) low[d] = high[d] = 0.0f;
         low[d] = low[d] > -0x1.fp127f ? low[d] : -0x1.fp127f; /* what bf16 can round outwards */
         high[d] = high[d] < 0x1.fp127f ? high[d] : 0x1.fp127f;
-        zero_at[d] = bf16_below(low[d]);
+        zero_at[d] = hgca_bf16_below(low[d]);
         low[d] = hgca_from_bf16(zero_at[d]);
-        scale_at[d] = bf16_above(high[d] / 15.0f - low[d] / 15.0f);
+        scale_at[d] = hgca_bf16_above(high[d] / 15.0f - low[d] / 15.0f);
         float step = hgca_from_bf16(scale_at[d]);
         per_step[d] = step > 0.0f ? 1.0f / step : 0.0f;
     }

@@ -22,6 +22,26 @@ static inline float hgca_from_bf16(uint16_t x) {
     return f;
 }
 
+/* bf16 towards -inf, towards +inf, and to the nearest. Only the last takes a NaN. */
+static inline uint16_t hgca_bf16_below(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)((bits >> 16) + (x < 0.0f && (bits & 0xffff) ? 1 : 0));
+}
+
+static inline uint16_t hgca_bf16_above(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)((bits >> 16) + (x > 0.0f && (bits & 0xffff) ? 1 : 0));
+}
+
+static inline uint16_t hgca_to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (x != x) return (uint16_t)(bits >> 16 | 64);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 /* Rows of one head, of any dtype. */
 typedef struct {
     const char *rows;

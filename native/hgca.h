@@ -169,6 +169,38 @@ typedef struct {
 
 int hgca_cluster(const hgca_clustering *job);
 
+/* What is known of pages, 16 rows one behind the other, to score them: 16 pages are a block, and per number of a row it holds
+ *   HGCA_PAGE_BOX     bf16 [16] the smallest, then bf16 [16] the largest of each page's keys, rounded outwards: no row's
+ *                     score is above the page's (Quest, arXiv:2406.10774, section 3)
+ *   HGCA_PAGE_CENTRE  bf16 [16] the middle of these (the cuboid-mean of ArkVale, NeurIPS 2024)
+ *   HGCA_PAGE_MEAN    bf16 [16] the mean
+ * A number of which a page has a NaN or an infinity is NaN there: such a page is not hidden. */
+enum { HGCA_PAGE_BOX = 0, HGCA_PAGE_CENTRE = 1, HGCA_PAGE_MEAN = 2 };
+
+/* Writes the pages of rows first .. first + count - 1; `first` is a multiple of 16, and the last page may have fewer rows.
+ *   rows ... scale_row_stride   the keys, as in hgca_codes
+ *   pages    block b of head h starts pages_head_stride * h + b * hgca_page_bytes(dim, kind) bytes after it
+ * Returns when all is written; large jobs use the worker threads. */
+typedef struct {
+    const void *rows;
+    int64_t head_stride;
+    int64_t row_stride;
+    const float *scale;
+    int64_t scale_head_stride;
+    int64_t scale_row_stride;
+    void *pages;
+    int64_t pages_head_stride;
+    int64_t first;
+    int64_t count;
+    int32_t heads;
+    int32_t dim;
+    int32_t dtype;
+    int32_t kind;
+} hgca_pages;
+
+int hgca_page(const hgca_pages *job);
+int64_t hgca_page_bytes(int32_t dim, int32_t kind); /* of a block */
+
 /* Attention over the rows that matter for this query, chosen per KV head from approximate scores.
  *   rows      as for hgca_start: one token, no lists; rows `indexed` and later have no codes and are all read
  *   codes     4-bit codes of the keys by position (hgca_codes); rows are read exactly, codes only choose
@@ -193,6 +225,9 @@ int hgca_cluster(const hgca_clustering *job);
  *             gate_mass is held (at most gate_most groups, beside those apart), and only their codes are read. HGCA_GATE_READ: and all rows
  *             of these are read, without codes. The groups not taken enter as an estimate: 16 rows with the mean key and the
  *             mean value (RetroInfer, arXiv:2505.02922), but for those that hold next to nothing
+ *   pages     groups are pages of page_kind, rows in their own order: there are no codes, no order, no means, and no estimate;
+ *             clustered is `indexed`, any number, and gate HGCA_GATE_READ. Scores of pages are taken for those of their 16
+ *             rows, so that masses are about right with means and too large with bounds
  *   read_lse  f32 [heads], log-sum-exp of the rows of the store read, without estimates; null: not wanted
  *   rows_read i64 [kv_heads], null: not wanted
  *   stats     null: not wanted */
@@ -240,6 +275,9 @@ typedef struct {
     int32_t gate;
     float gate_mass;
     int64_t gate_most;
+    const void *pages;
+    int64_t pages_head_stride;
+    int32_t page_kind;
     float *read_lse;
     int64_t *rows_read;
     hgca_selection_stats *stats;

@@ -37,13 +37,6 @@ void hgca_load_row(const hgca_source *source, int64_t row, float *to) {
     }
 }
 
-static uint16_t to_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    if (x != x) return (uint16_t)(bits >> 16 | 64);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 typedef struct {
     hgca_batch batch; /* first: the pool hands this back */
     const hgca_means *job;
@@ -71,7 +64,7 @@ static void run_group(hgca_batch *batch, int32_t piece) {
         for (int32_t d = 0; d < job->dim; d++) sum[d] += row[d];
     }
     char *to = (char *)job->mean + head * job->mean_head_stride + group * job->mean_row_stride;
-    for (int32_t d = 0; d < job->dim; d++) ((uint16_t *)(void *)to)[d] = to_bf16(sum[d] / (float)count);
+    for (int32_t d = 0; d < job->dim; d++) ((uint16_t *)(void *)to)[d] = hgca_to_bf16(sum[d] / (float)count);
 }
 
 int hgca_average(const hgca_means *job) {

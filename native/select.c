@@ -81,13 +81,16 @@ static void score_groups(hgca_unit *u) {
     const hgca_selection *job = h->job;
     read_near(u, h->partials[HGCA_PARTS * u->index + HGCA_NEAR]);
     if (u->clustered == 0) return;
+    const int64_t sixteens = hgca_score_room(u->clustered) / HGCA_LANES;
     hgca_scan scan = {
-        .codes = (const char *)job->group_codes + h->head * job->group_codes_head_stride,
+        .codes = job->pages ? (const char *)job->pages + h->head * job->pages_head_stride
+                            : (const char *)job->group_codes + h->head * job->group_codes_head_stride,
+        .sides = !job->pages ? 0 : job->page_kind == HGCA_PAGE_BOX ? 2 : 1,
         .dim = job->rows.key_dim,
         .queries = h->queries,
         .first = u->first / HGCA_LANES,
-        .count = u->clustered / HGCA_LANES,
-        .end = job->clustered / HGCA_LANES,
+        .count = sixteens,
+        .end = hgca_scored_groups(job),
         .query = h->code_query,
         .softcap = job->rows.softcap,
         .score = u->group_score,
@@ -96,8 +99,9 @@ static void score_groups(hgca_unit *u) {
     };
     hgca_selection_kernels()->scan(&scan);
     u->stats.groups = u->clustered;
-    u->stats.bytes = u->clustered / HGCA_LANES * hgca_lanes_bytes(scan.dim) +
-                     up(u->clustered, HGCA_BLOCK) / HGCA_BLOCK * hgca_scales_bytes(scan.dim);
+    u->stats.bytes = job->pages ? sixteens * hgca_page_bytes(scan.dim, job->page_kind)
+                                : sixteens * hgca_lanes_bytes(scan.dim) +
+                                      up(u->clustered, HGCA_BLOCK) / HGCA_BLOCK * hgca_scales_bytes(scan.dim);
 }
 
 static int is_apart(const hgca_unit *u, int64_t i) {
@@ -117,12 +121,13 @@ static int passes(hgca_unit *u, int64_t i) {
 static void take_groups(hgca_unit *u) {
     const hgca_head *h = u->head;
     const int gated = h->job->gate != HGCA_GATE_NONE;
+    const int64_t scored = hgca_score_room(u->clustered);
     for (int32_t q = 0; q < h->queries; q++) u->left_sum[q] = 0.0f;
     for (int64_t i = 0; i < u->groups; i++) {
         if (!gated || i >= u->clustered || passes(u, i))
             u->taken[u->taken_count++] = (int32_t)(u->first + i);
         else
-            for (int32_t q = 0; q < h->queries; q++) u->left_sum[q] += hgca_from_bf16(u->group_score[q * u->clustered + i]);
+            for (int32_t q = 0; q < h->queries; q++) u->left_sum[q] += hgca_from_bf16(u->group_score[q * scored + i]);
     }
 }
 
@@ -237,11 +242,26 @@ static int64_t list_chosen(hgca_unit *u) {
     return count;
 }
 
+/* Pages taken, as runs into u->rows and behind their beginnings; neighbours are one run. */
+static int64_t list_pages(hgca_unit *u, hgca_piece *piece) {
+    int32_t *run = u->rows + u->groups;
+    const int64_t end = u->head->job->indexed;
+    int64_t runs = 0, count = 0;
+    for (int64_t i = 0; i < u->taken_count; i++) {
+        const int64_t first = (int64_t)u->taken[i] * HGCA_LANES, rows = end - first < HGCA_LANES ? end - first : HGCA_LANES;
+        if (runs && u->rows[runs - 1] + run[runs - 1] == first) run[runs - 1] += (int32_t)rows;
+        else u->rows[runs] = (int32_t)first, run[runs++] = (int32_t)rows;
+        count += rows;
+    }
+    piece->run = run;
+    return count;
+}
+
 static void read_chosen(hgca_unit *u, hgca_partial to) {
     const hgca_head *h = u->head;
     hgca_piece piece = hgca_piece_of(h, &h->job->rows, h->query, to);
     piece.row = u->rows;
-    piece.count = list_chosen(u);
+    piece.count = h->job->pages ? list_pages(u, &piece) : list_chosen(u);
     h->kernel->piece(&piece);
     u->stats.read = piece.count;
     u->stats.bytes += piece.count * hgca_row_bytes(&h->job->rows);
@@ -251,7 +271,7 @@ static void read_chosen(hgca_unit *u, hgca_partial to) {
 static void guess_groups(hgca_unit *u, hgca_partial to) {
     const hgca_head *h = u->head;
     int64_t count = 0;
-    for (int64_t i = 0, next = 0; i < u->clustered; i++) {
+    for (int64_t i = 0, next = 0; i < u->clustered && !h->job->pages; i++) {
         if (next < u->taken_count && u->taken[next] == u->first + i) next++;
         else if (u->group_weight[i] >= h->estimate_edge) u->rows[count++] = (int32_t)(u->first + i);
     }

@@ -16,6 +16,7 @@ enum { HGCA_UNIT = 128 };
  *   codes    block 0 of the head;  dim  numbers of a row
  *   groups   which: position 16 g .. 16 g + 15;  count of them;  NULL: first, first + 1, ...
  *   end      positions from here on do not exist
+ *   sides    0: codes. Else they are pages' boxes with so many sides (hgca_pages), 16 pages taking the place of 16 positions
  *   query    f32 [queries][dim rounded up to 8], zeros behind; brings scores into base 2 (with a softcap: natural)
  *   score    out: bf16 [queries][16 * count], 2^(s - max[query]), 2^-126 for positions that do not exist
  *   max, sum out: f32 [queries], the largest score and sum_j 2^(s_j - max); -inf and 0 over nothing */
@@ -27,6 +28,7 @@ typedef struct {
     int64_t first;
     int64_t count;
     int64_t end;
+    int32_t sides;
     const float *query;
     float softcap;
     uint16_t *score;

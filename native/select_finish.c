@@ -53,19 +53,20 @@ void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
         h->total[q] = hgca_add_log2(own + HGCA_GROUP_OCTAVES, beside(h, q));
         held += hgca_share(own + HGCA_GROUP_OCTAVES, h->total[q]) / (float)h->queries;
     }
-    const float least = hgca_least_weight(job->gate_mass, job->clustered / HGCA_LANES);
+    const float least = hgca_least_weight(job->gate_mass, hgca_scored_groups(job));
     for (int32_t i = 0; i < h->units; i++) {
         hgca_unit *u = &units[i];
         memset(&u->bins, 0, sizeof u->bins);
         if (u->clustered == 0) continue;
         for (int32_t q = 0; q < h->queries; q++)
             share[q] = hgca_share(u->group_max[q] + HGCA_GROUP_OCTAVES, h->total[q]) / (float)h->queries;
-        hgca_weighing weighing = {u->group_score, u->clustered, h->queries, share, least, u->group_weight, u->bins.rows, u->bins.mass, &u->bins.total};
+        const int64_t scored = hgca_score_room(u->clustered);
+        hgca_weighing weighing = {u->group_score, scored, h->queries, share, least, u->group_weight, u->bins.rows, u->bins.mass, &u->bins.total};
         hgca_selection_kernels()->weigh(&weighing);
     }
     h->gate = choose_edge(h, units, 1.0f - job->gate_mass, 1, job->gate_most, least);
     h->gate.all = held != held; /* what is no number is not hidden */
-    h->estimate_edge = 0.25f * (1.0f - job->mass) / (float)(job->clustered / HGCA_LANES);
+    h->estimate_edge = 0.25f * (1.0f - job->mass) / (float)hgca_scored_groups(job);
 }
 
 void hgca_find_total(hgca_head *h, hgca_unit *units) {

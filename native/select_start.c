@@ -7,7 +7,14 @@
 
 enum { LEAST_UNIT = 16, UNITS_PER_THREAD = 8, MOST_QUERIES = 256, MOST_WIDTH = 1024, CLUSTER_STEP = 256 };
 
+static int check_pages(const hgca_selection *job) {
+    if (job->page_kind < HGCA_PAGE_BOX || job->page_kind > HGCA_PAGE_MEAN) return HGCA_BAD_ARGUMENT;
+    if (job->gate != HGCA_GATE_READ || job->clustered != job->indexed || job->order || job->apart) return HGCA_BAD_ARGUMENT;
+    return job->gate_mass > 0.0f && job->gate_mass <= 1.0f && job->gate_most >= 0 ? HGCA_OK : HGCA_BAD_ARGUMENT;
+}
+
 static int check_clustered(const hgca_selection *job) {
+    if (job->pages) return check_pages(job);
     if (job->clustered < 0 || job->clustered % CLUSTER_STEP || job->clustered > job->indexed) return HGCA_BAD_ARGUMENT;
     if (job->gate < HGCA_GATE_NONE || job->gate > HGCA_GATE_READ) return HGCA_BAD_ARGUMENT;
     if (job->clustered == 0) return HGCA_OK;
@@ -44,7 +51,7 @@ static int check(const hgca_selection *job) {
     if (job->rows.lists || job->rows.tokens != 1 || job->rows.causal) return HGCA_BAD_ARGUMENT;
     if (job->rows.key_dim > MOST_WIDTH || job->rows.heads / job->rows.kv_heads > MOST_QUERIES) return HGCA_BAD_ARGUMENT;
     if (job->indexed < 0 || job->indexed > job->rows.rows || job->rows.rows > INT32_MAX) return HGCA_BAD_ARGUMENT;
-    if (job->indexed > 0 && !job->codes) return HGCA_BAD_ARGUMENT;
+    if (job->indexed > 0 && !job->codes && !job->pages) return HGCA_BAD_ARGUMENT;
     if (!(job->mass > 0.0f && job->mass <= 1.0f) || job->least < 0 || job->most < 0) return HGCA_BAD_ARGUMENT;
     status = check_near(job->near, &job->rows);
     return status ? status : check_clustered(job);
@@ -97,8 +104,8 @@ static void lay_out_unit(layout *at, hgca_head *h, hgca_unit *u, int64_t groups,
         .weight = take(at, 4 * HGCA_LANES * groups),
         .max = take(at, 4 * queries),
         .sum = take(at, 4 * queries),
-        .group_score = take(at, 2 * queries * clustered),
-        .group_weight = take(at, 4 * clustered),
+        .group_score = take(at, 2 * queries * hgca_score_room(clustered)),
+        .group_weight = take(at, 4 * hgca_score_room(clustered)),
         .group_max = take(at, 4 * queries),
         .group_sum = take(at, 4 * queries),
         .left_sum = take(at, 4 * queries),
@@ -137,7 +144,7 @@ static void lay_out_head(layout *at, const hgca_selection *job, hgca_head *h, hg
         h->partials = partials;
         place_queries(h, query, mean_query, near_query, code_query);
     }
-    const int64_t clustered = job->gate == HGCA_GATE_NONE ? 0 : job->clustered / HGCA_LANES;
+    const int64_t clustered = job->gate == HGCA_GATE_NONE ? 0 : hgca_scored_groups(job);
     for (int32_t i = 0; i < count; i++) {
         const int64_t first = i * each, groups = smaller(groups_of(job) - first, each);
         const int64_t mine = clustered > first ? smaller(clustered - first, groups) : 0;
@@ -200,7 +207,7 @@ static void lay_out(layout *at, const hgca_selection *jobs, int32_t count, hgca_
         for (int32_t i = 0; i < job->rows.kv_heads; i++, head++, unit += each_head) {
             hgca_head *h = w ? &all[head] : NULL;
             if (w) {
-                const int gated = job->clustered > 0 && job->gate != HGCA_GATE_NONE;
+                const int gated = job->clustered > 0 && job->gate != HGCA_GATE_NONE && !job->pages;
                 memset(h, 0, sizeof *h);
                 h->job = &own[j];
                 h->head = i;

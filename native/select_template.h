@@ -206,6 +206,15 @@ INLINE const void *codes_at(const hgca_scan *s, int64_t group) {
            group % HGCA_GROUPS * hgca_lanes_bytes(s->dim);
 }
 
+/* The largest score a row in each of 16 boxes could have: for every number the side that the query's sign makes larger. */
+INLINE lanes_f score_boxes(const hgca_scan *s, int64_t block, const float *query) {
+    const int64_t each = (int64_t)s->sides * HGCA_LANES;
+    const uint16_t *box = (const uint16_t *)(const void *)s->codes + block * s->dim * each;
+    lanes_f sum = {0};
+    for (int64_t d = 0; d < s->dim; d++, box += each) sum += load_bf16(box + (query[d] > 0.0f ? each - HGCA_LANES : 0)) * query[d];
+    return sum;
+}
+
 INLINE void scan_groups(const hgca_scan *s, int first_query, int queries, float *raw) {
     const int64_t width = hgca_code_width(s->dim), n = s->count * HGCA_LANES;
     int8_t query8[QUERIES * MOST_WIDTH] __attribute__((aligned(64)));
@@ -216,29 +225,41 @@ INLINE void scan_groups(const hgca_scan *s, int first_query, int queries, float 
     for (int q = 0; q < queries; q++) top[q] = all_f(-INFINITY);
     for (int64_t i = 0, both; i < s->count; i += 1 + both) {
         const int64_t group = group_at(s, i);
-        both = i + 1 < s->count && group_at(s, i + 1) / HGCA_GROUPS == group / HGCA_GROUPS;
+        both = !s->sides && i + 1 < s->count && group_at(s, i + 1) / HGCA_GROUPS == group / HGCA_GROUPS;
         const int64_t other = both ? group_at(s, i + 1) : group;
-        for (int64_t ahead = i + AHEAD; ahead < s->count && ahead <= i + AHEAD + both; ahead++) {
-            const char *at = codes_at(s, group_at(s, ahead));
-            for (int64_t b = 0; b < hgca_lanes_bytes(s->dim); b += 64) __builtin_prefetch(at + b, 0, 2);
-        }
-        if (group / HGCA_GROUPS != placed) {
-            placed = group / HGCA_GROUPS;
-            const char *block = s->codes + placed * block_bytes(s->dim);
+        lanes_f scores[2][QUERIES];
+        if (s->sides)
             for (int q = 0; q < queries; q++) {
-                place_query(s->query + (first_query + q) * width, block, width, query8 + q * MOST_WIDTH, &step[q], &base[q]);
-                strange[q] |= !(fabsf(base[q]) < INFINITY && step[q] < INFINITY);
+                scores[0][q] = score_boxes(s, group, s->query + (first_query + q) * width);
+                strange[q] |= !(fabsf(sum_f(scores[0][q])) < INFINITY);
             }
+        else {
+            for (int64_t ahead = i + AHEAD; ahead < s->count && ahead <= i + AHEAD + both; ahead++) {
+                const char *at = codes_at(s, group_at(s, ahead));
+                for (int64_t b = 0; b < hgca_lanes_bytes(s->dim); b += 64) __builtin_prefetch(at + b, 0, 2);
+            }
+            if (group / HGCA_GROUPS != placed) {
+                placed = group / HGCA_GROUPS;
+                const char *block = s->codes + placed * block_bytes(s->dim);
+                for (int q = 0; q < queries; q++) {
+                    place_query(s->query + (first_query + q) * width, block, width, query8 + q * MOST_WIDTH, &step[q], &base[q]);
+                    strange[q] |= !(fabsf(base[q]) < INFINITY && step[q] < INFINITY);
+                }
+            }
+            int32_t dot[2][QUERIES][HGCA_LANES] __attribute__((aligned(64)));
+            dot_lanes(codes_at(s, group), codes_at(s, other), width, query8, queries, dot[0], dot[1]);
+            for (int k = 0; k <= both; k++)
+                for (int q = 0; q < queries; q++) {
+                    lanes_i whole;
+                    memcpy(&whole, dot[k][q], sizeof whole);
+                    scores[k][q] = __builtin_convertvector(whole, lanes_f) * step[q] + base[q];
+                }
         }
-        int32_t dot[2][QUERIES][HGCA_LANES] __attribute__((aligned(64)));
-        dot_lanes(codes_at(s, group), codes_at(s, other), width, query8, queries, dot[0], dot[1]);
         for (int k = 0; k <= both; k++) {
             const int64_t left = s->end - (k ? other : group) * HGCA_LANES;
             for (int q = 0; q < queries; q++) {
                 float *to = raw + q * n + (i + k) * HGCA_LANES;
-                lanes_i whole;
-                memcpy(&whole, dot[k][q], sizeof whole);
-                lanes_f score = __builtin_convertvector(whole, lanes_f) * step[q] + base[q];
+                lanes_f score = scores[k][q];
                 memcpy(to, &score, sizeof score);
                 if (s->softcap > 0.0f || left < HGCA_LANES) {
                     if (s->softcap > 0.0f)

@@ -71,6 +71,12 @@ typedef struct {
     int32_t unit_count;
 } hgca_selecting;
 
+/* Groups with scores of their own; the last page may lack rows. */
+static inline int64_t hgca_scored_groups(const hgca_selection *job) { return (job->clustered + HGCA_LANES - 1) / HGCA_LANES; }
+
+/* Scores that are kept for so many groups: 16 are scored at once. */
+static inline int64_t hgca_score_room(int64_t groups) { return (groups + HGCA_LANES - 1) / HGCA_LANES * HGCA_LANES; }
+
 /* One stage of one unit: piece = stage * unit_count + unit. */
 void hgca_run_selection(hgca_batch *batch, int32_t piece);
 

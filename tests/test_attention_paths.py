@@ -63,7 +63,7 @@ def run(text: Text, layer: LayerState, sizes: list[int]) -> Tensor:
 
 def state(layout: LayerLayout, store: torch.dtype = torch.float32, **settings: object) -> LayerState:
     chosen = CacheSettings(**settings)  # type: ignore[arg-type]
-    return LayerState(layout, chosen, make_selector(chosen, layout), CPU, torch.float32, store)
+    return LayerState(layout, chosen, make_selector(chosen, layout, 0), CPU, torch.float32, store)
 
 
 GQA = LayerLayout(heads=6, kv_heads=2, key_dim=16, value_dim=16)

@@ -16,7 +16,8 @@ from hgca_cli.config import QUALITY
 from hgca_cli.errors import DoesNotFitError, ModelError, UsageError
 from hgca_cli.hardware.machine import Gpu, Machine
 from hgca_cli.hardware.memory import Model
-from hgca_cli.hardware.plan import HOST_SHARE, MARGIN, Case, Plan, PlanRequest, draw_up, make_plan
+from hgca_cli.hardware.plan import HOST_SHARE, MARGIN, Case, draw_up, make_plan
+from hgca_cli.hardware.settings import Plan, PlanRequest
 from hgca_cli.kv.layout import KVLayout, LayerLayout
 
 GIB = 1 << 30

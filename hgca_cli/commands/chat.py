@@ -23,7 +23,7 @@ from hgca_cli.ui.style import Style, is_terminal, style_of
 if TYPE_CHECKING:
     from hgca_cli.commands.inputs import Document
     from hgca_cli.commands.talk import Talk
-    from hgca_cli.hardware.plan import PlanRequest
+    from hgca_cli.hardware.settings import PlanRequest
     from hgca_cli.ui.console import Sink
 
 
@@ -50,6 +50,7 @@ def chat(
     exact: options.Exact = False,
     quality: options.Quality = "auto",
     budget: options.Budget = "auto",
+    dense_layers: options.DenseLayers = 0,
     threads: options.Threads = "auto",
     prefill_chunk: options.PrefillChunk = "auto",
     gpu_mem: options.GpuMem = None,

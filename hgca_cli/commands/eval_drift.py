@@ -44,6 +44,7 @@ def drift(
     select: eval_options.SelectSeveral = None,
     budget: eval_options.BudgetSeveral = None,
     quality: eval_options.QualitySeveral = None,
+    dense_layers: options.DenseLayers = 0,
     model: options.Model = DEFAULT,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,

@@ -45,6 +45,7 @@ def fidelity(
     select: eval_options.SelectSeveral = None,
     budget: eval_options.BudgetSeveral = None,
     quality: eval_options.QualitySeveral = None,
+    dense_layers: options.DenseLayers = 0,
     model: options.Model = DEFAULT,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,

@@ -97,5 +97,6 @@ def start_run(given: Mapping[str, Any]) -> EvalRun:
         "window": plan.window,
         "sinks": plan.sinks,
         "prefill_chunk": plan.chunk,
+        "dense_layers": plan.dense_layers,
     }
     return EvalRun(engine, machine, WorkSink(sink, style, quiet=given["quiet"]), given["json"], given["record"])

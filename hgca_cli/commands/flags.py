@@ -15,7 +15,7 @@ from hgca_cli.errors import HgcaError, UsageError
 from hgca_cli.units import parse_bytes, parse_count, parse_share
 
 if TYPE_CHECKING:
-    from hgca_cli.hardware.plan import PlanRequest
+    from hgca_cli.hardware.settings import PlanRequest
 
 MOST_ROWS = 1 << 30
 MOST_THREADS = 1024
@@ -35,7 +35,7 @@ THE_MODELS = (
 
 def plan_request(given: Mapping[str, Any]) -> PlanRequest:
     """The plan the flags ask for. Raises UsageError for what is out of range or contradicts itself."""
-    from hgca_cli.hardware.plan import PlanRequest
+    from hgca_cli.hardware.settings import PlanRequest
 
     sinks = given["sinks"]
     if sinks is not None and not 0 <= sinks <= MOST_ROWS:
@@ -56,6 +56,7 @@ def plan_request(given: Mapping[str, Any]) -> PlanRequest:
         select=select,
         budget=budget,
         quality=quality,
+        dense_layers=given["dense_layers"],
         gpu_memory=bytes_of(given["gpu_mem"], "--gpu-mem"),
         ram_limit=bytes_of(given["ram_limit"], "--ram-limit"),
         yarn=given["yarn"],

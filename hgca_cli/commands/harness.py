@@ -26,6 +26,7 @@ from hgca_cli.ui.style import style_of
 
 AUTO = ("ctx", "window", "device", "dtype", "kv_dtype", "select", "budget", "quality", "threads", "prefill_chunk")
 UNSET = ("sinks", "gpu_mem", "ram_limit")
+RAW = ("sinks", "exact", "yarn", "dense_layers")  # numbers and switches the harness has read already
 UNASKED = "cuda:0"  # the device the harness names if nobody did, also where there is none
 TOKENS = 256  # most of an answer, where the task does not say
 
@@ -41,13 +42,14 @@ class HgcaModel(LM):
 
     def __init__(self, model: str = DEFAULT, batch_size: Any = 1, max_batch_size: Any = None, **given: Any) -> None:
         super().__init__()
-        known: dict[str, Any] = dict.fromkeys(AUTO, "auto") | dict.fromkeys(UNSET) | {"exact": False, "yarn": False}
+        known: dict[str, Any] = dict.fromkeys(AUTO, "auto") | dict.fromkeys(UNSET)
+        known |= {"exact": False, "yarn": False, "dense_layers": 0}
         if unknown := [name for name in given if name not in known]:
             raise UsageError(f"no model argument {unknown[0]!r}.", f"There are model, {', '.join(known)}.")
         if given.get("device") == UNASKED:
             given["device"] = None
         given = {name: value for name, value in given.items() if value is not None}
-        words = {name: value if name in ("sinks", "exact", "yarn") else str(value) for name, value in given.items()}
+        words = {name: value if name in RAW else str(value) for name, value in given.items()}
         sink = HumanSink(style_of("never", plain=True), stats=False, stream=True, quiet=False)
         choice = ModelChoice(str(model))
         files, plan = plan_model(choice, plan_request(known | words), sink.show)

@@ -82,7 +82,7 @@ Select = Annotated[
     str,
     typer.Option(
         "--select", envvar="HGCA_SELECT", metavar="POLICY",
-        help="Rows of the store that are read: scan, cluster, two-level (they follow the query), exact (all), window"
+        help="Rows of the store that are read: scan, cluster, two-level, page (they follow the query), exact (all), window"
         " (none), moving-average. auto: the planner's.",
     ),
 ]  # fmt: skip
@@ -99,6 +99,13 @@ Budget = Annotated[
     typer.Option(
         "--budget", envvar="HGCA_BUDGET", metavar="SHARE",
         help="Most of the store a head reads, in place of --quality: 0.05 or 5%; 0 is the window only, 1 is exact.",
+    ),
+]  # fmt: skip
+DenseLayers = Annotated[
+    int,
+    typer.Option(
+        "--dense-layers", envvar="HGCA_DENSE_LAYERS", metavar="N", min=0,
+        help="So many of the first layers read the whole store, whatever the policy.",
     ),
 ]  # fmt: skip
 Threads = Annotated[

@@ -11,7 +11,7 @@ from hgca_cli.events import Event, Notice
 if TYPE_CHECKING:
     from hgca_cli.engine.engine import Engine
     from hgca_cli.hardware.memory import Model
-    from hgca_cli.hardware.plan import Plan, PlanRequest
+    from hgca_cli.hardware.settings import Plan, PlanRequest
     from hgca_cli.hf.registry import ModelFiles
 
 PLANNED = (None, "auto", "cpu")  # devices that are always there

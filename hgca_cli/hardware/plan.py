@@ -7,13 +7,14 @@ Pure arithmetic, before anything is loaded. Version 1 of the rules: memory decid
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hgca_cli.config import DTYPES, FOLLOWING, KV_DTYPES, QUALITY, CacheSettings
 from hgca_cli.errors import DoesNotFitError, UsageError
 from hgca_cli.hardware.machine import Gpu, Machine, choose_device
 from hgca_cli.hardware.memory import ITEMSIZE, Choice, Memory, Model, needs, stored_rows
+from hgca_cli.hardware.settings import Plan, PlanRequest
 from hgca_cli.units import format_bytes
 
 MARGIN = 1 << 30  # of a GPU's free memory: fragmentation, and what the desktop takes next
@@ -23,98 +24,6 @@ CPU_CHUNK, GPU_CHUNK, SMALLEST_CHUNK = 512, 2048, 64
 UNKNOWN_CONTEXT = 4096  # where the config does not say what the model was trained on
 SCAN_CONTEXT = 32768  # the longest context whose keys are all scanned
 STEP = 256  # contexts and windows that memory decides are multiples of this
-
-
-@dataclass(frozen=True)
-class PlanRequest:
-    """What the user asked for. None (of device also "auto"): the planner decides.
-
-    select          the policy; budget, quality: passed on
-    yarn            the context is stretched with YaRN, so a context beyond the trained one needs no warning
-    gpu_memory, ram_limit  bytes that may be used at most
-    """
-
-    device: str | None = None  # "cpu", "cuda", "cuda:1"
-    dtype: str | None = None
-    kv_dtype: str | None = None
-    context: int | None = None
-    window: int | None = None
-    sinks: int | None = None
-    chunk: int | None = None
-    threads: int | None = None
-    select: str | None = None
-    budget: float | None = None
-    quality: float | None = None
-    gpu_memory: int | None = None
-    ram_limit: int | None = None
-    yarn: bool = False
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Every setting of a run.
-
-    yarn_context  what the positions are stretched to, None if they are not
-    memory        what each place must hold: the GPU if there is one, the host, the host while loading
-    reasons       why, by setting; notices: what the user should know
-    """
-
-    device: str
-    dtype: str
-    kv_dtype: str
-    context: int
-    window: int
-    sinks: int
-    threads: int
-    chunk: int
-    select: str
-    budget: float | None
-    quality: float | None
-    yarn_context: int | None
-    memory: tuple[Memory, ...]
-    reasons: dict[str, str] = field(default_factory=dict)
-    notices: tuple[str, ...] = ()
-
-    @property
-    def fits(self) -> bool:
-        """Whether every place can hold what it must."""
-        return all(memory.fits for memory in self.memory)
-
-    @property
-    def stored_rows(self) -> int:
-        """Rows per layer in CPU memory when the context is full; 0: nothing is offloaded."""
-        return max(0, self.context - self.sinks - self.window)
-
-    @property
-    def cache(self) -> CacheSettings:
-        """The settings of the cache this plan is about."""
-        return CacheSettings(
-            self.window, self.sinks, self.context, self.select, self.budget, self.kv_dtype, self.quality
-        )
-
-    @property
-    def device_bytes(self) -> dict[str, int]:
-        """Bytes on the GPU by what they are for; empty on the CPU."""
-        return self.memory[0].parts if self.device != "cpu" else {}
-
-    @property
-    def device_limit(self) -> int:
-        """Bytes of the GPU that may be used; 0 on the CPU."""
-        return self.memory[0].limit if self.device != "cpu" else 0
-
-    @property
-    def host_bytes(self) -> dict[str, int]:
-        """Bytes in host memory once the model is loaded and the context full, by what they are for."""
-        return self._host.parts
-
-    @property
-    def host_limit(self) -> int:
-        """Bytes of host memory that may be used."""
-        return self._host.limit
-
-    @property
-    def _host(self) -> Memory:
-        return self.memory[0] if self.device == "cpu" else self.memory[1]
 
 
 @dataclass(frozen=True)
@@ -187,6 +96,7 @@ def draw_up(case: Case) -> Plan:
         select=choice.select,
         budget=request.budget,
         quality=quality,
+        dense_layers=request.dense_layers,
         yarn_context=choice.context if request.yarn else None,
         memory=tuple(place.needs(choice)),
         reasons=reasons,

@@ -26,7 +26,7 @@ from hgca_cli.events import Rows
 from hgca_cli.hf.shape import kv_layout
 from hgca_cli.kv.layout import KVLayout, LayerLayout
 
-Policy = Callable[[LayerLayout], Selector]
+Policy = Callable[[LayerLayout, int], Selector]  # of a layer and its index
 
 STORE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
@@ -66,7 +66,7 @@ class HybridLayer(CacheLayerMixin):
             LayerState(
                 self.layout,
                 self.settings,
-                self.policy(self.layout),
+                self.policy(self.layout, self.index),
                 key_states.device,
                 key_states.dtype,
                 store_dtype,
@@ -205,7 +205,7 @@ class HybridCache(Cache):
     def watches(self) -> bool:
         """Whether the policy looks at attention weights, so that a prompt must be read to it."""
         full = [layer for layer in self.layers if layer.layout.sliding is None]
-        return bool(full) and full[0].policy(full[0].layout).watches
+        return bool(full) and full[-1].policy(full[-1].layout, full[-1].index).watches  # the first ones may be dense
 
     def every_row(self) -> list[tuple[Tensor, Tensor]] | None:
         """Copies in CPU memory of all rows of a batch of one: keys and values [kv_heads, tokens, dim] of each layer.

@@ -51,6 +51,8 @@ def plan_table(plan: Any, model: str) -> str:
     flags += f" --prefill-chunk {plan.chunk}"
     if plan.budget is not None:
         flags += f" --budget {plan.budget}"
+    if plan.dense_layers:
+        flags += f" --dense-layers {plan.dense_layers}"
     if plan.yarn_context:
         flags += " --yarn"
     return "\n".join([*lines, f"  flags: {flags}"])

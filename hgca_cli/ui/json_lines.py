@@ -117,6 +117,7 @@ def plan_record(plan: Any) -> dict[str, Any]:
         "select",
         "budget",
         "quality",
+        "dense_layers",
         "threads",
         "chunk",
     )
