@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from variants import Reading, arguments, prepared, show
 
+from hgca_cli.attention.select import moving_average
 from hgca_cli.attention.select.contract import EVERY, Chosen, Turn
 from hgca_cli.attention.select.exact import Unwatching
 from hgca_cli.attention.select.moving_average import MovingAverage
@@ -39,9 +40,15 @@ class Watching(Unwatching):
         return EVERY
 
     def see_chunk(self, turn: Turn, store: Store) -> None:
-        """All variants see it."""
-        for variant in self.variants:
-            variant.see_chunk(turn, store)
+        """All variants see it; its weights are computed once."""
+        weights = moving_average._weights
+        known = list(weights(turn, turn.key))
+        moving_average._weights = lambda turn, key: known if key is turn.key else weights(turn, key)
+        try:
+            for variant in self.variants:
+                variant.see_chunk(turn, store)
+        finally:
+            moving_average._weights = weights
 
     def leave(self, count: int, length: int) -> None:
         """All variants judge."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ import hgca_cli.hf.attention
 from hgca_cli import native
 from hgca_cli.attention.select.contract import Selector
 from hgca_cli.attention.select.exact import Exact
+from hgca_cli.commands.eval_texts import read_texts
 from hgca_cli.config import CacheSettings
 from hgca_cli.hf.cache import HybridCache, Policy
 from hgca_cli.hf.linear import quicken
@@ -94,7 +94,7 @@ def arguments(about: str) -> argparse.ArgumentParser:
     """Options every such benchmark has."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--texts", type=Path, nargs="+", required=True)
+    parser.add_argument("--texts", nargs="+", required=True)
     parser.add_argument("--ctx", type=int, default=4096)
     parser.add_argument("--positions", type=int, default=128)
     parser.add_argument("--window", type=int, default=256)
@@ -108,11 +108,8 @@ def prepared(options: argparse.Namespace) -> tuple[LoadedModel, list[list[int]]]
     loaded = load_model(resolve(options.model), device="cpu", dtype="fp32")
     quicken(loaded.model)
     loaded.model.set_attn_implementation(hgca_cli.hf.attention.NAME)
-    texts = [loaded.tokenizer.encode(path.read_text(encoding="utf-8-sig")) for path in options.texts]
-    texts = [ids[options.skip : options.skip + options.ctx + 1] for ids in texts]
-    first = loaded.tokenizer.encode_prompt("")[:1]  # what the model puts before a text, if it does
-    begins = first == [loaded.tokenizer.hf.bos_token_id]
-    return loaded, [[*first, *ids[1:]] if begins else ids for ids in texts]
+    texts = [loaded.tokenizer.encode(one.text) for one in read_texts(options.texts)]
+    return loaded, [ids[options.skip : options.skip + options.ctx + 1] for ids in texts]
 
 
 def show(name: str, parts: list[dict[str, float]]) -> None:

@@ -18,7 +18,7 @@ WINDOW, SINKS = 7, 2  # a window below 8 evicts row by row, as the definition be
 
 def make(**options: object) -> LayerState:
     settings = CacheSettings(window=WINDOW, sinks=SINKS, context=80, select="moving-average")
-    selector = MovingAverage(LAYOUT, WINDOW, **options)  # type: ignore[arg-type]
+    selector = MovingAverage(LAYOUT, WINDOW, **{"alpha": 2 / (WINDOW + 1), **options})  # type: ignore[arg-type]
     return LayerState(LAYOUT, settings, selector, CPU, torch.float32, torch.float32)
 
 

@@ -13,6 +13,7 @@ from hgca_cli.config import QUALITY, CacheSettings
 from hgca_cli.kv.layout import LayerLayout
 
 FOLLOWING: dict[str, type[Scan]] = {"scan": Scan, "cluster": Cluster, "two-level": TwoLevel}  # they follow the query
+WATCHED = 0.2  # of the rows: the largest moving averages, unless another share is asked for
 
 
 def make_selector(settings: CacheSettings, layout: LayerLayout, index: int) -> Selector:
@@ -22,7 +23,8 @@ def make_selector(settings: CacheSettings, layout: LayerLayout, index: int) -> S
     if settings.select == "window" or settings.budget == 0.0:
         return WindowOnly()
     if settings.select == "moving-average":
-        return MovingAverage(layout, settings.window, budget=settings.budget)
+        share = WATCHED if settings.budget is None else settings.budget
+        return MovingAverage(layout, settings.window, beta=0.0, budget=share)
     if settings.select == "page":
         return Page(layout, settings.context, mass=settings.quality, budget=settings.budget)
     if policy := FOLLOWING.get(settings.select):

@@ -7,8 +7,9 @@ on an appended turn every row of the store is judged again, by the weight the tu
 Source: HGCA, arXiv:2507.03153, sections 3-4. What the paper leaves open, chosen here (measurements in
 docs/moving-average.md):
 
-- alpha: the average forgets at 2 / (window + 1), the usual span of a moving average as long as the window. It starts
-  at 0, not at the first weight: a token's weight for itself is large and says nothing about its later use.
+- alpha: 0.5; the last tokens that saw a row say more than its whole stay. The average starts at 0, not at the first
+  weight: a token's weight for itself is large and says nothing about its later use.
+- beta: 0 with a budget of a fifth of the rows, unless told otherwise: the largest averages stay.
 - pooling: a KV head reads a row if the mean over its group's query heads passes; one list then serves the group.
 - re-evaluation: the mean weight over the queries of the turn's last prefill chunk, against the same threshold.
 - A prompt read in chunks gives the averages that reading it token by token gives: a row's weights count only as long as
@@ -39,7 +40,7 @@ class MovingAverage:
 
     window  ring rows of the layer
     beta    share of the uniform weight 1 / rows a row must exceed on average (paper: 0.25 .. 1)
-    alpha   weight of the newest token in the average; None takes 2 / (window + 1)
+    alpha   weight of the newest token in the average
     pool    how the query heads of a KV head agree: "mean", "max", or "none" (a list per query head)
     budget  most rows of a list as a share of the store; the largest averages stay. None: the threshold alone decides
     """
@@ -52,12 +53,12 @@ class MovingAverage:
         window: int,
         *,
         beta: float = 1.0,
-        alpha: float | None = None,
+        alpha: float = 0.5,
         pool: Pool = "mean",
         budget: float | None = None,
     ) -> None:
         self.beta = beta
-        self.alpha = alpha if alpha is not None else 2.0 / (window + 1)
+        self.alpha = alpha
         self.pool: Pool = pool
         self._window = window
         self.budget = budget
