@@ -81,11 +81,19 @@ def encode(
 
 
 def average(
-    rows: Tensor, means: Tensor, first: int, *, each: int, scale: Tensor | None = None, order: Tensor | None = None
+    rows: Tensor,
+    means: Tensor,
+    first: int,
+    *,
+    each: int,
+    scale: Tensor | None = None,
+    order: Tensor | None = None,
+    spread: bool = False,
 ) -> None:
     """Write the means of every `each` positions, from position `first` (a multiple of each) on.
 
-    means  bf16 [heads, groups, dim], numbers of a group next to each other; the rest as in `encode`
+    means   bf16 [heads, groups, dim], numbers of a group next to each other; the rest as in `encode`
+    spread  write the mean squared distances from the mean in their place
 
     Raises NativeError for shapes that do not fit together.
     """
@@ -106,7 +114,7 @@ def average(
     job = ffi.new("hgca_means *")
     _describe_rows(job, rows, scale, order)
     job.mean, job.mean_head_stride, job.mean_row_stride = address(means), means.stride(0) * 2, means.stride(1) * 2
-    job.first, job.count, job.each = first, count - first, each
+    job.first, job.count, job.each, job.spread = first, count - first, each, spread
     native.check(lib.hgca_average(job))
 
 
@@ -250,6 +258,7 @@ class Selection:
         means: Tensor,
         apart: Tensor,
         *,
+        spread_codes: Tensor | None = None,
         gate: str,
         mass: float,
         most: int = EVERY,
@@ -258,13 +267,17 @@ class Selection:
 
         order        i32 [kv_heads, positions]; group_codes u8 [kv_heads, blocks, block_bytes(key_dim)]
         means        f32, bf16 or f16 [kv_heads, groups, key_dim + value_dim]; apart u8 [kv_heads, groups]
+        spread_codes u8 like group_codes, of the variances of a group's keys; None: a group is judged by its mean alone
         gate         "none", "scan" or "read"; mass, most: what the gate lets through, as mass and in groups
         """
         job, size = self.job, means.element_size()
-        self._keep[5:] = [order, group_codes, means, apart]
+        self._keep[5:] = [order, group_codes, means, apart, spread_codes]
         job.clustered = clustered
         job.order, job.order_head_stride = address(order, "int32_t *"), order.stride(0)
         job.group_codes, job.group_codes_head_stride = address(group_codes), group_codes.stride(0)
+        job.spread_codes = ffi.NULL
+        if spread_codes is not None:
+            job.spread_codes, job.spread_codes_head_stride = address(spread_codes), spread_codes.stride(0)
         job.mean, job.mean_dtype = address(means), DTYPES[means.dtype]
         job.mean_head_stride, job.mean_row_stride = means.stride(0) * size, means.stride(1) * size
         job.apart, job.apart_head_stride = address(apart, "uint8_t *"), apart.stride(0)

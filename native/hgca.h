@@ -117,7 +117,7 @@ typedef struct {
 int hgca_encode(const hgca_codes *job);
 int64_t hgca_block_bytes(int32_t dim);
 
-/* Means of every `each` positions, bf16: those of positions first .. first + count - 1, `first` a multiple of each; the last
+/* Means of every `each` positions, or with `spread` their variances (the mean squared distance from the mean), bf16: those of positions first .. first + count - 1, `first` a multiple of each; the last
  * may have fewer positions.
  *   rows ... order   as in hgca_codes
  *   mean     group g of head h starts mean_head_stride * h + mean_row_stride * g bytes after it */
@@ -139,6 +139,7 @@ typedef struct {
     int32_t heads;
     int32_t dim;
     int32_t dtype;
+    int32_t spread;
 } hgca_means;
 
 int hgca_average(const hgca_means *job);
@@ -218,6 +219,8 @@ int64_t hgca_page_bytes(int32_t dim, int32_t kind); /* of a block */
  * Positions 0 .. clustered - 1 stand in groups of 16 that were clustered; null pointers if clustered is 0:
  *   order     i32 [kv_heads], row of a position;  positions from `clustered` on are rows in their order
  *   group_codes   codes of the groups' mean keys
+ *   spread_codes  codes of the variances of each group's keys, likewise: a group is judged by its mean score and by how far
+ *             its scores reach, so that one row that matters is not hidden by 15 others; null: by its mean score
  *   mean      mean key and mean value of a group, dtype mean_dtype, group g of head h starts mean_head_stride * h +
  *             mean_row_stride * g bytes after it (the mean value behind the mean key)
  *   apart     u8, 1: a group of rows that fit nowhere, always scanned
@@ -266,6 +269,8 @@ typedef struct {
     int64_t order_head_stride;
     const void *group_codes;
     int64_t group_codes_head_stride;
+    const void *spread_codes;
+    int64_t spread_codes_head_stride;
     const void *mean;
     int64_t mean_head_stride;
     int64_t mean_row_stride;

@@ -63,8 +63,17 @@ static void run_group(hgca_batch *batch, int32_t piece) {
         hgca_load_row(&rows, order ? order[p] : p, row);
         for (int32_t d = 0; d < job->dim; d++) sum[d] += row[d];
     }
+    for (int32_t d = 0; d < job->dim; d++) sum[d] /= (float)count;
+    if (job->spread) {
+        float apart[MOST_WIDTH] = {0};
+        for (int64_t p = first; p < first + count; p++) {
+            hgca_load_row(&rows, order ? order[p] : p, row);
+            for (int32_t d = 0; d < job->dim; d++) apart[d] += (row[d] - sum[d]) * (row[d] - sum[d]);
+        }
+        for (int32_t d = 0; d < job->dim; d++) sum[d] = apart[d] / (float)count;
+    }
     char *to = (char *)job->mean + head * job->mean_head_stride + group * job->mean_row_stride;
-    for (int32_t d = 0; d < job->dim; d++) ((uint16_t *)(void *)to)[d] = hgca_to_bf16(sum[d] / (float)count);
+    for (int32_t d = 0; d < job->dim; d++) ((uint16_t *)(void *)to)[d] = hgca_to_bf16(sum[d]);
 }
 
 int hgca_average(const hgca_means *job) {

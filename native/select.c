@@ -17,6 +17,7 @@
 
 #include "codes.h"
 
+static const float LOG2E = 1.44269504088896341f;
 enum { PATIENCE = 2000, PREFETCHED = 64 };
 
 static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -76,6 +77,25 @@ static void read_near(hgca_unit *u, hgca_partial to) {
     h->near_kernel->piece(&piece);
 }
 
+/* By how much the log of a group's mass is above what its mean key says: v / 2 of scores that spread by the variance v, as of
+ * normal ones; of 16 scores that spread far it is about the largest that counts, and no more. */
+static float reach_of(float variance) {
+    if (!(variance > 0.0f)) return 0.0f; /* rounded below zero */
+    return variance < 4.0f ? 0.5f * variance : 2.35f * sqrtf(variance) - 2.7f;
+}
+
+static void find_reach(hgca_unit *u, hgca_scan scan) {
+    const hgca_head *h = u->head;
+    const float unit = scan.softcap > 0.0f ? 1.0f : LOG2E; /* of the scores */
+    scan.codes = (const char *)h->job->spread_codes + h->head * h->job->spread_codes_head_stride;
+    scan.query = h->spread_query;
+    scan.softcap = 0.0f;
+    scan.raw = u->spread;
+    hgca_selection_kernels()->scan(&scan);
+    for (int64_t i = 0; i < h->queries * scan.count * HGCA_LANES; i++)
+        u->spread[i] = unit * reach_of(u->spread[i] / (unit * unit));
+}
+
 static void score_groups(hgca_unit *u) {
     const hgca_head *h = u->head;
     const hgca_selection *job = h->job;
@@ -93,15 +113,22 @@ static void score_groups(hgca_unit *u) {
         .end = hgca_scored_groups(job),
         .query = h->code_query,
         .softcap = job->rows.softcap,
-        .score = u->group_score,
-        .max = u->group_max,
-        .sum = u->group_sum,
+        .score = u->mean.score,
+        .max = u->mean.max,
+        .sum = u->mean.sum,
     };
+    const int spread = !job->pages && job->spread_codes != NULL;
     hgca_selection_kernels()->scan(&scan);
+    if (spread) {
+        find_reach(u, scan);
+        scan.plus = u->spread;
+        scan.score = u->reach.score, scan.max = u->reach.max, scan.sum = u->reach.sum;
+        hgca_selection_kernels()->scan(&scan);
+    }
     u->stats.groups = u->clustered;
     u->stats.bytes = job->pages ? sixteens * hgca_page_bytes(scan.dim, job->page_kind)
-                                : sixteens * hgca_lanes_bytes(scan.dim) +
-                                      up(u->clustered, HGCA_BLOCK) / HGCA_BLOCK * hgca_scales_bytes(scan.dim);
+                                : (1 + spread) * (sixteens * hgca_lanes_bytes(scan.dim) +
+                                                  up(u->clustered, HGCA_BLOCK) / HGCA_BLOCK * hgca_scales_bytes(scan.dim));
 }
 
 static int is_apart(const hgca_unit *u, int64_t i) {
@@ -112,7 +139,7 @@ static int is_apart(const hgca_unit *u, int64_t i) {
 /* A group of the clustering goes through the gate. Those that stand apart always do, beside gate_most. */
 static int passes(hgca_unit *u, int64_t i) {
     const hgca_edge *gate = &u->head->gate;
-    const float weight = u->group_weight[i];
+    const float weight = u->reach.weight[i];
     if (gate->all || is_apart(u, i)) return 1;
     return weight >= gate->least && (weight >= gate->above || u->room-- > 0);
 }
@@ -127,7 +154,7 @@ static void take_groups(hgca_unit *u) {
         if (!gated || i >= u->clustered || passes(u, i))
             u->taken[u->taken_count++] = (int32_t)(u->first + i);
         else
-            for (int32_t q = 0; q < h->queries; q++) u->left_sum[q] += hgca_from_bf16(u->group_score[q * scored + i]);
+            for (int32_t q = 0; q < h->queries; q++) u->left_sum[q] += hgca_from_bf16(u->mean.score[q * scored + i]);
     }
 }
 
@@ -273,7 +300,7 @@ static void guess_groups(hgca_unit *u, hgca_partial to) {
     int64_t count = 0;
     for (int64_t i = 0, next = 0; i < u->clustered && !h->job->pages; i++) {
         if (next < u->taken_count && u->taken[next] == u->first + i) next++;
-        else if (u->group_weight[i] >= h->estimate_edge) u->rows[count++] = (int32_t)(u->first + i);
+        else if (u->mean.weight[i] >= h->estimate_edge) u->rows[count++] = (int32_t)(u->first + i);
     }
     if (count == 0) {
         hgca_empty(h, to);

@@ -18,6 +18,8 @@ enum { HGCA_UNIT = 128 };
  *   end      positions from here on do not exist
  *   sides    0: codes. Else they are pages' boxes with so many sides (hgca_pages), 16 pages taking the place of 16 positions
  *   query    f32 [queries][dim rounded up to 8], zeros behind; brings scores into base 2 (with a softcap: natural)
+ *   plus     f32 [queries][16 * count] that is added to the scores, or NULL
+ *   raw      out, if not NULL: f32 [queries][16 * count], the scores themselves, and nothing else is written
  *   score    out: bf16 [queries][16 * count], 2^(s - max[query]), 2^-126 for positions that do not exist
  *   max, sum out: f32 [queries], the largest score and sum_j 2^(s_j - max); -inf and 0 over nothing */
 typedef struct {
@@ -31,6 +33,8 @@ typedef struct {
     int32_t sides;
     const float *query;
     float softcap;
+    const float *plus;
+    float *raw;
     uint16_t *score;
     float *max;
     float *sum;

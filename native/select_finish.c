@@ -42,28 +42,47 @@ static hgca_edge choose_edge(const hgca_head *h, hgca_unit *units, float left, i
     return edge;
 }
 
-void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
-    const hgca_selection *job = h->job;
-    if (job->gate == HGCA_GATE_NONE || job->clustered == 0) return;
+/* Pooled weights of groups, by their means or with what their spread adds, counted into the units' bins; what all groups hold. */
+static float weigh_groups(hgca_head *h, hgca_unit *units, int reach, float least) {
     float held = 0.0f, share[HGCA_UNIT * HGCA_LANES];
     for (int32_t q = 0; q < h->queries; q++) {
         float own = -INFINITY;
-        for (int32_t i = 0; i < h->units; i++)
-            if (units[i].clustered) own = hgca_add_log2(own, hgca_mass_log2(units[i].group_max[q], units[i].group_sum[q]));
+        for (int32_t i = 0; i < h->units; i++) {
+            const hgca_group_scores *scores = reach ? &units[i].reach : &units[i].mean;
+            if (units[i].clustered) own = hgca_add_log2(own, hgca_mass_log2(scores->max[q], scores->sum[q]));
+        }
         h->total[q] = hgca_add_log2(own + HGCA_GROUP_OCTAVES, beside(h, q));
         held += hgca_share(own + HGCA_GROUP_OCTAVES, h->total[q]) / (float)h->queries;
     }
-    const float least = hgca_least_weight(job->gate_mass, hgca_scored_groups(job));
     for (int32_t i = 0; i < h->units; i++) {
         hgca_unit *u = &units[i];
+        const hgca_group_scores *scores = reach ? &u->reach : &u->mean;
         memset(&u->bins, 0, sizeof u->bins);
         if (u->clustered == 0) continue;
         for (int32_t q = 0; q < h->queries; q++)
-            share[q] = hgca_share(u->group_max[q] + HGCA_GROUP_OCTAVES, h->total[q]) / (float)h->queries;
-        const int64_t scored = hgca_score_room(u->clustered);
-        hgca_weighing weighing = {u->group_score, scored, h->queries, share, least, u->group_weight, u->bins.rows, u->bins.mass, &u->bins.total};
+            share[q] = hgca_share(scores->max[q] + HGCA_GROUP_OCTAVES, h->total[q]) / (float)h->queries;
+        hgca_weighing weighing = {
+            .score = scores->score,
+            .count = hgca_score_room(u->clustered),
+            .queries = h->queries,
+            .share = share,
+            .least = least,
+            .weight = scores->weight,
+            .rows = u->bins.rows,
+            .mass = u->bins.mass,
+            .total = &u->bins.total,
+        };
         hgca_selection_kernels()->weigh(&weighing);
     }
+    return held;
+}
+
+void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
+    const hgca_selection *job = h->job;
+    if (job->gate == HGCA_GATE_NONE || job->clustered == 0) return;
+    const float least = hgca_least_weight(job->gate_mass, hgca_scored_groups(job));
+    if (!job->pages && job->spread_codes) weigh_groups(h, units, 0, least);
+    const float held = weigh_groups(h, units, 1, least);
     h->gate = choose_edge(h, units, 1.0f - job->gate_mass, 1, job->gate_most, least);
     h->gate.all = held != held; /* what is no number is not hidden */
     h->estimate_edge = 0.25f * (1.0f - job->mass) / (float)hgca_scored_groups(job);
@@ -76,7 +95,7 @@ void hgca_find_total(hgca_head *h, hgca_unit *units) {
         for (int32_t i = 0; i < h->units; i++) {
             scanned = hgca_add_log2(scanned, hgca_mass_log2(units[i].max[q], units[i].sum[q]));
             if (units[i].clustered)
-                left = hgca_add_log2(left, hgca_mass_log2(units[i].group_max[q] + HGCA_GROUP_OCTAVES, units[i].left_sum[q]));
+                left = hgca_add_log2(left, hgca_mass_log2(units[i].mean.max[q] + HGCA_GROUP_OCTAVES, units[i].left_sum[q]));
         }
         h->total[q] = hgca_add_log2(scanned, left);
         h->scanned_mass += hgca_share(scanned, h->total[q]) / (float)h->queries;

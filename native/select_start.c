@@ -92,7 +92,16 @@ static int32_t units_of(const hgca_selection *job, int64_t each) {
     return units > 0 ? (int32_t)units : 1; /* someone has to finish a head */
 }
 
-static void lay_out_unit(layout *at, hgca_head *h, hgca_unit *u, int64_t groups, int64_t clustered, int64_t queries) {
+static hgca_group_scores take_scores(layout *at, int64_t queries, int64_t clustered) {
+    return (hgca_group_scores){
+        .score = take(at, 2 * queries * hgca_score_room(clustered)),
+        .max = take(at, 4 * queries),
+        .sum = take(at, 4 * queries),
+        .weight = take(at, 4 * hgca_score_room(clustered)),
+    };
+}
+
+static void lay_out_unit(layout *at, hgca_head *h, hgca_unit *u, int64_t groups, int64_t clustered, int64_t queries, int spread) {
     hgca_unit own = {
         .head = h,
         .groups = groups,
@@ -104,16 +113,16 @@ static void lay_out_unit(layout *at, hgca_head *h, hgca_unit *u, int64_t groups,
         .weight = take(at, 4 * HGCA_LANES * groups),
         .max = take(at, 4 * queries),
         .sum = take(at, 4 * queries),
-        .group_score = take(at, 2 * queries * hgca_score_room(clustered)),
-        .group_weight = take(at, 4 * hgca_score_room(clustered)),
-        .group_max = take(at, 4 * queries),
-        .group_sum = take(at, 4 * queries),
+        .mean = take_scores(at, queries, clustered),
+        .spread = take(at, spread ? 4 * queries * hgca_score_room(clustered) : 0),
         .left_sum = take(at, 4 * queries),
     };
+    own.reach = spread ? take_scores(at, queries, clustered) : own.mean;
     if (at->base) *u = own;
 }
 
-static void place_queries(hgca_head *h, float *query, float *mean_query, float *near_query, float *code_query) {
+static void place_queries(hgca_head *h, float *query, float *mean_query, float *near_query, float *code_query,
+                          float *spread_query) {
     const hgca_attention *rows = &h->job->rows;
     const float scale = hgca_score_scale(rows), near_scale = h->job->near ? hgca_score_scale(h->job->near) : scale;
     const int64_t dim = rows->key_dim, width = hgca_code_width(dim);
@@ -128,6 +137,8 @@ static void place_queries(hgca_head *h, float *query, float *mean_query, float *
     h->mean_query = mean_query;
     h->near_query = near_query;
     h->code_query = code_query;
+    h->spread_query = spread_query;
+    for (int64_t i = 0; spread_query && i < h->queries * width; i++) spread_query[i] = code_query[i] * code_query[i];
 }
 
 static void lay_out_head(layout *at, const hgca_selection *job, hgca_head *h, hgca_unit *units, int64_t each) {
@@ -137,18 +148,19 @@ static void lay_out_head(layout *at, const hgca_selection *job, hgca_head *h, hg
     float *mean_query = take(at, 4 * queries * hgca_query_width(dim, job->mean_dtype));
     float *near_query = take(at, job->near ? 4 * queries * hgca_query_width(dim, job->near->dtype) : 0);
     float *code_query = take(at, 4 * queries * hgca_code_width(dim));
+    float *spread_query = job->spread_codes ? take(at, 4 * queries * hgca_code_width(dim)) : NULL;
     float *total = take(at, 4 * queries);
     hgca_partial *partials = take(at, (int64_t)sizeof *partials * (HGCA_PARTS * count + HGCA_READ + 1));
     if (at->base) {
         h->total = total;
         h->partials = partials;
-        place_queries(h, query, mean_query, near_query, code_query);
+        place_queries(h, query, mean_query, near_query, code_query, spread_query);
     }
     const int64_t clustered = job->gate == HGCA_GATE_NONE ? 0 : hgca_scored_groups(job);
     for (int32_t i = 0; i < count; i++) {
         const int64_t first = i * each, groups = smaller(groups_of(job) - first, each);
         const int64_t mine = clustered > first ? smaller(clustered - first, groups) : 0;
-        lay_out_unit(at, h, at->base ? &units[i] : NULL, groups, mine, queries);
+        lay_out_unit(at, h, at->base ? &units[i] : NULL, groups, mine, queries, job->spread_codes != NULL);
         for (int k = 0; k < HGCA_PARTS; k++) {
             hgca_partial partial = take_partial(at, queries, hgca_padded(job->rows.value_dim));
             if (at->base) partials[HGCA_PARTS * i + k] = partial;

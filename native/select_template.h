@@ -261,6 +261,10 @@ INLINE void scan_groups(const hgca_scan *s, int first_query, int queries, float 
                 float *to = raw + q * n + (i + k) * HGCA_LANES;
                 lanes_f score = scores[k][q];
                 memcpy(to, &score, sizeof score);
+                if (s->plus) {
+                    score += load_f(s->plus + (first_query + q) * n + (i + k) * HGCA_LANES);
+                    memcpy(to, &score, sizeof score);
+                }
                 if (s->softcap > 0.0f || left < HGCA_LANES) {
                     if (s->softcap > 0.0f)
                         for (int r = 0; r < HGCA_LANES; r++) to[r] = 1.44269504f * s->softcap * tanhf(to[r] / s->softcap);
@@ -270,6 +274,10 @@ INLINE void scan_groups(const hgca_scan *s, int first_query, int queries, float 
                 top[q] = largest_f(score, top[q]);
             }
         }
+    }
+    if (s->raw) {
+        for (int q = 0; q < queries; q++) memcpy(s->raw + (first_query + q) * n, raw + q * n, sizeof(float) * (size_t)n);
+        return;
     }
     for (int q = 0; q < queries; q++) {
         const float max = strange[q] ? NAN : top_f(top[q]), shift = max == -INFINITY ? 0.0f : max, *from = raw + q * n;

@@ -30,6 +30,7 @@ typedef struct {
     const hgca_kernel *kernel, *mean_kernel, *near_kernel;
     const float *query, *mean_query, *near_query; /* placed for them */
     int64_t near_rows;
+    const float *spread_query;       /* its squares, for spreads */
     const float *code_query;         /* [queries][dim rounded up to 8], in base 2 */
     float *total;                    /* [queries] log2 of everything's mass */
     float scanned_mass;              /* what the positions with scores hold of it, pooled */
@@ -40,6 +41,13 @@ typedef struct {
     _Atomic int32_t stage; /* the first that is not finished */
     _Atomic int32_t *heads_left; /* of its job: who brings it to zero sums the statistics up */
 } hgca_head;
+
+/* Scores of a unit's groups, as hgca_scan leaves them [queries][clustered, rounded up to 16], and their pooled weights. */
+typedef struct {
+    uint16_t *score;
+    float *max, *sum;
+    float *weight;
+} hgca_group_scores;
 
 /* Some of its positions: whole groups. */
 typedef struct {
@@ -54,10 +62,10 @@ typedef struct {
     int32_t *rows;    /* [16 * groups] */
     float *weight;   /* [16 * taken] */
     float *max, *sum;
-    uint16_t *group_score; /* [queries][clustered, rounded up to 16] */
-    float *group_weight;
-    float *group_max, *group_sum;
-    float *left_sum; /* of groups not taken, relative to group_max */
+    hgca_group_scores mean;  /* of the groups' mean keys: what an estimate counts for */
+    hgca_group_scores reach; /* with what their spread adds: what the gate goes by; without spreads the same */
+    float *spread;           /* [queries][clustered, rounded up to 16]: what it adds */
+    float *left_sum; /* of groups not taken, relative to mean.max */
     hgca_bins bins;
     int64_t room; /* groups of the gate's last bin it may take, then rows of the edge's */
     int32_t index; /* among its head's units */

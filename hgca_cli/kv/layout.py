@@ -32,8 +32,8 @@ class LayerLayout:
         wide = -(-self.key_dim // 8) * 8
         codes = wide / 2 + 4 * wide / 128 + 2 * self.value_dim / 128  # 4 bits a number; scales and a mean value a block
         groups = 0.0
-        if policy != "scan":  # order, mean key and value and the code of a mean key for 16 rows
-            groups = 4 + (2 * (self.key_dim + self.value_dim) + wide / 2 + 1) / 16
+        if policy != "scan":  # order, mean key and value and the codes of mean key and spread for 16 rows
+            groups = 4 + (2 * (self.key_dim + self.value_dim) + 2 * (wide / 2 + wide / 32) + 1) / 16
         return self.kv_heads * math.ceil(codes + groups)
 
     @property

@@ -50,6 +50,7 @@ class Cluster(Scan):
                 clusters.group_codes,
                 clusters.means,
                 clusters.apart,
+                spread_codes=clusters.spread_codes,
                 gate=self.gate if self._mass < 1.0 or self._budget is not None else "none",
                 mass=mass,
                 most=most,
@@ -79,7 +80,7 @@ class TwoLevel(Cluster):
     """Scans the codes of the groups that may matter, reads the rows that do, and estimates the other groups."""
 
     gate = "scan"
-    gate_mass = 0.98
+    gate_mass = 0.95
     gate_share = GATE_SHARE
 
     def _gate(self, groups: int) -> tuple[float, int]:

@@ -33,13 +33,14 @@ class Segment(NamedTuple):
     codes: Tensor  # u8 [kv_heads, 16, bytes], of the keys in that order
     block_means: Tensor  # bf16 [kv_heads, 16, value_dim]
     group_codes: Tensor  # u8 [kv_heads, 1, bytes], of the mean keys
+    spread_codes: Tensor  # u8 likewise, of the variances of their keys
     means: Tensor  # bf16 [kv_heads, 128, key_dim + value_dim]
 
 
 class Clusters:
     """The clustered part of one layer's store: its first `rows` rows, whole segments.
 
-    order, group_codes, means  as in Segment, for the whole capacity; apart u8 [kv_heads, groups]
+    order, group_codes, spread_codes, means  as in Segment, for the whole capacity; apart u8 [kv_heads, groups]
     """
 
     def __init__(self, layout: LayerLayout, capacity: int) -> None:
@@ -51,8 +52,10 @@ class Clusters:
         what = "the index of older rows"
         self._order = GrowingArray(heads, segments * SEGMENT, 1, torch.int32, what)
         self._codes = GrowingArray(heads, segments, selection.block_bytes(layout.key_dim), torch.uint8, what)
+        self._spread = GrowingArray(heads, segments, selection.block_bytes(layout.key_dim), torch.uint8, what)
         self._means = GrowingArray(heads, segments * GROUPS, width, torch.bfloat16, what)
         self.order, self.group_codes, self.means = self._order.whole[..., 0], self._codes.whole, self._means.whole
+        self.spread_codes = self._spread.whole
         self.apart = torch.zeros(heads, segments, GROUPS, dtype=torch.uint8)
         self.apart[..., -APART:] = 1
         self.apart = self.apart.view(heads, -1)
@@ -81,9 +84,11 @@ class Clusters:
         index, end = first // SEGMENT, first + SEGMENT
         self._order.commit(end)
         self._codes.commit(index + 1)
+        self._spread.commit(index + 1)
         self._means.commit((index + 1) * GROUPS)
         self.order[:, first:end] = segment.order
         self.group_codes[:, index : index + 1] = segment.group_codes
+        self.spread_codes[:, index : index + 1] = segment.spread_codes
         self.means[:, index * GROUPS : (index + 1) * GROUPS] = segment.means
         codes.reorder(first, segment.codes, segment.block_means)
         self.rows = end
@@ -107,6 +112,7 @@ def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int) ->
         torch.empty(heads, blocks, width, dtype=torch.uint8),
         torch.empty(heads, blocks, value_dim, dtype=torch.bfloat16),
         torch.empty(heads, 1, width, dtype=torch.uint8),
+        torch.empty(heads, 1, width, dtype=torch.uint8),
         torch.empty(heads, GROUPS, key_dim + value_dim, dtype=torch.bfloat16),
     )
     for head in range(heads):
@@ -120,4 +126,7 @@ def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int) ->
         selection.average(key, mean_key, 0, each=selection.GROUP, scale=key_scale, order=order)
         selection.average(value, mean_value, 0, each=selection.GROUP, scale=value_scale, order=order)
         selection.encode(mean_key, made.group_codes[one], 0)
+        spread = torch.empty_like(mean_key, memory_format=torch.contiguous_format)
+        selection.average(key, spread, 0, each=selection.GROUP, scale=key_scale, order=order, spread=True)
+        selection.encode(spread, made.spread_codes[one], 0)
     return made
