@@ -299,8 +299,18 @@ class Selection:
         self.job.clustered, self.job.gate = 0, GATES["none"]
 
     @property
+    def read(self) -> int:
+        """Rows the last step read, over all KV heads."""
+        return int(self._stats.read)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes it touched."""
+        return int(self._stats.bytes)
+
+    @property
     def reads(self) -> Reads:
-        """What the last step touched."""
+        """What the last step touched, and how long that took."""
         s = self._stats
         times = (s.group_ns * 1e-9, s.scan_ns * 1e-9, s.choose_ns * 1e-9, s.read_ns * 1e-9)
         return Reads(s.scanned, s.groups, s.read, s.estimated, s.bytes, *times)

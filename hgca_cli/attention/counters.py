@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hgca_cli.selection import Reads
+from hgca_cli.selection import Selection
 
 
 @dataclass
@@ -13,15 +13,15 @@ class ReadCounters:
 
     share        of its rows, mean over KV heads
     share_bytes  bytes touched, of the index too, over the bytes of the store's rows
-    last         what the C library told of the last step, None if it chose nothing
+    last         what the C library chose in the last step, whose `reads` tell more; None if it chose nothing
     """
 
     steps: int = 0
     share: float = 0.0
     share_bytes: float = 0.0
-    last: Reads | None = field(default=None, repr=False)
+    last: Selection | None = field(default=None, repr=False)
 
-    def add(self, share: float, share_bytes: float, last: Reads | None = None) -> None:
+    def add(self, share: float, share_bytes: float, last: Selection | None = None) -> None:
         """Count one step."""
         self.steps += 1
         self.share += share

@@ -102,9 +102,9 @@ def start_host_attention(query: Tensor, layers: Sequence[LayerState], *, scale: 
 
 
 def _count(layer: LayerState, chosen: Selection) -> None:
-    assert layer.store is not None
-    reads = chosen.reads
-    layer.reads.add(reads.read / (layer.store.rows * chosen.kv_heads), reads.bytes / layer.store.bytes, reads)
+    store = layer.store
+    assert store is not None
+    layer.reads.add(chosen.read / (store.rows * chosen.kv_heads), chosen.bytes / (store.rows * store.row_bytes), chosen)
 
 
 def _window_job(query: Tensor, layer: LayerState, scale: float, softcap: float) -> native.Step:

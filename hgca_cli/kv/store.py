@@ -38,6 +38,7 @@ class Store:
         if dtype == torch.int8:
             self._parts.append(GrowingArray(layout.kv_heads, capacity, 2, torch.float32))
             self.scales = self._parts[1].whole
+        self.row_bytes = sum(part.bytes_per_row for part in self._parts)  # of all KV heads
         whole = self._parts[0].whole
         self.keys = whole[..., : layout.key_dim]
         self.values = whole[..., layout.key_dim :]
@@ -46,7 +47,7 @@ class Store:
     @property
     def bytes(self) -> int:
         """Bytes of the rows held."""
-        return self.rows * sum(part.bytes_per_row for part in self._parts)
+        return self.rows * self.row_bytes
 
     def append(self, key: Tensor, value: Tensor) -> None:
         """Take rows [kv_heads, n, dim] from CPU memory, converted to the store's dtype.
