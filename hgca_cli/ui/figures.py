@@ -51,6 +51,8 @@ def plan_table(plan: Any, model: str) -> str:
     flags += f" --prefill-chunk {plan.chunk}"
     if plan.budget is not None:
         flags += f" --budget {plan.budget}"
+    if plan.quality is not None:
+        flags += f" --quality {plan.quality}"
     if plan.dense_layers:
         flags += f" --dense-layers {plan.dense_layers}"
     if plan.yarn_context:
@@ -60,7 +62,9 @@ def plan_table(plan: Any, model: str) -> str:
 
 def policy(plan: Any) -> str:
     """How the store is read."""
-    return plan.select if plan.budget is None else f"{plan.select}, {plan.budget:.3g} of the store at most"
+    if plan.budget is not None:
+        return f"{plan.select}, {plan.budget:.3g} of the store at most"
+    return plan.select if plan.quality is None else f"{plan.select}, quality {plan.quality:.3g}"
 
 
 def kv_bytes(plan: Any) -> int:
