@@ -10,6 +10,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stddef.h>
 #include <time.h>
 #include <unistd.h>
@@ -294,7 +295,11 @@ static void start_workers(void) {
         int32_t to = next_node();
         if (pthread_attr_init(&attributes) != 0) return;
         pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        sigset_t all, before; /* a worker takes no signals: Ctrl-C must wake the thread that reads the terminal */
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
         int failed = pthread_create(&thread, &attributes, worker, (void *)(intptr_t)to);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
         pthread_attr_destroy(&attributes);
         if (failed) return; /* the waiting caller does the work */
         if (to >= 0) room[to]--;
