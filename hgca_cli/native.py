@@ -170,12 +170,9 @@ def start(jobs: Sequence[Attention | Step]) -> Pending:
         if isinstance(job, Attention):
             results.append(_describe(job, described[index]))
             continue
-        result, floats = describe_step(job, described, index)
+        result, partial = result_of(describe_step(job, described, index), job.query.shape[0], job.rows.value_dim)
         kept.append(result)
-        if job.joins and results:
-            results.append(results[-1])
-        else:
-            results.append(Partial(result[:floats].view(job.query.shape[0], -1), result[floats:]))
+        results.append(results[-1] if job.joins and results else partial)
     pending = Pending(kept, results)
     check(lib.hgca_start(described, len(jobs), pending.ticket))
     return pending
@@ -224,23 +221,30 @@ def _describe(job: Attention, to: Any) -> Partial:
     return Partial(out.view(*query.shape[:-1], value_dim), lse.view(query.shape[:-1]))
 
 
-def describe_step(job: Step, all_described: Any, index: int) -> tuple[Tensor, int]:
-    """As _describe, of what changes from token to token; returns memory for the result, and the floats of `out` in it."""
+def describe_step(job: Step, all_described: Any, index: int) -> Any:
+    """As _describe, of what changes from token to token, but for the result's memory; the description it fills."""
     query, rows = job.query, job.rows
     heads, key_dim = query.shape
     fits = key_dim == rows.key_dim and query.dtype is torch.float32 and query.is_cpu and query.is_contiguous()
     if not (fits and 0 <= job.count <= rows.capacity):
         raise NativeError(f"attention of {say(query)} over {job.count} of {say(rows.kept[0])} does not fit together.")
     all_described[index] = rows.described[0]
-    to, floats = all_described[index], heads * rows.value_dim
-    result = torch.empty(floats + heads, dtype=torch.float32, device="cpu")
+    to = all_described[index]
     to.rows, to.heads, to.joins, to.scale, to.softcap = job.count, heads, job.joins, job.scale, job.softcap
-    to.query, to.out = address(query), address(result)
-    to.lse = to.out + floats
+    to.query = address(query)
     if job.lists is not None:
         lists = job.lists.described
         to.lists, to.row_start, to.row, to.run = lists.lists, lists.row_start, lists.row, lists.run
-    return result, floats
+    return to
+
+
+def result_of(to: Any, heads: int, value_dim: int) -> tuple[Tensor, Partial]:
+    """Memory for one token's result, taken in one piece and named in a description; and the result in it."""
+    floats = heads * value_dim
+    result = torch.empty(floats + heads, dtype=torch.float32, device="cpu")
+    to.out = address(result)
+    to.lse = to.out + floats
+    return result, Partial(result[:floats].view(heads, -1), result[floats:])
 
 
 def _describe_scales(key: Tensor | None, value: Tensor | None, shape: tuple[int, int], to: Any) -> None:

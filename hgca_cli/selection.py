@@ -219,21 +219,14 @@ class Selection:
         self.kv_heads, _, self.value_dim = values.shape
         self.job = ffi.new("hgca_selection *")
         self._stats = ffi.new("hgca_selection_stats *")
-        self._keep: list[Tensor | None] = [keys, values, codes, scales, block_means]
+        self._keep: list[Tensor | None] = [codes, block_means]
         self.rows_read = torch.zeros(self.kv_heads, dtype=torch.int64)
         self.read_lse = torch.zeros(heads)
         self._near = ffi.new("hgca_attention[1]")
-        job, rows = self.job, self.job.rows
-        size = keys.element_size()
-        rows.key, rows.value = address(keys), address(values)
-        rows.key_head_stride, rows.key_row_stride = keys.stride(0) * size, keys.stride(1) * size
-        rows.value_head_stride, rows.value_row_stride = values.stride(0) * size, values.stride(1) * size
-        rows.kv_heads, rows.heads = self.kv_heads, heads
-        rows.key_dim, rows.value_dim, rows.dtype = keys.shape[2], values.shape[2], DTYPES[keys.dtype]
-        rows.tokens = 1
-        if scales is not None:
-            rows.key_scale, rows.value_scale = address(scales[..., 0]), address(scales[..., 1])
-            rows.scale_head_stride, rows.scale_row_stride = scales.stride(0) * 4, scales.stride(1) * 4
+        self._rows = native.Rows(keys, values, *(() if scales is None else scales.unbind(-1)))
+        job = self.job
+        job.rows = self._rows.described[0]
+        job.rows.heads = heads
         if codes is not None:
             job.codes, job.codes_head_stride = address(codes), codes.stride(0)
         if block_means is not None:
@@ -271,7 +264,7 @@ class Selection:
         gate         "none", "scan" or "read"; mass, most: what the gate lets through, as mass and in groups
         """
         job, size = self.job, means.element_size()
-        self._keep[5:] = [order, group_codes, means, apart, spread_codes]
+        self._keep[2:] = [order, group_codes, means, apart, spread_codes]
         job.clustered = clustered
         job.order, job.order_head_stride = address(order, "int32_t *"), order.stride(0)
         job.group_codes, job.group_codes_head_stride = address(group_codes), group_codes.stride(0)
@@ -289,7 +282,7 @@ class Selection:
         pages, kind  as in `write_pages`
         """
         job = self.job
-        self._keep[5:] = [pages]
+        self._keep[2:] = [pages]
         job.clustered = job.indexed
         job.pages, job.pages_head_stride, job.page_kind = address(pages), pages.stride(0), PAGES[kind]
         job.gate, job.gate_mass, job.gate_most = GATES["read"], mass, most
@@ -321,12 +314,9 @@ class Selection:
         """One token's query, as of Aimed; returns what must stay alive, and where the result will be."""
         if query.dtype != torch.float32 or query.shape[0] != self.heads or not query.is_contiguous():
             raise NativeError(f"a query {list(query.shape)} does not fit a choice for {self.heads} heads.")
-        result = torch.empty(self.heads * (self.value_dim + 1))
-        split = self.heads * self.value_dim
         rows = self.job.rows
         rows.query, rows.scale, rows.softcap = address(query), scale, softcap
-        rows.out = address(result)
-        rows.lse = rows.out + split
+        result, partial = native.result_of(rows, self.heads, self.value_dim)
         if beside is not None:
             assert beside.dtype == torch.float32 and beside.numel() == self.heads and beside.is_contiguous()
         self.job.beside = ffi.NULL if beside is None else address(beside)
@@ -334,7 +324,7 @@ class Selection:
         if near is not None:
             native.describe_step(near, self._near, 0)
             self.job.near = self._near
-        return [query, result, beside, near], native.Partial(result[:split].view(self.heads, -1), result[split:])
+        return [query, result, beside, near], partial
 
 
 @dataclass

@@ -35,15 +35,16 @@ class Cluster(Scan):
     def __init__(self, layout: LayerLayout, capacity: int, *, mass: float, budget: float | None = None) -> None:
         super().__init__(layout, capacity, mass=mass, budget=budget)
         self._clusters = Clusters(layout, capacity)
+        self._described_rows = 0  # clustered ones that the description knows of
 
     def choose(self, query: Tensor, store: Store) -> Selection | None:
         """The standing description, brought up to date; segments that are due are taken in."""
         described = self._described(store)
         clusters = self._clusters
         clusters.settle(store, self._codes)
-        if clusters.rows:
-            groups = clusters.rows // selection.GROUP
-            mass, most = self._gate(groups)
+        if clusters.rows != self._described_rows:
+            self._described_rows = clusters.rows
+            mass, most = self._gate(clusters.rows // selection.GROUP)
             described.cluster(
                 clusters.rows,
                 clusters.order,
@@ -70,6 +71,7 @@ class Cluster(Scan):
         super().truncate(kept if kept < before else store_rows, ring_rows)
         if self._selection is not None and kept < before:
             self._selection.uncluster()
+            self._described_rows = 0
 
     def _gate(self, groups: int) -> tuple[float, int]:
         """Mass and number of groups that are let through."""
