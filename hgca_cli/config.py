@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hgca_cli.errors import UsageError
 
 SELECTORS = ("exact", "scan", "cluster", "two-level", "page", "window", "moving-average")
-FOLLOWING = (None, "scan", "cluster", "two-level")  # policies that follow the query; None: the planner chooses one
+FOLLOWING = ("scan", "cluster", "two-level")  # policies that follow the query by codes of its rows' keys
 QUALITY = 0.95  # of the attention mass is kept per head, unless another target is asked for
 DTYPES = ("fp32", "bf16", "fp16")
 KV_DTYPES = (*DTYPES, "int8")

@@ -1,6 +1,6 @@
 /* Choosing rows, written once in vectors of 16 lanes that the compiler makes of what the machine has; an instruction set's
  * file names its table in SELECT_ISA and includes this. (Loops over 16 lanes in plain C it unrolled first, and then found
- * no vectors in them: 12 times slower.) Only the dot product of codes has instructions of its own. All arithmetic on codes
+ * no vectors in them.) Only the dot product of codes has instructions of its own. All arithmetic on codes
  * is in integers and nothing is contracted, so every instruction set gives the same scores, bit by bit. */
 #include <math.h>
 #include <string.h>

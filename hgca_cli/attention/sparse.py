@@ -28,7 +28,8 @@ class HostAttention:
         self._aimed: list[Aimed] = []  # rows that the C library chooses
         self._aimed_layer: list[tuple[int, LayerState]] = []
         self._metered: list[tuple[LayerState, Aimed, native.Pending]] = []
-        self._pending: list[native.Pending] = []
+        self._named_pending: native.Pending | None = None
+        self._aimed_pending: native.Pending | None = None
 
     def name(self, index: int, jobs: list[native.Step]) -> None:
         """Sequence `index` reads these rows."""
@@ -47,21 +48,23 @@ class HostAttention:
 
     def start(self) -> HostAttention:
         """Hand everything to the worker threads."""
-        self._pending = [native.start(self._named)] if self._named else []
+        if self._named:
+            self._named_pending = native.start(self._named)
         if self._aimed:
-            self._pending.append(selection.start(self._aimed))
+            self._aimed_pending = selection.start(self._aimed)
         return self
 
     def wait(self) -> list[Partial | None]:
         """The partials, on the CPU: out f32 [heads, value_dim], lse f32 [heads]."""
-        done = [pending.wait() for pending in self._pending]
-        for index, job in self._named_first:
-            self._partials[index] = Partial(*done[0][job])
-        for (index, layer), aimed, partial in zip(
-            self._aimed_layer, self._aimed, done[-1] if done else [], strict=False
-        ):
-            self._partials[index] = Partial(*partial)
-            _count(layer, aimed.selection)
+        if self._named_pending is not None:
+            named = self._named_pending.wait()
+            for index, job in self._named_first:
+                self._partials[index] = Partial(*named[job])
+        if self._aimed_pending is not None:
+            chosen = self._aimed_pending.wait()
+            for (index, layer), aimed, partial in zip(self._aimed_layer, self._aimed, chosen, strict=True):
+                self._partials[index] = Partial(*partial)
+                _count(layer, aimed.selection)
         for layer, aimed, exact in self._metered:
             store, *near = exact.wait()
             layer.meter.add(aimed.selection.read_lse, store.lse, near[0].lse if near else aimed.beside)

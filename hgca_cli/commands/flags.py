@@ -145,8 +145,8 @@ def policy_of(select: str, exact: bool, budget: str, quality: str) -> tuple[str 
         named = "exact"
     if mass == 0.0:
         raise UsageError("--quality: 0 keeps nothing.", "Give a share above 0, or --select window.")
-    for given, flag, text, everything in ((share, "--budget", budget, 1.0), (mass, "--quality", quality, 1.0)):
-        if given == everything and named in (None, "exact"):
+    for given, flag, text in ((share, "--budget", budget), (mass, "--quality", quality)):
+        if given == 1.0 and named in (None, "exact"):
             return "exact", None, None
         if given is not None and named == "exact":
             name = "--exact" if exact else "--select exact"

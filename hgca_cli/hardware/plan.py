@@ -160,7 +160,7 @@ def choose_dtype(place: _Place, choice: Choice, reasons: dict[str, str]) -> Choi
     if choice.device != "cpu":
         reasons["dtype"] = "the model's own" if own == place.model.own_dtype else "16 bits on a GPU"
         return replace(choice, dtype=own, kv_dtype=request.kv_dtype or own)
-    rows = "bf16" if request.select in FOLLOWING else "fp32"
+    rows = "bf16" if request.select is None or request.select in FOLLOWING else "fp32"
     wide = replace(choice, dtype="fp32", kv_dtype=request.kv_dtype or rows)
     if place.fits(replace(wide, window=place.default_window(wide), chunk=request.chunk or SMALLEST_CHUNK)):
         reasons["dtype"] = "weights and KV fit in fp32, which is fastest on the CPU"

@@ -74,14 +74,14 @@ class Plan:
     def cache(self) -> CacheSettings:
         """The settings of the cache this plan is about."""
         return CacheSettings(
-            self.window,
-            self.sinks,
-            self.context,
-            self.select,
-            self.budget,
-            self.kv_dtype,
-            self.quality,
-            self.dense_layers,
+            window=self.window,
+            sinks=self.sinks,
+            context=self.context,
+            select=self.select,
+            budget=self.budget,
+            kv_dtype=self.kv_dtype,
+            quality=self.quality,
+            dense_layers=self.dense_layers,
         )
 
     @property

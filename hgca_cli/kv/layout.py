@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-CODED = ("scan", "cluster", "two-level")
+from hgca_cli.config import FOLLOWING
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class LayerLayout:
         """Bytes a policy's index of the older rows takes per token, rounded up (attention/select)."""
         if policy == "page":  # two bounds of 16 bits a number for 16 rows
             return self.kv_heads * math.ceil(self.key_dim / 4)
-        if policy not in CODED:
+        if policy not in FOLLOWING:
             return 0
         wide = -(-self.key_dim // 8) * 8
         codes = wide / 2 + 4 * wide / 128 + 2 * self.value_dim / 128  # 4 bits a number; scales and a mean value a block

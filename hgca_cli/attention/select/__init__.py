@@ -12,7 +12,7 @@ from hgca_cli.attention.select.window import WindowOnly
 from hgca_cli.config import QUALITY, CacheSettings
 from hgca_cli.kv.layout import LayerLayout
 
-FOLLOWING: dict[str, type[Scan]] = {"scan": Scan, "cluster": Cluster, "two-level": TwoLevel}  # they follow the query
+CODED: dict[str, type[Scan]] = {"scan": Scan, "cluster": Cluster, "two-level": TwoLevel}  # config.FOLLOWING
 WATCHED = 0.2  # of the rows: the largest moving averages, unless another share is asked for
 
 
@@ -27,6 +27,6 @@ def make_selector(settings: CacheSettings, layout: LayerLayout, index: int) -> S
         return MovingAverage(layout, settings.window, beta=0.0, budget=share)
     if settings.select == "page":
         return Page(layout, settings.context, mass=settings.quality, budget=settings.budget)
-    if policy := FOLLOWING.get(settings.select):
+    if policy := CODED.get(settings.select):
         return policy(layout, settings.context, mass=settings.quality or QUALITY, budget=settings.budget)
     return Exact()
