@@ -74,9 +74,10 @@ def encode(
     if first == count:
         return
     job = ffi.new("hgca_codes *")
-    _describe_rows(job, rows, scale, order)
+    _describe_rows(job.of, rows, scale)
+    _describe_order(job, order)
     job.codes, job.codes_head_stride = address(codes), codes.stride(0)
-    job.first, job.count = first, count - first
+    job.of.first, job.of.count = first, count - first
     native.check(lib.hgca_encode(job))
 
 
@@ -112,9 +113,10 @@ def average(
     ):
         raise NativeError(f"means {list(means.shape)} cannot be those of {list(rows.shape)} rows of {rows.dtype}.")
     job = ffi.new("hgca_means *")
-    _describe_rows(job, rows, scale, order)
+    _describe_rows(job.of, rows, scale)
+    _describe_order(job, order)
     job.mean, job.mean_head_stride, job.mean_row_stride = address(means), means.stride(0) * 2, means.stride(1) * 2
-    job.first, job.count, job.each, job.spread = first, count - first, each, spread
+    job.of.first, job.of.count, job.each, job.spread = first, count - first, each, spread
     native.check(lib.hgca_average(job))
 
 
@@ -137,9 +139,9 @@ def cluster(rows: Tensor, order: Tensor, first: int, *, apart: int, scale: Tenso
     ):
         raise NativeError(f"rows {list(rows.shape)} cannot be ordered into {list(order.shape)}.")
     job = ffi.new("hgca_clustering *")
-    _describe_rows(job, rows, scale, None)
-    job.first, job.count, job.apart = first, order.shape[1], apart
-    job.order, job.order_head_stride = address(order, "int32_t *"), order.stride(0)
+    _describe_rows(job.of, rows, scale)
+    job.of.first, job.of.count, job.apart = first, order.shape[1], apart
+    _describe_order(job, order)
     native.check(lib.hgca_cluster(job))
 
 
@@ -171,22 +173,21 @@ def write_pages(rows: Tensor, pages: Tensor, first: int, *, kind: str, scale: Te
     ):
         raise NativeError(f"pages {list(pages.shape)} cannot be those of {list(rows.shape)} rows of {rows.dtype}.")
     job = ffi.new("hgca_pages *")
-    _describe_rows(job, rows, scale, None)
+    _describe_rows(job.of, rows, scale)
     job.pages, job.pages_head_stride, job.kind = address(pages), pages.stride(0), PAGES[kind]
-    job.first, job.count = first, rows.shape[1] - first
+    job.of.first, job.of.count = first, rows.shape[1] - first
     native.check(lib.hgca_page(job))
 
 
-def _describe_rows(job: Any, rows: Tensor, scale: Tensor | None, order: Tensor | None) -> None:
+def _describe_rows(of: Any, rows: Tensor, scale: Tensor | None) -> None:
     size = rows.element_size()
-    job.rows, job.head_stride, job.row_stride = address(rows), rows.stride(0) * size, rows.stride(1) * size
-    job.heads, job.dim, job.dtype = rows.shape[0], rows.shape[2], DTYPES[rows.dtype]
+    of.rows, of.head_stride, of.row_stride = address(rows), rows.stride(0) * size, rows.stride(1) * size
+    of.heads, of.dim, of.dtype = rows.shape[0], rows.shape[2], DTYPES[rows.dtype]
     if scale is not None:
-        job.scale, job.scale_head_stride, job.scale_row_stride = (
-            address(scale),
-            scale.stride(0) * 4,
-            scale.stride(1) * 4,
-        )
+        of.scale, of.scale_head_stride, of.scale_row_stride = address(scale), scale.stride(0) * 4, scale.stride(1) * 4
+
+
+def _describe_order(job: Any, order: Tensor | None) -> None:
     if order is not None:
         job.order, job.order_head_stride = address(order, "int32_t *"), order.stride(0)
 

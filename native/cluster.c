@@ -5,9 +5,8 @@
 #include <string.h>
 
 #include "codes.h"
-#include "pool.h"
 
-enum { MOST_WIDTH = 1024, MOST_ROWS = 65536, TURNS = 3, LANES = 16 };
+enum { MOST_ROWS = 65536, TURNS = 3, LANES = 16 };
 
 /* One head at work. */
 typedef struct {
@@ -137,26 +136,18 @@ typedef struct {
 static void run_head(hgca_batch *batch, int32_t head) {
     clustering *c = (clustering *)(void *)batch;
     const hgca_clustering *job = c->job;
-    const int64_t width = (job->dim + LANES - 1) / LANES * LANES, count = job->count;
+    const int64_t width = (job->of.dim + LANES - 1) / LANES * LANES, count = job->of.count;
     float *memory = aligned_alloc(64, (size_t)(4 * (count * width + 2 * count + 3 * width) + 63) / 64 * 64);
     if (memory == NULL) {
         atomic_store(&c->failed, 1);
         return;
     }
-    const hgca_source rows = {
-        .rows = (const char *)job->rows + head * job->head_stride,
-        .scale = job->scale ? (const char *)job->scale + head * job->scale_head_stride : NULL,
-        .row_stride = job->row_stride,
-        .scale_row_stride = job->scale_row_stride,
-        .dim = job->dim,
-        .dtype = job->dtype,
-    };
     float *line = memory + count * width;
     bisection b = {memory, width, job->order + head * job->order_head_stride, line + 3 * width, line, {line + width, line + 2 * width}};
     for (int64_t i = 0; i < count; i++) {
         float *to = memory + i * width;
-        hgca_load_row(&rows, job->first + i, to);
-        for (int64_t d = job->dim; d < width; d++) to[d] = 0.0f;
+        hgca_load_row(&job->of, head, job->of.first + i, to);
+        for (int64_t d = job->of.dim; d < width; d++) to[d] = 0.0f;
         b.order[i] = (int32_t)i;
     }
     bisect(&b, b.order, count);
@@ -166,24 +157,18 @@ static void run_head(hgca_batch *batch, int32_t head) {
         bisect(&b, b.order, count - apart);
         bisect(&b, b.order + count - apart, apart);
     }
-    for (int64_t i = 0; i < count; i++) b.order[i] += (int32_t)job->first;
+    for (int64_t i = 0; i < count; i++) b.order[i] += (int32_t)job->of.first;
     free(memory);
 }
 
 int hgca_cluster(const hgca_clustering *job) {
-    if (job == NULL || job->heads < 1 || job->dim < 1 || job->dim > MOST_WIDTH || job->count < 1 || job->count > MOST_ROWS ||
-        job->count % LANES || job->apart < 0 || job->apart > job->count / LANES / 2 || job->first < 0 ||
-        job->first > INT32_MAX - job->count || job->dtype < HGCA_F32 || job->dtype > HGCA_I8)
+    if (job == NULL || hgca_check_span(&job->of, 1) || job->of.count < 1 || job->of.count > MOST_ROWS ||
+        job->of.count % LANES || job->of.first > INT32_MAX - job->of.count || job->order == NULL)
         return HGCA_BAD_ARGUMENT;
-    if (job->rows == NULL || job->order == NULL || (job->dtype == HGCA_I8 && job->scale == NULL)) return HGCA_BAD_ARGUMENT;
+    if (job->apart < 0 || job->apart > job->of.count / LANES / 2) return HGCA_BAD_ARGUMENT;
     clustering c = {{0}, job, 0};
     c.batch.run = run_head;
-    c.batch.pieces = job->heads;
-    if (job->heads == 1) { /* a thread beside the pool's calls it a head at a time, and holds up no attention */
-        run_head(&c.batch, 0);
-        return atomic_load(&c.failed) ? HGCA_NO_MEMORY : HGCA_OK;
-    }
-    hgca_pool_submit(&c.batch);
-    hgca_pool_wait(&c.batch);
+    c.batch.pieces = job->of.heads;
+    hgca_finish_batch(&c.batch, 1); /* a thread beside the pool's asks a head at a time, and holds up no attention */
     return atomic_load(&c.failed) ? HGCA_NO_MEMORY : HGCA_OK;
 }

@@ -4,34 +4,23 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "pool.h"
-
-enum { MOST_WIDTH = 1024, ALONE = 16 }; /* widest row; blocks the caller writes by itself */
+enum { MOST_WIDTH = HGCA_MOST_WIDTH, ALONE = 16 }; /* blocks the caller writes by itself */
 
 int64_t hgca_block_bytes(int32_t dim) {
     return dim < 1 ? 0 : hgca_scales_bytes(dim) + HGCA_GROUPS * hgca_lanes_bytes(dim);
 }
 
 static void encode_block(const hgca_codes *job, int64_t head, int64_t block) {
-    const int64_t width = hgca_code_width(job->dim);
-    const hgca_source rows = {
-        .rows = (const char *)job->rows + head * job->head_stride,
-        .scale = job->scale ? (const char *)job->scale + head * job->scale_head_stride : NULL,
-        .row_stride = job->row_stride,
-        .scale_row_stride = job->scale_row_stride,
-        .dim = job->dim,
-        .dtype = job->dtype,
-    };
+    const int64_t width = hgca_code_width(job->of.dim);
     const int32_t *order = job->order ? job->order + head * job->order_head_stride : NULL;
-    char *to = (char *)job->codes + head * job->codes_head_stride + block * hgca_block_bytes(job->dim);
-    const int64_t first = block * HGCA_BLOCK, end = job->first + job->count;
+    char *to = (char *)job->codes + head * job->codes_head_stride + block * hgca_block_bytes(job->of.dim);
+    const int64_t first = block * HGCA_BLOCK, end = job->of.first + job->of.count;
     const int count = (int)(end - first < HGCA_BLOCK ? end - first : HGCA_BLOCK);
     float low[MOST_WIDTH], high[MOST_WIDTH], row[MOST_WIDTH];
     int strange = 0; /* NaN or infinite numbers: they are hidden nowhere, so nothing of this block is chosen by its codes */
     for (int64_t d = 0; d < width; d++) low[d] = 0x1.fp127f, high[d] = -0x1.fp127f, row[d] = 0.0f;
     for (int p = 0; p < count; p++) {
-        hgca_load_row(&rows, order ? order[first + p] : first + p, row);
+        hgca_load_row(&job->of, head, order ? order[first + p] : first + p, row);
         for (int64_t d = 0; d < width; d++) low[d] = row[d] < low[d] ? row[d] : low[d];
         for (int64_t d = 0; d < width; d++) high[d] = row[d] > high[d] ? row[d] : high[d];
         for (int64_t d = 0; d < width; d++) strange |= !(row[d] - row[d] == 0.0f);
@@ -49,17 +38,17 @@ static void encode_block(const hgca_codes *job, int64_t head, int64_t block) {
         per_step[d] = step > 0.0f ? 1.0f / step : 0.0f;
     }
     for (int64_t d = 0; strange && d < 2 * width; d++) scale_at[d] = 0x7fc0; /* NaN, the zeros too */
-    uint8_t *codes = (uint8_t *)to + hgca_scales_bytes(job->dim);
-    memset(codes, 0, (size_t)(HGCA_GROUPS * hgca_lanes_bytes(job->dim)));
+    uint8_t *codes = (uint8_t *)to + hgca_scales_bytes(job->of.dim);
+    memset(codes, 0, (size_t)(HGCA_GROUPS * hgca_lanes_bytes(job->of.dim)));
     uint8_t code[MOST_WIDTH];
     for (int p = 0; p < count; p++) {
-        hgca_load_row(&rows, order ? order[first + p] : first + p, row);
+        hgca_load_row(&job->of, head, order ? order[first + p] : first + p, row);
         for (int64_t d = 0; d < width; d++) {
             float x = (row[d] - low[d]) * per_step[d] + 0.5f;
             x = x > 0.0f ? x : 0.0f; /* NaN too */
             code[d] = (uint8_t)(int32_t)(x < 15.5f ? x : 15.5f);
         }
-        uint8_t *at = codes + p / HGCA_LANES * hgca_lanes_bytes(job->dim) + p % HGCA_LANES * 4;
+        uint8_t *at = codes + p / HGCA_LANES * hgca_lanes_bytes(job->of.dim) + p % HGCA_LANES * 4;
         for (int64_t d = 0; d < width; d += 8, at += 4 * HGCA_LANES)
             for (int j = 0; j < 4; j++) at[j] = (uint8_t)(code[d + j] | code[d + 4 + j] << 4);
     }
@@ -78,20 +67,10 @@ static void run_block(hgca_batch *batch, int32_t piece) {
 }
 
 int hgca_encode(const hgca_codes *job) {
-    if (job == NULL || job->heads < 1 || job->dim < 1 || job->dim > MOST_WIDTH || job->first < 0 || job->count < 0 ||
-        job->first % HGCA_BLOCK || job->dtype < HGCA_F32 || job->dtype > HGCA_I8)
-        return HGCA_BAD_ARGUMENT;
-    if (job->count == 0) return HGCA_OK;
-    if (job->rows == NULL || job->codes == NULL || (job->dtype == HGCA_I8 && job->scale == NULL)) return HGCA_BAD_ARGUMENT;
-    encoding e = {{0}, job, job->first / HGCA_BLOCK, (job->count + HGCA_BLOCK - 1) / HGCA_BLOCK};
-    if (e.blocks > INT32_MAX / job->heads) return HGCA_BAD_ARGUMENT;
+    if (job == NULL || hgca_check_span(&job->of, HGCA_BLOCK) || (job->of.count > 0 && !job->codes)) return HGCA_BAD_ARGUMENT;
+    encoding e = {{0}, job, job->of.first / HGCA_BLOCK, (job->of.count + HGCA_BLOCK - 1) / HGCA_BLOCK};
     e.batch.run = run_block;
-    e.batch.pieces = (int32_t)(e.blocks * job->heads);
-    if (e.batch.pieces <= ALONE) {
-        for (int32_t i = 0; i < e.batch.pieces; i++) run_block(&e.batch, i);
-        return HGCA_OK;
-    }
-    hgca_pool_submit(&e.batch);
-    hgca_pool_wait(&e.batch);
+    e.batch.pieces = (int32_t)(e.blocks * job->of.heads);
+    hgca_finish_batch(&e.batch, ALONE);
     return HGCA_OK;
 }

@@ -1,4 +1,4 @@
-/* How 4-bit codes lie in memory (hgca_codes in hgca.h). */
+/* How 4-bit codes lie in memory (hgca_codes in hgca.h), and what all that makes an index needs. */
 #ifndef HGCA_CODES_H
 #define HGCA_CODES_H
 
@@ -6,7 +6,9 @@
 #include <string.h>
 
 #include "hgca.h"
+#include "pool.h"
 
+enum { HGCA_MOST_WIDTH = 1024 }; /* numbers of a row an index is made of */
 enum { HGCA_GROUPS = HGCA_BLOCK / HGCA_LANES }; /* of 16 positions in a block */
 
 static inline int64_t hgca_code_width(int64_t dim) { return (dim + 7) / 8 * 8; }
@@ -22,7 +24,7 @@ static inline float hgca_from_bf16(uint16_t x) {
     return f;
 }
 
-/* bf16 towards -inf, towards +inf, and to the nearest. Only the last takes a NaN. */
+/* bf16 towards -inf and towards +inf, of no NaN. */
 static inline uint16_t hgca_bf16_below(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
@@ -35,24 +37,16 @@ static inline uint16_t hgca_bf16_above(float x) {
     return (uint16_t)((bits >> 16) + (x > 0.0f && (bits & 0xffff) ? 1 : 0));
 }
 
-static inline uint16_t hgca_to_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    if (x != x) return (uint16_t)(bits >> 16 | 64);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
+/* HGCA_OK, or HGCA_BAD_ARGUMENT for a span that is none: heads, widths, a `first` that is no multiple of `step`. */
+int hgca_check_span(const hgca_span *span, int64_t step);
 
-/* Rows of one head, of any dtype. */
-typedef struct {
-    const char *rows;
-    const char *scale; /* of int8 rows */
-    int64_t row_stride;
-    int64_t scale_row_stride;
-    int32_t dim;
-    int32_t dtype;
-} hgca_source;
+/* Row `row` of a head as floats [dim]. */
+void hgca_load_row(const hgca_span *span, int64_t head, int64_t row, float *to);
 
-/* Row `row` as floats [dim]. */
-void hgca_load_row(const hgca_source *source, int64_t row, float *to);
+/* bf16 [dim] of floats, to the nearest even. */
+void hgca_store_bf16(const float *from, int64_t dim, void *to);
+
+/* Works on a batch until it is done: the caller alone if there are at most `alone` pieces, else the pool. */
+void hgca_finish_batch(hgca_batch *batch, int32_t alone);
 
 #endif

@@ -90,12 +90,9 @@ int hgca_wait(int64_t ticket);
  * with a key that holds NaN or infinity has scales and zeros of NaN: no score hides it. */
 enum { HGCA_BLOCK = 128, HGCA_LANES = 16 };
 
-/* Writes the blocks of positions first .. first + count - 1; `first` is a multiple of 128, what a last block lacks is filled
- * with zeros.
- *   rows, head_stride, row_stride, dtype, scale, scale_head_stride, scale_row_stride   the keys, as in hgca_attention
- *   order    i32, position p of head h is row order[order_head_stride * h + p]; null: position p is row p
- *   codes    block b of head h starts codes_head_stride * h + b * hgca_block_bytes(dim) bytes after it
- * Returns when all is written; large jobs use the worker threads. */
+/* What an index is made of: rows of every head, or the rows a position stands for.
+ *   rows ... scale_row_stride   the keys (or values), as in hgca_attention
+ *   first, count   which: first .. first + count - 1 */
 typedef struct {
     const void *rows;
     int64_t head_stride;
@@ -103,42 +100,41 @@ typedef struct {
     const float *scale;
     int64_t scale_head_stride;
     int64_t scale_row_stride;
-    const int32_t *order;
-    int64_t order_head_stride;
-    void *codes;
-    int64_t codes_head_stride;
     int64_t first;
     int64_t count;
     int32_t heads;
     int32_t dim;
     int32_t dtype;
+} hgca_span;
+
+/* Writes the blocks of positions first .. first + count - 1; `first` is a multiple of 128, what a last block lacks is filled
+ * with zeros.
+ *   order    i32, position p of head h is row order[order_head_stride * h + p]; null: position p is row p
+ *   codes    block b of head h starts codes_head_stride * h + b * hgca_block_bytes(dim) bytes after it
+ * Returns when all is written; large jobs use the worker threads. */
+typedef struct {
+    hgca_span of;
+    const int32_t *order;
+    int64_t order_head_stride;
+    void *codes;
+    int64_t codes_head_stride;
 } hgca_codes;
 
 int hgca_encode(const hgca_codes *job);
 int64_t hgca_block_bytes(int32_t dim);
 
-/* Means of every `each` positions, or with `spread` their variances (the mean squared distance from the mean), bf16: those of positions first .. first + count - 1, `first` a multiple of each; the last
- * may have fewer positions.
- *   rows ... order   as in hgca_codes
+/* Means of every `each` positions, or with `spread` their variances (the mean squared distance from the mean), bf16: those
+ * of positions first .. first + count - 1, `first` a multiple of each; the last may have fewer positions.
+ *   order    as in hgca_codes
  *   mean     group g of head h starts mean_head_stride * h + mean_row_stride * g bytes after it */
 typedef struct {
-    const void *rows;
-    int64_t head_stride;
-    int64_t row_stride;
-    const float *scale;
-    int64_t scale_head_stride;
-    int64_t scale_row_stride;
+    hgca_span of;
     const int32_t *order;
     int64_t order_head_stride;
     void *mean;
     int64_t mean_head_stride;
     int64_t mean_row_stride;
-    int64_t first;
-    int64_t count;
     int64_t each;
-    int32_t heads;
-    int32_t dim;
-    int32_t dtype;
     int32_t spread;
 } hgca_means;
 
@@ -147,25 +143,14 @@ int hgca_average(const hgca_means *job);
 /* Rows first .. first + count - 1 of every head in groups of 16 of like keys: halved again and again, each half as large as
  * the other, along the line between the means of the halves (bisecting k-means, balanced). Rows that are far from the
  * mean of their group stand together behind the others: a mean says nothing about them.
- *   rows ... scale_row_stride   the keys, as in hgca_codes
  *   count    a multiple of 16, at most 65536
  *   apart    groups of rows that stand apart, at most half of all
  *   order    out: i32 [count], rows of head h from order_head_stride * h on: the groups one behind the other */
 typedef struct {
-    const void *rows;
-    int64_t head_stride;
-    int64_t row_stride;
-    const float *scale;
-    int64_t scale_head_stride;
-    int64_t scale_row_stride;
-    int64_t first;
-    int64_t count;
+    hgca_span of;
     int64_t apart;
     int32_t *order;
     int64_t order_head_stride;
-    int32_t heads;
-    int32_t dim;
-    int32_t dtype;
 } hgca_clustering;
 
 int hgca_cluster(const hgca_clustering *job);
@@ -179,23 +164,12 @@ int hgca_cluster(const hgca_clustering *job);
 enum { HGCA_PAGE_BOX = 0, HGCA_PAGE_CENTRE = 1, HGCA_PAGE_MEAN = 2 };
 
 /* Writes the pages of rows first .. first + count - 1; `first` is a multiple of 16, and the last page may have fewer rows.
- *   rows ... scale_row_stride   the keys, as in hgca_codes
  *   pages    block b of head h starts pages_head_stride * h + b * hgca_page_bytes(dim, kind) bytes after it
  * Returns when all is written; large jobs use the worker threads. */
 typedef struct {
-    const void *rows;
-    int64_t head_stride;
-    int64_t row_stride;
-    const float *scale;
-    int64_t scale_head_stride;
-    int64_t scale_row_stride;
+    hgca_span of;
     void *pages;
     int64_t pages_head_stride;
-    int64_t first;
-    int64_t count;
-    int32_t heads;
-    int32_t dim;
-    int32_t dtype;
     int32_t kind;
 } hgca_pages;
 

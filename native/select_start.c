@@ -5,7 +5,7 @@
 #include "dispatch.h"
 #include "selecting.h"
 
-enum { LEAST_UNIT = 16, UNITS_PER_THREAD = 8, MOST_QUERIES = 256, MOST_WIDTH = 1024, CLUSTER_STEP = 256 };
+enum { LEAST_UNIT = 16, UNITS_PER_THREAD = 8, MOST_QUERIES = 256, CLUSTER_STEP = 256 };
 
 static int check_pages(const hgca_selection *job) {
     if (job->page_kind < HGCA_PAGE_BOX || job->page_kind > HGCA_PAGE_MEAN) return HGCA_BAD_ARGUMENT;
@@ -49,7 +49,7 @@ static int check(const hgca_selection *job) {
     int status = hgca_check(&job->rows);
     if (status) return status;
     if (job->rows.lists || job->rows.tokens != 1 || job->rows.causal) return HGCA_BAD_ARGUMENT;
-    if (job->rows.key_dim > MOST_WIDTH || job->rows.heads / job->rows.kv_heads > MOST_QUERIES) return HGCA_BAD_ARGUMENT;
+    if (job->rows.key_dim > HGCA_MOST_WIDTH || job->rows.heads / job->rows.kv_heads > MOST_QUERIES) return HGCA_BAD_ARGUMENT;
     if (job->indexed < 0 || job->indexed > job->rows.rows || job->rows.rows > INT32_MAX) return HGCA_BAD_ARGUMENT;
     if (job->indexed > 0 && !job->codes && !job->pages) return HGCA_BAD_ARGUMENT;
     if (!(job->mass > 0.0f && job->mass <= 1.0f) || job->least < 0 || job->most < 0) return HGCA_BAD_ARGUMENT;

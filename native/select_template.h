@@ -14,7 +14,7 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-enum { QUERIES = 4, MOST_WIDTH = 1024, AHEAD = 8 }; /* queries at once; widest row; groups until one that is prefetched */
+enum { QUERIES = 4, MOST_WIDTH = HGCA_MOST_WIDTH, AHEAD = 8 }; /* queries at once; groups until one that is prefetched */
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi" /* vectors are passed to inlined functions only */

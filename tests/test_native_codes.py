@@ -140,10 +140,10 @@ def test_rows_that_are_no_numbers_stand_apart() -> None:
 )  # fmt: skip
 def test_codes_refuse(change: dict[str, Any]) -> None:
     job, kept = ffi.new("hgca_codes *"), ffi.new("char[4096]")
-    job.rows, job.codes, job.count, job.heads, job.dim = kept, kept, 1, 1, 8
+    job.of.rows, job.codes, job.of.count, job.of.heads, job.of.dim = kept, kept, 1, 1, 8
     assert lib.hgca_encode(job) == lib.HGCA_OK
     for name, value in change.items():
-        setattr(job, name, value)
+        setattr(job if hasattr(job, name) else job.of, name, value)
     assert lib.hgca_encode(job) == lib.HGCA_BAD_ARGUMENT
 
 
@@ -156,10 +156,10 @@ def test_codes_refuse(change: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_means_refuse(change: dict[str, Any]) -> None:
     job, kept = ffi.new("hgca_means *"), ffi.new("char[4096]")
-    job.rows, job.mean, job.count, job.each, job.heads, job.dim = kept, kept, 1, 16, 1, 8
+    job.of.rows, job.mean, job.of.count, job.each, job.of.heads, job.of.dim = kept, kept, 1, 16, 1, 8
     assert lib.hgca_average(job) == lib.HGCA_OK
     for name, value in change.items():
-        setattr(job, name, value)
+        setattr(job if hasattr(job, name) else job.of, name, value)
     assert lib.hgca_average(job) == lib.HGCA_BAD_ARGUMENT
 
 
@@ -173,10 +173,10 @@ def test_means_refuse(change: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_clusterings_refuse(change: dict[str, Any]) -> None:
     job, kept, order = ffi.new("hgca_clustering *"), ffi.new("char[4096]"), ffi.new("int32_t[32]")
-    job.rows, job.order, job.count, job.heads, job.dim, job.apart = kept, order, 32, 1, 8, 1
+    job.of.rows, job.order, job.of.count, job.of.heads, job.of.dim, job.apart = kept, order, 32, 1, 8, 1
     assert lib.hgca_cluster(job) == lib.HGCA_OK
     for name, value in change.items():
-        setattr(job, name, value)
+        setattr(job if hasattr(job, name) else job.of, name, value)
     assert lib.hgca_cluster(job) == lib.HGCA_BAD_ARGUMENT
 
 

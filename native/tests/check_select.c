@@ -26,35 +26,33 @@ static void make_index(hgca_selection *job, const problem *p, int64_t indexed, i
     uint16_t *block_mean = room(2 * heads * blocks * rows->value_dim), *mean = room(2 * heads * groups * width);
     uint8_t *flag = room(heads * groups);
     int bad = 0;
+    hgca_span keys_of = {.rows = rows->key, .head_stride = rows->key_head_stride, .row_stride = rows->key_row_stride,
+                         .scale = rows->key_scale, .scale_head_stride = rows->scale_head_stride,
+                         .scale_row_stride = rows->scale_row_stride, .count = clustered, .heads = rows->kv_heads,
+                         .dim = rows->key_dim, .dtype = rows->dtype};
+    hgca_span values_of = keys_of, all_keys = keys_of;
+    values_of.rows = rows->value, values_of.head_stride = rows->value_head_stride, values_of.row_stride = rows->value_row_stride;
+    values_of.scale = rows->value_scale, values_of.dim = rows->value_dim;
+    all_keys.count = indexed;
     if (clustered) {
-        hgca_clustering c = {.rows = rows->key, .head_stride = rows->key_head_stride, .row_stride = rows->key_row_stride,
-                             .scale = rows->key_scale, .scale_head_stride = rows->scale_head_stride,
-                             .scale_row_stride = rows->scale_row_stride, .count = clustered, .apart = apart, .order = order,
-                             .order_head_stride = indexed, .heads = rows->kv_heads, .dim = rows->key_dim, .dtype = rows->dtype};
+        hgca_clustering c = {.of = keys_of, .apart = apart, .order = order, .order_head_stride = indexed};
         bad |= hgca_cluster(&c);
     }
     for (int64_t h = 0; h < heads; h++)
         for (int64_t i = clustered; i < indexed; i++) order[h * indexed + i] = (int32_t)i;
     for (int64_t i = 0; i < heads * groups; i++) flag[i] = i % groups >= groups - apart;
-    hgca_codes encode = {.rows = rows->key, .head_stride = rows->key_head_stride, .row_stride = rows->key_row_stride,
-                         .scale = rows->key_scale, .scale_head_stride = rows->scale_head_stride,
-                         .scale_row_stride = rows->scale_row_stride, .order = order, .order_head_stride = indexed, .codes = codes,
-                         .codes_head_stride = blocks * bytes, .count = indexed, .heads = rows->kv_heads, .dim = rows->key_dim,
-                         .dtype = rows->dtype};
-    hgca_means keys = {.rows = rows->key, .head_stride = rows->key_head_stride, .row_stride = rows->key_row_stride,
-                       .scale = rows->key_scale, .scale_head_stride = rows->scale_head_stride,
-                       .scale_row_stride = rows->scale_row_stride, .order = order, .order_head_stride = indexed, .mean = mean,
-                       .mean_head_stride = 2 * groups * width, .mean_row_stride = 2 * width, .count = clustered, .each = GROUP,
-                       .heads = rows->kv_heads, .dim = rows->key_dim, .dtype = rows->dtype};
+    hgca_codes encode = {.of = all_keys, .order = order, .order_head_stride = indexed, .codes = codes,
+                         .codes_head_stride = blocks * bytes};
+    hgca_means keys = {.of = keys_of, .order = order, .order_head_stride = indexed, .mean = mean,
+                       .mean_head_stride = 2 * groups * width, .mean_row_stride = 2 * width, .each = GROUP};
     hgca_means values = keys;
-    values.rows = rows->value, values.head_stride = rows->value_head_stride, values.row_stride = rows->value_row_stride;
-    values.scale = rows->value_scale, values.dim = rows->value_dim, values.mean = mean + rows->key_dim;
+    values.of = values_of, values.mean = mean + rows->key_dim;
     hgca_means whole = values;
     whole.mean = block_mean, whole.mean_head_stride = 2 * blocks * rows->value_dim, whole.mean_row_stride = 2 * rows->value_dim;
-    whole.count = indexed, whole.each = BLOCK;
-    hgca_codes grouped = {.rows = mean, .head_stride = 2 * groups * width, .row_stride = 2 * width, .codes = group_codes,
-                          .codes_head_stride = up(groups, BLOCK) * bytes, .count = groups, .heads = rows->kv_heads,
-                          .dim = rows->key_dim, .dtype = HGCA_BF16};
+    whole.of.count = indexed, whole.each = BLOCK;
+    hgca_codes grouped = {.of = {.rows = mean, .head_stride = 2 * groups * width, .row_stride = 2 * width, .count = groups,
+                                 .heads = rows->kv_heads, .dim = rows->key_dim, .dtype = HGCA_BF16},
+                          .codes = group_codes, .codes_head_stride = up(groups, BLOCK) * bytes};
     bad |= hgca_encode(&encode) | hgca_average(&keys) | hgca_average(&values) | hgca_average(&whole) | hgca_encode(&grouped);
     if (bad) exit(3);
     job->codes = codes, job->codes_head_stride = encode.codes_head_stride, job->indexed = indexed;
