@@ -121,8 +121,6 @@ static void merge_list(work *w, list *l) {
                        (int64_t)t * l->job->heads + l->head + h);
 }
 
-static const char *offset(const void *base, int64_t bytes) { return base ? (const char *)base + bytes : NULL; }
-
 static void run_piece(hgca_batch *batch, int32_t index) {
     work *w = (work *)batch;
     part *mine = &w->parts[index];
@@ -130,30 +128,13 @@ static void run_piece(hgca_batch *batch, int32_t index) {
     const hgca_attention *job = l->job;
     int64_t kv_head = l->head / (job->heads / job->kv_heads);
     int64_t left = l->rows - (index - l->first_piece) * l->rows_per_piece;
-    hgca_piece piece = {
-        .key = offset(job->key, kv_head * job->key_head_stride),
-        .value = offset(job->value, kv_head * job->value_head_stride),
-        .key_scale = offset(job->key_scale, kv_head * job->scale_head_stride),
-        .value_scale = offset(job->value_scale, kv_head * job->scale_head_stride),
-        .key_row_stride = job->key_row_stride,
-        .value_row_stride = job->value_row_stride,
-        .scale_row_stride = job->scale_row_stride,
-        .row = job->lists ? job->row + mine->entry : NULL,
-        .run = job->lists && job->run ? job->run + mine->entry : NULL,
-        .first = mine->first,
-        .count = left < l->rows_per_piece ? left : l->rows_per_piece,
-        .unseen = job->causal && job->tokens > 1 ? job->rows - job->tokens + 1 : INT64_MAX,
-        .group = l->heads,
-        .key_dim = job->key_dim,
-        .value_dim = job->value_dim,
-        .heads = l->heads * job->tokens,
-        .softcap = job->softcap,
-        .scale = hgca_score_scale(job),
-        .query = l->query,
-        .out = mine->partial.out,
-        .max = mine->partial.max,
-        .sum = mine->partial.sum,
-    };
+    hgca_piece piece = hgca_piece_over(job, kv_head, l->heads * job->tokens, l->query, mine->partial);
+    piece.row = job->lists ? job->row + mine->entry : NULL;
+    piece.run = job->lists && job->run ? job->run + mine->entry : NULL;
+    piece.first = mine->first;
+    piece.count = left < l->rows_per_piece ? left : l->rows_per_piece;
+    piece.group = l->heads;
+    if (job->causal && job->tokens > 1) piece.unseen = job->rows - job->tokens + 1;
     l->kernel->piece(&piece);
     if (atomic_fetch_sub(&l->left, 1) == 1) merge_list(w, l);
 }
@@ -182,32 +163,20 @@ static void cut_list(const list *l, int64_t i, part *parts) {
     }
 }
 
-/* Memory is laid out in two passes over the same code: without a base it only counts. */
-typedef struct {
-    char *base;
-    size_t used;
-} layout;
-
-static void *take(layout *at, size_t bytes) {
-    void *here = at->base ? at->base + at->used : NULL;
-    at->used += (bytes + 63) & ~(size_t)63;
-    return here;
-}
-
 static int32_t pieces_of(int64_t rows, int64_t rows_per_piece) {
     return (int32_t)((rows + rows_per_piece - 1) / rows_per_piece);
 }
 
 /* rows_of: rows of each list, one job's after the other's. */
-static void lay_out(layout *at, const hgca_attention *jobs, int32_t count, const int64_t *rows_of, int64_t rows_per_piece,
+static void lay_out(hgca_layout *at, const hgca_attention *jobs, int32_t count, const int64_t *rows_of, int64_t rows_per_piece,
                     work **result) {
     int64_t lists = 0, pieces = 0;
     for (int32_t j = 0; j < count; j++)
         for (int64_t l = 0; l < list_count(&jobs[j]); l++) pieces += pieces_of(rows_of[lists++], rows_per_piece);
-    work *w = take(at, sizeof *w);
-    hgca_attention *own = take(at, sizeof *own * (size_t)count);
-    list *all = take(at, sizeof *all * (size_t)lists);
-    part *parts = take(at, sizeof *parts * (size_t)pieces);
+    work *w = hgca_take(at, sizeof *w);
+    hgca_attention *own = hgca_take(at, sizeof *own * (size_t)count);
+    list *all = hgca_take(at, sizeof *all * (size_t)lists);
+    part *parts = hgca_take(at, sizeof *parts * (size_t)pieces);
     if (w) {
         memset(w, 0, sizeof *w);
         memcpy(own, jobs, sizeof *own * (size_t)count);
@@ -229,7 +198,7 @@ static void lay_out(layout *at, const hgca_attention *jobs, int32_t count, const
         int32_t heads = (int32_t)(job->heads / list_count(job));
         int64_t queries = (int64_t)heads * job->tokens;
         for (int64_t i = 0; i < list_count(job); i++, list_index++) {
-            float *query = take(at, sizeof(float) * (size_t)(queries * key_width));
+            float *query = hgca_take(at, sizeof(float) * (size_t)(queries * key_width));
             int64_t rows = rows_of[list_index];
             int32_t mine = pieces_of(rows, rows_per_piece);
             if (w) {
@@ -248,8 +217,8 @@ static void lay_out(layout *at, const hgca_attention *jobs, int32_t count, const
                 cut_list(l, i, parts + piece);
             }
             for (int32_t k = 0; k < mine; k++, piece++) {
-                float *out = take(at, sizeof(float) * (size_t)(queries * value_width));
-                float *rest = take(at, sizeof(float) * 2 * (size_t)queries);
+                float *out = hgca_take(at, sizeof(float) * (size_t)(queries * value_width));
+                float *rest = hgca_take(at, sizeof(float) * 2 * (size_t)queries);
                 if (w) {
                     parts[piece].list = list_index;
                     parts[piece].partial = (hgca_partial){out, rest, rest + queries};
@@ -277,10 +246,10 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     per_piece = (per_piece + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
     if (per_piece < LEAST_ROWS) per_piece = LEAST_ROWS;
 
-    layout need = {NULL, 0};
+    hgca_layout need = {NULL, 0};
     work *w = NULL;
     lay_out(&need, jobs, count, rows_of, per_piece, &w);
-    layout at = {hgca_take_memory(need.used), 0};
+    hgca_layout at = {hgca_take_memory(need.used), 0};
     if (at.base) lay_out(&at, jobs, count, rows_of, per_piece, &w);
     free(rows_of);
     if (at.base == NULL) return HGCA_NO_MEMORY;

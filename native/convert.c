@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "convert.h"
+#include "kernels.h"
 #include "hgca.h"
 #include "pool.h"
 
@@ -17,10 +18,8 @@ typedef struct {
     int stream;
 } cutting;
 
-static int64_t size_of(int32_t dtype) { return dtype == HGCA_F32 ? 4 : dtype == HGCA_I8 ? 1 : 2; }
-
 static int64_t row_bytes(const hgca_copy *copy) {
-    return copy->dim * (size_of(copy->from_dtype) + size_of(copy->to_dtype));
+    return copy->dim * (hgca_number_bytes(copy->from_dtype) + hgca_number_bytes(copy->to_dtype));
 }
 
 static int64_t rows_per_piece(const hgca_copy *copy, int64_t piece_bytes) {
@@ -69,7 +68,7 @@ static void convert(const cutting *all, const hgca_copy *copy, int64_t head, int
     };
     if (copy->to_dtype == HGCA_I8)
         piece.scale = (char *)copy->scale + head * copy->scale_head_stride + first * copy->scale_row_stride;
-    if (copy->from_dtype == copy->to_dtype) copy_bytes(all->converters, &piece, copy->dim * size_of(copy->to_dtype));
+    if (copy->from_dtype == copy->to_dtype) copy_bytes(all->converters, &piece, copy->dim * hgca_number_bytes(copy->to_dtype));
     else all->converters->rows[copy->from_dtype][copy->to_dtype](&piece);
 }
 

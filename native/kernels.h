@@ -14,6 +14,8 @@
 #define UNROLL
 #endif
 
+static inline int64_t hgca_number_bytes(int dtype) { return dtype == HGCA_F32 ? 4 : dtype == HGCA_I8 ? 1 : 2; }
+
 /* Floats the padded rows of queries and outputs are rounded up to: the widest vector there is. */
 enum { HGCA_PAD = 16 };
 

@@ -39,8 +39,6 @@ typedef struct {
     int64_t first;
 } row_cursor;
 
-INLINE int64_t size_of(int dtype) { return dtype == HGCA_F32 ? 4 : dtype == HGCA_I8 ? 1 : 2; }
-
 /* Where number d of a row of `dim` stands in registers. A vector of 2 * VW bf16 numbers is widened with one operation
  * per half (a shift, a mask) if its even numbers come first, then the odd ones; what is left of a row after its last
  * whole vector stands as in memory. */
@@ -108,7 +106,7 @@ INLINE void prefetch_value(const hgca_piece *p, const tile_rows *tile, int r, in
 INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows *tile, int rows, const tile_rows *next,
                        int next_rows, int heads, int dtype, float score[][TILE]) {
     const int dim = p->key_dim;
-    const int64_t stride = hgca_query_width(dim, dtype), size = size_of(dtype);
+    const int64_t stride = hgca_query_width(dim, dtype), size = hgca_number_bytes(dtype);
 #ifdef BF16_DOTS
     if (dtype == BF16_QUERY) {
         score_tile_bf16(p, query, tile, rows, next, next_rows, heads, score);
@@ -176,7 +174,7 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
 INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, int rows, const tile_rows *next,
                         int next_rows, int heads, int dtype, int c, int columns, int tail, float weight[][TILE],
                         const float *factor) {
-    const int64_t stride = hgca_padded(p->value_dim), size = size_of(dtype);
+    const int64_t stride = hgca_padded(p->value_dim), size = hgca_number_bytes(dtype);
     VF sum[HEADS][4];
     UNROLL
     for (int h = 0; h < heads; h++)
@@ -302,7 +300,7 @@ static void in_memory_order(const hgca_piece *p) {
  * 512 bytes, against 28.8 in tiles of 64 rows). Single rows here and there want to be fetched long before; many queries wait
  * for arithmetic, of which a large tile needs less. */
 INLINE int rows_of_tile(const hgca_piece *p, int dtype) {
-    int64_t rows = TILE_BYTES / ((p->key_dim + p->value_dim) * size_of(dtype)) / 4 * 4;
+    int64_t rows = TILE_BYTES / ((p->key_dim + p->value_dim) * hgca_number_bytes(dtype)) / 4 * 4;
     int scattered = p->row != NULL && p->run == NULL;
     return rows > TILE || p->heads > 2 * HEADS || scattered ? TILE : rows < 8 ? 8 : (int)rows;
 }

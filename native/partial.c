@@ -3,11 +3,34 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels.h"
-
 static const float LN2 = 0.69314718055994531f, LOG2E = 1.44269504088896341f;
 
 float hgca_score_scale(const hgca_attention *job) { return job->softcap > 0.0f ? job->scale : job->scale * LOG2E; }
+
+static const char *offset(const void *base, int64_t bytes) { return base ? (const char *)base + bytes : NULL; }
+
+hgca_piece hgca_piece_over(const hgca_attention *job, int64_t kv_head, int32_t queries, const float *query, hgca_partial to) {
+    return (hgca_piece){
+        .key = offset(job->key, kv_head * job->key_head_stride),
+        .value = offset(job->value, kv_head * job->value_head_stride),
+        .key_scale = offset(job->key_scale, kv_head * job->scale_head_stride),
+        .value_scale = offset(job->value_scale, kv_head * job->scale_head_stride),
+        .key_row_stride = job->key_row_stride,
+        .value_row_stride = job->value_row_stride,
+        .scale_row_stride = job->scale_row_stride,
+        .unseen = INT64_MAX,
+        .group = queries,
+        .key_dim = job->key_dim,
+        .value_dim = job->value_dim,
+        .heads = queries,
+        .softcap = job->softcap,
+        .scale = hgca_score_scale(job),
+        .query = query,
+        .out = to.out,
+        .max = to.max,
+        .sum = to.sum,
+    };
+}
 
 static const hgca_partial *at(const hgca_partial *parts, size_t stride, int32_t i) {
     return (const hgca_partial *)(const void *)((const char *)parts + stride * (size_t)i);

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "hgca.h"
+#include "kernels.h"
 
 /* As a kernel leaves it (hgca_piece), for some queries. */
 typedef struct {
@@ -23,6 +24,9 @@ float hgca_merged_lse(const hgca_partial *parts, size_t stride, int32_t count, i
 
 /* What brings scores into base 2, but for a softcap, which wants natural scores first. */
 float hgca_score_scale(const hgca_attention *job);
+
+/* A kernel's piece over rows of a KV head, for `queries` of them that are placed; which rows is left to the caller. */
+hgca_piece hgca_piece_over(const hgca_attention *job, int64_t kv_head, int32_t queries, const float *query, hgca_partial to);
 
 /* HGCA_OK or HGCA_BAD_ARGUMENT. */
 int hgca_check(const hgca_attention *job);

@@ -24,30 +24,8 @@ static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /* ---- stages of one hgca_unit */
 
-static const char *offset(const void *base, int64_t bytes) { return base ? (const char *)base + bytes : NULL; }
-
 hgca_piece hgca_piece_of(const hgca_head *h, const hgca_attention *rows, const float *query, hgca_partial to) {
-    const int64_t head = h->head;
-    return (hgca_piece){
-        .key = offset(rows->key, head * rows->key_head_stride),
-        .value = offset(rows->value, head * rows->value_head_stride),
-        .key_scale = offset(rows->key_scale, head * rows->scale_head_stride),
-        .value_scale = offset(rows->value_scale, head * rows->scale_head_stride),
-        .key_row_stride = rows->key_row_stride,
-        .value_row_stride = rows->value_row_stride,
-        .scale_row_stride = rows->scale_row_stride,
-        .unseen = INT64_MAX,
-        .group = h->queries,
-        .key_dim = rows->key_dim,
-        .value_dim = rows->value_dim,
-        .heads = h->queries,
-        .softcap = rows->softcap,
-        .scale = hgca_score_scale(rows),
-        .query = query,
-        .out = to.out,
-        .max = to.max,
-        .sum = to.sum,
-    };
+    return hgca_piece_over(rows, h->head, h->queries, query, to);
 }
 
 void hgca_empty(const hgca_head *h, hgca_partial to) {
@@ -212,10 +190,9 @@ static void weigh_rows(hgca_unit *u) {
 }
 
 hgca_attention hgca_mean_rows(const hgca_selection *job) {
-    static const int64_t size[] = {[HGCA_F32] = 4, [HGCA_BF16] = 2, [HGCA_F16] = 2};
     hgca_attention mean = job->rows;
     mean.key = job->mean;
-    mean.value = (const char *)job->mean + job->rows.key_dim * size[job->mean_dtype];
+    mean.value = (const char *)job->mean + job->rows.key_dim * hgca_number_bytes(job->mean_dtype);
     mean.key_head_stride = mean.value_head_stride = job->mean_head_stride;
     mean.key_row_stride = mean.value_row_stride = job->mean_row_stride;
     mean.dtype = job->mean_dtype;
@@ -225,8 +202,7 @@ hgca_attention hgca_mean_rows(const hgca_selection *job) {
 }
 
 int64_t hgca_row_bytes(const hgca_attention *rows) {
-    static const int64_t size[] = {[HGCA_F32] = 4, [HGCA_BF16] = 2, [HGCA_F16] = 2, [HGCA_I8] = 1};
-    return (rows->key_dim + rows->value_dim) * size[rows->dtype] + (rows->dtype == HGCA_I8 ? 8 : 0);
+    return (rows->key_dim + rows->value_dim) * hgca_number_bytes(rows->dtype) + (rows->dtype == HGCA_I8 ? 8 : 0);
 }
 
 /* Row of position 16 g + r of the unit's head, -1 beyond the index. */
@@ -238,11 +214,11 @@ static int32_t row_at(const hgca_head *h, int64_t position) {
 /* A kernel fetches a tile while it works on the one before: the first has none before it. */
 static void prefetch_row(const hgca_head *h, int64_t row) {
     const hgca_attention *rows = &h->job->rows;
-    static const int64_t size[] = {[HGCA_F32] = 4, [HGCA_BF16] = 2, [HGCA_F16] = 2, [HGCA_I8] = 1};
+    const int64_t size = hgca_number_bytes(rows->dtype);
     const char *key = (const char *)rows->key + h->head * rows->key_head_stride + row * rows->key_row_stride;
     const char *value = (const char *)rows->value + h->head * rows->value_head_stride + row * rows->value_row_stride;
-    for (int64_t b = 0; b < rows->key_dim * size[rows->dtype]; b += 64) __builtin_prefetch(key + b, 0, 2);
-    for (int64_t b = 0; b < rows->value_dim * size[rows->dtype]; b += 64) __builtin_prefetch(value + b, 0, 2);
+    for (int64_t b = 0; b < rows->key_dim * size; b += 64) __builtin_prefetch(key + b, 0, 2);
+    for (int64_t b = 0; b < rows->value_dim * size; b += 64) __builtin_prefetch(value + b, 0, 2);
 }
 
 /* The rows that are read, into u->rows; a position of no row (behind the index) is none. */

@@ -57,19 +57,9 @@ static int check(const hgca_selection *job) {
     return status ? status : check_clustered(job);
 }
 
-/* Memory is laid out in two passes over the same code: without a base it only counts. */
-typedef struct {
-    char *base;
-    size_t used;
-} layout;
+static void *take(hgca_layout *at, int64_t bytes) { return hgca_take(at, (size_t)bytes); }
 
-static void *take(layout *at, int64_t bytes) {
-    void *here = at->base ? at->base + at->used : NULL;
-    at->used += ((size_t)bytes + 63) & ~(size_t)63;
-    return here;
-}
-
-static hgca_partial take_partial(layout *at, int64_t queries, int64_t width) {
+static hgca_partial take_partial(hgca_layout *at, int64_t queries, int64_t width) {
     float *out = take(at, 4 * queries * width), *rest = take(at, 8 * queries);
     return (hgca_partial){out, rest, at->base ? rest + queries : NULL};
 }
@@ -92,7 +82,7 @@ static int32_t units_of(const hgca_selection *job, int64_t each) {
     return units > 0 ? (int32_t)units : 1; /* someone has to finish a head */
 }
 
-static hgca_group_scores take_scores(layout *at, int64_t queries, int64_t clustered) {
+static hgca_group_scores take_scores(hgca_layout *at, int64_t queries, int64_t clustered) {
     return (hgca_group_scores){
         .score = take(at, 2 * queries * hgca_score_room(clustered)),
         .max = take(at, 4 * queries),
@@ -101,7 +91,7 @@ static hgca_group_scores take_scores(layout *at, int64_t queries, int64_t cluste
     };
 }
 
-static void lay_out_unit(layout *at, hgca_head *h, hgca_unit *u, int64_t groups, int64_t clustered, int64_t queries, int spread) {
+static void lay_out_unit(hgca_layout *at, hgca_head *h, hgca_unit *u, int64_t groups, int64_t clustered, int64_t queries, int spread) {
     hgca_unit own = {
         .head = h,
         .groups = groups,
@@ -141,7 +131,7 @@ static void place_queries(hgca_head *h, float *query, float *mean_query, float *
     for (int64_t i = 0; spread_query && i < h->queries * width; i++) spread_query[i] = code_query[i] * code_query[i];
 }
 
-static void lay_out_head(layout *at, const hgca_selection *job, hgca_head *h, hgca_unit *units, int64_t each) {
+static void lay_out_head(hgca_layout *at, const hgca_selection *job, hgca_head *h, hgca_unit *units, int64_t each) {
     const int64_t queries = job->rows.heads / job->rows.kv_heads, dim = job->rows.key_dim;
     const int32_t count = units_of(job, each);
     float *query = take(at, 4 * queries * hgca_query_width(dim, job->rows.dtype));
@@ -188,7 +178,7 @@ static const hgca_kernel *near_kernel(const hgca_selection *job) {
     return hgca_kernel_for(&near);
 }
 
-static void lay_out(layout *at, const hgca_selection *jobs, int32_t count, hgca_selecting **result) {
+static void lay_out(hgca_layout *at, const hgca_selection *jobs, int32_t count, hgca_selecting **result) {
     const int64_t each = unit_groups(jobs, count);
     int64_t heads = 0, units = 0;
     for (int32_t j = 0; j < count; j++) {
@@ -245,10 +235,10 @@ int hgca_start_selected(const hgca_selection *jobs, int32_t count, int64_t *tick
         int status = check(&jobs[j]);
         if (status) return status;
     }
-    layout need = {NULL, 0};
+    hgca_layout need = {NULL, 0};
     hgca_selecting *w = NULL;
     lay_out(&need, jobs, count, &w);
-    layout at = {hgca_take_memory(need.used), 0};
+    hgca_layout at = {hgca_take_memory(need.used), 0};
     if (at.base == NULL) return HGCA_NO_MEMORY;
     lay_out(&at, jobs, count, &w);
     hgca_submit(&w->started, ticket);
