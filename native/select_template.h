@@ -16,9 +16,7 @@
 #define INLINE static inline __attribute__((always_inline))
 enum { QUERIES = 4, MOST_WIDTH = HGCA_MOST_WIDTH, AHEAD = 8 }; /* queries at once; groups until one that is prefetched */
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi" /* vectors are passed to inlined functions only */
-#endif
+#pragma GCC diagnostic ignored "-Wpsabi" /* vectors are passed to inlined functions only; clang understands it too */
 
 typedef float lanes_f __attribute__((vector_size(64)));
 typedef int32_t lanes_i __attribute__((vector_size(64)));

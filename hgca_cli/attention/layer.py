@@ -48,9 +48,8 @@ class LayerState:
         self.selector = selector
         self.prompt_left = 0  # tokens of the current turn's prompt not seen yet
         self.first_turn = True  # the store was empty when the turn began
-        self.near_lse: Tensor | None = (
-            None  # f32 [heads], of the last token's window, where a device has it; on the CPU
-        )
+        # f32 [heads], log-sum-exp of the last token's window; None if the C library attends to it, as on the CPU
+        self.near_lse: Tensor | None = None
         self.reads = ReadCounters()
 
     @property

@@ -91,7 +91,8 @@ def start_host_attention(query: Tensor, layers: Sequence[LayerState], *, scale: 
             continue
         chosen = layer.selector.choose(host[index], store)
         if isinstance(chosen, Selection):
-            work.choose(index, layer, Aimed(chosen, host[index], scale, softcap, near, layer.near_lse))
+            beside = None if layer.near_lse is None else layer.near_lse.cpu()  # a token old: the device is done with it
+            work.choose(index, layer, Aimed(chosen, host[index], scale, softcap, near, beside))
             continue
         jobs = [] if near is None else [near]
         if chosen is not None:

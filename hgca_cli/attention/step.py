@@ -39,7 +39,7 @@ def decode_attention(
     out = []
     for q, layer, near, far in zip(query, layers, new, old.wait(), strict=True):
         if near is not None:
-            layer.near_lse = near.lse.cpu()  # what the window held this time tells the policy about the next
+            layer.near_lse = near.lse  # what the window held this time tells the policy about the next
         whole = _merged(near, far)
         if sink is not None:
             whole = absorb_sink(whole, sink)
