@@ -22,7 +22,7 @@ from hgca_cli.hf.linear import Weights, quicken
 from hgca_cli.hf.load import load_model
 from hgca_cli.hf.registry import resolve
 from hgca_cli.measure.machine import where_and_when
-from hgca_cli.measure.timing import ReadProbe, interleave
+from hgca_cli.measure.timing import ReadProbe, bandwidths, interleave
 
 RESULTS = Path(__file__).parent / "results" / "linear.jsonl"
 
@@ -63,7 +63,7 @@ def main() -> None:
         took = median(seconds[name])
         results[name] = {"ms": round(1e3 * took, 2), "gb_s": round(size / took / 1e9, 1)}
         print(f"  {name:14}{1e3 * took:>8.2f} ms{size / took / 1e9:>8.1f} GB/s")
-    read = probe.of(seconds).median_gb_s
+    read = bandwidths(probe.rates(seconds))[-1].median_gb_s
     print(f"  {'read':14}{read:>19.1f} GB/s")
     if options.record:
         line = {

@@ -25,7 +25,7 @@ import torch
 
 from hgca_cli import native
 from hgca_cli.measure.machine import where_and_when
-from hgca_cli.measure.timing import ReadProbe, interleave
+from hgca_cli.measure.timing import ReadProbe, bandwidths, interleave
 from hgca_cli.native import ffi, lib
 
 RESULTS = Path(__file__).parent / "results" / "pool.jsonl"
@@ -166,8 +166,7 @@ def scaling(usable: int) -> dict[str, Any]:
 def read_bandwidth(threads: int) -> float:
     """GB/s of reading memory, best of several."""
     probe = ReadProbe(threads)
-    probe.add(interleave(probe.sides(), 3))
-    return probe.results()[-1].best_gb_s
+    return bandwidths(probe.rates(interleave(probe.sides(), 3)))[-1].best_gb_s
 
 
 def record(threads: int, results: dict[str, Any]) -> None:

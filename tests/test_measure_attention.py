@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from importlib.util import find_spec
-from statistics import median
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from hgca_cli.measure.attention import measure, result_of
 from hgca_cli.measure.case import DTYPES, PATTERNS, Case
 from hgca_cli.measure.llama_cpp import FlashAttention, load_ggml
 from hgca_cli.measure.rows import random_rows, row_lists, store_rows
-from hgca_cli.measure.timing import Bandwidth, ReadProbe, interleave
+from hgca_cli.measure.timing import Bandwidth, ReadProbe, bandwidths, interleave
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +33,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_every_side_computes_the_same(dtype: str, pattern: str, tokens: int) -> None:
     case = Case(6, 2, 32, 300, dtype, pattern, tokens)
-    result = measure(case, times=2, layers=2, probe=ReadProbe(1), ggml=None)  # raises if outputs differ
+    result = measure(case, times=2, layers=2, threads=1, ggml=None)  # raises if outputs differ
     expected = {"hgca", "sdpa gqa", "sdpa folded", "matmul folded"}
     expected |= {"hgca dense"} if pattern != "dense" else set()
     expected |= {"hgca bf16"} if dtype == "int8" else set()
@@ -49,10 +48,12 @@ def test_every_side_computes_the_same(dtype: str, pattern: str, tokens: int) -> 
 def test_figures_follow_from_seconds() -> None:
     case = Case(4, 2, 8, 100, tokens=2)
     taken = {"hgca": [2.0, 4.0, 8.0], "sdpa gqa": [12.0, 6.0, 1.0], "hgca one token": [1.0, 2.0, 3.0]}
-    result = result_of(case, 2, 4 * 10**9, taken, Bandwidth(2, 8.0, 4.0), 0.0)
+    rates = {1: [1.0, 1.0, 1.0], 2: [8.0, 4.0, 4.0]}
+    result = result_of(case, 2, 4 * 10**9, taken, rates, 0.0)
     assert result.seconds == {"hgca": 2.0, "sdpa gqa": 3.0, "hgca one token": 1.0}
     assert result.fastest == {"hgca": 1.0, "sdpa gqa": 0.5, "hgca one token": 0.5}
-    assert (result.gb_s, result.share, result.share_of_best) == (2.0, 0.5, 0.25)
+    assert result.rates == rates and result.read == Bandwidth(2, 8.0, 4.0)
+    assert (result.gb_s, result.share, result.share_of_best) == (2.0, 0.5, 0.25)  # turns: 4 of 8, 2 of 4, 1 of 4
     assert result.over == {"sdpa gqa": 1.5} and result.cost_over_one_token == 2.0
 
 
@@ -60,7 +61,7 @@ def test_bytes_are_keys_values_and_scales() -> None:
     assert Case(4, 2, 8, 100, "bf16").bytes_of(100) == 2 * 100 * 2 * 8 * 2
     assert Case(4, 2, 8, 100, "fp32").bytes_of(10) == 2 * 10 * 2 * 8 * 4
     assert Case(4, 2, 8, 100, "int8").bytes_of(100) == 2 * 100 * (2 * 8 + 8)
-    read = measure(Case(4, 2, 8, 640, "bf16", "runs64"), times=1, layers=1, probe=ReadProbe(1), ggml=None).bytes
+    read = measure(Case(4, 2, 8, 640, "bf16", "runs64"), times=1, layers=1, threads=1, ggml=None).bytes
     assert read == Case(4, 2, 8, 640).bytes_of(64)
 
 
@@ -112,11 +113,11 @@ def test_the_probe_keeps_best_and_median() -> None:
     probe = ReadProbe(2)
     assert list(probe.sides()) == ["read by 1", "read by 2"] and list(ReadProbe(1).sides()) == ["read by 1"]
     size = timing.PROBE_BYTES / 1e9
-    probe.add({"read by 1": [size, size / 4, size / 2], "read by 2": [size / 8]})
-    one, both = probe.results()
+    one, both = bandwidths(probe.rates({"read by 1": [size, size / 4, size / 2], "read by 2": [size / 8]}))
     assert (one.threads, one.best_gb_s, one.median_gb_s) == (1, pytest.approx(4.0), pytest.approx(2.0))
     assert (both.threads, both.best_gb_s, both.median_gb_s) == (2, pytest.approx(8.0), pytest.approx(8.0))
-    assert probe.of({"read by 2": [size, size / 3, size / 2]}).median_gb_s == pytest.approx(median([1, 3, 2]))
+    other = ReadProbe(1, [torch.zeros(1000), torch.zeros(250)])
+    assert other.rates({"read by 1": [1e-6]}) == {1: [pytest.approx(5.0)]}
     before = torch.get_num_threads()
     for run in probe.sides().values():
         run()
@@ -127,7 +128,7 @@ def test_the_probe_keeps_best_and_median() -> None:
 def test_a_side_that_computes_something_else_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sides, "_gqa", lambda *given: lambda: torch.full((1, 4, 8), math.nan))
     with pytest.raises(NativeError, match="sdpa gqa computes something else"):
-        measure(Case(4, 2, 8, 100), times=1, layers=1, probe=ReadProbe(1), ggml=None)
+        measure(Case(4, 2, 8, 100), times=1, layers=1, threads=1, ggml=None)
 
 
 def test_llama_cpp_without_its_libraries(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -143,7 +144,7 @@ def test_llama_cpp_without_its_libraries(monkeypatch: pytest.MonkeyPatch, tmp_pa
 @pytest.mark.parametrize(("tokens", "rows", "layers"), [(1, 1000, 3), (5, 77, 1)])
 def test_llama_cpp_computes_the_same(tokens: int, rows: int, layers: int) -> None:
     case = Case(6, 2, 64, rows, tokens=tokens)
-    result = measure(case, times=1, layers=layers, probe=ReadProbe(1), ggml=load_ggml())
+    result = measure(case, times=1, layers=layers, threads=1, ggml=load_ggml())
     assert result.over["llama.cpp"] > 0
 
 

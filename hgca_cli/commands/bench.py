@@ -26,7 +26,6 @@ from hgca_cli.units import format_bytes
 if TYPE_CHECKING:
     from hgca_cli.measure.attention import Result
     from hgca_cli.measure.llama_cpp import Ggml
-    from hgca_cli.measure.timing import ReadProbe
 
 bench = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -92,7 +91,7 @@ def attention(
 ) -> None:
     """Attention of one decode step on the CPU: our kernel, torch's and llama.cpp's beside the read bandwidth.
 
-    The sides take turns on the same numbers, and so does a probe that only reads memory.
+    The sides take turns on the same numbers, and so does a probe that only reads our rows.
     """
     given = dict(locals())
     with naming_variables(context):
@@ -105,31 +104,36 @@ def attention(
     from hgca_cli.measure.attention import measure
     from hgca_cli.measure.llama_cpp import MISSING, load_ggml
     from hgca_cli.measure.machine import where_and_when
+    from hgca_cli.measure.timing import bandwidths
 
     ggml = load_ggml() if llama_cpp else None
     if llama_cpp and ggml is None:
         sink.note(MISSING)
     planned = [(case, fixed or case.layers()) for case in cases]
-    probe = _probe(planned, used, ggml)
+    _check_memory(planned, ggml)
     machine = {"type": "machine"} | where_and_when(used) | {"llama_cpp": ggml.version if ggml else None}
     if json:
         typer.echo(dumps(machine))
     else:
         typer.echo(f"{machine['processor']}, {machine['isa']}, {used} threads, torch {machine['torch']}\n\n{HEADER}")
     results = []
+    rates: dict[int, list[float]] = {}
     for case, count in planned:
         if verbose:
             sink.tell(f"{case.shape} {case.dtype} {case.pattern}: {case.rows:,} rows, {count} layers, {times} turns")
-        result = attention_record(measure(case, times=times, layers=count, probe=probe, ggml=ggml))
+        measured = measure(case, times=times, layers=count, threads=used, ggml=ggml)
+        for number, kept in measured.rates.items():
+            rates.setdefault(number, []).extend(kept)
+        result = attention_record(measured)
         results.append(result)
         typer.echo(dumps(result) if json else attention_line(result))
-    rates = [asdict(one) for one in probe.results()]
-    read = {"type": "bandwidth", "read": rates}
+    reads = [asdict(one) for one in bandwidths(rates)]
+    read = {"type": "bandwidth", "read": reads}
     typer.echo(dumps(read) if json else f"\n{bandwidth_line(read)}\n{LEGEND}")
     if record is not None:
-        append_line(record, {**machine, "type": "bench attention", "times": times, "read": rates, "results": results})
+        append_line(record, {**machine, "type": "bench attention", "times": times, "read": reads, "results": results})
     if plot is not None:
-        _plot(plot, machine, rates, results)
+        _plot(plot, machine, reads, results)
 
 
 def attention_record(result: Result) -> dict[str, Any]:
@@ -176,19 +180,17 @@ def _prepare(wanted: int | None, isa: str | None, own_threads: bool) -> int:
     return threads
 
 
-def _probe(planned: list[tuple[Case, int]], threads: int, ggml: Ggml | None) -> ReadProbe:
-    """The read probe. Raises DoesNotFitError if it and the largest case need more memory than there is."""
+def _check_memory(planned: list[tuple[Case, int]], ggml: Ggml | None) -> None:
+    """Raises DoesNotFitError if the largest case needs more memory than there is."""
     from hgca_cli.hardware.probe import host_memory
-    from hgca_cli.measure.timing import PROBE_BYTES, ReadProbe
 
-    needed = PROBE_BYTES + max(case.memory(layers, llama_cpp=ggml is not None) for case, layers in planned)
+    needed = max(case.memory(layers, llama_cpp=ggml is not None) for case, layers in planned)
     free = host_memory()[1]
     if needed > free:
         raise DoesNotFitError(
             f"the largest case needs {format_bytes(needed)}, and {format_bytes(free)} are free.",
             "Give fewer --rows or --layers.",
         )
-    return ReadProbe(threads)
 
 
 def _plot(file: Path, machine: Mapping[str, Any], read: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from hgca_cli.measure.case import Case
 from hgca_cli.measure.llama_cpp import Ggml
 from hgca_cli.measure.rows import random_rows, row_lists
 from hgca_cli.measure.sides import DENSE, DTYPES, HGCA, ONE_TOKEN, SDPA_FOLDED, build_sides
-from hgca_cli.measure.timing import Bandwidth, ReadProbe, interleave
+from hgca_cli.measure.timing import Bandwidth, ReadProbe, bandwidths, interleave
 
 TOLERANCE = 5e-2  # of numbers around 1; bf16 and int8 round by up to 1e-2
 
@@ -29,7 +29,8 @@ class Result:
 
     bytes    unique keys and values that were read
     seconds  medians over the turns, by side (measure/sides.py); fastest: those of the fastest turn
-    gb_s     bytes over our median; share and share_of_best: of the read bandwidth by the same threads in the same turns
+    rates    GB/s at which the same memory was read in each turn, by number of threads; read: those of all threads
+    gb_s     bytes over our median; share: of the read bandwidth, median over turns; share_of_best: of the best turn's
     over     how many times as long as ours the other sides took
     cost_over_one_token  how many times as long as for one token, None for one token
     max_difference       largest difference to torch's output
@@ -40,6 +41,7 @@ class Result:
     bytes: int
     seconds: dict[str, float]
     fastest: dict[str, float]
+    rates: dict[int, list[float]]
     read: Bandwidth
     gb_s: float
     share: float
@@ -49,7 +51,7 @@ class Result:
     max_difference: float
 
 
-def measure(case: Case, *, times: int, layers: int, probe: ReadProbe, ggml: Ggml | None) -> Result:
+def measure(case: Case, *, times: int, layers: int, threads: int, ggml: Ggml | None) -> Result:
     """Time a case, `times` turns. ggml: compare with llama.cpp, too (dense rows only).
 
     Raises DoesNotFitError if memory is refused, NativeError if the sides do not compute the same.
@@ -60,12 +62,13 @@ def measure(case: Case, *, times: int, layers: int, probe: ReadProbe, ggml: Ggml
     if case.dtype != "int8":
         query = query.to(DTYPES[case.dtype]).float()  # as a model of that dtype asks; torch's sides get no other
     lists = row_lists(case.pattern, case.kv_heads, case.rows, generator)
-    with build_sides(numbers, query, DTYPES[case.dtype], lists, layers, probe.threads, ggml) as sides:
+    with build_sides(numbers, query, DTYPES[case.dtype], lists, layers, threads, ggml) as (sides, memory):
         difference = _max_difference({name: run() for name, run in sides.items()})
-        taken = interleave({**sides, **probe.sides()}, times)
-    probe.add(taken)
+        probe = ReadProbe(threads, memory)
+        others = {name: run for name, run in sides.items() if name != HGCA}
+        taken = interleave({HGCA: sides[HGCA], **probe.sides(), **others}, times)
     read = case.bytes_of(case.rows if lists is None else lists.index.shape[1])
-    return result_of(case, layers, read, {name: taken[name] for name in sides}, probe.of(taken), difference)
+    return result_of(case, layers, read, {name: taken[name] for name in sides}, probe.rates(taken), difference)
 
 
 def result_of(
@@ -73,15 +76,19 @@ def result_of(
     layers: int,
     read: int,
     taken: Mapping[str, list[float]],
-    bandwidth: Bandwidth,
+    rates: Mapping[int, list[float]],
     difference: float,
 ) -> Result:
     """The figures of one case.
 
     read   unique key and value bytes one layer's attention reads
     taken  seconds of the turns over all layers, by side
+    rates  GB/s at which our memory was read in the same turns, by number of threads, the largest last
     """
     seconds = {name: median(values) / layers for name, values in taken.items()}
+    *_, widest = rates.values()
+    shares = [read * layers / one / 1e9 / rate for one, rate in zip(taken[HGCA], widest, strict=True)]
+    bandwidth = bandwidths(rates)[-1]
     rate = read / seconds[HGCA] / 1e9
     over = {name: one / seconds[HGCA] for name, one in seconds.items() if name not in (HGCA, ONE_TOKEN)}
     return Result(
@@ -90,9 +97,10 @@ def result_of(
         read,
         seconds,
         {name: min(values) / layers for name, values in taken.items()},
+        dict(rates),
         bandwidth,
         rate,
-        rate / bandwidth.median_gb_s,
+        median(shares),
         rate / bandwidth.best_gb_s,
         over,
         seconds[HGCA] / seconds[ONE_TOKEN] if ONE_TOKEN in seconds else None,

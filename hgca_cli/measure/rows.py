@@ -16,11 +16,13 @@ class StoreRows:
     """Rows of one layer as the store has them: [key | value] together.
 
     key, value              [kv_heads, rows, head_dim], views of one memory
+    memory                  the same bytes as f32 numbers, flat: for who only reads them
     key_scale, value_scale  f32 [kv_heads, rows] for int8 rows, else None
     """
 
     key: Tensor
     value: Tensor
+    memory: Tensor
     key_scale: Tensor | None = None
     value_scale: Tensor | None = None
 
@@ -50,15 +52,17 @@ def store_rows(numbers: Tensor, dtype: torch.dtype) -> StoreRows:
     together = reserve(numbers.numel() * dtype.itemsize, dtype, (kv_heads, rows, width), (rows * width, width, 1))
     dim = width // 2
     key, value = together[..., :dim], together[..., dim:]
+    memory = together.view(-1).view(torch.uint8)
+    memory = memory[: memory.numel() // 4 * 4].view(torch.float32)
     if dtype != torch.int8:
         together.copy_(numbers)
-        return StoreRows(key, value)
+        return StoreRows(key, value, memory)
     scales = []
     for place, part in ((key, numbers[..., :dim]), (value, numbers[..., dim:])):
         scale = part.abs().amax(-1) / 127
         place.copy_((part / scale.clamp_min(1e-30).unsqueeze(-1)).round_())
         scales.append(scale)
-    return StoreRows(key, value, *scales)
+    return StoreRows(key, value, memory, *scales)
 
 
 def row_lists(pattern: str, kv_heads: int, rows: int, generator: torch.Generator) -> RowLists | None:

@@ -38,8 +38,8 @@ def build_sides(
     layers: int,
     threads: int,
     ggml: Ggml | None,
-) -> Iterator[dict[str, Side]]:
-    """The sides by name; memory of llama.cpp's is given back at the end.
+) -> Iterator[tuple[dict[str, Side], list[Tensor]]]:
+    """The sides by name, and the memory ours reads, as f32 numbers. llama.cpp's is given back at the end.
 
     numbers  f32 [kv_heads, rows, 2 * head_dim]: [key | value] of every layer
     query    f32 [tokens, heads, head_dim]
@@ -67,7 +67,7 @@ def build_sides(
         flash = FlashAttention(ggml, [(key, value)] * layers, query, threads)
         sides[LLAMA_CPP] = flash.attend
     try:
-        yield sides
+        yield sides, [one.memory for one in rows]
     finally:
         if flash is not None:
             flash.close()
