@@ -135,16 +135,16 @@ INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_ro
 /* Weights of one head as two u8 levels [2][TILE]; returns what one unit is worth, NaN where a weight is not finite. */
 INLINE float split_weights(const float *weight, int rows, uint8_t level[2][TILE]) {
     __m512 top = _mm512_setzero_ps(), sum = top;
-    for (int r = 0; r < TILE; r += 16) {
-        __m512 w = r < rows ? _mm512_loadu_ps(weight + r) : _mm512_setzero_ps();
+    for (int r = 0; r < rows; r += 16) {
+        __m512 w = _mm512_loadu_ps(weight + r);
         top = _mm512_max_ps(w, top);
         sum = _mm512_add_ps(sum, w);
     }
     float largest = vlargest(top);
     if (!(vsum(sum) < INFINITY)) return NAN;
     float by = largest > 1e-30f ? 65535.0f / largest : 0.0f;
-    for (int r = 0; r < TILE; r += 16) {
-        __m512 w = r < rows ? _mm512_loadu_ps(weight + r) : _mm512_setzero_ps();
+    for (int r = 0; r < rows; r += 16) {
+        __m512 w = _mm512_loadu_ps(weight + r);
         __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(w, _mm512_set1_ps(by)));
         _mm_storeu_si128((__m128i *)(void *)&level[0][r], _mm512_cvtepi32_epi8(_mm512_srli_epi32(whole, 8)));
         _mm_storeu_si128((__m128i *)(void *)&level[1][r], _mm512_cvtepi32_epi8(whole)); /* cuts the upper bits off */

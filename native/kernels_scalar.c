@@ -8,6 +8,8 @@
 typedef float VF;
 enum { VW = 1, SETTLED = VW };
 #define HEADS 4
+#define ROWS 4
+#define COLUMNS 4
 
 static inline VF vzero(void) { return 0.0f; }
 static inline VF vset1(float x) { return x; }

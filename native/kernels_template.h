@@ -1,16 +1,19 @@
 /* Attention over one piece, written once. An instruction set's file defines a vocabulary and includes this:
  *   VF, VW                     a vector of VW floats
- *   HEADS                      query heads per pass (with 4 rows at once: HEADS * 4 accumulators, 4 keys, 1 query)
+ *   HEADS, ROWS, COLUMNS       query heads per pass; with ROWS rows at once HEADS * ROWS accumulators, ROWS keys, 1 query; then
+ *                              with COLUMNS vectors of a value (2 or 4) HEADS * COLUMNS accumulators
  *   vzero vset1 vload vstore vmul vadd vsub vfma(a, b, c) = a * b + c
  *   vmax(a, b)                 b where either is NaN
  *   vexceeds(a, b)             whether any number of a is larger than that of b; NaN is not
  *   vround                     nearest integer
  *   vscale2(x, n)              x * 2^n for whole n in -127 .. 127, tiny or 0 where n is -127; NaN where x is
  *   vsum vlargest              horizontal
- *   vsum_heads(sum, heads, score, r)   score[h][r .. r + 3] = the horizontal sums of sum[h][0 .. 3], once vsettle was called
+ *   vsum_heads(sum, heads, score, r)   score[h][r .. r + ROWS - 1] = the horizontal sums of sum[h][0 .. ROWS - 1], once vsettle was called
  *   vsettle(score, rows)       after the last of them; beyond `rows`, rounded up to SETTLED, the last vector is then -inf
  *   vload_rows(p, dtype)       VW numbers of a row as floats;  vtail_rows(p, dtype, n)  n < VW of them, then zeros
  *   vload_pair(p, even, odd)   2 * VW bf16 numbers of a row as floats
+ *   FEW_REGISTERS              where those of four rows leave no room for accumulators; then also
+ *   vload_half(p, half)        the even (0) or odd (1) ones of vload_pair;  vload_once(p)  vload that stays in its register
  *
  * A tile of rows (at most TILE) is scored for HEADS query heads at a time, its scores stay on the stack, and its values are
  * added up while they are in cache; meanwhile the next tile is prefetched, which alone doubles the rate of a core. */
@@ -59,11 +62,37 @@ static void place_bf16(const float *query, float scale, int64_t dim, float *to) 
     for (int64_t d = whole; d < hgca_padded(dim); d++) to[d] = d < dim ? query[d] * scale : 0.0f;
 }
 
-INLINE void find_rows(const hgca_piece *p, row_cursor *at, int rows, int dtype, tile_rows *tile) {
+/* `rows` rows one after the other. */
+INLINE void follow_rows(const hgca_piece *p, int64_t first, int rows, int dtype, tile_rows *tile) {
+    const char *key = p->key + first * p->key_row_stride, *value = p->value + first * p->value_row_stride;
     for (int r = 0; r < rows; r++) {
-        int64_t row = at->first;
-        if (at->row == NULL) at->first++;
-        else if (at->run == NULL) row = *at->row++;
+        tile->key[r] = key + r * p->key_row_stride;
+        tile->value[r] = value + r * p->value_row_stride;
+    }
+    if (p->unseen != INT64_MAX)
+        for (int r = 0; r < rows; r++) tile->at[r] = first + r;
+    if (dtype != HGCA_I8) return;
+    const char *key_scale = p->key_scale + first * p->scale_row_stride;
+    const char *value_scale = p->value_scale + first * p->scale_row_stride;
+    if (p->scale_row_stride == sizeof(float)) {
+        memcpy(tile->key_scale, key_scale, sizeof(float) * (size_t)rows);
+        memcpy(tile->value_scale, value_scale, sizeof(float) * (size_t)rows);
+        return;
+    }
+    for (int r = 0; r < rows; r++) {
+        memcpy(&tile->key_scale[r], key_scale + r * p->scale_row_stride, sizeof(float));
+        memcpy(&tile->value_scale[r], value_scale + r * p->scale_row_stride, sizeof(float));
+    }
+}
+
+INLINE void find_rows(const hgca_piece *p, row_cursor *at, int rows, int dtype, tile_rows *tile) {
+    if (at->row == NULL) {
+        follow_rows(p, at->first, rows, dtype, tile);
+        at->first += rows;
+    }
+    for (int r = 0; at->row != NULL && r < rows; r++) {
+        int64_t row;
+        if (at->run == NULL) row = *at->row++;
         else {
             while (at->first >= *at->run) at->first = 0, at->run++, at->row++; /* the first one may be used up, or empty */
             row = *at->row + at->first++;
@@ -119,47 +148,63 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
         return;
     }
 #endif
-    for (int r = 0; r < rows; r += 4) {
-        const char *key[4];
+    for (int r = 0; r < rows; r += ROWS) {
+        const char *key[ROWS];
         UNROLL
-        for (int j = 0; j < 4; j++) {
+        for (int j = 0; j < ROWS; j++) {
             key[j] = tile->key[r + j < rows ? r + j : rows - 1];
             prefetch_half(p, next, next_rows, r + j, size);
-            if (heads <= 2) prefetch_value(p, tile, r + j < rows ? r + j : rows - 1, size);
+            if (heads <= 2 && p->heads <= 2) prefetch_value(p, tile, r + j < rows ? r + j : rows - 1, size);
         }
-        VF sum[HEADS][4];
+        VF sum[HEADS][ROWS];
         UNROLL
         for (int h = 0; h < heads; h++)
             UNROLL
-            for (int j = 0; j < 4; j++) sum[h][j] = vzero();
+            for (int j = 0; j < ROWS; j++) sum[h][j] = vzero();
         int d = 0;
-        for (; dtype == HGCA_BF16 && d + 2 * VW <= dim; d += 2 * VW) {
-            VF even[4], odd[4];
+#ifdef FEW_REGISTERS
+        for (; dtype == HGCA_BF16 && d + 2 * VW <= dim; d += 2 * VW)
             UNROLL
-            for (int j = 0; j < 4; j++) vload_pair(key[j] + d * size, &even[j], &odd[j]);
+            for (int half = 0; half < 2; half++) { /* a row is loaded twice: accumulators stay where they are */
+                VF k[ROWS];
+                UNROLL
+                for (int j = 0; j < ROWS; j++) k[j] = vload_half(key[j] + d * size, half);
+                UNROLL
+                for (int h = 0; h < heads; h++) {
+                    VF q = vload_once(query + h * stride + d + half * VW);
+                    UNROLL
+                    for (int j = 0; j < ROWS; j++) sum[h][j] = vfma(q, k[j], sum[h][j]);
+                }
+                __asm__ volatile("" ::: "memory");
+            }
+#endif
+        for (; dtype == HGCA_BF16 && d + 2 * VW <= dim; d += 2 * VW) {
+            VF even[ROWS], odd[ROWS];
+            UNROLL
+            for (int j = 0; j < ROWS; j++) vload_pair(key[j] + d * size, &even[j], &odd[j]);
             UNROLL
             for (int h = 0; h < heads; h++) {
                 VF q = vload(query + h * stride + d), next_q = vload(query + h * stride + d + VW);
                 UNROLL
-                for (int j = 0; j < 4; j++) sum[h][j] = vfma(q, even[j], sum[h][j]);
+                for (int j = 0; j < ROWS; j++) sum[h][j] = vfma(q, even[j], sum[h][j]);
                 UNROLL
-                for (int j = 0; j < 4; j++) sum[h][j] = vfma(next_q, odd[j], sum[h][j]);
+                for (int j = 0; j < ROWS; j++) sum[h][j] = vfma(next_q, odd[j], sum[h][j]);
             }
         }
         for (; d + VW <= dim; d += VW) {
-            VF k[4];
+            VF k[ROWS];
             UNROLL
-            for (int j = 0; j < 4; j++) k[j] = vload_rows(key[j] + d * size, dtype);
+            for (int j = 0; j < ROWS; j++) k[j] = vload_rows(key[j] + d * size, dtype);
             UNROLL
             for (int h = 0; h < heads; h++) {
                 VF q = vload(query + h * stride + d);
                 UNROLL
-                for (int j = 0; j < 4; j++) sum[h][j] = vfma(q, k[j], sum[h][j]);
+                for (int j = 0; j < ROWS; j++) sum[h][j] = vfma(q, k[j], sum[h][j]);
             }
         }
         if (d < dim) {
             UNROLL
-            for (int j = 0; j < 4; j++) {
+            for (int j = 0; j < ROWS; j++) {
                 VF k = vtail_rows(key[j] + d * size, dtype, dim - d);
                 UNROLL
                 for (int h = 0; h < heads; h++) sum[h][j] = vfma(vload(query + h * stride + d), k, sum[h][j]);
@@ -175,7 +220,7 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
                         int next_rows, int heads, int dtype, int c, int columns, int tail, float weight[][TILE],
                         const float *factor) {
     const int64_t stride = hgca_padded(p->value_dim), size = hgca_number_bytes(dtype);
-    VF sum[HEADS][4];
+    VF sum[HEADS][COLUMNS];
     UNROLL
     for (int h = 0; h < heads; h++)
         UNROLL
@@ -184,7 +229,7 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
     for (int r = 0; r < rows; r++) {
         const char *value = tile->value[r] + c * size;
         if (c == 0) prefetch_half(p, next, next_rows, rows + r, size);
-        VF v[4];
+        VF v[COLUMNS];
         if (dtype == HGCA_BF16 && columns % 2 == 0)
             UNROLL
             for (int j = 0; j < columns; j += 2) vload_pair(value + j * VW * size, &v[j], &v[j + 1]);
@@ -213,8 +258,8 @@ INLINE void add_values(const hgca_piece *p, float *out, const tile_rows *tile, i
 #ifdef I8_DOTS
     if (dtype == HGCA_I8 && add_values_i8(p, out, tile, rows, next, next_rows, heads, weight, factor)) return;
 #endif
-    for (; c + 4 * VW <= dim; c += 4 * VW)
-        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 4, 0, weight, factor);
+    for (; COLUMNS > 2 && c + 4 * VW <= dim; c += 4 * VW)
+        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, COLUMNS, 0, weight, factor);
     for (; c + 2 * VW <= dim; c += 2 * VW)
         add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 2, 0, weight, factor);
     for (; c + VW <= dim; c += VW)

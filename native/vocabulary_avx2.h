@@ -1,13 +1,18 @@
-/* The templates' words in AVX2 with FMA and F16C: 8 floats, 16 registers, so two query heads a pass. */
+/* The templates' words in AVX2 with FMA and F16C: 8 floats, 16 registers: four query heads a pass, but of two rows. */
 #include <immintrin.h>
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "hgca.h"
+#include "kernels.h"
 
 typedef __m256 VF;
-enum { VW = 8, SETTLED = VW };
-#define HEADS 2
+enum { VW = 8, SETTLED = 2 };
+#define HEADS 4
+#define ROWS 2
+#define COLUMNS 2
+#define FEW_REGISTERS
 
 static inline VF vzero(void) { return _mm256_setzero_ps(); }
 static inline VF vset1(float x) { return _mm256_set1_ps(x); }
@@ -30,11 +35,31 @@ static inline void vsum4(VF a, VF b, VF c, VF d, float *out) {
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
 }
 
-static inline void vsum_heads(VF sum[HEADS][4], int heads, float score[][64], int r) {
-    for (int h = 0; h < heads; h++) vsum4(sum[h][0], sum[h][1], sum[h][2], sum[h][3], &score[h][r]);
+/* The sums of two rows of each head, in one vector: [row][row] of the heads 0, 1, 2, 3. */
+static inline void vsum_heads(VF sum[HEADS][ROWS], int heads, float score[][64], int r) {
+    VF x[HEADS];
+    UNROLL
+    for (int h = 0; h < HEADS; h++) x[h] = h < heads ? _mm256_hadd_ps(sum[h][0], sum[h][1]) : vzero();
+    __m256 a = _mm256_hadd_ps(x[0], x[1]), b = _mm256_hadd_ps(x[2], x[3]);
+    vstore(&score[r / 2 % 4][r / 8 * 8], _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31)));
 }
 
-static inline void vsettle(float score[][64], int rows) { (void)score, (void)rows; }
+/* Four heads times two rows at a time, as vsum_heads left them, become 8 rows of each head. A vector that is read must have
+ * been stored as one: read from four quarters it waits until they have left the store buffer. */
+static inline void vsettle(float score[][64], int rows) {
+    for (int r = 0; r < rows; r += 8) {
+        __m256d x[4], none = _mm256_castps_pd(vset1(-INFINITY));
+        UNROLL
+        for (int g = 0; g < 4; g++) x[g] = r + 2 * g < rows ? _mm256_castps_pd(vload(&score[g][r])) : none;
+        __m256d a = _mm256_unpacklo_pd(x[0], x[1]), b = _mm256_unpackhi_pd(x[0], x[1]);
+        __m256d c = _mm256_unpacklo_pd(x[2], x[3]), d = _mm256_unpackhi_pd(x[2], x[3]);
+        vstore(&score[0][r], _mm256_castpd_ps(_mm256_permute2f128_pd(a, c, 0x20)));
+        vstore(&score[1][r], _mm256_castpd_ps(_mm256_permute2f128_pd(b, d, 0x20)));
+        vstore(&score[2][r], _mm256_castpd_ps(_mm256_permute2f128_pd(a, c, 0x31)));
+        vstore(&score[3][r], _mm256_castpd_ps(_mm256_permute2f128_pd(b, d, 0x31)));
+    }
+}
+
 static inline float vsum(VF x) {
     float out[4];
     vsum4(x, x, x, x, out);
@@ -62,6 +87,17 @@ static inline void vload_pair(const char *p, VF *even, VF *odd) {
     __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)p);
     *even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
     *odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
+}
+
+static inline VF vload_once(const float *p) {
+    VF x = vload(p);
+    __asm__("" : "+x"(x)); /* GCC reads it from memory for every product else */
+    return x;
+}
+
+static inline VF vload_half(const char *p, int half) {
+    __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    return _mm256_castsi256_ps(half ? _mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)) : _mm256_slli_epi32(both, 16));
 }
 
 static inline VF vtail_rows(const char *p, int dtype, int n) {

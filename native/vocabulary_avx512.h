@@ -9,6 +9,8 @@
 typedef __m512 VF;
 enum { VW = 16, SETTLED = 4 };
 #define HEADS 4
+#define ROWS 4
+#define COLUMNS 4
 
 static inline VF vzero(void) { return _mm512_setzero_ps(); }
 static inline VF vset1(float x) { return _mm512_set1_ps(x); }

@@ -8,6 +8,8 @@
 typedef float32x4_t VF;
 enum { VW = 4, SETTLED = VW };
 #define HEADS 4
+#define ROWS 4
+#define COLUMNS 4
 
 static inline VF vzero(void) { return vdupq_n_f32(0.0f); }
 static inline VF vset1(float x) { return vdupq_n_f32(x); }
