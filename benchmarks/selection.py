@@ -4,7 +4,8 @@
 
 Keys are a mixture: clusters of unlike size along random directions, and the query looks for some of them, so that a few
 rows hold most of the mass, as in text. Times are medians over turns in which every side reads a store that is no longer in
-the cache. `x exact` is exact attention's time over the policy's; bytes are shares of the store's rows.
+the cache. `x exact` is exact attention's time over the policy's; bytes are shares of the store's rows; kept is the share of the
+attention mass that the rows read hold, error how far outputs are from exact attention's, over their length.
 """
 
 from __future__ import annotations
@@ -48,10 +49,12 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=9)
     parser.add_argument("--record", action="store_true", help="append to benchmarks/results/selection.jsonl")
     options = parser.parse_args()
+    native.share_openmp(False)
     native.set_threads(options.threads)
     draw = torch.Generator().manual_seed(1)
     print(
-        f"{'shape':10} {'rows':>8}  {'policy':10} {'ms':>8} {'x exact':>8} {'rows':>6} {'bytes':>6}  stages, ms of threads"
+        f"{'shape':10} {'rows':>8}  {'policy':10} {'ms':>8} {'x exact':>8} {'rows':>6} {'bytes':>6} {'kept':>6} {'error':>6}"
+        "  stages, ms of threads"
     )
     for shape in options.shape:
         heads, kv_heads, dim = map(int, shape.split("/"))
@@ -70,7 +73,8 @@ def main() -> None:
             for line in measure(store, policies, queries, heads):
                 print(
                     f"{shape:10} {rows:>8}  {line['policy']:10} {line['ms']:>8.3f} {line['x_exact']:>7.2f}x "
-                    f"{line['rows_share']:>6.1%} {line['bytes_share']:>6.1%}  {line['stages_ms']}",
+                    f"{line['rows_share']:>6.1%} {line['bytes_share']:>6.1%} {line['kept']:>6.3f} {line['error']:>6.3f}  "
+                    f"{line['stages_ms']}",
                     flush=True,
                 )
                 if options.record:
@@ -85,7 +89,8 @@ def query_of(centres: torch.Tensor, heads: int, sharpness: float, draw: torch.Ge
     kv_heads, count, dim = centres.shape
     picked = torch.randint(count, (kv_heads, heads // kv_heads), generator=draw)
     found = centres.gather(1, picked[..., None].expand(-1, -1, dim)).reshape(heads, dim)
-    return (found * sharpness + torch.randn(heads, dim, generator=draw) * 0.3).contiguous()
+    query = found * sharpness + torch.randn(heads, dim, generator=draw) * 0.3
+    return query.bfloat16().float().contiguous()  # as a bf16 model asks
 
 
 def measure(
@@ -96,24 +101,30 @@ def measure(
     cold = torch.ones(48 << 20)  # floats: more than a cache holds
     times: dict[str, list[float]] = {"exact": [], **{name: [] for name in policies}}
     reads: dict[str, list[selection.Reads]] = {name: [] for name in policies}
+    errors: dict[str, list[float]] = {name: [] for name in policies}
+    kept: dict[str, list[float]] = {name: [] for name in policies}
     for query in queries:
         for name in times:
             cold.add_(1.0)
+            time.sleep(0.02)  # until torch's threads sleep
             began = time.perf_counter()
             if name == "exact":
-                native.start([native.Step(query, store.read, store.rows, scale)]).wait()
-            else:
-                chosen = policies[name].choose(query, store)
-                assert chosen is not None
-                selection.start([selection.Aimed(chosen, query, scale)]).wait()
-                reads[name].append(chosen.reads)
+                whole = native.start([native.Step(query, store.read, store.rows, scale)]).wait()[0]
+                times[name].append(time.perf_counter() - began)
+                continue
+            chosen = policies[name].choose(query, store)
+            assert chosen is not None
+            part = selection.start([selection.Aimed(chosen, query, scale)]).wait()[0]
             times[name].append(time.perf_counter() - began)
+            reads[name].append(chosen.reads)
+            errors[name].append(float((part.out - whole.out).norm() / whole.out.norm()))
+            kept[name].append(float((chosen.read_lse - whole.lse).exp().mean()))
     exact = statistics.median(times["exact"])
     lines: list[dict[str, object]] = []
     for name, seconds in times.items():
         mine = statistics.median(seconds)
         line: dict[str, object] = {"policy": name, "ms": mine * 1e3, "x_exact": exact / mine}
-        line |= {"rows_share": 1.0, "bytes_share": 1.0, "stages_ms": {}}
+        line |= {"rows_share": 1.0, "bytes_share": 1.0, "kept": 1.0, "error": 0.0, "stages_ms": {}}
         if found := reads.get(name):
             kv_heads = store.keys.shape[0]
             stages = {
@@ -123,6 +134,7 @@ def measure(
             line["rows_share"] = statistics.mean(one.read for one in found) / (kv_heads * store.rows)
             line["bytes_share"] = statistics.mean(one.bytes for one in found) / store.bytes
             line["stages_ms"] = stages
+            line["kept"], line["error"] = statistics.mean(kept[name]), statistics.mean(errors[name])
         lines.append(line)
     return lines
 

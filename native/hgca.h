@@ -201,7 +201,8 @@ int64_t hgca_page_bytes(int32_t dim, int32_t kind); /* of a block */
  *   gate      HGCA_GATE_NONE: every code is read. HGCA_GATE_SCAN: groups are taken by the mass of their mean keys until
  *             gate_mass is held (at most gate_most groups, beside those apart), and only their codes are read. HGCA_GATE_READ: and all rows
  *             of these are read, without codes. The groups not taken enter as an estimate: 16 rows with the mean key and the
- *             mean value (RetroInfer, arXiv:2505.02922), but for those that hold next to nothing
+ *             mean value (RetroInfer, arXiv:2505.02922); those of little weight, with block_mean, by their mean key's code and their
+ *             block's mean value
  *   pages     groups are pages of page_kind, rows in their own order: there are no codes, no order, no means, and no estimate;
  *             clustered is `indexed`, any number, and gate HGCA_GATE_READ. Scores of pages are taken for those of their 16
  *             rows, so that masses are about right with means and too large with bounds

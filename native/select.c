@@ -55,23 +55,29 @@ static void read_near(hgca_unit *u, hgca_partial to) {
     h->near_kernel->piece(&piece);
 }
 
-/* By how much the log of a group's mass is above what its mean key says: v / 2 of scores that spread by the variance v, as of
- * normal ones; of 16 scores that spread far it is about the largest that counts, and no more. */
-static float reach_of(float variance) {
-    if (!(variance > 0.0f)) return 0.0f; /* rounded below zero */
-    return variance < 4.0f ? 0.5f * variance : 2.35f * sqrtf(variance) - 2.7f;
-}
-
+/* What groups hold by their mean keys, and what they may hold with the spread of their keys. */
 static void find_reach(hgca_unit *u, hgca_scan scan) {
     const hgca_head *h = u->head;
-    const float unit = scan.softcap > 0.0f ? 1.0f : LOG2E; /* of the scores */
+    hgca_reaching reaching = {
+        .raw = u->raw,
+        .unit = scan.softcap > 0.0f ? 1.0f : LOG2E,
+        .queries = h->queries,
+        .count = scan.count * HGCA_LANES,
+        .score = u->mean.score,
+        .max = u->mean.max,
+        .sum = u->mean.sum,
+    };
+    scan.raw = u->raw;
+    hgca_selection_kernels()->scan(&scan);
+    hgca_selection_kernels()->reach(&reaching);
     scan.codes = (const char *)h->job->spread_codes + h->head * h->job->spread_codes_head_stride;
     scan.query = h->spread_query;
     scan.softcap = 0.0f;
     scan.raw = u->spread;
     hgca_selection_kernels()->scan(&scan);
-    for (int64_t i = 0; i < h->queries * scan.count * HGCA_LANES; i++)
-        u->spread[i] = unit * reach_of(u->spread[i] / (unit * unit));
+    reaching.variance = u->spread;
+    reaching.score = u->reach.score, reaching.max = u->reach.max, reaching.sum = u->reach.sum;
+    hgca_selection_kernels()->reach(&reaching);
 }
 
 static void score_groups(hgca_unit *u) {
@@ -96,44 +102,49 @@ static void score_groups(hgca_unit *u) {
         .sum = u->mean.sum,
     };
     const int spread = !job->pages && job->spread_codes != NULL;
-    hgca_selection_kernels()->scan(&scan);
-    if (spread) {
-        find_reach(u, scan);
-        scan.plus = u->spread;
-        scan.score = u->reach.score, scan.max = u->reach.max, scan.sum = u->reach.sum;
-        hgca_selection_kernels()->scan(&scan);
-    }
+    if (spread) find_reach(u, scan);
+    else hgca_selection_kernels()->scan(&scan);
     u->stats.groups = u->clustered;
     u->stats.bytes = job->pages ? sixteens * hgca_page_bytes(scan.dim, job->page_kind)
                                 : (1 + spread) * (sixteens * hgca_lanes_bytes(scan.dim) +
                                                   up(u->clustered, HGCA_BLOCK) / HGCA_BLOCK * hgca_scales_bytes(scan.dim));
 }
 
-static int is_apart(const hgca_unit *u, int64_t i) {
+/* A bit for each of 16 groups that stand apart. */
+static uint32_t apart_bits(const hgca_unit *u, int64_t i, int64_t count) {
     const hgca_selection *job = u->head->job;
-    return job->apart && job->apart[u->head->head * job->apart_head_stride + u->first + i];
+    uint32_t bits = 0;
+    if (!job->apart) return 0;
+    const uint8_t *apart = (const uint8_t *)job->apart + u->head->head * job->apart_head_stride + u->first + i;
+    for (int64_t r = 0; r < count; r++) bits |= (uint32_t)(apart[r] != 0) << r;
+    return bits;
 }
 
-/* A group of the clustering goes through the gate. Those that stand apart always do, beside gate_most. */
-static int passes(hgca_unit *u, int64_t i) {
+/* Which of 16 groups go through the gate. Those that stand apart always do, beside gate_most. */
+static uint32_t passing_bits(hgca_unit *u, int64_t i) {
     const hgca_edge *gate = &u->head->gate;
-    const float weight = u->reach.weight[i];
-    if (gate->all || is_apart(u, i)) return 1;
-    return weight >= gate->least && (weight >= gate->above || u->room-- > 0);
+    uint32_t (*lanes)(const float *, float) = hgca_selection_kernels()->lanes;
+    const int64_t count = u->clustered - i < HGCA_LANES ? u->clustered - i : HGCA_LANES;
+    const uint32_t every = (1u << count) - 1, apart = apart_bits(u, i, count);
+    if (gate->all) return every;
+    uint32_t heavy = lanes(u->reach.weight + i, gate->least), sure = heavy & lanes(u->reach.weight + i, gate->above);
+    for (uint32_t some = heavy & ~sure & ~apart & every; some && u->room > 0; some &= some - 1, u->room--) sure |= some & -some;
+    return (sure | apart) & every;
 }
 
 /* Which groups of the unit are taken; the others' mass. */
 static void take_groups(hgca_unit *u) {
     const hgca_head *h = u->head;
-    const int gated = h->job->gate != HGCA_GATE_NONE;
-    const int64_t scored = hgca_score_room(u->clustered);
-    for (int32_t q = 0; q < h->queries; q++) u->left_sum[q] = 0.0f;
-    for (int64_t i = 0; i < u->groups; i++) {
-        if (!gated || i >= u->clustered || passes(u, i))
-            u->taken[u->taken_count++] = (int32_t)(u->first + i);
-        else
-            for (int32_t q = 0; q < h->queries; q++) u->left_sum[q] += hgca_from_bf16(u->mean.score[q * scored + i]);
+    const int64_t scored = h->job->gate != HGCA_GATE_NONE ? hgca_score_room(u->clustered) : 0;
+    for (int64_t i = 0; i < scored; i += HGCA_LANES) {
+        const int64_t left = u->clustered - i;
+        const uint32_t bits = passing_bits(u, i), every = left < HGCA_LANES ? (1u << left) - 1 : 0xffff;
+        u->passed[i / HGCA_LANES] = (uint16_t)(every & ~bits);
+        for (uint32_t some = bits; some; some &= some - 1) u->taken[u->taken_count++] = (int32_t)(u->first + i + __builtin_ctz(some));
     }
+    for (int64_t i = scored ? u->clustered : 0; i < u->groups; i++) u->taken[u->taken_count++] = (int32_t)(u->first + i);
+    for (int32_t q = 0; q < h->queries; q++)
+        u->left_sum[q] = scored ? hgca_selection_kernels()->hold(u->mean.score + q * scored, u->passed, scored) : 0.0f;
 }
 
 static int scans(const hgca_head *h) { return h->job->gate != HGCA_GATE_READ; }
@@ -270,25 +281,53 @@ static void read_chosen(hgca_unit *u, hgca_partial to) {
     u->stats.bytes += piece.count * hgca_row_bytes(&h->job->rows);
 }
 
-/* Groups not taken stand for 16 rows each. */
-static void guess_groups(hgca_unit *u, hgca_partial to) {
+/* Groups that hold next to nothing each: their values are about their block's mean. */
+static int64_t pass_groups(hgca_unit *u, hgca_partial to) {
     const hgca_head *h = u->head;
+    const hgca_selection *job = h->job;
+    const int64_t dim = job->rows.value_dim, scored = hgca_score_room(u->clustered);
     int64_t count = 0;
-    for (int64_t i = 0, next = 0; i < u->clustered && !h->job->pages; i++) {
-        if (next < u->taken_count && u->taken[next] == u->first + i) next++;
-        else if (u->mean.weight[i] >= h->estimate_edge) u->rows[count++] = (int32_t)(u->first + i);
+    for (int64_t i = 0; i < scored; i += HGCA_LANES) count += __builtin_popcount(u->passed[i / HGCA_LANES]);
+    if (count == 0) return 0;
+    for (int32_t q = 0; q < h->queries; q++) to.max[q] = u->mean.max[q] + HGCA_GROUP_OCTAVES;
+    memset(to.out, 0, sizeof(float) * (size_t)(hgca_padded(dim) * h->queries));
+    hgca_passing passing = {
+        .score = u->mean.score,
+        .passed = u->passed,
+        .count = scored,
+        .queries = h->queries,
+        .dim = job->rows.value_dim,
+        .mean = (const char *)job->block_mean + h->head * job->block_mean_head_stride + 2 * dim * (u->first / HGCA_GROUPS),
+        .out = to.out,
+        .sum = to.sum,
+    };
+    hgca_selection_kernels()->pass_by(&passing);
+    u->stats.bytes += passing.blocks * 2 * dim;
+    return count;
+}
+
+/* Groups not taken stand for 16 rows each: those of some weight with their own mean key and value. */
+static void guess_groups(hgca_unit *u, hgca_partial to, hgca_partial passed) {
+    const hgca_head *h = u->head;
+    const int64_t scored = h->job->pages ? 0 : hgca_score_room(u->clustered);
+    uint32_t (*lanes)(const float *, float) = hgca_selection_kernels()->lanes;
+    int64_t count = 0;
+    for (int64_t i = 0; i < scored; i += HGCA_LANES) {
+        uint16_t *bits = &u->passed[i / HGCA_LANES];
+        const uint32_t some = *bits & (h->job->block_mean ? lanes(u->mean.weight + i, h->estimate_edge) : 0xffff);
+        *bits &= (uint16_t)~some;
+        for (uint32_t left = some; left; left &= left - 1) u->rows[count++] = (int32_t)(u->first + i + __builtin_ctz(left));
     }
-    if (count == 0) {
-        hgca_empty(h, to);
-        return;
-    }
+    hgca_empty(h, to);
+    hgca_empty(h, passed);
+    u->stats.estimated = count + (scored ? pass_groups(u, passed) : 0);
+    if (count == 0) return;
     const hgca_attention mean = hgca_mean_rows(h->job);
     hgca_piece piece = hgca_piece_of(h, &mean, h->mean_query, to);
     piece.row = u->rows;
     piece.count = count;
     h->mean_kernel->piece(&piece);
     for (int32_t q = 0; q < h->queries; q++) to.max[q] += HGCA_GROUP_OCTAVES;
-    u->stats.estimated = count;
     u->stats.bytes += count * hgca_row_bytes(&mean);
 }
 
@@ -319,7 +358,7 @@ static void guess_left(hgca_unit *u, hgca_partial to) {
 static void read_rows(hgca_unit *u) {
     hgca_partial *to = u->head->partials + HGCA_PARTS * u->index;
     read_chosen(u, to[HGCA_READ]);
-    guess_groups(u, to[HGCA_GUESSED]);
+    guess_groups(u, to[HGCA_GUESSED], to[HGCA_PASSED]);
     guess_left(u, to[HGCA_LEFT]);
 }
 

@@ -18,8 +18,8 @@ enum { HGCA_UNIT = 128 };
  *   end      positions from here on do not exist
  *   sides    0: codes. Else they are pages' boxes with so many sides (hgca_pages), 16 pages taking the place of 16 positions
  *   query    f32 [queries][dim rounded up to 8], zeros behind; brings scores into base 2 (with a softcap: natural)
- *   plus     f32 [queries][16 * count] that is added to the scores, or NULL
- *   raw      out, if not NULL: f32 [queries][16 * count], the scores themselves, and nothing else is written
+ *   raw      out, if not NULL: f32 [queries][16 * count], the scores themselves, and nothing else is written; NaN where the
+ *            query or a block's scales are no numbers
  *   score    out: bf16 [queries][16 * count], 2^(s - max[query]), 2^-126 for positions that do not exist
  *   max, sum out: f32 [queries], the largest score and sum_j 2^(s_j - max); -inf and 0 over nothing */
 typedef struct {
@@ -33,12 +33,24 @@ typedef struct {
     int32_t sides;
     const float *query;
     float softcap;
-    const float *plus;
     float *raw;
     uint16_t *score;
     float *max;
     float *sum;
 } hgca_scan;
+
+/* score, max and sum as of hgca_scan from raw scores [queries][count] of groups' mean keys: as they are, or, with the variances
+ * of the scores within a group, for what its rows may hold. `unit` is that of the scores, 1 if natural. */
+typedef struct {
+    const float *raw;
+    const float *variance; /* of raw's size, or NULL */
+    float unit;
+    int32_t queries;
+    int64_t count; /* a multiple of 16, at most 16 HGCA_UNIT */
+    uint16_t *score;
+    float *max;
+    float *sum;
+} hgca_reaching;
 
 /* weight[i] = sum over queries of share[query] * score[query][i]; those of at least `least` are counted into bins, all are
  * added to *total. */
@@ -69,10 +81,28 @@ typedef struct {
     int64_t blocks; /* out: how many means were looked at */
 } hgca_leaving;
 
+/* Groups that are not looked into, as rows with the mean value of their block: sum[q] += w, out[q][..] += w * mean, where w is
+ * the sum of score[q] over those of a block whose bit of `passed` is set. */
+typedef struct {
+    const uint16_t *score;  /* [queries][count] */
+    const uint16_t *passed; /* a bit per group */
+    int64_t count;          /* of groups: a multiple of 16 */
+    int32_t queries;
+    int32_t dim;
+    const char *mean; /* bf16 [blocks][dim], from that of the first group on */
+    float *out;       /* [queries][padded dim] */
+    float *sum;
+    int64_t blocks; /* out: how many means were looked at */
+} hgca_passing;
+
 typedef struct {
     void (*scan)(const hgca_scan *scan);
+    void (*reach)(const hgca_reaching *reaching);
     void (*weigh)(const hgca_weighing *weighing);
     void (*leave)(hgca_leaving *leaving);
+    void (*pass_by)(hgca_passing *passing);
+    /* The sum of scores [count] whose bit is set; count is a multiple of 16. */
+    float (*hold)(const uint16_t *score, const uint16_t *bits, int64_t count);
     /* Bit i: weight[i] >= edge, of 16. */
     uint32_t (*lanes)(const float *weight, float edge);
 } hgca_isa_selection;

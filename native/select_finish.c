@@ -6,6 +6,10 @@
 
 static const float LOG2E = 1.44269504088896341f;
 
+/* A group not taken enters with its own mean row from so many times on what it may hold if all that is left out were spread
+ * evenly, else with its block's mean value. Measured: 8 times half the bytes at 128k, and a KL of .0024 in place of .0022 at 8k. */
+static const float ESTIMATE = 2.0f;
+
 /* Rows behind the index are read whatever they are. */
 static void read_rest(const hgca_head *h) {
     const hgca_attention *rows = &h->job->rows;
@@ -85,7 +89,7 @@ void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
     const float held = weigh_groups(h, units, 1, least);
     h->gate = choose_edge(h, units, 1.0f - job->gate_mass, 1, job->gate_most, least);
     h->gate.all = held != held; /* what is no number is not hidden */
-    h->estimate_edge = 0.25f * (1.0f - job->mass) / (float)hgca_scored_groups(job);
+    h->estimate_edge = ESTIMATE * (1.0f - job->mass) / (float)hgca_scored_groups(job);
 }
 
 void hgca_find_total(hgca_head *h, hgca_unit *units) {

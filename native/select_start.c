@@ -97,6 +97,7 @@ static void lay_out_unit(hgca_layout *at, hgca_head *h, hgca_unit *u, int64_t gr
         .groups = groups,
         .clustered = clustered,
         .taken = take(at, 4 * groups),
+        .passed = take(at, hgca_score_room(clustered) / 8),
         .score = take(at, 2 * queries * HGCA_LANES * groups),
         .chosen = take(at, 2 * groups),
         .rows = take(at, 4 * HGCA_LANES * groups),
@@ -104,6 +105,7 @@ static void lay_out_unit(hgca_layout *at, hgca_head *h, hgca_unit *u, int64_t gr
         .max = take(at, 4 * queries),
         .sum = take(at, 4 * queries),
         .mean = take_scores(at, queries, clustered),
+        .raw = take(at, spread ? 4 * queries * hgca_score_room(clustered) : 0),
         .spread = take(at, spread ? 4 * queries * hgca_score_room(clustered) : 0),
         .left_sum = take(at, 4 * queries),
     };

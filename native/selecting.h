@@ -17,8 +17,9 @@ enum { HGCA_STAGES = 4 };
 /* log2 of the 16 rows a group stands for. */
 #define HGCA_GROUP_OCTAVES 4.0f
 
-/* Partials of a unit: its share of the near rows, rows that are read, groups not taken, positions scored and not read. */
-enum { HGCA_NEAR, HGCA_READ, HGCA_GUESSED, HGCA_LEFT, HGCA_PARTS };
+/* Partials of a unit: its share of the near rows, rows that are read, groups not taken (those of some weight, and the rest),
+ * positions scored and not read. */
+enum { HGCA_NEAR, HGCA_READ, HGCA_GUESSED, HGCA_PASSED, HGCA_LEFT, HGCA_PARTS };
 
 /* One KV head of one job. */
 typedef struct {
@@ -56,6 +57,7 @@ typedef struct {
     int64_t groups;
     int64_t clustered; /* the first so many of them are in a clustering */
     int32_t *taken;    /* groups whose rows may be read, ascending */
+    uint16_t *passed;  /* a bit per group with a score that is not taken */
     int64_t taken_count;
     uint16_t *score; /* [queries][16 * taken] */
     uint16_t *chosen; /* a bit per position of each group taken: it is read */
@@ -64,7 +66,7 @@ typedef struct {
     float *max, *sum;
     hgca_group_scores mean;  /* of the groups' mean keys: what an estimate counts for */
     hgca_group_scores reach; /* with what their spread adds: what the gate goes by; without spreads the same */
-    float *spread;           /* [queries][clustered, rounded up to 16]: what it adds */
+    float *raw, *spread;     /* [queries][clustered, rounded up to 16]: scores of the mean keys, variances of scores */
     float *left_sum; /* of groups not taken, relative to mean.max */
     hgca_bins bins;
     int64_t room; /* groups of the gate's last bin it may take, then rows of the edge's */

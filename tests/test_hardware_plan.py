@@ -200,7 +200,7 @@ def test_the_policy_follows_the_context() -> None:
     assert short.select == "exact" and short.quality is None and "window" in short.reasons["select"]
     middle = plan(SMALL, context=8192, window=512)
     assert (middle.select, middle.quality, middle.kv_dtype) == ("scan", QUALITY, "bf16")
-    assert plan(SMALL, context=65536, window=512, yarn=True).select == "two-level"
+    assert plan(SMALL, context=65536, window=512, yarn=True).select == "scan"
     assert plan(SMALL, context=65536, window=512, select="scan", yarn=True).reasons["select"] == "given"
     assert plan(SMALL, context=8192, window=512, quality=0.9).cache.quality == 0.9
     fixed = plan(SMALL, context=8192, window=512, budget=0.1)

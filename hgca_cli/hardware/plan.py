@@ -22,7 +22,6 @@ HOST_SHARE = 0.8  # of the available host memory, unless --ram-limit says otherw
 CPU_WINDOW = 1024
 CPU_CHUNK, GPU_CHUNK, SMALLEST_CHUNK = 512, 2048, 64
 UNKNOWN_CONTEXT = 4096  # where the config does not say what the model was trained on
-SCAN_CONTEXT = 32768  # the longest context whose keys are all scanned
 STEP = 256  # contexts and windows that memory decides are multiples of this
 
 
@@ -234,9 +233,7 @@ def best_policy(choice: Choice) -> tuple[str, str]:
     """The policy for a context and a window, and why."""
     if stored_rows(choice) == 0:
         return "exact", "the window holds every row"
-    if choice.context <= SCAN_CONTEXT:
-        return "scan", "follows the query, and finds what a scan of 4-bit keys finds"
-    return "two-level", f"follows the query; beyond {SCAN_CONTEXT:,} tokens a scan of all keys takes too long"
+    return "scan", "follows the query, and finds what a scan of 4-bit keys finds"
 
 
 def choose_policy(place: _Place, choice: Choice, reasons: dict[str, str]) -> tuple[Choice, float | None]:

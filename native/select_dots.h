@@ -1,0 +1,78 @@
+/* Dot products of 4-bit codes with 8-bit queries, for select_template.h, which includes this. */
+/* dot[q][r] as of dot_lanes, of one group. */
+#if !defined(__AVX512BW__)
+INLINE void dot_group(const uint8_t *codes, int64_t width, const int8_t *query8, int queries, int32_t dot[][HGCA_LANES]) {
+#if defined(__AVX2__)
+    const __m256i low_half = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
+    for (int lanes = 0; lanes < HGCA_LANES; lanes += 8) {
+        const uint8_t *at = codes + 4 * lanes;
+        __m256i sum[QUERIES];
+        UNROLL
+        for (int q = 0; q < queries; q++) sum[q] = _mm256_setzero_si256();
+        for (int64_t d = 0; d < width; d += 8, at += 64) {
+            __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)at);
+            __m256i low = _mm256_and_si256(both, low_half), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), low_half);
+            UNROLL
+            for (int q = 0; q < queries; q++) {
+                int32_t a, b;
+                memcpy(&a, query8 + q * MOST_WIDTH + d, sizeof a);
+                memcpy(&b, query8 + q * MOST_WIDTH + d + 4, sizeof b);
+                __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, _mm256_set1_epi32(a)),
+                                                 _mm256_maddubs_epi16(high, _mm256_set1_epi32(b)));
+                sum[q] = _mm256_add_epi32(sum[q], _mm256_madd_epi16(pairs, one));
+            }
+        }
+        UNROLL
+        for (int q = 0; q < queries; q++) _mm256_storeu_si256((__m256i *)(void *)(dot[q] + lanes), sum[q]);
+    }
+#else
+    for (int q = 0; q < queries; q++)
+        for (int r = 0; r < HGCA_LANES; r++) dot[q][r] = 0;
+    for (int64_t d = 0; d < width; d += 8, codes += 64)
+        for (int q = 0; q < queries; q++)
+            for (int r = 0; r < HGCA_LANES; r++)
+                for (int j = 0; j < 4; j++)
+                    dot[q][r] += (codes[4 * r + j] & 15) * query8[q * MOST_WIDTH + d + j] +
+                                 (codes[4 * r + j] >> 4) * query8[q * MOST_WIDTH + d + 4 + j];
+#endif
+}
+#endif
+
+/* dot[q][r] = sum over numbers of codes of position r times query8[q], for `queries` (a constant) queries; of two groups. */
+INLINE void dot_lanes(const uint8_t *codes, const uint8_t *other, int64_t width, const int8_t *query8, int queries,
+                      int32_t dot[][HGCA_LANES], int32_t other_dot[][HGCA_LANES]) {
+#if defined(__AVX512BW__)
+    const __m512i low_half = _mm512_set1_epi8(15);
+    __m512i sum[QUERIES], more[QUERIES];
+    UNROLL
+    for (int q = 0; q < queries; q++) sum[q] = more[q] = _mm512_setzero_si512();
+    for (int64_t d = 0; d < width; d += 8, codes += 64, other += 64) {
+        __m512i a = _mm512_loadu_si512(codes), b = _mm512_loadu_si512(other);
+        __m512i a_low = _mm512_and_si512(a, low_half), a_high = _mm512_and_si512(_mm512_srli_epi16(a, 4), low_half);
+        __m512i b_low = _mm512_and_si512(b, low_half), b_high = _mm512_and_si512(_mm512_srli_epi16(b, 4), low_half);
+        UNROLL
+        for (int q = 0; q < queries; q++) {
+            const word_t *word = (const word_t *)(const void *)(query8 + q * MOST_WIDTH + d);
+            __m512i low = _mm512_set1_epi32(word[0]), high = _mm512_set1_epi32(word[1]);
+#if defined(__AVX512VNNI__)
+            sum[q] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum[q], a_low, low), a_high, high);
+            more[q] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(more[q], b_low, low), b_high, high);
+#else
+            const __m512i one = _mm512_set1_epi16(1);
+            __m512i a_pairs = _mm512_add_epi16(_mm512_maddubs_epi16(a_low, low), _mm512_maddubs_epi16(a_high, high));
+            __m512i b_pairs = _mm512_add_epi16(_mm512_maddubs_epi16(b_low, low), _mm512_maddubs_epi16(b_high, high));
+            sum[q] = _mm512_add_epi32(sum[q], _mm512_madd_epi16(a_pairs, one));
+            more[q] = _mm512_add_epi32(more[q], _mm512_madd_epi16(b_pairs, one));
+#endif
+        }
+    }
+    UNROLL
+    for (int q = 0; q < queries; q++) {
+        _mm512_storeu_si512(dot[q], sum[q]);
+        _mm512_storeu_si512(other_dot[q], more[q]);
+    }
+#else
+    dot_group(codes, width, query8, queries, dot);
+    dot_group(other, width, query8, queries, other_dot);
+#endif
+}
