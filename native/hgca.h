@@ -291,11 +291,16 @@ int hgca_copy_rows(const hgca_copy *copies, int32_t count);
 
 /* A linear layer with one vector, as a token at a time needs it: out = weight in + bias, added up in float32, at the rate
  * memory is read.
- *   weight   [outputs][inputs], rows row_bytes apart, of a `kind`: HGCA_F32, HGCA_BF16, HGCA_F16, or a grid, where
- *            32 numbers of a row (inputs is a multiple of 32) share a scale s and a smallest number m:
- *            HGCA_GRID8  s * q, q int8;  HGCA_GRID4  s * q + m, q 0 .. 15, two in a byte: of a block's 16 bytes the
- *            lower halves are its numbers 0 .. 15, the upper ones 16 .. 31
- *   grid     of grids: f32 [outputs][inputs / 32] s, HGCA_GRID4 [outputs][2][inputs / 32] s, then m
+ *   weight   [outputs][inputs], rows row_bytes apart, of a `kind`: HGCA_F32, HGCA_BF16, HGCA_F16. Or a grid, where 32
+ *            numbers of a row (inputs is a multiple of 32) share a scale s and a smallest number m:
+ *            HGCA_GRID8  s * q, q int8;  HGCA_GRID4  s * q + m, q 0 .. 15
+ *            in tiles of 16 rows (the last one filled up with zeros), [outputs / 16][inputs / 32] blocks of
+ *            f16 [16] s, HGCA_GRID4 also f16 [16] m, then lines of 16 times 32 bits, for each row one:
+ *            HGCA_GRID8  8 lines, byte k of line l is the row's number 4 l + k of the block
+ *            HGCA_GRID4  4 lines, the lower half of byte k is number 8 l + k, the upper half 8 l + 4 + k
+ *            With a grid, `in` is rounded to 21 bits by blocks of 32: the product is that with numbers that differ by up to
+ *            5e-7 of their block's largest; nothing else is rounded before sums of float32. Numbers below 1e-30 of a block without
+ *            larger ones count as zeros. Where a number is not finite, nothing of out is
  *   dtype    of bias, in and out: HGCA_F32, HGCA_BF16 or HGCA_F16
  *   bias     [outputs], or null
  *   in, out  addresses of [inputs] and [outputs] numbers: numbers, as Python would have to make objects of pointers
@@ -304,7 +309,6 @@ enum { HGCA_GRID8 = 3, HGCA_GRID4 = 4 };
 
 typedef struct {
     const void *weight;
-    const float *grid;
     const void *bias;
     int64_t row_bytes;
     int32_t outputs;

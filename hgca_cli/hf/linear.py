@@ -3,8 +3,8 @@
 torch's product of a matrix and one vector reads weights on one thread here, at a third of the rate two threads reach.
 `quicken` makes a loaded model's linear layers hand single tokens to the C library; everything else about them stays as
 it is (name, parameters, what several tokens do). float32 weights that 16 bits hold exactly, as most models are published,
-or a grid of 4 or 8 bits, as those of a converted GGUF file, get a second copy in that form: half or a fifth is read then,
-and results differ by rounding alone.
+or a grid of 4 or 8 bits, as those of a converted GGUF file, get a second copy in that form: half or a sixth is read then.
+Results differ by rounding alone; of a grid's that is what rounding a vector to 21 bits by blocks of 32 makes of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hgca_cli import native
-from hgca_cli.hf.grid import find_grid, find_halves
+from hgca_cli.hf.grid import Grid, find_grid, find_halves
 
 
 def quicken(model: nn.Module) -> int:
@@ -36,14 +36,19 @@ def _quicken(model: nn.Module) -> int:
         if module.bias is None and weight.data_ptr() in seen:
             quick = seen[weight.data_ptr()]
         else:
-            fewer = find_grid(weight) or find_halves(weight)
-            quick = Weights(weight, module.bias, *(fewer or ()))
-            taken += sum(part.numel() * part.element_size() for part in fewer or ())
+            quick = Weights(weight, module.bias, copy_of(weight))
+            taken += quick.copied
             seen[weight.data_ptr()] = quick
         module.__class__ = QuickLinear
         assert isinstance(module, QuickLinear)
         module.quick = quick
     return taken
+
+
+def copy_of(weight: Tensor) -> Tensor | Grid | None:
+    """The same weights in fewer bytes, if there are such."""
+    grid = find_grid(weight)
+    return find_halves(weight) if grid is None else grid
 
 
 class QuickLinear(nn.Linear):
@@ -64,30 +69,28 @@ class Weights:
     """A linear layer's weights, to be multiplied with one vector at a time. They must not change or move.
 
     weight   f32, bf16 or f16 [outputs, inputs], on the CPU, numbers of a row next to each other; bias [outputs] or None
-    numbers  the same weights as bf16 or f16, or on a grid: int8 [outputs, inputs], uint8 [outputs, inputs / 2] (4 bits
-             each); factors, of a grid: f32 [outputs, inputs / 32], [outputs, 2, inputs / 32]. What they mean: hgca.h
+    copy     the same weights in fewer bytes, which are read then: bf16 or f16, or on a grid
+    copied   bytes of the copy
     """
 
-    __slots__ = ("_at", "_described", "_dtype", "_kept", "_outputs")
+    __slots__ = ("_at", "_described", "_dtype", "_kept", "_outputs", "copied")
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None = None, numbers: Tensor | None = None, factors: Tensor | None = None
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, copy: Tensor | Grid | None = None) -> None:
         assert self.takes(weight, bias)
         to = self._described = native.ffi.new("hgca_weights *")
-        read = weight if numbers is None else numbers
+        read = weight if copy is None else copy.tiles if isinstance(copy, Grid) else copy
         to.weight, to.row_bytes = native.address(read), read.stride(0) * read.element_size()
         to.outputs, to.inputs = weight.shape
-        to.kind = to.dtype = native.DTYPES[weight.dtype]
-        if numbers is not None and factors is None:
-            to.kind = native.DTYPES[numbers.dtype]
-        elif numbers is not None and factors is not None:
-            assert numbers.is_contiguous() and factors.is_contiguous() and factors.dtype == torch.float32
-            to.kind = native.lib.HGCA_GRID4 if numbers.dtype == torch.uint8 else native.lib.HGCA_GRID8
-            to.grid = native.address(factors)
+        to.dtype = native.DTYPES[weight.dtype]
+        if isinstance(copy, Grid):
+            assert copy.tiles.is_contiguous()
+            to.kind = native.lib.HGCA_GRID4 if copy.bits == 4 else native.lib.HGCA_GRID8
+        else:
+            to.kind = native.DTYPES[read.dtype]
         if bias is not None:
             to.bias = native.address(bias)
-        self._kept = (weight, bias, numbers, factors)
+        self._kept = (weight, bias, read)
+        self.copied = 0 if copy is None else read.numel() * read.element_size()
         self._at, self._dtype, self._outputs = weight.data_ptr(), weight.dtype, weight.shape[0]
 
     @staticmethod
