@@ -33,10 +33,13 @@ typedef struct {
 
 typedef void (*hgca_linear_kernel)(const hgca_linear_rows *rows);
 
-/* By kind of weights: f32, bf16, f16, grid of 8 bits, grid of 4 bits. place: blocks of 32. */
+/* By kind of weights: f32, bf16, f16, grid of 8 bits, grid of 4 bits.
+ * place  blocks of 32 numbers
+ * gate   gate[i] *= up[i] / (1 + exp(-gate[i])) */
 typedef struct {
     hgca_linear_kernel rows[5];
     void (*place)(const float *in, int64_t blocks, hgca_placed_block *to);
+    void (*gate)(float *gate, const float *up, int64_t count);
 } hgca_isa_linear;
 
 extern const hgca_isa_linear hgca_linear_scalar, hgca_linear_avx2, hgca_linear_avx512, hgca_linear_avx512vnni,

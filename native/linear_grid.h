@@ -54,7 +54,7 @@ INLINE void dot_tile(const hgca_linear_rows *p, const char *tile, int bits, floa
         const char *factor = tile + b * block_bytes, *codes = factor + HGCA_TILE * (bits == 4 ? 4 : 2);
         const hgca_placed_block *x = &p->placed[b];
         const VF scale = vset1(x->scale), whole = vset1(x->whole);
-        prefetch_lines(p, factor + AHEAD, block_bytes);
+        prefetch_lines(p, factor + AHEAD_GRID, block_bytes);
         UNROLL
         for (int part = 0; part < PARTS; part++, factor += 2 * VW, codes += 4 * VW) {
             const VF dots = bits == 4 ? dot_block4(codes, x->level[0]) : dot_block8(codes, x->level[0], x->sum);
@@ -70,7 +70,7 @@ INLINE void dot_tiles(const hgca_linear_rows *p, int bits) {
     const int64_t tile_bytes = p->inputs / BLOCK * HGCA_TILE * (bits == 4 ? 20 : 34);
     const char *tile = p->weight;
     int64_t r = 0;
-    prefetch_lines(p, tile, AHEAD);
+    prefetch_lines(p, tile, AHEAD_GRID);
     for (; r + HGCA_TILE <= p->rows; r += HGCA_TILE, tile += tile_bytes) dot_tile(p, tile, bits, p->out + r);
     if (r == p->rows) return;
     float whole[HGCA_TILE];

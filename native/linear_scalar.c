@@ -1,4 +1,5 @@
 /* Plain C: the reference of the others, and what runs where nothing better does. */
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -14,6 +15,10 @@ static inline VF vload(const float *p) { return *p; }
 static inline void vstore(float *p, VF x) { *p = x; }
 static inline VF vadd(VF a, VF b) { return a + b; }
 static inline VF vfma(VF a, VF b, VF c) { return a * b + c; }
+static inline VF vsub(VF a, VF b) { return a - b; }
+static inline VF vmax(VF a, VF b) { return a > b ? a : b; }
+static inline VF vround(VF x) { return rintf(x); }
+static inline VF vscale2(VF x, VF n) { return n == n ? ldexpf(x, (int)n) : n; }
 static inline float vsum(VF x) { return x; }
 
 static inline VF vload_rows(const char *p, int dtype) {

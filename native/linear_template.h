@@ -3,7 +3,7 @@
  *   vzero vset1 vload vstore vadd vmul vsum vfma(a, b, c) = a * b + c
  *   vload_rows(p, dtype)      VW numbers (f32, bf16, f16, i8) as floats
  *   vtail_rows(p, dtype, n)   n < VW of them, then zeros
- * and what linear_grid.h needs besides.
+ * and what linear_grid.h and kernels_exp2.h need besides.
  *
  * A layer's weights are read once a token and are far more than the caches hold, so what counts is that memory never
  * waits: four rows are added up at a time, and those that come next are fetched meanwhile, in the order of memory. */
@@ -15,7 +15,7 @@
 #include "linear.h"
 
 #define INLINE static inline __attribute__((always_inline))
-enum { AT_ONCE = 4, LINE = 64, AHEAD = 8 << 10, BLOCK = 32 };
+enum { AT_ONCE = 4, LINE = 64, AHEAD = 8 << 10, AHEAD_GRID = 4 << 10, BLOCK = 32 };
 
 INLINE void prefetch_lines(const hgca_linear_rows *p, const char *from, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += LINE)
@@ -53,6 +53,19 @@ INLINE void dot_rows(const hgca_linear_rows *p, int64_t first, int rows, int dty
 
 #include "linear_grid.h"
 
+#include "kernels_exp2.h"
+
+/* exp(-|x|) cannot overflow. Relative error below 1e-6 for |x| < 10; it grows with |x|, as that of |x| log2(e) does. */
+static void gate(float *x, const float *up, int64_t count) {
+    float e[BLOCK];
+    for (int64_t at = 0; at < count; at += BLOCK) {
+        const int64_t left = count - at, some = left < BLOCK ? left : BLOCK;
+        for (int64_t i = 0; i < BLOCK; i++) e[i] = i < some ? -1.44269504f * fabsf(x[at + i]) : 0.0f;
+        for (int64_t i = 0; i < BLOCK; i += VW) vstore(e + i, vexp2(vload(e + i)));
+        for (int64_t i = 0; i < some; i++) x[at + i] *= up[at + i] * (x[at + i] < 0.0f ? e[i] : 1.0f) / (1.0f + e[i]);
+    }
+}
+
 #define HGCA_LINEAR(name, four, one)                                             \
     static void name(const hgca_linear_rows *p) {                                \
         int64_t r = 0;                                                           \
@@ -69,4 +82,5 @@ HGCA_LINEAR(linear_f16, dot_rows(p, r, AT_ONCE, HGCA_F16), dot_rows(p, r, 1, HGC
     {                                                                            \
         {linear_f32, linear_bf16, linear_f16, linear_grid8, linear_grid4},       \
         place,                                                                   \
+        gate,                                                                    \
     }
