@@ -8,7 +8,7 @@ Results differ by rounding alone; of a grid's that is what rounding a vector to 
 of the result's norm in the default model's layers, 1.3e-5 where a vector has numbers a thousand times the others.
 
 Projections of one vector (query, key and value; gate and up) are computed by one call, as starting threads takes as long
-as a small layer does.
+as a small layer does; a gated feed-forward block is one call as a whole (hf/gated.py).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names o
 
 def quicken(model: nn.Module) -> int:
     """Let the linear layers of a model on the CPU work as above; returns the bytes their second copies take."""
+    from hgca_cli.hf.gated import quicken_gated
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # 210 matrices, 9 passes each: beside busy neighbours threads wait longer than they work
     try:
@@ -31,6 +33,7 @@ def quicken(model: nn.Module) -> int:
         for module in list(model.modules()):
             for names in TOGETHER:
                 join([layer for name in names if isinstance(layer := module._modules.get(name), QuickLinear)])
+            quicken_gated(module)
         return taken
     finally:
         torch.set_num_threads(threads)
