@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hgca_cli import native
 from hgca_cli.hf.grid import Grid, find_grid, find_halves
+from hgca_cli.hf.pages import Pages
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of a module's layers that share a vector
 
@@ -41,6 +42,7 @@ def quicken(model: nn.Module) -> int:
 
 def _quicken(model: nn.Module) -> int:
     taken = 0
+    pages = Pages()
     seen: dict[int, Weights] = {}  # tied weights are packed once
     for module in model.modules():
         if type(module) is not nn.Linear or not Weights.takes(module.weight, module.bias):
@@ -49,7 +51,7 @@ def _quicken(model: nn.Module) -> int:
         if module.bias is None and weight.data_ptr() in seen:
             quick = seen[weight.data_ptr()]
         else:
-            quick = Weights(weight, module.bias, copy_of(weight))
+            quick = Weights(weight, module.bias, copy_of(weight, pages))
             taken += quick.copied
             seen[weight.data_ptr()] = quick
         module.__class__ = QuickLinear
@@ -59,10 +61,12 @@ def _quicken(model: nn.Module) -> int:
     return taken
 
 
-def copy_of(weight: Tensor) -> Tensor | Grid | None:
+def copy_of(weight: Tensor, pages: Pages) -> Tensor | Grid | None:
     """The same weights in fewer bytes, if there are such."""
-    grid = find_grid(weight)
-    return find_halves(weight) if grid is None else grid
+    if (grid := find_grid(weight)) is not None:
+        return grid._replace(tiles=pages.keep(grid.tiles))
+    halves = find_halves(weight)
+    return None if halves is None else pages.keep(halves)
 
 
 class QuickLinear(nn.Linear):
