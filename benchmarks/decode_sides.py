@@ -139,7 +139,7 @@ AttentionMaskInterface.register("none at all", lambda *_, **__: None)
 
 
 class BareModules(Side):
-    """Norms, linears and activations of a Llama-like model called one after another: how fast the weights alone go."""
+    """Norms, projections and feed-forward blocks of a Llama-like model, one after another: how fast the weights alone go."""
 
     name = "bare modules"
 
@@ -151,14 +151,14 @@ class BareModules(Side):
         body = self._model.model
         hidden = body.embed_tokens(torch.tensor([[token]]))
         for layer in body.layers:
-            own, mlp = layer.self_attn, layer.mlp
+            own = layer.self_attn
             normed = layer.input_layernorm(hidden)
             query = own.q_proj(normed)
             own.k_proj(normed)
             own.v_proj(normed)
             hidden = hidden + own.o_proj(query)
             normed = layer.post_attention_layernorm(hidden)
-            hidden = hidden + mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+            hidden = hidden + layer.mlp(normed)
         int(self._model.lm_head(body.norm(hidden))[0, -1].argmax())
 
 

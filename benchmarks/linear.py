@@ -1,9 +1,10 @@
-"""All linear layers of a model with one token: by torch, by the C library as they are, and in as few bytes as hold them.
+"""All linear layers of a model with one token: by torch, by the C library as they are, in as few bytes as hold them, in blocks.
 
     python benchmarks/linear.py [--model smollm2-135m] [--dtype fp32] [--threads 2] [--openmp] [--record]
 
-Milliseconds a token and GB/s of weights (as torch has them), medians of turns that take each side once. `read` is what
-as many torch threads read of a buffer of 1 GiB meanwhile.
+Milliseconds a token and GB/s of weights (as torch has them), medians of turns that take each side once. `in blocks` is
+what a model calls: gated feed-forward blocks as such, with what is between their layers. `read` is what as many torch
+threads read of a buffer of 1 GiB meanwhile.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from hgca_cli import native
+from hgca_cli.hf.gated import Gated
 from hgca_cli.hf.linear import Weights, quicken
 from hgca_cli.hf.load import load_model
 from hgca_cli.hf.registry import resolve
@@ -42,10 +44,16 @@ def main() -> None:
 
     model = load_model(resolve(options.model), device="cpu", dtype=options.dtype).model
     layers = [module for module in model.modules() if type(module) is nn.Linear]
-    vectors = [torch.randn(1, 1, layer.in_features).to(layer.weight.dtype) for layer in layers]
+    widths = {layer.in_features for layer in layers}
+    shared = {width: torch.randn(1, 1, width).to(layers[0].weight.dtype) for width in widths}
+    vectors = [shared[layer.in_features] for layer in layers]
     plain = [Weights(layer.weight, layer.bias) for layer in layers]
     size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
     copies = quicken(model)
+    blocks = [module for module in model.modules() if isinstance(module, Gated)]
+    inside = {layer for block in blocks for layer in block.modules()}
+    called = [*blocks, *(layer for layer in layers if layer not in inside)]
+    given = [shared[next(layer.in_features for layer in one.modules() if layer in layers)] for one in called]
     probe = ReadProbe(options.threads)
     sides: dict[str, Callable[[], object]] = {
         "torch": lambda: [
@@ -53,13 +61,14 @@ def main() -> None:
         ],
         "as they are": lambda: [weights.product(x) for weights, x in zip(plain, vectors, strict=True)],
         "quickened": lambda: [layer(x) for layer, x in zip(layers, vectors, strict=True)],
+        "in blocks": lambda: [one(x) for one, x in zip(called, given, strict=True)],
         **probe.sides(),
     }
     with torch.inference_mode():
         seconds = interleave(sides, options.times)
     print(f"{len(layers)} layers, {size / 1e6:.0f} MB as {options.dtype}, {copies / 1e6:.0f} MB in second copies")
     results = {}
-    for name in ("torch", "as they are", "quickened"):
+    for name in ("torch", "as they are", "quickened", "in blocks"):
         took = median(seconds[name])
         results[name] = {"ms": round(1e3 * took, 2), "gb_s": round(size / took / 1e9, 1)}
         print(f"  {name:14}{1e3 * took:>8.2f} ms{size / took / 1e9:>8.1f} GB/s")

@@ -42,8 +42,8 @@ static const struct {
     int (*present)(void);
 } table[] = {
 #if defined(__x86_64__)
-    {&hgca_avx512bf16, &hgca_convert_avx512, &hgca_select_avx512vnni, &hgca_linear_avx512, has_avx512bf16},
-    {&hgca_avx512vnni, &hgca_convert_avx512, &hgca_select_avx512vnni, &hgca_linear_avx512, has_avx512vnni},
+    {&hgca_avx512bf16, &hgca_convert_avx512, &hgca_select_avx512vnni, &hgca_linear_avx512vnni, has_avx512bf16},
+    {&hgca_avx512vnni, &hgca_convert_avx512, &hgca_select_avx512vnni, &hgca_linear_avx512vnni, has_avx512vnni},
     {&hgca_avx512, &hgca_convert_avx512, &hgca_select_avx512, &hgca_linear_avx512, has_avx512},
     {&hgca_avx2, &hgca_convert_avx2, &hgca_select_avx2, &hgca_linear_avx2, has_avx2},
 #elif defined(__aarch64__)

@@ -290,22 +290,27 @@ typedef struct {
 
 int hgca_copy_rows(const hgca_copy *copies, int32_t count);
 
-/* A linear layer with one vector, as a token at a time needs it: out = weight in + bias, added up in float32, at the rate
- * memory is read.
- *   weight   [outputs][inputs], rows row_bytes apart, of a `kind`: HGCA_F32, HGCA_BF16, HGCA_F16, or a grid, where
- *            32 numbers of a row (inputs is a multiple of 32) share a scale s and a smallest number m:
- *            HGCA_GRID8  s * q, q int8;  HGCA_GRID4  s * q + m, q 0 .. 15, two in a byte: of a block's 16 bytes the
- *            lower halves are its numbers 0 .. 15, the upper ones 16 .. 31
- *   grid     of grids: f32 [outputs][inputs / 32] s, HGCA_GRID4 [outputs][2][inputs / 32] s, then m
+/* Linear layers with one vector, as a token at a time needs them: out = weight in + bias, added up in float32, at the rate
+ * memory is read. Several (1 .. HGCA_MOST_LAYERS) may share a vector, as a model's query, key and value projections do.
+ *   weight   [outputs][inputs], rows row_bytes apart, of a `kind`: HGCA_F32, HGCA_BF16, HGCA_F16. Or a grid, where 32
+ *            numbers of a row (inputs is a multiple of 32) share a scale s and a smallest number m:
+ *            HGCA_GRID8  s * q, q int8;  HGCA_GRID4  s * q + m, q 0 .. 15
+ *            in tiles of 16 rows (the last one filled up with zeros), [outputs / 16][inputs / 32] blocks of
+ *            f16 [16] s, HGCA_GRID4 also f16 [16] m, then lines of 16 times 32 bits, for each row one:
+ *            HGCA_GRID8  8 lines, byte k of line l is the row's number 4 l + k of the block
+ *            HGCA_GRID4  4 lines, the lower half of byte k is number 8 l + k, the upper half 8 l + 4 + k
+ *            With a grid, `in` is rounded to 21 bits by blocks of 32: the product is that with numbers that differ by up to
+ *            5e-7 of their block's largest; nothing else is rounded before sums of float32. Numbers below 1e-30 of a block without
+ *            larger ones count as zeros. Where a number is not finite, nothing of out is
  *   dtype    of bias, in and out: HGCA_F32, HGCA_BF16 or HGCA_F16
  *   bias     [outputs], or null
- *   in, out  addresses of [inputs] and [outputs] numbers: numbers, as Python would have to make objects of pointers
- * Returns when all is written. */
-enum { HGCA_GRID8 = 3, HGCA_GRID4 = 4 };
+ *   in, out  addresses of [inputs] and [outputs] numbers, of several layers one after the other: addresses as numbers, as
+ *            Python would have to make objects of pointers
+ * inputs and dtype of several are the same. Returns when all is written. */
+enum { HGCA_GRID8 = 3, HGCA_GRID4 = 4, HGCA_MOST_LAYERS = 4 };
 
 typedef struct {
     const void *weight;
-    const float *grid;
     const void *bias;
     int64_t row_bytes;
     int32_t outputs;
@@ -314,7 +319,15 @@ typedef struct {
     int32_t dtype;
 } hgca_weights;
 
-int hgca_linear(const hgca_weights *weights, uintptr_t in, uintptr_t out);
+int hgca_linear(const hgca_weights *weights, int32_t count, uintptr_t in, uintptr_t out);
+
+/* A gated feed-forward block with one vector: out = down (silu(gate in) * (up in)), silu(x) = x / (1 + exp(-x)), each layer
+ * with its bias. weights: of gate, up and down; between them nothing is rounded to `dtype`. Relative error of silu: below 1e-6
+ * for |x| < 10, and then in proportion to |x|. */
+int hgca_gated(const hgca_weights *weights, uintptr_t in, uintptr_t out);
+
+/* Whether two addresses have the same bytes behind them: 1 or 0. */
+int hgca_same(uintptr_t a, uintptr_t b, int64_t bytes);
 
 /* Threads that work on a job, the waiting caller included: 1 .. 1024. The default is hgca_usable_processors, asked
  * once, at the first call that needs it. Where the system refuses a thread there are fewer, and the waiting caller does

@@ -1,50 +1,52 @@
-/* A linear layer with one vector (hgca_linear): the layer's rows are cut into pieces for the pool. */
-#include <stdlib.h>
+/* Linear layers with one vector (hgca_linear, hgca_gated): rows are cut into pieces for the pool. */
+#include <sched.h>
+#include <string.h>
 
 #include "convert.h"
 #include "hgca.h"
 #include "linear.h"
 #include "pool.h"
+#include "tickets.h"
 
 /* A piece takes some microseconds, so that a thread which is taken away holds nobody up; a large layer has more rows in
- * a piece, as claiming one is a shared counter. */
-enum { PIECE_BYTES = 32 << 10, PIECES_PER_THREAD = 32, MOST = 1 << 28, BLOCK = 32 };
+ * a piece, as claiming one is a shared counter. A piece is a multiple of 32 rows: a block of the layer that follows. */
+enum { PIECE_BYTES = 32 << 10, PIECES_PER_THREAD = 32, MOST = 1 << 28, BLOCK = 32, PATIENCE = 2000 };
 
+/* One layer of a call, all floats. */
 typedef struct {
-    hgca_batch batch; /* first: the pool hands it back */
-    const hgca_weights *weights;
+    hgca_weights w;
     hgca_linear_kernel kernel;
+    int64_t row_bytes; /* of a grid a sixteenth of a tile */
     int64_t rows_per_piece;
-    int64_t grid_floats; /* of a row */
     const float *in;
-    const float *block_sum;
+    hgca_placed_block *placed; /* of a grid */
+    const float *bias;
     float *out;
-} product;
-
-static void run_piece(hgca_batch *batch, int32_t number) {
-    const product *all = (const product *)(const void *)batch;
-    const hgca_weights *w = all->weights;
-    int64_t first = number * all->rows_per_piece, left = w->outputs - first;
-    hgca_linear_rows rows = {
-        .weight = (const char *)w->weight + first * w->row_bytes,
-        .grid = w->grid ? w->grid + first * all->grid_floats : NULL,
-        .end = (const char *)w->weight + w->outputs * w->row_bytes,
-        .row_bytes = w->row_bytes,
-        .rows = left < all->rows_per_piece ? left : all->rows_per_piece,
-        .inputs = w->inputs,
-        .in = all->in,
-        .block_sum = all->block_sum,
-        .out = all->out + first,
-    };
-    all->kernel(&rows);
-}
+} layer;
 
 static int fits(const hgca_weights *w) {
-    static const int32_t bits[] = {[HGCA_F32] = 32, [HGCA_BF16] = 16, [HGCA_F16] = 16, [HGCA_GRID8] = 8, [HGCA_GRID4] = 4};
+    static const int32_t bytes[] = {[HGCA_F32] = 4, [HGCA_BF16] = 2, [HGCA_F16] = 2};
     if (w->weight == NULL || w->outputs < 1 || w->inputs < 1 || w->outputs > MOST || w->inputs > MOST) return 0;
     if (w->kind < HGCA_F32 || w->kind > HGCA_GRID4 || w->dtype < HGCA_F32 || w->dtype > HGCA_F16) return 0;
-    if (w->kind >= HGCA_GRID8 && (w->grid == NULL || w->inputs % BLOCK)) return 0;
-    return w->row_bytes >= (int64_t)w->inputs * bits[w->kind] / 8;
+    if (w->kind >= HGCA_GRID8) return w->inputs % BLOCK == 0;
+    return w->row_bytes >= (int64_t)w->inputs * bytes[w->kind];
+}
+
+static layer layer_of(const hgca_weights *w) {
+    layer l = {.w = *w, .kernel = hgca_linear_kernels()->rows[w->kind], .row_bytes = w->row_bytes};
+    if (w->kind >= HGCA_GRID8) l.row_bytes = w->inputs / BLOCK * (w->kind == HGCA_GRID4 ? 20 : 34);
+    return l;
+}
+
+static int is_grid(const layer *l) { return l->w.kind >= HGCA_GRID8; }
+static int is_wide(const layer *l) { return l->w.dtype == HGCA_F32; }
+
+/* Rows in a piece of layers that are worked on together, `bytes` for each row. Returns how many pieces there are. */
+static int32_t cut(int64_t outputs, int64_t bytes, int64_t *rows_per_piece) {
+    int64_t rows = PIECE_BYTES / bytes, most = (int64_t)hgca_threads() * PIECES_PER_THREAD;
+    if (rows < outputs / most) rows = outputs / most;
+    *rows_per_piece = rows < BLOCK ? BLOCK : rows / BLOCK * BLOCK;
+    return (int32_t)((outputs + *rows_per_piece - 1) / *rows_per_piece);
 }
 
 /* Numbers of one dtype as another's, by the converters of the instruction set. */
@@ -53,43 +55,173 @@ static void convert(const void *from, int32_t from_dtype, void *to, int32_t to_d
     hgca_converters()->rows[from_dtype][to_dtype](&row);
 }
 
-int hgca_linear(const hgca_weights *w, uintptr_t in, uintptr_t out) {
-    if (w == NULL || in == 0 || out == 0 || !fits(w)) return HGCA_BAD_ARGUMENT;
-    product all = {.weights = w, .kernel = hgca_linear_kernels()->rows[w->kind], .in = (const float *)in, .out = (float *)out};
-    const int wide = w->dtype == HGCA_F32, blocks = w->inputs / BLOCK;
-    const float *bias = w->bias;
-    float *own = NULL; /* sums of blocks; of 16-bit numbers as floats what comes in, what goes out, and the bias */
-    if (!wide || w->kind == HGCA_GRID4) {
-        int64_t floats = blocks + (wide ? 0 : w->inputs + 2 * (int64_t)w->outputs);
-        own = malloc(sizeof(float) * (size_t)(floats + 1));
-        if (own == NULL) return HGCA_NO_MEMORY;
-        all.block_sum = own;
-    }
-    if (!wide) {
-        float *in_floats = own + blocks, *bias_floats = in_floats + w->inputs + w->outputs;
-        convert((const void *)in, w->dtype, in_floats, HGCA_F32, w->inputs);
-        if (bias) convert(bias, w->dtype, bias_floats, HGCA_F32, w->outputs);
-        all.in = in_floats;
-        all.out = in_floats + w->inputs;
-        if (bias) bias = bias_floats;
-    }
-    if (w->kind == HGCA_GRID4)
-        for (int32_t b = 0; b < blocks; b++) {
-            own[b] = 0.0f;
-            for (int32_t i = 0; i < BLOCK; i++) own[b] += all.in[b * BLOCK + i];
-        }
-    if (w->kind >= HGCA_GRID8) all.grid_floats = w->kind == HGCA_GRID4 ? 2 * blocks : blocks;
+static void place(const layer *l, const float *in, int64_t first, int64_t count) {
+    if (is_grid(l)) hgca_linear_kernels()->place(in + first, count / BLOCK, l->placed + first / BLOCK);
+}
 
-    int64_t rows = PIECE_BYTES / w->row_bytes, most = (int64_t)hgca_threads() * PIECES_PER_THREAD;
-    if (rows < w->outputs / most) rows = w->outputs / most;
-    all.rows_per_piece = rows / 4 * 4 + 4; /* the kernels' four at a time */
-    all.batch.run = run_piece;
-    all.batch.pieces = (int32_t)((w->outputs + all.rows_per_piece - 1) / all.rows_per_piece);
+/* The vector as floats: of 16-bit numbers a copy in `floats`. */
+static const float *floats_of(uintptr_t in, const layer *l, float *floats) {
+    if (is_wide(l)) return (const float *)in;
+    convert((const void *)in, l->w.dtype, floats, HGCA_F32, l->w.inputs);
+    return floats;
+}
+
+static void take_bias(layer *l, hgca_layout *own) {
+    if (l->w.bias == NULL) return;
+    if (is_wide(l)) {
+        l->bias = l->w.bias;
+        return;
+    }
+    float *floats = hgca_take(own, sizeof(float) * (size_t)l->w.outputs);
+    if (own->base) convert(l->w.bias, l->w.dtype, floats, HGCA_F32, l->w.outputs);
+    l->bias = floats;
+}
+
+static hgca_placed_block *take_blocks(const layer *l, hgca_layout *own) {
+    return hgca_take(own, sizeof(hgca_placed_block) * (size_t)(l->w.inputs / BLOCK));
+}
+
+/* Rows first .. of a piece, with their bias; returns how many. */
+static int64_t run_rows(const layer *l, int64_t first, int64_t most) {
+    const int64_t left = l->w.outputs - first;
+    hgca_linear_rows rows = {
+        .weight = (const char *)l->w.weight + first * l->row_bytes,
+        .end = (const char *)l->w.weight + l->w.outputs * l->row_bytes,
+        .row_bytes = l->row_bytes,
+        .rows = left < most ? left : most,
+        .inputs = l->w.inputs,
+        .in = l->in,
+        .placed = l->placed,
+        .out = l->out + first,
+    };
+    l->kernel(&rows);
+    for (int64_t i = 0; l->bias && i < rows.rows; i++) rows.out[i] += l->bias[first + i];
+    return rows.rows;
+}
+
+/* ---- layers that share a vector */
+
+typedef struct {
+    hgca_batch batch; /* first: the pool hands it back */
+    layer layer[HGCA_MOST_LAYERS];
+    int32_t first_piece[HGCA_MOST_LAYERS];
+    int32_t layers;
+} products;
+
+static void run_product(hgca_batch *batch, int32_t piece) {
+    const products *all = (const products *)(const void *)batch;
+    int32_t i = all->layers - 1;
+    while (piece < all->first_piece[i]) i--;
+    const layer *l = &all->layer[i];
+    run_rows(l, (piece - all->first_piece[i]) * l->rows_per_piece, l->rows_per_piece);
+}
+
+int hgca_linear(const hgca_weights *weights, int32_t count, uintptr_t in, uintptr_t out) {
+    if (weights == NULL || in == 0 || out == 0 || count < 1 || count > HGCA_MOST_LAYERS) return HGCA_BAD_ARGUMENT;
+    products all = {.batch = {.run = run_product}, .layers = count};
+    const layer *grid = NULL, *first = &all.layer[0];
+    int64_t outputs = 0;
+    for (int32_t i = 0; i < count; i++) {
+        if (!fits(&weights[i]) || weights[i].inputs != weights[0].inputs || weights[i].dtype != weights[0].dtype)
+            return HGCA_BAD_ARGUMENT;
+        layer *l = &all.layer[i];
+        *l = layer_of(&weights[i]);
+        all.first_piece[i] = all.batch.pieces;
+        all.batch.pieces += cut(l->w.outputs, l->row_bytes, &l->rows_per_piece);
+        outputs += l->w.outputs;
+        if (is_grid(l)) grid = l;
+    }
+    hgca_layout own = {NULL, 0}; /* what is placed for a grid; of 16-bit numbers as floats what comes in and goes out, the biases */
+    float *in_floats = NULL, *out_floats = (float *)out;
+    hgca_placed_block *placed = NULL;
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass && own.used && (own = (hgca_layout){hgca_take_memory(own.used), 0}).base == NULL) return HGCA_NO_MEMORY;
+        if (grid) placed = take_blocks(grid, &own);
+        if (!is_wide(first)) in_floats = hgca_take(&own, sizeof(float) * (size_t)first->w.inputs);
+        if (!is_wide(first)) out_floats = hgca_take(&own, sizeof(float) * (size_t)outputs);
+        for (int32_t i = 0; i < count; i++) take_bias(&all.layer[i], &own);
+    }
+    const float *numbers = floats_of(in, first, in_floats);
+    float *to = out_floats;
+    for (int32_t i = 0; i < count; i++) {
+        layer *l = &all.layer[i];
+        l->in = numbers, l->out = to, l->placed = placed;
+        to += l->w.outputs;
+    }
+    if (grid) place(grid, numbers, 0, grid->w.inputs);
     hgca_pool_submit(&all.batch);
     hgca_pool_wait(&all.batch);
-
-    for (int32_t i = 0; bias && i < w->outputs; i++) all.out[i] += bias[i];
-    if (!wide) convert(all.out, HGCA_F32, (void *)out, w->dtype, w->outputs);
-    free(own);
+    if (!is_wide(first)) convert(out_floats, HGCA_F32, (void *)out, first->w.dtype, outputs);
+    if (own.base) hgca_give_memory(own.base);
     return HGCA_OK;
 }
+
+/* ---- a gated feed-forward block */
+
+typedef struct {
+    hgca_batch batch; /* first: the pool hands it back */
+    layer gate, up, down;
+    int32_t hidden_pieces; /* come first */
+    _Atomic int32_t left;  /* of them */
+} block;
+
+static void run_hidden(block *all, int64_t first) {
+    const int64_t rows = run_rows(&all->gate, first, all->gate.rows_per_piece);
+    float *hidden = all->gate.out + first;
+    run_rows(&all->up, first, rows);
+    hgca_linear_kernels()->gate(hidden, all->up.out + first, rows);
+    place(&all->down, all->gate.out, first, rows);
+}
+
+static void run_block(hgca_batch *batch, int32_t piece) {
+    block *all = (block *)(void *)batch;
+    if (piece < all->hidden_pieces) {
+        run_hidden(all, piece * all->gate.rows_per_piece);
+        atomic_fetch_sub_explicit(&all->left, 1, memory_order_release);
+        return;
+    }
+    for (int turn = 0; atomic_load_explicit(&all->left, memory_order_acquire) > 0; turn++) /* others are at work on them */
+        if (turn > PATIENCE) sched_yield();
+    run_rows(&all->down, (piece - all->hidden_pieces) * all->down.rows_per_piece, all->down.rows_per_piece);
+}
+
+int hgca_gated(const hgca_weights *weights, uintptr_t in, uintptr_t out) {
+    if (weights == NULL || in == 0 || out == 0) return HGCA_BAD_ARGUMENT;
+    for (int i = 0; i < 3; i++)
+        if (!fits(&weights[i]) || weights[i].dtype != weights[0].dtype) return HGCA_BAD_ARGUMENT;
+    block all = {.batch = {.run = run_block}, .gate = layer_of(&weights[0]), .up = layer_of(&weights[1]), .down = layer_of(&weights[2])};
+    layer *gate = &all.gate, *up = &all.up, *down = &all.down;
+    const layer *grid = is_grid(gate) ? gate : is_grid(up) ? up : NULL;
+    const int64_t width = gate->w.outputs;
+    if (up->w.outputs != width || down->w.inputs != width || up->w.inputs != gate->w.inputs) return HGCA_BAD_ARGUMENT;
+    all.hidden_pieces = cut(width, gate->row_bytes + up->row_bytes, &gate->rows_per_piece);
+    all.batch.pieces = all.hidden_pieces + cut(down->w.outputs, down->row_bytes, &down->rows_per_piece);
+    atomic_init(&all.left, all.hidden_pieces);
+
+    hgca_layout own = {NULL, 0};
+    hgca_placed_block *placed = NULL;
+    float *in_floats = NULL;
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass && (own = (hgca_layout){hgca_take_memory(own.used), 0}).base == NULL) return HGCA_NO_MEMORY;
+        if (grid) placed = take_blocks(grid, &own);
+        if (is_grid(down)) down->placed = take_blocks(down, &own);
+        gate->out = hgca_take(&own, sizeof(float) * (size_t)width);
+        up->out = hgca_take(&own, sizeof(float) * (size_t)width);
+        down->out = is_wide(down) ? (float *)out : hgca_take(&own, sizeof(float) * (size_t)down->w.outputs);
+        if (!is_wide(gate)) in_floats = hgca_take(&own, sizeof(float) * (size_t)gate->w.inputs);
+        take_bias(gate, &own);
+        take_bias(up, &own);
+        take_bias(down, &own);
+    }
+    gate->in = up->in = floats_of(in, gate, in_floats);
+    gate->placed = up->placed = placed;
+    down->in = gate->out;
+    if (grid) place(grid, gate->in, 0, gate->w.inputs);
+    hgca_pool_submit(&all.batch);
+    hgca_pool_wait(&all.batch);
+    if (!is_wide(down)) convert(down->out, HGCA_F32, (void *)out, down->w.dtype, down->w.outputs);
+    hgca_give_memory(own.base);
+    return HGCA_OK;
+}
+
+int hgca_same(uintptr_t a, uintptr_t b, int64_t bytes) { return memcmp((const void *)a, (const void *)b, (size_t)bytes) == 0; }

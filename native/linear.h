@@ -4,31 +4,46 @@
 
 #include <stdint.h>
 
+enum { HGCA_TILE = 16 }; /* rows of a grid that lie together */
+enum { HGCA_LEVELS = 3 };
+
+/* 32 numbers as grids are multiplied with: scale * (128 * (128 * level[0] + level[1]) + level[2]).
+ * sum: of each level; whole: of the numbers. */
+typedef struct {
+    int8_t level[HGCA_LEVELS][32];
+    int32_t sum[HGCA_LEVELS];
+    float scale;
+    float whole;
+} hgca_placed_block;
+
 /* Rows of weights with one vector: out[i] = sum_j row_i[j] in[j], i < rows, in float32.
- *   weight     rows `row_bytes` apart, of the kind the kernel is for
- *   grid       grids only: of each row a scale per 32 numbers and then, HGCA_GRID4 only, a smallest number of each
- *   block_sum  HGCA_GRID4 only: sums of 32 numbers of `in`
- *   end        where the layer's weights end: nothing is prefetched beyond */
+ *   weight     of the kind the kernel is for: rows `row_bytes` apart, or of a grid whole tiles
+ *   end        where the layer's weights end: nothing is prefetched beyond
+ *   in         the vector; of grids `placed` is */
 typedef struct {
     const char *weight;
-    const float *grid;
     const char *end;
     int64_t row_bytes;
     int64_t rows;
     int64_t inputs;
     const float *in;
-    const float *block_sum;
+    const hgca_placed_block *placed; /* [inputs / 32] */
     float *out;
 } hgca_linear_rows;
 
 typedef void (*hgca_linear_kernel)(const hgca_linear_rows *rows);
 
-/* By kind of weights: f32, bf16, f16, grid of 8 bits, grid of 4 bits. */
+/* By kind of weights: f32, bf16, f16, grid of 8 bits, grid of 4 bits.
+ * place  blocks of 32 numbers
+ * gate   gate[i] *= up[i] / (1 + exp(-gate[i])) */
 typedef struct {
     hgca_linear_kernel rows[5];
+    void (*place)(const float *in, int64_t blocks, hgca_placed_block *to);
+    void (*gate)(float *gate, const float *up, int64_t count);
 } hgca_isa_linear;
 
-extern const hgca_isa_linear hgca_linear_scalar, hgca_linear_avx2, hgca_linear_avx512, hgca_linear_neon;
+extern const hgca_isa_linear hgca_linear_scalar, hgca_linear_avx2, hgca_linear_avx512, hgca_linear_avx512vnni,
+    hgca_linear_neon;
 
 /* Those of the instruction set in use. */
 const hgca_isa_linear *hgca_linear_kernels(void);

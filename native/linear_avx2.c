@@ -1,11 +1,32 @@
 /* AVX2 with FMA and F16C: 8 floats. */
 #include "vocabulary_avx2.h"
 
-static inline void vnibbles(const char *p, VF *low, VF *high) {
-    __m256i both = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p));
-    *low = _mm256_cvtepi32_ps(_mm256_and_si256(both, _mm256_set1_epi32(15)));
-    *high = _mm256_cvtepi32_ps(_mm256_srli_epi32(both, 4));
+typedef __m256i VI, VS;
+enum { OFFSET8 = 128 };
+
+static inline VS vnone(void) { return _mm256_setzero_si256(); }
+static inline VI vbytes(const char *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
+static inline VI vint(int32_t x) { return _mm256_set1_epi32(x); }
+
+static inline VI vfour(const int8_t *p) {
+    int32_t all;
+    memcpy(&all, p, sizeof all);
+    return _mm256_set1_epi32(all);
 }
+
+static inline void vhalves(VI x, VI *low, VI *high) {
+    *low = _mm256_and_si256(x, _mm256_set1_epi8(15));
+    *high = _mm256_and_si256(_mm256_srli_epi16(x, 4), _mm256_set1_epi8(15));
+}
+
+static inline VI vcode8(VI x) { return _mm256_xor_si256(x, _mm256_set1_epi8(-128)); }
+static inline VI vlevels(VI a, VI b) { return _mm256_add_epi32(_mm256_slli_epi32(a, 7), b); }
+static inline VF vlanes(VI x) { return _mm256_cvtepi32_ps(x); }
+
+/* Products by twos become words: of codes of 4 bits 16 such sums fit into them, of 8 bits and levels of 7 just one does. */
+static inline VS vdots4(VS sum, VI a, VI b) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, b)); }
+static inline VI vsums(VS sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
+static inline VI vdots8(VI sum, VI a, VI b) { return _mm256_add_epi32(sum, vsums(_mm256_maddubs_epi16(a, b))); }
 
 #include "linear_template.h"
 

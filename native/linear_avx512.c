@@ -1,11 +1,10 @@
-/* AVX-512 (F, BW, VL, DQ): 16 floats. */
-#include "vocabulary_avx512.h"
+/* AVX-512 (F, BW, VL, DQ). */
+#include "linear_avx512.h"
 
-static inline void vnibbles(const char *p, VF *low, VF *high) {
-    __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
-    *low = _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
-    *high = _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4));
-}
+/* Products by twos become words: of codes of 4 bits 16 such sums fit into them, of 8 bits and levels of 7 just one does. */
+static inline VS vdots4(VS sum, VI a, VI b) { return _mm512_add_epi16(sum, _mm512_maddubs_epi16(a, b)); }
+static inline VI vsums(VS sum) { return _mm512_madd_epi16(sum, _mm512_set1_epi16(1)); }
+static inline VI vdots8(VI sum, VI a, VI b) { return _mm512_add_epi32(sum, vsums(_mm512_maddubs_epi16(a, b))); }
 
 #include "linear_template.h"
 

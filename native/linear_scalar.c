@@ -1,4 +1,5 @@
 /* Plain C: the reference of the others, and what runs where nothing better does. */
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -11,8 +12,13 @@ static inline VF vzero(void) { return 0.0f; }
 static inline VF vset1(float x) { return x; }
 static inline VF vmul(VF a, VF b) { return a * b; }
 static inline VF vload(const float *p) { return *p; }
+static inline void vstore(float *p, VF x) { *p = x; }
 static inline VF vadd(VF a, VF b) { return a + b; }
 static inline VF vfma(VF a, VF b, VF c) { return a * b + c; }
+static inline VF vsub(VF a, VF b) { return a - b; }
+static inline VF vmax(VF a, VF b) { return a > b ? a : b; }
+static inline VF vround(VF x) { return rintf(x); }
+static inline VF vscale2(VF x, VF n) { return n == n ? ldexpf(x, (int)n) : n; }
 static inline float vsum(VF x) { return x; }
 
 static inline VF vload_rows(const char *p, int dtype) {
@@ -35,10 +41,38 @@ static inline VF vtail_rows(const char *p, int dtype, int n) {
     return vload_rows(p, dtype);
 }
 
-static inline void vnibbles(const char *p, VF *low, VF *high) {
-    *low = (float)(*(const uint8_t *)p & 15);
-    *high = (float)(*(const uint8_t *)p >> 4);
+typedef int32_t VI, VS;
+enum { OFFSET8 = 0 };
+
+static inline VS vnone(void) { return 0; }
+static inline VI vint(int32_t x) { return x; }
+
+static inline VI vbytes(const char *p) {
+    int32_t x;
+    memcpy(&x, p, sizeof x);
+    return x;
 }
+
+static inline VI vfour(const int8_t *p) { return vbytes((const char *)p); }
+
+static inline void vhalves(VI x, VI *low, VI *high) {
+    *low = x & 0x0f0f0f0f;
+    *high = x >> 4 & 0x0f0f0f0f;
+}
+
+static inline VI vcode8(VI x) { return x; }
+
+static inline VI vdots8(VI sum, VI a, VI b) {
+    int8_t x[4], y[4];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    return sum + x[0] * y[0] + x[1] * y[1] + x[2] * y[2] + x[3] * y[3];
+}
+
+static inline VS vdots4(VS sum, VI a, VI b) { return vdots8(sum, a, b); }
+static inline VI vsums(VS sum) { return sum; }
+static inline VI vlevels(VI a, VI b) { return 128 * a + b; }
+static inline VF vlanes(VI x) { return (float)x; }
 
 #include "linear_template.h"
 

@@ -1,12 +1,13 @@
 /* Rows of weights with one vector, written once. An instruction set's file defines a vocabulary and includes this:
  *   VF, VW                    a vector of VW floats
- *   vzero vset1 vload vadd vmul vsum vfma(a, b, c) = a * b + c
+ *   vzero vset1 vload vstore vadd vmul vsum vfma(a, b, c) = a * b + c
  *   vload_rows(p, dtype)      VW numbers (f32, bf16, f16, i8) as floats
  *   vtail_rows(p, dtype, n)   n < VW of them, then zeros
- *   vnibbles(p, low, high)    the lower and the upper halves of VW bytes as floats 0 .. 15
+ * and what linear_grid.h and kernels_exp2.h need besides.
  *
  * A layer's weights are read once a token and are far more than the caches hold, so what counts is that memory never
  * waits: four rows are added up at a time, and those that come next are fetched meanwhile, in the order of memory. */
+#include <math.h>
 #include <string.h>
 
 #include "hgca.h"
@@ -14,7 +15,7 @@
 #include "linear.h"
 
 #define INLINE static inline __attribute__((always_inline))
-enum { AT_ONCE = 4, LINE = 64, AHEAD = 8 << 10, AHEAD_ROWS = 4, BLOCK = 32 };
+enum { AT_ONCE = 4, LINE = 64, AHEAD = 8 << 10, AHEAD_GRID = 4 << 10, BLOCK = 32 };
 
 INLINE void prefetch_lines(const hgca_linear_rows *p, const char *from, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += LINE)
@@ -50,45 +51,18 @@ INLINE void dot_rows(const hgca_linear_rows *p, int64_t first, int rows, int dty
     for (int r = 0; r < rows; r++) p->out[first + r] = vsum(vadd(sum[r][0], sum[r][1]));
 }
 
-/* Floats with floats, any count. */
-INLINE VF dot_floats(const float *a, const float *b, int64_t count, VF sum) {
-    int64_t i = 0;
-    for (; i + VW <= count; i += VW) sum = vfma(vload(a + i), vload(b + i), sum);
-    if (i == count) return sum;
-    const int rest = (int)(count - i);
-    return vfma(vtail_rows((const char *)(a + i), HGCA_F32, rest), vtail_rows((const char *)(b + i), HGCA_F32, rest), sum);
-}
+#include "linear_grid.h"
 
-INLINE void dot_grid(const hgca_linear_rows *p, int64_t first, int rows, int bits) {
-    const int64_t blocks = p->inputs / BLOCK, block_bytes = BLOCK * bits / 8, each = bits == 4 ? 2 * blocks : blocks;
-    const char *row = p->weight + first * p->row_bytes, *ahead = row + AHEAD;
-    const float *grid = p->grid + first * each;
-    const int64_t grid_bytes = rows * each * (int64_t)sizeof(float);
-    for (int64_t at = 0; at < grid_bytes; at += LINE) __builtin_prefetch((const char *)grid + AHEAD_ROWS * grid_bytes + at, 0, 2);
-    VF sum[AT_ONCE];
-    UNROLL
-    for (int r = 0; r < AT_ONCE; r++) sum[r] = vzero();
-    for (int64_t b = 0; b < blocks; b++) {
-        const float *in = p->in + b * BLOCK;
-        if (b % 2 == 0) prefetch_lines(p, ahead + rows * b * block_bytes, 2 * rows * block_bytes);
-        UNROLL
-        for (int r = 0; r < AT_ONCE; r++) {
-            if (r >= rows) break;
-            const char *block = row + r * p->row_bytes + b * block_bytes;
-            VF part = vzero();
-            for (int i = 0; i < BLOCK / 2; i += VW) {
-                VF low, high;
-                if (bits == 4) vnibbles(block + i, &low, &high);
-                else low = vload_rows(block + i, HGCA_I8), high = vload_rows(block + i + BLOCK / 2, HGCA_I8);
-                part = i ? vfma(low, vload(in + i), part) : vmul(low, vload(in));
-                part = vfma(high, vload(in + i + BLOCK / 2), part);
-            }
-            sum[r] = vfma(part, vset1(grid[r * each + b]), sum[r]);
-        }
-    }
-    for (int r = 0; r < rows; r++) {
-        if (bits == 4) sum[r] = dot_floats(grid + r * each + blocks, p->block_sum, blocks, sum[r]);
-        p->out[first + r] = vsum(sum[r]);
+#include "kernels_exp2.h"
+
+/* exp(-|x|) cannot overflow. Relative error below 1e-6 for |x| < 10; it grows with |x|, as that of |x| log2(e) does. */
+static void gate(float *x, const float *up, int64_t count) {
+    float e[BLOCK];
+    for (int64_t at = 0; at < count; at += BLOCK) {
+        const int64_t left = count - at, some = left < BLOCK ? left : BLOCK;
+        for (int64_t i = 0; i < BLOCK; i++) e[i] = i < some ? -1.44269504f * fabsf(x[at + i]) : 0.0f;
+        for (int64_t i = 0; i < BLOCK; i += VW) vstore(e + i, vexp2(vload(e + i)));
+        for (int64_t i = 0; i < some; i++) x[at + i] *= up[at + i] * (x[at + i] < 0.0f ? e[i] : 1.0f) / (1.0f + e[i]);
     }
 }
 
@@ -103,10 +77,10 @@ INLINE void dot_grid(const hgca_linear_rows *p, int64_t first, int rows, int bit
 HGCA_LINEAR(linear_f32, dot_rows(p, r, AT_ONCE, HGCA_F32), dot_rows(p, r, 1, HGCA_F32))
 HGCA_LINEAR(linear_bf16, dot_rows(p, r, AT_ONCE, HGCA_BF16), dot_rows(p, r, 1, HGCA_BF16))
 HGCA_LINEAR(linear_f16, dot_rows(p, r, AT_ONCE, HGCA_F16), dot_rows(p, r, 1, HGCA_F16))
-HGCA_LINEAR(linear_grid8, dot_grid(p, r, AT_ONCE, 8), dot_grid(p, r, 1, 8))
-HGCA_LINEAR(linear_grid4, dot_grid(p, r, AT_ONCE, 4), dot_grid(p, r, 1, 4))
 
 #define HGCA_TEMPLATE_LINEAR                                                     \
     {                                                                            \
-        { linear_f32, linear_bf16, linear_f16, linear_grid8, linear_grid4 }      \
+        {linear_f32, linear_bf16, linear_f16, linear_grid8, linear_grid4},       \
+        place,                                                                   \
+        gate,                                                                    \
     }

@@ -11,6 +11,7 @@ from hgca_cli.hf.grid import BLOCK, find_grid, find_halves
 from hgca_cli.hf.linear import QuickLinear, Weights, quicken
 from tests.tiny_engine import tiny_model
 
+UNITS = 63 * (128**2 + 128 + 1)  # of the largest number of a block
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -28,6 +29,13 @@ def product_error(weight: Tensor, bias: Tensor | None, got: Tensor, vector: Tens
     want = weight.double() @ vector.double().flatten() + (0.0 if bias is None else bias.double())
     size = weight.double().abs() @ vector.double().flatten().abs() + 1.0
     return float(((got.double().flatten() - want).abs() / size).max())
+
+
+def rounded(vector: Tensor) -> Tensor:
+    """A vector as grids are multiplied with: 21 bits by blocks of 32."""
+    blocks = vector.unflatten(-1, (-1, BLOCK))
+    top = blocks.abs().amax(-1, keepdim=True)
+    return ((blocks * (UNITS / top)).round().double() * (top / UNITS).double()).flatten(-2)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -49,14 +57,34 @@ def test_product_matches_float64(dtype: torch.dtype, biased: bool, isa: str, rng
 def test_grid_is_found_and_multiplied(bits: int, blocks: int, outputs: int, isa: str, rng: torch.Generator) -> None:
     weight = on_grid(bits, outputs, blocks * BLOCK, rng)
     grid = find_grid(weight)
-    assert grid is not None and grid.numbers.dtype == (torch.uint8 if bits == 4 else torch.int8)
+    assert grid is not None and grid.bits == bits
+    assert grid.tiles.numel() == -(-outputs // 16) * blocks * 16 * (20 if bits == 4 else 34)
     bias, vector = torch.randn(outputs, generator=rng), torch.randn(blocks * BLOCK, generator=rng)
-    assert product_error(weight, bias, Weights(weight, bias, *grid).product(vector), vector) < 1e-6
+    got = Weights(weight, bias, grid).product(vector)
+    assert product_error(weight, bias, got, vector) < 2e-6
+    assert product_error(weight, bias, got, rounded(vector)) < 1e-6  # nothing else is rounded
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_strange_inputs_of_a_grid(bits: int, isa: str, rng: torch.Generator) -> None:
+    weight = on_grid(bits, 20, 96, rng)
+    quick = Weights(weight, None, find_grid(weight))
+    assert torch.equal(quick.product(torch.zeros(96)), torch.zeros(20))
+    for strange in (float("nan"), float("inf"), -float("inf")):
+        vector = torch.randn(96, generator=rng)
+        vector[40] = strange
+        assert not quick.product(vector).isfinite().any()
+    for size in (1e-30, 1e30):  # a block's scale is its own
+        vector = torch.randn(96, generator=rng)
+        vector[32:64] *= size
+        assert product_error(weight / 40, None, quick.product(vector) / 40, rounded(vector)) < 1e-6
+    assert quick.product(torch.full((96,), 1e-38)).abs().max() < 1e-36  # denormal numbers are zeros
 
 
 def test_a_grid_that_is_not_exact_is_none(rng: torch.Generator) -> None:
     weight = on_grid(4, 8, 64, rng)
     assert find_grid(torch.randn(8, 64, generator=rng)) is None
+    assert find_grid(torch.cat([weight, weight * (1 + 2**-12)])) is None  # smallest numbers that are no fp16
     for wrong in (weight[5, 40] * 1.0000002, float("nan"), float("inf")):
         changed = weight.clone()
         changed[5, 40] = wrong
@@ -69,9 +97,9 @@ def test_a_grid_that_is_not_exact_is_none(rng: torch.Generator) -> None:
 def test_sixteen_bits_are_found_and_multiplied(dtype: torch.dtype, isa: str, rng: torch.Generator) -> None:
     weight = torch.randn(70, 90, generator=rng).to(dtype).float()
     halves = find_halves(weight)
-    assert halves is not None and torch.equal(halves[0].float(), weight)
+    assert halves is not None and torch.equal(halves.float(), weight)
     vector = torch.randn(90, generator=rng)
-    got = Weights(weight, None, *halves).product(vector)
+    got = Weights(weight, None, halves).product(vector)
     assert got.dtype == torch.float32 and product_error(weight, None, got, vector) < 1e-6
     assert find_halves(torch.randn(70, 90, generator=rng)) is None
 

@@ -98,11 +98,11 @@ def work_bytes(model: Model, choice: Choice) -> int:
 
 def second_copies_bytes(model: Model, choice: Choice) -> int:
     """Bytes of float32 weights once more in what holds them exactly (hf/linear.py), at most: 16 bits if they were
-    published so; else the larger grid, 8 bits and a float32 for 32 of them.
+    published so; else the larger grid, 8 bits and 16 for 32 of them.
     """
     if choice.device != "cpu" or choice.dtype != "fp32":
         return 0
-    return model.parameters * 2 if model.own_dtype != "fp32" else model.parameters * 9 // 8
+    return model.parameters * 2 if model.own_dtype != "fp32" else model.parameters * 17 // 16
 
 
 def stored_rows(choice: Choice) -> int:

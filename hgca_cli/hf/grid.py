@@ -5,22 +5,23 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 BLOCK = 32  # numbers of a row that share a scale
-ROWS_AT_ONCE = 4096  # of a matrix, while its grid is looked for: bounds the memory that takes
+TILE = 16  # rows that lie together
+ROWS_AT_ONCE = 4096  # of a matrix, whole tiles, while its grid is looked for: bounds the memory that takes
 
 
 class Grid(NamedTuple):
     """Weights as whole numbers times a scale, blocks of 32 along a row: w = scale * q + smallest.
 
-    numbers  8 bits: int8 [outputs, inputs]; 4 bits: uint8 [outputs, inputs / 2], of a block's 16 bytes the lower halves
-             are its numbers 0 .. 15, the upper ones 16 .. 31
-    factors  f32 [outputs, inputs / 32] scales; 4 bits: [outputs, 2, inputs / 32], scales and smallest numbers
+    tiles  uint8 [outputs / 16 rounded up, inputs / 32, bytes], as native/hgca.h has them under hgca_linear: 16 rows
+           together, of each block their fp16 scales, with 4 bits also their smallest numbers, then their codes
+    bits   8 or 4, of a code
     """
 
-    numbers: Tensor
-    factors: Tensor
+    tiles: Tensor
+    bits: int
 
 
 def find_grid(weight: Tensor) -> Grid | None:
@@ -31,7 +32,7 @@ def find_grid(weight: Tensor) -> Grid | None:
     """
     if weight.dtype != torch.float32 or weight.shape[1] % BLOCK:
         return None
-    for on_grid in (_on_grid4, _on_grid8):
+    for bits, on_grid in ((4, _on_grid4), (8, _on_grid8)):
         parts = []
         for piece in weight.split(ROWS_AT_ONCE):
             found = on_grid(piece.detach().unflatten(1, (-1, BLOCK)))
@@ -39,39 +40,55 @@ def find_grid(weight: Tensor) -> Grid | None:
                 break
             parts.append(found)
         else:
-            return Grid(torch.cat([part.numbers for part in parts]), torch.cat([part.factors for part in parts]))
+            return Grid(torch.cat(parts), bits)
     return None
 
 
-def find_halves(weight: Tensor) -> tuple[Tensor] | None:
+def find_halves(weight: Tensor) -> Tensor | None:
     """float32 weights as bf16 or f16, if those hold every number exactly; None if not."""
     if weight.dtype != torch.float32:
         return None
     for dtype in (torch.bfloat16, torch.float16):
         if all(torch.equal(piece.to(dtype).float(), piece) for piece in weight.detach().split(ROWS_AT_ONCE)):
-            return (weight.detach().to(dtype),)
+            return weight.detach().to(dtype)
     return None
 
 
-def _on_grid4(blocks: Tensor) -> Grid | None:
-    """blocks f32 [outputs, blocks, 32]."""
+def _on_grid4(blocks: Tensor) -> Tensor | None:
+    """blocks f32 [outputs, blocks, 32] -> tiles."""
     smallest, largest = blocks.aminmax(dim=-1, keepdim=True)
     scale = ((largest - smallest) / 15).half().float()
     numbers = _numbers(blocks - smallest, scale)
     if not torch.equal(numbers * scale + smallest, blocks) or bool((numbers > 15).any()):
         return None
-    low, high = numbers.to(torch.uint8).chunk(2, dim=-1)
-    return Grid((low | high << 4).flatten(1), torch.stack([scale, smallest], dim=1).flatten(2))
+    if not torch.equal(smallest.half().float(), smallest):
+        return None
+    codes = _by_tiles(numbers.to(torch.uint8)).unflatten(3, (4, 2, 4))  # line, half, byte
+    both = codes[..., 0, :] | codes[..., 1, :] << 4
+    return _tiles([scale, smallest], both.transpose(2, 3))
 
 
-def _on_grid8(blocks: Tensor) -> Grid | None:
-    """blocks f32 [outputs, blocks, 32]."""
+def _on_grid8(blocks: Tensor) -> Tensor | None:
+    """blocks f32 [outputs, blocks, 32] -> tiles."""
     scale = (blocks.abs().amax(dim=-1, keepdim=True) / 127).half().float()
     numbers = _numbers(blocks, scale)
     if not torch.equal(numbers * scale, blocks) or bool((numbers.abs() > 127).any()):
         return None
-    return Grid(numbers.to(torch.int8).flatten(1), scale.flatten(1))
+    codes = _by_tiles(numbers.to(torch.int8).view(torch.uint8)).unflatten(3, (8, 4))  # line, byte
+    return _tiles([scale], codes.transpose(2, 3))
 
 
 def _numbers(blocks: Tensor, scale: Tensor) -> Tensor:
     return (blocks / torch.where(scale == 0, 1.0, scale)).round_()
+
+
+def _by_tiles(blocks: Tensor) -> Tensor:
+    """[outputs, blocks, any] -> [tiles, blocks, 16, any], rows of zeros at the end."""
+    padded = nn.functional.pad(blocks, (0, 0, 0, 0, 0, -len(blocks) % TILE))
+    return padded.unflatten(0, (-1, TILE)).transpose(1, 2)
+
+
+def _tiles(factors: list[Tensor], codes: Tensor) -> Tensor:
+    """factors [outputs, blocks, 1]; codes [tiles, blocks, ...] -> [tiles, blocks, bytes]."""
+    halves = [_by_tiles(factor).half().view(torch.uint8).flatten(2) for factor in factors]
+    return torch.cat([*halves, codes.flatten(2)], dim=2)

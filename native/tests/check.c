@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "check_convert.h"
+#include "check_linear.h"
 #include "check_processors.h"
 #include "check_select.h"
 #include "hgca.h"
@@ -234,6 +235,7 @@ int main(int argc, char **argv) {
         for (int threads = 1; threads <= 3; threads++) {
             expect(hgca_set_threads(threads) == HGCA_OK, "threads", isa);
             failures += check_select(40, (uint64_t)threads * 1000);
+            failures += check_linear();
         }
     }
     failures += check_convert();

@@ -1,0 +1,142 @@
+/* hgca_linear and hgca_gated against double precision, every kind of weights, odd sizes. Buffers are allocated to the byte and
+ * begin at odd addresses, tiles of a grid too. */
+#include "check_linear.h"
+
+#include <stdio.h>
+
+#include "hgca.h"
+#include "numbers.h"
+
+enum { TILE = 16, BLOCK = 32 };
+
+typedef struct {
+    hgca_weights w;
+    double *exact; /* [outputs][inputs] */
+    double *bias;
+    char *memory;
+    float *biases;
+} layer;
+
+static float draw_half(char *at, uint64_t *state) { return put(at, HGCA_F16, state); }
+
+/* Rows r of a tile: numbers are s q + m. Rows behind the last are zeros. */
+static void fill_grid(layer *l, char *at, uint64_t *state) {
+    const int bits = l->w.kind == HGCA_GRID4 ? 4 : 8, blocks = l->w.inputs / BLOCK, factors = bits == 4 ? 64 : 32;
+    for (int tile = 0; tile * TILE < l->w.outputs; tile++)
+        for (int b = 0; b < blocks; b++, at += TILE * (bits == 4 ? 20 : 34))
+            for (int r = 0; r < TILE && tile * TILE + r < l->w.outputs; r++) {
+                const double s = draw_half(at + 2 * r, state), m = bits == 4 ? draw_half(at + 32 + 2 * r, state) : 0.0;
+                double *row = l->exact + ((int64_t)tile * TILE + r) * l->w.inputs + (int64_t)b * BLOCK;
+                for (int i = 0; i < BLOCK; i++) {
+                    const int code = bits == 4 ? (int)(fabs(uniform(state)) * 16.0) : (int)(uniform(state) * 128.0);
+                    char *byte = at + factors + (bits == 4 ? i / 8 * 64 + i % 4 : i / 4 * 64 + i % 4) + 4 * r;
+                    if (bits == 8) *byte = (char)(int8_t)code;
+                    else *byte = (char)(*byte | code << (i % 8 < 4 ? 0 : 4));
+                    row[i] = s * code + m;
+                }
+            }
+}
+
+static layer make_layer(int outputs, int inputs, int kind, int biased, uint64_t *state) {
+    static const int size[] = {4, 2, 2};
+    const int grid = kind >= HGCA_GRID8, gap = grid ? 0 : outputs % 3;
+    layer l = {.w = {.outputs = outputs, .inputs = inputs, .kind = kind, .dtype = HGCA_F32}};
+    int64_t bytes = grid ? (int64_t)(outputs + TILE - 1) / TILE * TILE * (inputs / BLOCK) * (kind == HGCA_GRID4 ? 20 : 34) : 0;
+    if (!grid) l.w.row_bytes = (int64_t)(inputs + gap) * size[kind], bytes = l.w.row_bytes * outputs - gap * size[kind];
+    l.memory = must(calloc(1, (size_t)bytes + 1));
+    l.w.weight = l.memory + 1;
+    l.exact = must(calloc((size_t)outputs * (size_t)inputs, sizeof(double)));
+    if (grid) fill_grid(&l, l.memory + 1, state);
+    for (int64_t i = 0; !grid && i < (int64_t)outputs * inputs; i++)
+        l.exact[i] = put(l.memory + 1 + i / inputs * l.w.row_bytes + i % inputs * size[kind], kind, state);
+    l.bias = must(calloc((size_t)outputs, sizeof(double)));
+    l.biases = must(malloc(sizeof(float) * (size_t)outputs));
+    for (int i = 0; biased && i < outputs; i++) l.bias[i] = l.biases[i] = (float)uniform(state);
+    if (biased) l.w.bias = l.biases;
+    return l;
+}
+
+static void drop_layer(layer *l) { free(l->memory), free(l->exact), free(l->bias), free(l->biases); }
+
+static void multiply(const layer *l, const double *in, double *out, double *size) {
+    for (int r = 0; r < l->w.outputs; r++) {
+        out[r] = l->bias[r], size[r] = 1.0;
+        for (int i = 0; i < l->w.inputs; i++) {
+            const double x = l->exact[(int64_t)r * l->w.inputs + i] * in[i];
+            out[r] += x, size[r] += fabs(x);
+        }
+    }
+}
+
+/* Of a block the roundings of two layers are multiplied with each other's numbers. */
+static int wrong(const char *what, const layer *l, int status, const float *got, const double *want, const double *size, double most) {
+    double worst = status == HGCA_OK ? 0.0 : INFINITY;
+    for (int i = 0; i < l->w.outputs; i++) {
+        const double error = fabs(got[i] - want[i]) / size[i];
+        worst = error <= worst ? worst : error; /* a NaN stays */
+    }
+    if (worst <= most) return 0;
+    fprintf(stderr, "FAILED: %s %s: kind %d, %d x %d, status %d: error %.2g\n", hgca_isa(), what, l->w.kind, l->w.outputs,
+            l->w.inputs, status, worst);
+    return 1;
+}
+
+enum { MOST = 320 };
+
+static int check_together(int inputs, const int *outputs, const int *kinds, int count, uint64_t *state) {
+    layer l[HGCA_MOST_LAYERS];
+    hgca_weights w[HGCA_MOST_LAYERS] = {0};
+    int total = 0, failures = 0;
+    for (int i = 0; i < count; i++) {
+        l[i] = make_layer(outputs[i], inputs, kinds[i], i % 2, state);
+        w[i] = l[i].w, total += outputs[i];
+    }
+    float *in = must(malloc(sizeof(float) * (size_t)inputs)), *out = must(malloc(sizeof(float) * (size_t)total));
+    double exact[MOST], want[MOST], size[MOST];
+    for (int i = 0; i < inputs; i++) exact[i] = in[i] = (float)uniform(state);
+    const int status = hgca_linear(w, count, (uintptr_t)in, (uintptr_t)out);
+    float *at = out;
+    for (int i = 0; i < count; at += outputs[i++]) {
+        multiply(&l[i], exact, want, size);
+        failures += wrong("linear", &l[i], status, at, want, size, 2e-6);
+        drop_layer(&l[i]);
+    }
+    free(in), free(out);
+    return failures;
+}
+
+static int check_gated(int inputs, int hidden, int outputs, const int *kinds, uint64_t *state) {
+    layer l[3] = {make_layer(hidden, inputs, kinds[0], 1, state), make_layer(hidden, inputs, kinds[1], 0, state),
+                  make_layer(outputs, hidden, kinds[2], 1, state)};
+    const hgca_weights w[] = {l[0].w, l[1].w, l[2].w};
+    float *in = must(malloc(sizeof(float) * (size_t)inputs)), *out = must(malloc(sizeof(float) * (size_t)outputs));
+    double exact[MOST], gate[MOST], up[MOST], want[MOST], size[MOST];
+    for (int i = 0; i < inputs; i++) exact[i] = in[i] = (float)uniform(state) / 8.0f;
+    multiply(&l[0], exact, gate, size);
+    multiply(&l[1], exact, up, size);
+    for (int i = 0; i < hidden; i++) up[i] *= gate[i] / (1.0 + exp(-gate[i]));
+    multiply(&l[2], up, want, size);
+    const int failures = wrong("gated", &l[2], hgca_gated(w, (uintptr_t)in, (uintptr_t)out), out, want, size, 5e-6);
+    for (int i = 0; i < 3; i++) drop_layer(&l[i]);
+    free(in), free(out);
+    return failures;
+}
+
+int check_linear(void) {
+    static const int outputs[] = {1, 3, 4, 15, 16, 17, 33, 70, 300}, inputs[] = {1, 7, 16, 33, 100, 32, 64, 96, 128, 288};
+    enum { OUTPUTS = sizeof outputs / sizeof *outputs, INPUTS = sizeof inputs / sizeof *inputs };
+    uint64_t state = 77;
+    int failures = 0, turn = 0;
+    for (int o = 0; o < OUTPUTS; o++)
+        for (int i = 0; i < INPUTS; i++, turn++) {
+            const int several[] = {outputs[o], outputs[(o + 1) % OUTPUTS], outputs[(o + 4) % OUTPUTS], 5};
+            const int kinds = inputs[i] % BLOCK ? 3 : 5, hidden = inputs[INPUTS - 1 - i];
+            const int kind[] = {turn % kinds, (turn + 1) % kinds, (turn + turn / 3) % (hidden % BLOCK ? 3 : 5), turn / 2 % kinds};
+            const int alike[] = {kind[0], kind[1], (turn + 2) % kinds, kind[3]};
+            failures += check_together(inputs[i], several, alike, 1 + turn % HGCA_MOST_LAYERS, &state);
+            failures += check_gated(inputs[i], hidden, outputs[o], kind, &state);
+        }
+    hgca_weights none = {0};
+    if (hgca_linear(&none, 1, 8, 8) != HGCA_BAD_ARGUMENT || hgca_linear(NULL, 1, 8, 8) != HGCA_BAD_ARGUMENT) failures++;
+    return failures;
+}
