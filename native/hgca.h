@@ -326,6 +326,10 @@ int hgca_linear(const hgca_weights *weights, int32_t count, uintptr_t in, uintpt
  * for |x| < 10, and then in proportion to |x|. */
 int hgca_gated(const hgca_weights *weights, uintptr_t in, uintptr_t out);
 
+/* Root-mean-square norm of each of `rows` rows f32 [rows][width] one after the other (Zhang and Sennrich, arXiv:1910.07467):
+ * out = in / sqrt(mean(in^2) + eps) * (weight + shift), weight f32 [width]. Not worked on by several threads. */
+int hgca_rms_norm(uintptr_t in, uintptr_t weight, int64_t rows, int64_t width, float eps, float shift, uintptr_t out);
+
 /* Whether two addresses have the same bytes behind them: 1 or 0. */
 int hgca_same(uintptr_t a, uintptr_t b, int64_t bytes);
 

@@ -5,7 +5,7 @@
 #include "dispatch.h"
 #include "selecting.h"
 
-enum { LEAST_UNIT = 16, UNITS_PER_THREAD = 8, MOST_QUERIES = 256, CLUSTER_STEP = 256 };
+enum { LEAST_UNIT = 16, UNITS_PER_THREAD = 4, MOST_QUERIES = 256, CLUSTER_STEP = 256 };
 
 static int check_pages(const hgca_selection *job) {
     if (job->page_kind < HGCA_PAGE_BOX || job->page_kind > HGCA_PAGE_MEAN) return HGCA_BAD_ARGUMENT;

@@ -8,7 +8,7 @@ Results differ by rounding alone; of a grid's that is what rounding a vector to 
 of the result's norm in the default model's layers, 1.3e-5 where a vector has numbers a thousand times the others.
 
 Projections of one vector (query, key and value; gate and up) are computed by one call, as starting threads takes as long
-as a small layer does; a gated feed-forward block is one call as a whole (hf/gated.py).
+as a small layer does; a gated feed-forward block is one call as a whole (hf/gated.py), and so is a norm (hf/norm.py).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names o
 def quicken(model: nn.Module) -> int:
     """Let the linear layers of a model on the CPU work as above; returns the bytes their second copies take."""
     from hgca_cli.hf.gated import quicken_gated
+    from hgca_cli.hf.norm import quicken_norm
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # 210 matrices, 9 passes each: beside busy neighbours threads wait longer than they work
@@ -35,6 +36,7 @@ def quicken(model: nn.Module) -> int:
             for names in TOGETHER:
                 join([layer for name in names if isinstance(layer := module._modules.get(name), QuickLinear)])
             quicken_gated(module)
+            quicken_norm(module)
         return taken
     finally:
         torch.set_num_threads(threads)
