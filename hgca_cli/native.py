@@ -85,6 +85,21 @@ class Rows:
         _describe(Attention(anyone, key, value, 1.0, key_scale=key_scale, value_scale=value_scale), self.described)
         self.capacity, self.key_dim, self.value_dim = key.shape[1], key.shape[2], value.shape[2]
 
+    def put(self, row: int, key: Tensor, value: Tensor) -> bool:
+        """Write one row: key [kv_heads, 1, key_dim], value likewise. False, and nothing was, if another dtype is theirs."""
+        kind = self.kept[0].dtype
+        if key.dtype is not kind or value.dtype is not kind or kind is torch.int8 or not (key.is_cpu and value.is_cpu):
+            return False
+        if key.stride(2) != 1 or value.stride(2) != 1:
+            return False
+        size = key.element_size()
+        check(
+            lib.hgca_put_row(
+                self.described, row, key.data_ptr(), key.stride(0) * size, value.data_ptr(), value.stride(0) * size
+            )
+        )
+        return True
+
 
 class Lists:
     """Which rows each list of query heads reads, checked once. row_start, row, run as in Attention."""

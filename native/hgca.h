@@ -78,6 +78,11 @@ typedef struct {
  * helping meanwhile. The descriptions are copied, the buffers they point to must live until then. Jobs are checked
  * before anything is written: on an error no job was started and *ticket is not valid. Safe from several threads. */
 int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket);
+
+/* Write one row of every KV head at `row` of rows->key and rows->value, in their dtype (not HGCA_I8): from key and value, whose
+ * heads are so many bytes apart. */
+int hgca_put_row(const hgca_attention *rows, int64_t row, uintptr_t key, int64_t key_head_stride, uintptr_t value,
+                 int64_t value_head_stride);
 int hgca_wait(int64_t ticket);
 
 /* A 4-bit index of rows, for policies that score every row before they read some. Positions of the index are rows in

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hgca_cli.errors import NativeError
 from hgca_cli.kv.layout import KVLayout, LayerLayout, window_slots
 from hgca_cli.kv.window import Window
 
@@ -77,3 +79,24 @@ def test_layout_counts_bytes() -> None:
     assert KVLayout((full, full, sliding), 4, 1, 8).row_bytes == 2 * 3 * (128 + 8)
     assert layout.window_bytes(window=200, sinks=4, context=1000) == (2 * 204 * 3 * 128 + 100 * 3 * 96) * 4
     assert window_slots(full, 200, 4, 50) == 50
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_row_is_put_where_many_are(dtype: torch.dtype, rng: torch.Generator) -> None:
+    layout = LayerLayout(4, 2, 24, 16)
+    window = Window(layout, 9, 1, torch.device("cpu"), dtype)
+    states = (
+        torch.randn(1, 5, 3, 24, generator=rng).to(dtype).transpose(1, 2)
+    )  # heads beside each other, as projections give them
+    key, value = states[0, :2, :1], states[0, 1:, :1, :16]
+    before = window.keys.clone(), window.values.clone()
+    window.append(key, value)
+    assert torch.equal(window.keys[:, 0], key[:, 0]) and torch.equal(window.values[:, 0], value[:, 0])
+    assert torch.equal(window.keys[:, 1:], before[0][:, 1:]) and torch.equal(window.values[:, 1:], before[1][:, 1:])
+    window.append(key.float() + 1, value.float() + 1)  # another dtype is converted
+    assert torch.equal(window.keys[:, 1], (key.float() + 1).to(dtype)[:, 0])
+    assert window.read is not None
+    with pytest.raises(NativeError):
+        window.read.put(9, key, value)
+    scattered = states[0, :2, :1].repeat_interleave(2, -1)[..., ::2]
+    assert window.read.put(8, scattered, value) is False
