@@ -29,8 +29,8 @@ from decode_sides import BareModules, LlamaCpp, NoAttention, Ours, Side, Text, T
 from hgca_cli import native
 from hgca_cli.config import CacheSettings
 from hgca_cli.hf import default_model, model_cache
-from hgca_cli.hf.linear import quicken
 from hgca_cli.hf.load import LoadedModel, load_model
+from hgca_cli.hf.quicken import quicken
 from hgca_cli.hf.registry import resolve
 from hgca_cli.measure.machine import where_and_when
 

@@ -24,8 +24,8 @@ from hgca_cli.attention.select.contract import Selector
 from hgca_cli.config import CacheSettings
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.hf.cache import HybridCache
-from hgca_cli.hf.linear import quicken
 from hgca_cli.hf.load import LoadedModel, load_model
+from hgca_cli.hf.quicken import quicken
 from hgca_cli.hf.registry import resolve
 from hgca_cli.hf.shape import kv_layout
 from hgca_cli.measure.machine import where_and_when

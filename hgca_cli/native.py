@@ -86,18 +86,12 @@ class Rows:
         self.capacity, self.key_dim, self.value_dim = key.shape[1], key.shape[2], value.shape[2]
 
     def put(self, row: int, key: Tensor, value: Tensor) -> bool:
-        """Write one row: key [kv_heads, 1, key_dim], value likewise. False, and nothing was, if another dtype is theirs."""
-        kind = self.kept[0].dtype
-        if key.dtype is not kind or value.dtype is not kind or kind is torch.int8 or not (key.is_cpu and value.is_cpu):
+        """Write one row: key [kv_heads, 1, key_dim], value likewise. False, and nothing was, if their numbers lie apart."""
+        if not (packed(key) and packed(value) and key.is_cpu and value.is_cpu and key.dtype is value.dtype in DTYPES):
             return False
-        if key.stride(2) != 1 or value.stride(2) != 1:
-            return False
-        size = key.element_size()
-        check(
-            lib.hgca_put_row(
-                self.described, row, key.data_ptr(), key.stride(0) * size, value.data_ptr(), value.stride(0) * size
-            )
-        )
+        size, kind = key.element_size(), DTYPES[key.dtype]
+        ends = key.data_ptr(), key.stride(0) * size, value.data_ptr(), value.stride(0) * size
+        check(lib.hgca_put_row(self.described, row, kind, *ends))
         return True
 
 

@@ -228,19 +228,6 @@ static void lay_out(hgca_layout *at, const hgca_attention *jobs, int32_t count, 
     }
 }
 
-int hgca_put_row(const hgca_attention *rows, int64_t row, uintptr_t key, int64_t key_head_stride, uintptr_t value,
-                 int64_t value_head_stride) {
-    if (!rows || !key || !value || row < 0 || row >= rows->rows || rows->dtype == HGCA_I8) return HGCA_BAD_ARGUMENT;
-    const size_t size = (size_t)hgca_number_bytes(rows->dtype);
-    for (int64_t h = 0; h < rows->kv_heads; h++) {
-        char *to_key = (char *)(uintptr_t)rows->key + h * rows->key_head_stride + row * rows->key_row_stride;
-        char *to_value = (char *)(uintptr_t)rows->value + h * rows->value_head_stride + row * rows->value_row_stride;
-        memcpy(to_key, (const char *)key + h * key_head_stride, (size_t)rows->key_dim * size);
-        memcpy(to_value, (const char *)value + h * value_head_stride, (size_t)rows->value_dim * size);
-    }
-    return HGCA_OK;
-}
-
 int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     if (count < 1 || jobs == NULL || ticket == NULL) return HGCA_BAD_ARGUMENT;
     int64_t lists = 0, rows = 0;

@@ -114,3 +114,33 @@ int hgca_copy_rows(const hgca_copy *copies, int32_t count) {
     hgca_pool_wait(&all.batch);
     return HGCA_OK;
 }
+
+int hgca_put_row(const hgca_attention *rows, int64_t row, int32_t dtype, uintptr_t key, int64_t key_head_stride, uintptr_t value,
+                 int64_t value_head_stride) {
+    if (!rows || row < 0 || row >= rows->rows || rows->dtype == HGCA_I8) return HGCA_BAD_ARGUMENT;
+    const hgca_copy copies[2] = {
+        {
+            .from = (const void *)key,
+            .from_head_stride = key_head_stride,
+            .to = (char *)(uintptr_t)rows->key + row * rows->key_row_stride,
+            .to_head_stride = rows->key_head_stride,
+            .rows = 1,
+            .heads = rows->kv_heads,
+            .dim = rows->key_dim,
+            .from_dtype = dtype,
+            .to_dtype = rows->dtype,
+        },
+        {
+            .from = (const void *)value,
+            .from_head_stride = value_head_stride,
+            .to = (char *)(uintptr_t)rows->value + row * rows->value_row_stride,
+            .to_head_stride = rows->value_head_stride,
+            .rows = 1,
+            .heads = rows->kv_heads,
+            .dim = rows->value_dim,
+            .from_dtype = dtype,
+            .to_dtype = rows->dtype,
+        },
+    };
+    return hgca_copy_rows(copies, 2);
+}

@@ -78,11 +78,6 @@ typedef struct {
  * helping meanwhile. The descriptions are copied, the buffers they point to must live until then. Jobs are checked
  * before anything is written: on an error no job was started and *ticket is not valid. Safe from several threads. */
 int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket);
-
-/* Write one row of every KV head at `row` of rows->key and rows->value, in their dtype (not HGCA_I8): from key and value, whose
- * heads are so many bytes apart. */
-int hgca_put_row(const hgca_attention *rows, int64_t row, uintptr_t key, int64_t key_head_stride, uintptr_t value,
-                 int64_t value_head_stride);
 int hgca_wait(int64_t ticket);
 
 /* A 4-bit index of rows, for policies that score every row before they read some. Positions of the index are rows in
@@ -294,6 +289,11 @@ typedef struct {
 } hgca_copy;
 
 int hgca_copy_rows(const hgca_copy *copies, int32_t count);
+
+/* By hgca_copy_rows, a row of every KV head: key and value, of `dtype`, whose heads are so many bytes apart, become row `row` of
+ * what is described (not HGCA_I8). Numbers for addresses, as of hgca_linear. */
+int hgca_put_row(const hgca_attention *rows, int64_t row, int32_t dtype, uintptr_t key, int64_t key_head_stride, uintptr_t value,
+                 int64_t value_head_stride);
 
 /* Linear layers with one vector, as a token at a time needs them: out = weight in + bias, added up in float32, at the rate
  * memory is read. Several (1 .. HGCA_MOST_LAYERS) may share a vector, as a model's query, key and value projections do.

@@ -62,65 +62,7 @@ static void place_bf16(const float *query, float scale, int64_t dim, float *to) 
     for (int64_t d = whole; d < hgca_padded(dim); d++) to[d] = d < dim ? query[d] * scale : 0.0f;
 }
 
-/* `rows` rows one after the other. */
-INLINE void follow_rows(const hgca_piece *p, int64_t first, int rows, int dtype, tile_rows *tile) {
-    const char *key = p->key + first * p->key_row_stride, *value = p->value + first * p->value_row_stride;
-    for (int r = 0; r < rows; r++) {
-        tile->key[r] = key + r * p->key_row_stride;
-        tile->value[r] = value + r * p->value_row_stride;
-    }
-    if (p->unseen != INT64_MAX)
-        for (int r = 0; r < rows; r++) tile->at[r] = first + r;
-    if (dtype != HGCA_I8) return;
-    const char *key_scale = p->key_scale + first * p->scale_row_stride;
-    const char *value_scale = p->value_scale + first * p->scale_row_stride;
-    if (p->scale_row_stride == sizeof(float)) {
-        memcpy(tile->key_scale, key_scale, sizeof(float) * (size_t)rows);
-        memcpy(tile->value_scale, value_scale, sizeof(float) * (size_t)rows);
-        return;
-    }
-    for (int r = 0; r < rows; r++) {
-        memcpy(&tile->key_scale[r], key_scale + r * p->scale_row_stride, sizeof(float));
-        memcpy(&tile->value_scale[r], value_scale + r * p->scale_row_stride, sizeof(float));
-    }
-}
-
-INLINE void find_rows(const hgca_piece *p, row_cursor *at, int rows, int dtype, tile_rows *tile) {
-    if (at->row == NULL) {
-        follow_rows(p, at->first, rows, dtype, tile);
-        at->first += rows;
-    }
-    for (int r = 0; at->row != NULL && r < rows; r++) {
-        int64_t row;
-        if (at->run == NULL) row = *at->row++;
-        else {
-            while (at->first >= *at->run) at->first = 0, at->run++, at->row++; /* the first one may be used up, or empty */
-            row = *at->row + at->first++;
-        }
-        tile->key[r] = p->key + row * p->key_row_stride;
-        tile->value[r] = p->value + row * p->value_row_stride;
-        tile->at[r] = row;
-        if (dtype == HGCA_I8) {
-            memcpy(&tile->key_scale[r], p->key_scale + row * p->scale_row_stride, sizeof(float));
-            memcpy(&tile->value_scale[r], p->value_scale + row * p->scale_row_stride, sizeof(float));
-        }
-    }
-    for (int r = rows; r < TILE && dtype == HGCA_I8; r++) tile->key_scale[r] = tile->value_scale[r] = 0.0f;
-}
-
-/* Half-row `half` of the next tile: its keys are even, its values odd. While keys are scored the first half of the tile is
- * fetched, while values are added up the second: in the order of memory, where a row is [key | value]. */
-INLINE void prefetch_half(const hgca_piece *p, const tile_rows *next, int next_rows, int half, int64_t size) {
-    if (half / 2 >= next_rows) return;
-    const char *row = half % 2 ? next->value[half / 2] : next->key[half / 2];
-    const int64_t bytes = (half % 2 ? p->value_dim : p->key_dim) * size;
-    for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(row + at, 0, 2);
-}
-
-/* Into the first level, beside its key: the processor's own prefetcher then sees rows in the order of memory. */
-INLINE void prefetch_value(const hgca_piece *p, const tile_rows *tile, int r, int64_t size) {
-    for (int64_t at = 0; at < p->value_dim * size; at += LINE) __builtin_prefetch(tile->value[r] + at, 0, 3);
-}
+#include "kernels_rows.h"
 
 #include "kernels_softmax.h"
 
@@ -177,7 +119,7 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
                 }
                 __asm__ volatile("" ::: "memory");
             }
-#endif
+#else
         for (; dtype == HGCA_BF16 && d + 2 * VW <= dim; d += 2 * VW) {
             VF even[ROWS], odd[ROWS];
             UNROLL
@@ -191,6 +133,7 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
                 for (int j = 0; j < ROWS; j++) sum[h][j] = vfma(next_q, odd[j], sum[h][j]);
             }
         }
+#endif
         for (; d + VW <= dim; d += VW) {
             VF k[ROWS];
             UNROLL

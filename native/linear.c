@@ -34,7 +34,7 @@ static int fits(const hgca_weights *w) {
 
 static layer layer_of(const hgca_weights *w) {
     layer l = {.w = *w, .kernel = hgca_linear_kernels()->rows[w->kind], .row_bytes = w->row_bytes};
-    if (w->kind >= HGCA_GRID8) l.row_bytes = w->inputs / BLOCK * (w->kind == HGCA_GRID4 ? 20 : 34);
+    if (w->kind >= HGCA_GRID8) l.row_bytes = w->inputs / BLOCK * (w->kind == HGCA_GRID4 ? HGCA_GRID4_ROW : HGCA_GRID8_ROW);
     return l;
 }
 

@@ -4,6 +4,9 @@
 
 #include <stdint.h>
 
+/* Bytes of a row in a block of a grid: half floats, and 32 codes. */
+enum { HGCA_GRID8_ROW = 2 + 32, HGCA_GRID4_ROW = 4 + 16 };
+
 enum { HGCA_TILE = 16 }; /* rows of a grid that lie together */
 enum { HGCA_LEVELS = 3 };
 

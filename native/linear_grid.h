@@ -45,8 +45,10 @@ INLINE VF dot_block8(const char *codes, const int8_t *level, const int32_t *sums
     return vfma(vlanes(vlevels(sum[0], sum[1])), vset1(128.0f), vlanes(sum[2])); /* 32 bits do not hold it */
 }
 
+INLINE int64_t tile_block_bytes(int bits) { return HGCA_TILE * (bits == 4 ? HGCA_GRID4_ROW : HGCA_GRID8_ROW); }
+
 INLINE void dot_tile(const hgca_linear_rows *p, const char *tile, int bits, float *out) {
-    const int64_t blocks = p->inputs / BLOCK, block_bytes = HGCA_TILE * (bits == 4 ? 20 : 34);
+    const int64_t blocks = p->inputs / BLOCK, block_bytes = tile_block_bytes(bits);
     VF sum[PARTS];
     UNROLL
     for (int part = 0; part < PARTS; part++) sum[part] = vzero();
@@ -67,7 +69,7 @@ INLINE void dot_tile(const hgca_linear_rows *p, const char *tile, int bits, floa
 }
 
 INLINE void dot_tiles(const hgca_linear_rows *p, int bits) {
-    const int64_t tile_bytes = p->inputs / BLOCK * HGCA_TILE * (bits == 4 ? 20 : 34);
+    const int64_t tile_bytes = p->inputs / BLOCK * tile_block_bytes(bits);
     const char *tile = p->weight;
     int64_t r = 0;
     prefetch_lines(p, tile, AHEAD_GRID);

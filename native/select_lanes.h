@@ -19,6 +19,7 @@ typedef float lanes_f __attribute__((vector_size(64)));
 typedef int32_t lanes_i __attribute__((vector_size(64)));
 typedef int32_t word_t __attribute__((may_alias)); /* four numbers of a query */
 typedef uint16_t lanes_h __attribute__((vector_size(32)));
+typedef int8_t lanes_b __attribute__((vector_size(16)));
 
 INLINE lanes_f all_f(float x) { return (lanes_f){0} + x; }
 
@@ -45,11 +46,19 @@ INLINE lanes_f largest_f(lanes_f a, lanes_f b) {
 #endif
 }
 
+INLINE lanes_f smallest_f(lanes_f a, lanes_f b) { /* likewise */
+#if defined(__AVX512F__)
+    return (lanes_f)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    return pick(a < b, a, b);
+#endif
+}
+
 INLINE lanes_i nearest(lanes_f x) { /* of numbers below 2^22 */
 #if defined(__AVX512F__)
     return (lanes_i)_mm512_cvtps_epi32((__m512)x);
 #else
-    return __builtin_convertvector((x + 12582912.0f) - 12582912.0f, lanes_i);
+    return __builtin_convertvector((x + 12582912.0f) - 12582912.0f, lanes_i); /* 1.5 * 2^23 has no bits behind the point */
 #endif
 }
 

@@ -2,9 +2,6 @@
  * file names its table in SELECT_ISA and includes this. (Loops over 16 lanes in plain C it unrolled first, and then found
  * no vectors in them.) Only the dot product of codes has instructions of its own. All arithmetic on codes
  * is in integers and nothing is contracted, so every instruction set gives the same scores, bit by bit. */
-#include <math.h>
-#include <string.h>
-
 #include "codes.h"
 #include "kernels.h"
 #include "select.h"
@@ -18,15 +15,9 @@ enum { QUERIES = 4, MOST_WIDTH = HGCA_MOST_WIDTH, AHEAD = 4 }; /* queries at onc
 INLINE void round_query(const float *scaled, int64_t width, float top, int8_t *query8) {
     const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
     for (int64_t i = 0; i < width; i += HGCA_LANES) { /* to the nearest; a NaN is no largest, but its base is NaN */
-        lanes_f x = largest_f(load_f(scaled + i) * inverse, all_f(-127.0f));
-#if defined(__AVX512F__)
-        __m512i whole = _mm512_cvtps_epi32(_mm512_min_ps((__m512)x, _mm512_set1_ps(127.0f)));
-        _mm_storeu_si128((__m128i *)(void *)(query8 + i), _mm512_cvtepi32_epi8(whole));
-#else
-        typedef int8_t lanes_b __attribute__((vector_size(16)));
-        lanes_b bytes = __builtin_convertvector(nearest(pick(x < all_f(127.0f), x, all_f(127.0f))), lanes_b);
+        lanes_f x = smallest_f(largest_f(load_f(scaled + i) * inverse, all_f(-127.0f)), all_f(127.0f));
+        lanes_b bytes = __builtin_convertvector(nearest(x), lanes_b);
         memcpy(query8 + i, &bytes, sizeof bytes);
-#endif
     }
 }
 
@@ -186,10 +177,10 @@ INLINE void scan_groups(const hgca_scan *s, int first_query, int queries, float 
         }
     }
     for (int q = 0; q < queries; q++) {
-        float *own = s->raw + (first_query + q) * n;
-        if (!s->raw) soften(raw + q * n, n, top[q], strange[q], s->score + (first_query + q) * n, &s->max[first_query + q], &s->sum[first_query + q]);
-        else if (strange[q]) for (int64_t i = 0; i < n; i++) own[i] = NAN;
-        else memcpy(own, raw + q * n, sizeof(float) * (size_t)n);
+        const int of = first_query + q;
+        if (s->raw == NULL) soften(raw + q * n, n, top[q], strange[q], s->score + of * n, &s->max[of], &s->sum[of]);
+        else if (strange[q]) for (int64_t i = 0; i < n; i++) s->raw[of * n + i] = NAN;
+        else memcpy(s->raw + of * n, raw + q * n, sizeof(float) * (size_t)n);
     }
 }
 

@@ -90,6 +90,12 @@ static inline int64_t hgca_score_room(int64_t groups) { return (groups + HGCA_LA
 /* One stage of one unit: piece = stage * unit_count + unit. */
 void hgca_run_selection(hgca_batch *batch, int32_t piece);
 
+/* Whether codes of rows are scored. */
+static inline int hgca_scans(const hgca_head *h) { return h->job->gate != HGCA_GATE_READ; }
+
+/* The last stage of a unit. */
+void hgca_read_rows(hgca_unit *unit);
+
 /* What a stage's last unit does for the whole head. */
 void hgca_choose_groups(hgca_head *head, hgca_unit *units);
 void hgca_find_total(hgca_head *head, hgca_unit *units);

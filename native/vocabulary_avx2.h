@@ -83,21 +83,20 @@ static inline VF vload_rows(const char *p, int dtype) {
     return widen(_mm_loadu_si128((const __m128i *)(const void *)p), dtype);
 }
 
-static inline void vload_pair(const char *p, VF *even, VF *odd) {
+static inline VF vload_half(const char *p, int half) {
     __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)p);
-    *even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-    *odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
+    return _mm256_castsi256_ps(half ? _mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)) : _mm256_slli_epi32(both, 16));
+}
+
+static inline void vload_pair(const char *p, VF *even, VF *odd) {
+    *even = vload_half(p, 0);
+    *odd = vload_half(p, 1);
 }
 
 static inline VF vload_once(const float *p) {
     VF x = vload(p);
     __asm__("" : "+x"(x)); /* GCC reads it from memory for every product else */
     return x;
-}
-
-static inline VF vload_half(const char *p, int half) {
-    __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)p);
-    return _mm256_castsi256_ps(half ? _mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)) : _mm256_slli_epi32(both, 16));
 }
 
 static inline VF vtail_rows(const char *p, int dtype, int n) {

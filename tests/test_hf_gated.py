@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hgca_cli.hf.gated import Block, Gated
-from hgca_cli.hf.linear import quicken
+from hgca_cli.hf.quicken import quicken
 from tests.test_hf_linear import on_grid
 
 SIZES = ((8, 5, 8), (33, 70, 9), (64, 96, 40), (96, 160, 33))  # inputs, hidden, outputs

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hgca_cli import native
-from hgca_cli.hf.linear import QuickLinear, Siblings, Weights, quicken
+from hgca_cli.hf.linear import QuickLinear, Siblings, Weights
+from hgca_cli.hf.quicken import quicken
 
 INPUTS = 64
 

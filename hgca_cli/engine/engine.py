@@ -15,8 +15,8 @@ from hgca_cli.engine.sequence import Sequence
 from hgca_cli.engine.text import TextStream
 from hgca_cli.events import Done, Event, Text
 from hgca_cli.hf.cache import HybridCache
-from hgca_cli.hf.linear import quicken
 from hgca_cli.hf.load import LoadedModel
+from hgca_cli.hf.quicken import quicken
 from hgca_cli.hf.shape import kv_layout
 
 

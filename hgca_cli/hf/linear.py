@@ -1,14 +1,14 @@
 """Linear layers that read their weights once a token at the rate of memory, in as few bytes as hold them exactly.
 
 torch's product of a matrix and one vector reads weights on one thread here, at a third of the rate two threads reach.
-`quicken` makes a loaded model's linear layers hand single tokens to the C library; everything else about them stays as
+A loaded model's linear layers hand single tokens to the C library (hf/quicken.py); everything else about them stays as
 it is (name, parameters, what several tokens do). float32 weights that 16 bits hold exactly, as most models are published,
 or a grid of 4 or 8 bits, as those of a converted GGUF file, get a second copy in that form: half or a sixth is read then.
 Results differ by rounding alone; of a grid's that is what rounding a vector to 21 bits by blocks of 32 makes of them: 1e-6
 of the result's norm in the default model's layers, 1.3e-5 where a vector has numbers a thousand times the others.
 
 Projections of one vector (query, key and value; gate and up) are computed by one call, as starting threads takes as long
-as a small layer does; a gated feed-forward block is one call as a whole (hf/gated.py), and so is a norm (hf/norm.py).
+as a small layer does.
 """
 
 from __future__ import annotations
@@ -17,58 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hgca_cli import native
-from hgca_cli.hf.grid import Grid, find_grid, find_halves
-from hgca_cli.hf.pages import Pages
-
-TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of a module's layers that share a vector
-
-
-def quicken(model: nn.Module) -> int:
-    """Let the linear layers of a model on the CPU work as above; returns the bytes their second copies take."""
-    from hgca_cli.hf.gated import quicken_gated
-    from hgca_cli.hf.norm import quicken_norm
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # 210 matrices, 9 passes each: beside busy neighbours threads wait longer than they work
-    try:
-        taken = _quicken(model)
-        for module in list(model.modules()):
-            for names in TOGETHER:
-                join([layer for name in names if isinstance(layer := module._modules.get(name), QuickLinear)])
-            quicken_gated(module)
-            quicken_norm(module)
-        return taken
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _quicken(model: nn.Module) -> int:
-    taken = 0
-    pages = Pages()
-    seen: dict[int, Weights] = {}  # tied weights are packed once
-    for module in model.modules():
-        if type(module) is not nn.Linear or not Weights.takes(module.weight, module.bias):
-            continue
-        weight = module.weight
-        if module.bias is None and weight.data_ptr() in seen:
-            quick = seen[weight.data_ptr()]
-        else:
-            quick = Weights(weight, module.bias, copy_of(weight, pages))
-            taken += quick.copied
-            seen[weight.data_ptr()] = quick
-        module.__class__ = QuickLinear
-        assert isinstance(module, QuickLinear)
-        module.quick = quick
-        module.siblings = None
-    return taken
-
-
-def copy_of(weight: Tensor, pages: Pages) -> Tensor | Grid | None:
-    """The same weights in fewer bytes, if there are such."""
-    if (grid := find_grid(weight)) is not None:
-        return grid._replace(tiles=pages.keep(grid.tiles))
-    halves = find_halves(weight)
-    return None if halves is None else pages.keep(halves)
+from hgca_cli.hf.grid import Grid
 
 
 class QuickLinear(nn.Linear):

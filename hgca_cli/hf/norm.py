@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hgca_cli import native
+from hgca_cli.hf.trial import gives_the_same, put_before
 
 MOST_ROWS = 128  # heads of one token, where a family norms each: more are a prompt's
 TOLERANCE = 1e-5  # of the norm, float32
@@ -78,29 +79,14 @@ def quicken_norm(module: nn.Module) -> bool:
         or len(inspect.signature(module.forward).parameters) != 1
     ):
         return False
+    rng = torch.Generator().manual_seed(1)
+    # four sizes, with a mean that is not zero: eps, and what is no root mean square, show
+    inputs = [size * (0.5 + torch.randn(1, 2, weight.numel(), generator=rng)) for size in (1e-4, 1e-2, 1.0, 100.0)]
     for shift in (0.0, 1.0):  # Gemma's weights are what is added to 1
         scale = Scale(weight, eps, shift)
-        with torch.inference_mode():
-            if _gives_the_same(module, scale, weight.numel()):
-                of = type(module)
-                module.__class__ = type(f"Quick{of.__name__}", (QuickNorm, of), {"__module__": of.__module__})
-                assert isinstance(module, QuickNorm)
-                module.scale = scale
-                return True
+        if gives_the_same(module, scale.product, inputs, TOLERANCE):
+            put_before(module, QuickNorm)
+            assert isinstance(module, QuickNorm)
+            module.scale = scale
+            return True
     return False
-
-
-def _gives_the_same(module: nn.Module, scale: Scale, width: int) -> bool:
-    """Compared over tokens of four sizes, with a mean that is not zero: eps, and what is no root mean square, show."""
-    rng = torch.Generator().manual_seed(1)
-    for size in (1e-4, 1e-2, 1.0, 100.0):
-        x = size * (0.5 + torch.randn(1, 2, width, generator=rng))
-        try:
-            want = module(x)
-        except (RuntimeError, TypeError, ValueError):
-            return False
-        if not isinstance(want, Tensor) or want.shape != x.shape or want.dtype is not torch.float32:
-            return False
-        if not float((scale.product(x) - want).norm()) <= TOLERANCE * float(want.norm()):
-            return False
-    return True

@@ -29,7 +29,7 @@ class Result:
 
     bytes    unique keys and values that were read
     seconds  medians over the turns, by side (measure/sides.py); fastest: those of the fastest turn
-    rates    GB/s at which the same memory was read in each turn, by number of threads; read: those of all threads
+    rates    GB/s at which the same memory was read in each turn, by number of threads, the largest last
     gb_s     bytes over our median; share: of the read bandwidth, median over turns; share_of_best: of the best turn's
     over     how many times as long as ours the other sides took
     cost_over_one_token  how many times as long as for one token, None for one token
@@ -42,13 +42,17 @@ class Result:
     seconds: dict[str, float]
     fastest: dict[str, float]
     rates: dict[int, list[float]]
-    read: Bandwidth
     gb_s: float
     share: float
     share_of_best: float
     over: dict[str, float]
     cost_over_one_token: float | None
     max_difference: float
+
+    @property
+    def read(self) -> Bandwidth:
+        """The read bandwidth of all threads."""
+        return bandwidths(self.rates)[-1]
 
 
 def measure(case: Case, *, times: int, layers: int, threads: int, ggml: Ggml | None) -> Result:
@@ -88,7 +92,6 @@ def result_of(
     seconds = {name: median(values) / layers for name, values in taken.items()}
     *_, widest = rates.values()
     shares = [read * layers / one / 1e9 / rate for one, rate in zip(taken[HGCA], widest, strict=True)]
-    bandwidth = bandwidths(rates)[-1]
     rate = read / seconds[HGCA] / 1e9
     over = {name: one / seconds[HGCA] for name, one in seconds.items() if name not in (HGCA, ONE_TOKEN)}
     return Result(
@@ -98,10 +101,9 @@ def result_of(
         seconds,
         {name: min(values) / layers for name, values in taken.items()},
         dict(rates),
-        bandwidth,
         rate,
         median(shares),
-        rate / bandwidth.best_gb_s,
+        rate / max(widest),
         over,
         seconds[HGCA] / seconds[ONE_TOKEN] if ONE_TOKEN in seconds else None,
         difference,

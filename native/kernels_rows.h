@@ -1,0 +1,62 @@
+/* Where a tile's rows are, and fetching them ahead. Included by the template, in its words. */
+
+INLINE void find_scales(const hgca_piece *p, int64_t row, tile_rows *tile, int r) {
+    memcpy(&tile->key_scale[r], p->key_scale + row * p->scale_row_stride, sizeof(float));
+    memcpy(&tile->value_scale[r], p->value_scale + row * p->scale_row_stride, sizeof(float));
+}
+
+/* `rows` rows one after the other. */
+INLINE void follow_rows(const hgca_piece *p, int64_t first, int rows, int dtype, tile_rows *tile) {
+    const char *key = p->key + first * p->key_row_stride, *value = p->value + first * p->value_row_stride;
+    for (int r = 0; r < rows; r++) {
+        tile->key[r] = key + r * p->key_row_stride;
+        tile->value[r] = value + r * p->value_row_stride;
+    }
+    if (p->unseen != INT64_MAX)
+        for (int r = 0; r < rows; r++) tile->at[r] = first + r;
+    if (dtype != HGCA_I8) return;
+    if (p->scale_row_stride == sizeof(float)) {
+        memcpy(tile->key_scale, p->key_scale + first * (int64_t)sizeof(float), sizeof(float) * (size_t)rows);
+        memcpy(tile->value_scale, p->value_scale + first * (int64_t)sizeof(float), sizeof(float) * (size_t)rows);
+    } else
+        for (int r = 0; r < rows; r++) find_scales(p, first + r, tile, r);
+}
+
+/* The next `rows` rows of a list. */
+INLINE void look_up_rows(const hgca_piece *p, row_cursor *at, int rows, int dtype, tile_rows *tile) {
+    for (int r = 0; r < rows; r++) {
+        int64_t row;
+        if (at->run == NULL) row = *at->row++;
+        else {
+            while (at->first >= *at->run) at->first = 0, at->run++, at->row++; /* the first one may be used up, or empty */
+            row = *at->row + at->first++;
+        }
+        tile->key[r] = p->key + row * p->key_row_stride;
+        tile->value[r] = p->value + row * p->value_row_stride;
+        tile->at[r] = row;
+        if (dtype == HGCA_I8) find_scales(p, row, tile, r);
+    }
+}
+
+INLINE void find_rows(const hgca_piece *p, row_cursor *at, int rows, int dtype, tile_rows *tile) {
+    if (at->row) look_up_rows(p, at, rows, dtype, tile);
+    else {
+        follow_rows(p, at->first, rows, dtype, tile);
+        at->first += rows;
+    }
+    for (int r = rows; r < TILE && dtype == HGCA_I8; r++) tile->key_scale[r] = tile->value_scale[r] = 0.0f;
+}
+
+/* Half-row `half` of the next tile: its keys are even, its values odd. While keys are scored the first half of the tile is
+ * fetched, while values are added up the second: in the order of memory, where a row is [key | value]. */
+INLINE void prefetch_half(const hgca_piece *p, const tile_rows *next, int next_rows, int half, int64_t size) {
+    if (half / 2 >= next_rows) return;
+    const char *row = half % 2 ? next->value[half / 2] : next->key[half / 2];
+    const int64_t bytes = (half % 2 ? p->value_dim : p->key_dim) * size;
+    for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(row + at, 0, 2);
+}
+
+/* Into the first level, beside its key: the processor's own prefetcher then sees rows in the order of memory. */
+INLINE void prefetch_value(const hgca_piece *p, const tile_rows *tile, int r, int64_t size) {
+    for (int64_t at = 0; at < p->value_dim * size; at += LINE) __builtin_prefetch(tile->value[r] + at, 0, 3);
+}

@@ -1,0 +1,175 @@
+/* The last stage of attention over chosen rows (select.c): rows are read exactly, all others enter as an estimate. */
+#include <math.h>
+#include <string.h>
+
+#include "codes.h"
+#include "selecting.h"
+
+enum { PREFETCHED = 64 };
+
+hgca_attention hgca_mean_rows(const hgca_selection *job) {
+    hgca_attention mean = job->rows;
+    mean.key = job->mean;
+    mean.value = (const char *)job->mean + job->rows.key_dim * hgca_number_bytes(job->mean_dtype);
+    mean.key_head_stride = mean.value_head_stride = job->mean_head_stride;
+    mean.key_row_stride = mean.value_row_stride = job->mean_row_stride;
+    mean.dtype = job->mean_dtype;
+    mean.key_scale = mean.value_scale = NULL;
+    mean.rows = job->clustered / HGCA_LANES;
+    return mean;
+}
+
+int64_t hgca_row_bytes(const hgca_attention *rows) {
+    return (rows->key_dim + rows->value_dim) * hgca_number_bytes(rows->dtype) + (rows->dtype == HGCA_I8 ? 8 : 0);
+}
+
+/* Row of position 16 g + r of the unit's head, -1 beyond the index. */
+static int32_t row_at(const hgca_head *h, int64_t position) {
+    if (position >= h->job->indexed) return -1;
+    return position < h->job->clustered ? h->job->order[h->head * h->job->order_head_stride + position] : (int32_t)position;
+}
+
+/* A kernel fetches a tile while it works on the one before: the first has none before it. */
+static void prefetch_row(const hgca_head *h, int64_t row) {
+    const hgca_attention *rows = &h->job->rows;
+    const int64_t size = hgca_number_bytes(rows->dtype);
+    const char *key = (const char *)rows->key + h->head * rows->key_head_stride + row * rows->key_row_stride;
+    const char *value = (const char *)rows->value + h->head * rows->value_head_stride + row * rows->value_row_stride;
+    for (int64_t b = 0; b < rows->key_dim * size; b += 64) __builtin_prefetch(key + b, 0, 2);
+    for (int64_t b = 0; b < rows->value_dim * size; b += 64) __builtin_prefetch(value + b, 0, 2);
+}
+
+/* The rows that are read, into u->rows; a position of no row (behind the index) is none. */
+static int64_t list_chosen(hgca_unit *u) {
+    const hgca_head *h = u->head;
+    uint32_t (*lanes)(const float *, float) = hgca_selection_kernels()->lanes;
+    const int every = !hgca_scans(h) || h->edge.all;
+    int64_t count = 0, room = u->room;
+    for (int64_t i = 0; i < u->taken_count; i++) {
+        const int64_t before = count;
+        u->chosen[i] = 0;
+        for (uint32_t some = every ? 0xffff : lanes(u->weight + i * HGCA_LANES, h->edge.least); some; some &= some - 1) {
+            int r = __builtin_ctz(some);
+            if (!every && u->weight[i * HGCA_LANES + r] < h->edge.above && room-- <= 0) continue;
+            int32_t row = row_at(h, (int64_t)u->taken[i] * HGCA_LANES + r);
+            if (row < 0) continue;
+            if (count < PREFETCHED) prefetch_row(h, row);
+            u->rows[count++] = row;
+            u->chosen[i] |= (uint16_t)(1u << r);
+        }
+        if ((int64_t)u->taken[i] * HGCA_LANES < h->job->clustered) /* and the numbers of these rows */
+            u->stats.bytes += (count - before) * (int64_t)sizeof *h->job->order;
+    }
+    return count;
+}
+
+/* Pages taken, as runs into u->rows and behind their beginnings; neighbours are one run. */
+static int64_t list_pages(hgca_unit *u, hgca_piece *piece) {
+    int32_t *run = u->rows + u->groups;
+    const int64_t end = u->head->job->indexed;
+    int64_t runs = 0, count = 0;
+    for (int64_t i = 0; i < u->taken_count; i++) {
+        const int64_t first = (int64_t)u->taken[i] * HGCA_LANES, rows = end - first < HGCA_LANES ? end - first : HGCA_LANES;
+        if (runs && u->rows[runs - 1] + run[runs - 1] == first) run[runs - 1] += (int32_t)rows;
+        else u->rows[runs] = (int32_t)first, run[runs++] = (int32_t)rows;
+        count += rows;
+    }
+    piece->run = run;
+    return count;
+}
+
+static void read_chosen(hgca_unit *u, hgca_partial to) {
+    const hgca_head *h = u->head;
+    hgca_piece piece = hgca_piece_of(h, &h->job->rows, h->query, to);
+    piece.row = u->rows;
+    piece.count = h->job->pages ? list_pages(u, &piece) : list_chosen(u);
+    h->kernel->piece(&piece);
+    u->stats.read = piece.count;
+    u->stats.bytes += piece.count * hgca_row_bytes(&h->job->rows);
+}
+
+/* Mean values of the head's blocks. */
+static const char *block_means(const hgca_head *h) { return (const char *)h->job->block_mean + h->head * h->job->block_mean_head_stride; }
+
+/* A partial that values are to be added to, with weights relative to max, in octaves, and `more` of them. */
+static void begin_guess(const hgca_head *h, hgca_partial to, const float *max, float more) {
+    for (int32_t q = 0; q < h->queries; q++) to.max[q] = max[q] + more;
+    memset(to.out, 0, sizeof(float) * (size_t)(hgca_padded(h->job->rows.value_dim) * h->queries));
+}
+
+/* Groups that hold next to nothing each: their values are about their block's mean. */
+static int64_t pass_groups(hgca_unit *u, hgca_partial to) {
+    const hgca_head *h = u->head;
+    const int64_t dim = h->job->rows.value_dim, scored = hgca_score_room(u->clustered);
+    int64_t count = 0;
+    for (int64_t i = 0; i < scored; i += HGCA_LANES) count += __builtin_popcount(u->passed[i / HGCA_LANES]);
+    if (count == 0) return 0;
+    begin_guess(h, to, u->mean.max, HGCA_GROUP_OCTAVES);
+    hgca_passing passing = {
+        .score = u->mean.score,
+        .passed = u->passed,
+        .count = scored,
+        .queries = h->queries,
+        .dim = h->job->rows.value_dim,
+        .mean = block_means(h) + 2 * dim * (u->first / HGCA_GROUPS),
+        .out = to.out,
+        .sum = to.sum,
+    };
+    hgca_selection_kernels()->pass_by(&passing);
+    u->stats.bytes += passing.blocks * 2 * dim;
+    return count;
+}
+
+/* Groups not taken stand for 16 rows each: those of some weight with their own mean key and value. */
+static void guess_groups(hgca_unit *u, hgca_partial to, hgca_partial passed) {
+    const hgca_head *h = u->head;
+    const int64_t scored = h->job->pages ? 0 : hgca_score_room(u->clustered);
+    uint32_t (*lanes)(const float *, float) = hgca_selection_kernels()->lanes;
+    int64_t count = 0;
+    for (int64_t i = 0; i < scored; i += HGCA_LANES) {
+        uint16_t *bits = &u->passed[i / HGCA_LANES];
+        const uint32_t some = *bits & (h->job->block_mean ? lanes(u->mean.weight + i, h->estimate_edge) : 0xffff);
+        *bits &= (uint16_t)~some;
+        for (uint32_t left = some; left; left &= left - 1) u->rows[count++] = (int32_t)(u->first + i + __builtin_ctz(left));
+    }
+    hgca_empty(h, to);
+    hgca_empty(h, passed);
+    u->stats.estimated = count + (scored ? pass_groups(u, passed) : 0);
+    if (count == 0) return;
+    const hgca_attention mean = hgca_mean_rows(h->job);
+    hgca_piece piece = hgca_piece_of(h, &mean, h->mean_query, to);
+    piece.row = u->rows;
+    piece.count = count;
+    h->mean_kernel->piece(&piece);
+    for (int32_t q = 0; q < h->queries; q++) to.max[q] += HGCA_GROUP_OCTAVES;
+    u->stats.bytes += count * hgca_row_bytes(&mean);
+}
+
+/* Positions scored and not read: their weights are known from their codes, their values are about their block's mean. */
+static void guess_left(hgca_unit *u, hgca_partial to) {
+    const hgca_head *h = u->head;
+    const hgca_selection *job = h->job;
+    hgca_empty(h, to);
+    if (!job->block_mean || !hgca_scans(h) || h->edge.all || u->taken_count == 0) return;
+    begin_guess(h, to, u->max, 0.0f);
+    hgca_leaving leaving = {
+        .score = u->score,
+        .groups = u->taken,
+        .count = u->taken_count,
+        .chosen = u->chosen,
+        .queries = h->queries,
+        .dim = job->rows.value_dim,
+        .mean = block_means(h),
+        .out = to.out,
+        .sum = to.sum,
+    };
+    hgca_selection_kernels()->leave(&leaving);
+    u->stats.bytes += leaving.blocks * 2 * job->rows.value_dim;
+}
+
+void hgca_read_rows(hgca_unit *u) {
+    hgca_partial *to = u->head->partials + HGCA_PARTS * u->index;
+    read_chosen(u, to[HGCA_READ]);
+    guess_groups(u, to[HGCA_GUESSED], to[HGCA_PASSED]);
+    guess_left(u, to[HGCA_LEFT]);
+}
