@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 from hgca_cli import native
+from hgca_cli.hardware.timing import ReadProbe, bandwidths, interleave
 from hgca_cli.hf.gated import Gated
 from hgca_cli.hf.linear import Weights
 from hgca_cli.hf.load import load_model
 from hgca_cli.hf.quicken import quicken
 from hgca_cli.hf.registry import resolve
 from hgca_cli.measure.machine import where_and_when
-from hgca_cli.measure.timing import ReadProbe, bandwidths, interleave
 
 RESULTS = Path(__file__).parent / "results" / "linear.jsonl"
 

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from hgca_cli import native
+from hgca_cli.hardware.timing import ReadProbe, bandwidths, interleave
 from hgca_cli.measure.machine import where_and_when
-from hgca_cli.measure.timing import ReadProbe, bandwidths, interleave
 from hgca_cli.native import ffi, lib
 
 RESULTS = Path(__file__).parent / "results" / "pool.jsonl"

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from hgca_cli import native
-from hgca_cli.measure import llama_cpp, timing
+from hgca_cli.hardware import timing
+from hgca_cli.measure import llama_cpp
 from tests.cli_process import Done, here, records
 
 TINY = ("--shape", "4/2/16", "--layers", "1", "--times", "2", "--threads", "1", "--no-llama-cpp")

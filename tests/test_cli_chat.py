@@ -29,7 +29,7 @@ def test_one_answer_and_nothing_else(model: str) -> None:
 def test_json_events(model: str, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("the cat sat on the mat. " * 20)
     words = ["chat", "-m", model, "-f", str(tmp_path / "long.txt"), "-p", "why?", "--json", "-n", "8", "--temp", "0"]
-    run = here(*words, "--window", "32", "--prefill-chunk", "64")
+    run = here(*words, "--window", "32", "--prefill-chunk", "64", "--quality", "95%")
     told = records(run)
     assert run.returncode == 0 and run.stderr == b""
     kinds = [record["type"] for record in told]

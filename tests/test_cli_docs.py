@@ -46,6 +46,7 @@ def test_every_alias_variable_command_and_event_is_on_the_page(capsys: pytest.Ca
     assert len(variables) > 30 and set(re.findall(r"HGCA_[A-Z_]+", PAGE)) - variables == {
         "HGCA_DATA_DIR",
         "HGCA_CACHE_DIR",
+        "HGCA_PROFILE_DIR",
     }
     assert all(variable in PAGE for variable in variables)
     assert all(f"## hgca {name}\n" in PAGE for name in [*COMMANDS, *GROUPS])
@@ -53,9 +54,9 @@ def test_every_alias_variable_command_and_event_is_on_the_page(capsys: pytest.Ca
     assert all(f"`/{name}" in PAGE for name in [*SLASH, *SAME])
     source = Path(JsonSink.__module__.replace(".", "/") + ".py")
     written = set(re.findall(r'"type": "(\w+)"', (Path(__file__).parent.parent / source).read_text()))
-    assert written == set(re.findall(r"^\| `(\w+)` \| ", PAGE.split("### JSON")[1].split("## hgca pull")[0], re.M)) - {
-        "type"
-    }
+    assert written == set(
+        re.findall(r"^\| `(\w+)` \| ", PAGE.split("### JSON")[1].split("## hgca profile")[0], re.M)
+    ) - {"type"}
 
 
 def test_every_variable_belongs_to_its_option(capsys: pytest.CaptureFixture[str]) -> None:

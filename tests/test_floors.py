@@ -27,7 +27,7 @@ OWNERS = {
     "transformers": {"hf"}, "huggingface_hub": {"hf"}, "tokenizers": {"hf"}, "gguf": {"hf"}, "jinja2": {"hf"},
     "rich": {"ui"}, "prompt_toolkit": {"ui"},
     "typer": {"app", "commands", "__main__"},
-    "psutil": {"hardware"}, "matplotlib": {"ui"}, "llama_cpp": {"measure"}, "lm_eval": {"commands"},
+    "psutil": {"hardware"}, "tomli_w": {"hardware"}, "matplotlib": {"ui"}, "llama_cpp": {"measure"}, "lm_eval": {"commands"},
     "safetensors": {"engine", "hf"},
     "cffi": {"native"}, "hgca_cli._native": {"native"},
 }  # fmt: skip

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from hgca_cli.config import QUALITY
 from hgca_cli.errors import DoesNotFitError, ModelError, UsageError
+from hgca_cli.hardware.assumed import assume
 from hgca_cli.hardware.machine import Gpu, Machine
 from hgca_cli.hardware.memory import Model
-from hgca_cli.hardware.plan import HOST_SHARE, MARGIN, Case, draw_up, make_plan
+from hgca_cli.hardware.place import HOST_SHARE, MARGIN, Case
+from hgca_cli.hardware.plan import draw_up, make_plan
 from hgca_cli.hardware.settings import Plan, PlanRequest
 from hgca_cli.kv.layout import KVLayout, LayerLayout
 
@@ -34,7 +36,7 @@ def plan(model: Model = BIG, machine: Machine = HOST, **wanted: Any) -> Plan:
 
 
 def draft(model: Model = BIG, machine: Machine = HOST, **wanted: Any) -> Plan:
-    return draw_up(Case(model, machine, PlanRequest(**wanted)))
+    return draw_up(Case(model, machine, PlanRequest(**wanted), assume(machine)))
 
 
 def test_what_was_asked_for_is_kept() -> None:
@@ -67,7 +69,7 @@ def test_context_is_the_trained_one_or_the_largest_that_fits() -> None:
     poor = replace(HOST, memory_free=25 * GIB)
     made = plan(machine=poor)
     assert made.fits and 0 < made.context < BIG.trained_context and made.context % 256 == 0
-    more = draft(BIG, poor, context=made.context + 256, dtype="bf16", chunk=made.chunk)
+    more = draft(BIG, poor, context=made.context + 256, dtype="bf16", window=1024, chunk=64, select="scan")
     assert not more.fits, "256 tokens more fit too"
     assert "most that fits" in made.reasons["context"]
 
@@ -90,7 +92,9 @@ def test_gpu_keeps_everything_that_fits() -> None:
     offloading = plan(machine=WITH_GPU)
     assert 0 < offloading.window < offloading.context == 131_072
     assert offloading.memory[0].limit == GPU.free - MARGIN
-    one_more = draft(machine=WITH_GPU, device="cuda", context=131_072, window=offloading.window + 256, chunk=2048)
+    one_more = draft(
+        machine=WITH_GPU, device="cuda", context=131_072, window=offloading.window + 256, chunk=offloading.chunk
+    )
     assert not one_more.fits, "a larger window fits too"
     assert offloading.stored_rows == offloading.context - offloading.sinks - offloading.window
 
@@ -139,7 +143,7 @@ def test_the_chunk_shrinks_before_a_given_context_is_refused() -> None:
     usual = plan(context=40_000, dtype="bf16")
     need = usual.memory[0].total
     tight = plan(context=40_000, dtype="bf16", ram_limit=need - 1)
-    assert tight.chunk < usual.chunk == 512 and "tight" in tight.reasons["chunk"]
+    assert tight.chunk < usual.chunk == 256 and "tight" in tight.reasons["chunk"]
 
 
 def test_the_refusal_has_both_figures_and_remedies_that_are_true() -> None:
@@ -151,7 +155,7 @@ def test_the_refusal_has_both_figures_and_remedies_that_are_true() -> None:
     assert re.search(r"host memory needs \d+\.\d GiB .* and has 25\.6 GiB", text)
     assert "--dtype bf16 (fits" in text
     assert plan(machine=poor, context=32768, dtype="bf16").fits
-    assert "--kv-dtype bf16 (saves 3.7 GiB, not enough alone)" in text
+    assert "--kv-dtype bf16 (saves 3.8 GiB, not enough alone)" in text
     assert not draft(machine=poor, context=32768, dtype="fp32", kv_dtype="bf16").fits
 
 

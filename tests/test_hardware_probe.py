@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import psutil
 import pytest
 
+from hgca_cli import native
 from hgca_cli.hardware import probe
 
 MIB = 1 << 20
@@ -45,21 +45,6 @@ def test_cpu_quota(tmp_path: Path, files: dict[str, str], groups: str, quota: fl
     assert probe.cpu_quota(root, membership(tmp_path, groups)) == quota
 
 
-def test_processors_are_the_mask_or_the_quota(tmp_path: Path) -> None:
-    none = membership(tmp_path, "0::/\n")
-    free = probe.usable_processors(write(tmp_path / "free", {}), none)
-    assert free == (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    half = write(tmp_path / "half", {"cpu.max": "50000 100000"})
-    assert probe.usable_processors(half, none) == 1
-    plenty = write(tmp_path / "plenty", {"cpu.max": "99900000 100000"})
-    assert probe.usable_processors(plenty, none) == free
-
-
-def test_processors_follow_the_affinity_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
-    assert probe.usable_processors(tmp_path, tmp_path / "none") == 3
-
-
 @pytest.mark.parametrize(
     ("files", "groups"),
     [
@@ -92,5 +77,5 @@ def test_memory_without_a_limit(tmp_path: Path) -> None:
 
 def test_the_real_machine() -> None:
     machine = probe.probe_machine()
-    assert machine.processors >= 1
+    assert machine.processors == native.usable_processors()
     assert 0 < machine.memory_free <= machine.memory_total

@@ -11,12 +11,13 @@ import torch
 
 from hgca_cli import native
 from hgca_cli.errors import ModelError, NativeError
-from hgca_cli.measure import llama_cpp, sides, timing
+from hgca_cli.hardware import timing
+from hgca_cli.hardware.timing import Bandwidth, ReadProbe, bandwidths, interleave
+from hgca_cli.measure import llama_cpp, sides
 from hgca_cli.measure.attention import measure, result_of
 from hgca_cli.measure.case import DTYPES, PATTERNS, Case
 from hgca_cli.measure.llama_cpp import FlashAttention, load_ggml
 from hgca_cli.measure.rows import random_rows, row_lists, store_rows
-from hgca_cli.measure.timing import Bandwidth, ReadProbe, bandwidths, interleave
 
 
 @pytest.fixture(autouse=True)

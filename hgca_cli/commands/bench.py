@@ -101,10 +101,10 @@ def attention(
         wanted = count_of(threads, "--threads", MOST_THREADS)
         check_files(record, plot)
         used = _prepare(wanted, isa, own_threads)
+    from hgca_cli.hardware.timing import bandwidths
     from hgca_cli.measure.attention import measure
     from hgca_cli.measure.llama_cpp import MISSING, load_ggml
     from hgca_cli.measure.machine import where_and_when
-    from hgca_cli.measure.timing import bandwidths
 
     ggml = load_ggml() if llama_cpp else None
     if llama_cpp and ggml is None:
@@ -167,13 +167,12 @@ def _prepare(wanted: int | None, isa: str | None, own_threads: bool) -> int:
     import torch
 
     from hgca_cli import native
-    from hgca_cli.hardware.probe import usable_processors
 
     if isa is not None and isa not in native.isas():
         raise UsageError(f"--isa: this machine has no {isa!r}.", f"Choose from {', '.join(native.isas())}.")
     if isa is not None:
         native.use_isa(isa)
-    threads = wanted or usable_processors()
+    threads = wanted or native.usable_processors()
     native.set_threads(threads)
     native.share_openmp(not own_threads)
     torch.set_num_threads(threads)

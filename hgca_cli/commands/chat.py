@@ -55,6 +55,7 @@ def chat(
     prefill_chunk: options.PrefillChunk = "auto",
     gpu_mem: options.GpuMem = None,
     ram_limit: options.RamLimit = None,
+    profile: options.Profile = "auto",
     plan: options.ShowPlan = False,
     max_tokens: options.MaxTokens = None,
     temp: options.Temp = None,
@@ -100,7 +101,7 @@ def chat(
         question, documents = (None, []) if plan else _inputs(given)
         sink = _sink(given, style)
         choice = ModelChoice(model, revision, trust_remote_code, offline, template)
-        files, planned = plan_model(choice, request, sink.show)
+        files, planned = plan_model(choice, request, sink.show, profile=profile, elsewhere=plan)
     if plan:
         sink.plan(planned, model, detailed=True) if json else typer.echo(plan_table(planned, model))
         return

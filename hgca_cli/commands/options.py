@@ -125,6 +125,14 @@ RamLimit = Annotated[
     str | None,
     typer.Option("--ram-limit", envvar="HGCA_RAM_LIMIT", metavar="SIZE", help="Most host memory to use, like 16GiB."),
 ]
+Profile = Annotated[
+    str,
+    typer.Option(
+        "--profile", envvar="HGCA_PROFILE", metavar="NAME",
+        help="Machine whose rates the plan is made with: a profile's name or file. auto: this one, measured at the first"
+        " use; none: assumed rates.",
+    ),
+]  # fmt: skip
 ShowPlan = Annotated[
     bool, typer.Option("--plan", envvar="HGCA_PLAN", help="Show what would be where, and why, and exit.")
 ]

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hgca_cli.commands.describe import describe
+from hgca_cli.commands.machine import NONE, profile_for
 from hgca_cli.events import Event, Notice
 
 if TYPE_CHECKING:
     from hgca_cli.engine.engine import Engine
-    from hgca_cli.hardware.memory import Model
     from hgca_cli.hardware.settings import Plan, PlanRequest
     from hgca_cli.hf.registry import ModelFiles
 
@@ -28,11 +29,22 @@ class ModelChoice:
     template: str | None = None  # a chat template that replaces the model's
 
 
-def plan_model(choice: ModelChoice, request: PlanRequest, notify: Callable[[Event], None]) -> tuple[ModelFiles, Plan]:
-    """Where a model is, and the plan for it, from its config and the headers of its files: no weights are read."""
+def plan_model(
+    choice: ModelChoice,
+    request: PlanRequest,
+    notify: Callable[[Event], None],
+    *,
+    profile: str = NONE,
+    elsewhere: bool = False,
+) -> tuple[ModelFiles, Plan]:
+    """Where a model is, and the plan for it, from its config and the headers of its files: no weights are read.
+
+    profile    whose rates decide: a name, a file, "auto" for this machine's, "none" for assumed ones
+    elsewhere  a named profile's memory and GPUs count, not this machine's: nothing will be run
+    """
     from hgca_cli.hf.registry import resolve
 
-    if request.device not in PLANNED:  # one that is not there is refused before anything is fetched
+    if request.device not in PLANNED and not elsewhere:  # one that is not there is refused before anything is fetched
         from hgca_cli.hardware.machine import choose_device
         from hgca_cli.hardware.probe import probe_gpus
 
@@ -40,32 +52,16 @@ def plan_model(choice: ModelChoice, request: PlanRequest, notify: Callable[[Even
     files = resolve(choice.name, revision=choice.revision, offline=choice.offline, notify=notify)
     from hgca_cli.hardware.plan import make_plan
     from hgca_cli.hardware.probe import probe_machine
+    from hgca_cli.hardware.profiles import machine_of
 
-    plan = make_plan(describe(files, choice.trust_remote_code), probe_machine(), request)
+    machine = probe_machine()
+    rates = profile_for(profile, machine, notify)
+    if elsewhere and rates is not None and profile != "auto":
+        machine = machine_of(rates)
+    plan = make_plan(describe(files, choice.trust_remote_code), machine, request, rates)
     for notice in plan.notices:
         notify(Notice(notice))
     return files, plan
-
-
-def describe(files: ModelFiles, trust_remote_code: bool) -> Model:
-    """What the planner must know of a model. Raises ModelError."""
-    from hgca_cli.hardware.memory import Model
-    from hgca_cli.hf.checks import weights_bytes
-    from hgca_cli.hf.load import read_config
-    from hgca_cli.hf.shape import kv_layout, text_config, trained_context
-
-    config = read_config(files, trust_remote_code=trust_remote_code)
-    text = text_config(config)
-    own = str(getattr(config, "dtype", "") or "").removeprefix("torch.")
-    return Model(
-        layout=kv_layout(config),
-        parameters=weights_bytes(files.path, 1),
-        trained_context=trained_context(config),
-        hidden=text.hidden_size,
-        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
-        vocabulary=text.vocab_size,
-        own_dtype={"bfloat16": "bf16", "float16": "fp16"}.get(own, "fp32"),
-    )
 
 
 def start_engine(choice: ModelChoice, files: ModelFiles, plan: Plan) -> Engine:

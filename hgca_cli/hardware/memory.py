@@ -22,6 +22,9 @@ class Model:
     parameters       numbers of the weights
     trained_context  tokens it was trained on, 0 if unknown
     own_dtype        of the weights as published: fp32, bf16 or fp16
+    tied             the embedding is the output layer's weights, too
+    packed           of fp32 weights, how many numbers are held in fewer bytes: (kind of hardware/rates.py WEIGHTS, numbers)
+    active_share     of the layers' weights, what one token reads: less than all where experts are chosen
     """
 
     layout: KVLayout
@@ -31,6 +34,19 @@ class Model:
     intermediate: int
     vocabulary: int
     own_dtype: str = "bf16"
+    tied: bool = False
+    packed: tuple[tuple[str, int], ...] = ()
+    active_share: float = 1.0
+
+    @property
+    def head(self) -> int:
+        """Numbers of the output layer's weights."""
+        return min(self.parameters, self.vocabulary * self.hidden)
+
+    @property
+    def body(self) -> int:
+        """Numbers of all layers' weights."""
+        return max(0, self.parameters - self.head * (1 if self.tied else 2))
 
 
 @dataclass(frozen=True)

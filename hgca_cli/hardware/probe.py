@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import psutil
@@ -16,15 +15,10 @@ UNLIMITED = 1 << 60  # version 1 writes "no limit" as a number near 2^63
 
 def probe_machine(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> Machine:
     """The machine as it is now. Imports torch (seconds), to ask for GPUs."""
+    from hgca_cli import native
+
     total, free = host_memory(cgroup, membership)
-    return Machine(usable_processors(cgroup, membership), total, free, probe_gpus())
-
-
-def usable_processors(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> int:
-    """Processors in the affinity mask, at most what the tightest control group's quota pays for; at least 1."""
-    mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    quota = cpu_quota(cgroup, membership)
-    return mask if quota is None else max(1, min(mask, int(quota)))
+    return Machine(native.usable_processors(), total, free, probe_gpus())
 
 
 def cpu_quota(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hgca_cli.config import CacheSettings
+from hgca_cli.hardware.cost import StepCost
 from hgca_cli.hardware.memory import Memory
 
 
@@ -35,11 +36,30 @@ class PlanRequest:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What a plan is expected to take.
+
+    step             of one token after a full context; empty: of the first tokens
+    prefill_seconds  to read a full context
+    batch            sequences at once beyond which throughput hardly grows
+    profile, origin  whose rates these are, "measured" or "estimated"
+    """
+
+    step: StepCost
+    empty: StepCost
+    prefill_seconds: float
+    batch: int
+    profile: str
+    origin: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """Every setting of a run.
 
     yarn_context  what the positions are stretched to, None if they are not
     memory        what each place must hold: the GPU if there is one, the host, the host while loading
+    predicted     what it will take
     reasons       why, by setting; notices: what the user should know
     """
 
@@ -57,6 +77,7 @@ class Plan:
     dense_layers: int
     yarn_context: int | None
     memory: tuple[Memory, ...]
+    predicted: Prediction
     reasons: dict[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
 

@@ -63,6 +63,32 @@ def snapshot(name: str, *, revision: str | None, offline: bool, notify: Notify) 
     return path
 
 
+def config_file(name: str, *, revision: str | None, offline: bool) -> Path:
+    """The config.json of a hub model, from the cache or fetched alone. Raises ModelError as `snapshot`."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    from hgca_cli.hf.quiet import quiet
+
+    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES")
+    with quiet():
+        try:
+            return Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=True))
+        except HFValidationError as error:
+            raise ModelError(f"{name[:100]!r} is not a hub id.", "A hub id looks like org/name.") from error
+        except OSError:
+            pass
+        if offline:
+            raise ModelError(
+                f"the config of model {name} is not on this machine, and the hub may not be asked (offline).",
+                f"Where there is a network: hf download {name} config.json, or name a config.json you have.",
+            )
+        try:
+            return Path(hf_hub_download(name, "config.json", revision=revision))
+        except Exception as error:  # the hub's client raises its own errors, its HTTP library's and OSError
+            raise _explained(name, revision, error) from error
+
+
 def is_complete(path: Path) -> bool:
     """Whether a snapshot has its config, a tokenizer and all its weights (a fetch may have been stopped half-way)."""
     if not (path / "config.json").is_file() or not any(path.glob("tokenizer*")):

@@ -44,9 +44,12 @@ class LoadedModel:
 
     def forward(self, ids: Tensor, cache: Any, **more: Any) -> Any:
         """Run the model on the next tokens [1, n] of a sequence whose rows so far are in `cache`."""
-        return self.model(
-            input_ids=ids, use_cache=True, **{_cache_argument(cast(Hashable, type(self.model))): cache}, **more
-        )
+        return forward(self.model, ids, cache, **more)
+
+
+def forward(model: Any, ids: Tensor, cache: Any, **more: Any) -> Any:
+    """Run a transformers model on the next tokens [1, n] of a sequence whose rows so far are in `cache`."""
+    return model(input_ids=ids, use_cache=True, **{_cache_argument(cast(Hashable, type(model))): cache}, **more)
 
 
 @lru_cache

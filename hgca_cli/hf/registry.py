@@ -65,6 +65,28 @@ def resolve(spec: str, *, revision: str | None = None, offline: bool = False, no
     return ModelFiles(name, snapshot(target, revision=revision, offline=offline, notify=notify))
 
 
+def resolve_config(spec: str, *, revision: str | None = None, offline: bool = False) -> Path | None:
+    """A directory that holds a model's config.json, its weights or not; of a hub model only that file is fetched.
+
+    None for a model whose config is made with its weights: the default model before its first use, a `.gguf` file.
+    Raises ModelError as `resolve` does.
+    """
+    name = spec.strip()
+    target = ALIASES.get(name, name)
+    if target == PACKAGED:
+        return None
+    if _looks_like_path(target) or _exists(Path(target)):
+        path = Path(target).expanduser()
+        if path.name == "config.json" and _exists(path):
+            return path.parent
+        return path if _exists(path / "config.json") else None
+    if len(target.split("/")) != 2:
+        return None
+    from hgca_cli.hf.hub import config_file
+
+    return config_file(target, revision=revision, offline=offline).parent
+
+
 def _looks_like_path(spec: str) -> bool:
     return (
         spec.startswith((".", "/", "~", "\\")) or spec.endswith((".gguf", ".safetensors", "/")) or spec.count("/") > 1

@@ -76,6 +76,17 @@ def trained_context(config: Any) -> int:
     return int(getattr(text_config(config), "max_position_embeddings", 0) or 0)
 
 
+def active_share(text: Any, parameters: int) -> float:
+    """Of all weights, the share that one token reads: less than 1 where a router chooses experts."""
+    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 0
+    chosen = getattr(text, "num_experts_per_tok", None) or 0
+    if not experts or not 0 < chosen < experts or not parameters:
+        return 1.0
+    inner = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None) or 0
+    in_experts = min(parameters, 3 * text.hidden_size * inner * experts * text.num_hidden_layers)
+    return 1.0 - in_experts / parameters * (1.0 - chosen / experts)
+
+
 def _sliding_windows(text: Any) -> list[int | None]:
     """Per layer: rows a query may see, None for all."""
     layers = text.num_hidden_layers

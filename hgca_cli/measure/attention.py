@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from hgca_cli.errors import NativeError
+from hgca_cli.hardware.timing import Bandwidth, ReadProbe, bandwidths, interleave
 from hgca_cli.measure.case import Case
 from hgca_cli.measure.llama_cpp import Ggml
 from hgca_cli.measure.rows import random_rows, row_lists
 from hgca_cli.measure.sides import DENSE, DTYPES, HGCA, ONE_TOKEN, SDPA_FOLDED, build_sides
-from hgca_cli.measure.timing import Bandwidth, ReadProbe, bandwidths, interleave
 
 TOLERANCE = 5e-2  # of numbers around 1; bf16 and int8 round by up to 1e-2
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hgca_cli.errors import ModelError
-from hgca_cli.measure.timing import reserve
+from hgca_cli.hardware.timing import reserve
 
 PACKAGE = "llama-cpp-python"
 MISSING = f"llama.cpp: {PACKAGE} is not installed, so it is not compared with (pip install {PACKAGE})."

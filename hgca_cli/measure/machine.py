@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from hgca_cli import __version__, native
+from hgca_cli.hardware.topology import cores, processor_name
 
 
 def where_and_when(threads: int) -> dict[str, Any]:
@@ -28,12 +28,7 @@ def where_and_when(threads: int) -> dict[str, Any]:
 
 def processor() -> str:
     """The processor's name and how many there are."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} x{len(names)}" if names else platform.processor() or platform.machine()
+    return f"{processor_name()} x{cores()[1]}"
 
 
 def _commit() -> str:

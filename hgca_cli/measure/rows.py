@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hgca_cli.hardware.timing import reserve
 from hgca_cli.measure.case import PATTERNS, SHARE
-from hgca_cli.measure.timing import reserve
 
 
 @dataclass(frozen=True)

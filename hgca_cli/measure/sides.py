@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from hgca_cli import native
+from hgca_cli.hardware.timing import reserve
 from hgca_cli.measure.llama_cpp import FlashAttention, Ggml
 from hgca_cli.measure.rows import RowLists, StoreRows, store_rows
-from hgca_cli.measure.timing import reserve
 
 HGCA = "hgca"
 SDPA_GQA = "sdpa gqa"  # torch, heads of a group share keys (enable_gqa=True)

@@ -45,6 +45,7 @@ def plan_table(plan: Any, model: str) -> str:
     for place in plan.memory:
         named = " + ".join(f"{name} {format_bytes(size)}" for name, size in place.parts.items() if size)
         lines.append(f"  {place.place}: {named} = {format_bytes(place.total)} of {format_bytes(place.limit)}")
+    lines.append(f"  predicted: {prediction_line(plan)}")
     lines += [f"  {name.replace('_', '-')}: {reason}" for name, reason in plan.reasons.items()]
     flags = f"--device {plan.device} --dtype {plan.dtype} --kv-dtype {plan.kv_dtype} --ctx {plan.context}"
     flags += f" --window {plan.window} --sinks {plan.sinks} --select {plan.select} --threads {plan.threads}"
@@ -58,6 +59,20 @@ def plan_table(plan: Any, model: str) -> str:
     if plan.yarn_context:
         flags += " --yarn"
     return "\n".join([*lines, f"  flags: {flags}"])
+
+
+def prediction_line(plan: Any) -> str:
+    """What a plan will take, and whose rates say so."""
+    told = plan.predicted
+    step = told.step
+    parts = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in step.parts.items() if seconds >= 5e-5)
+    hidden = f"; {1e3 * step.hidden:.1f} ms of the CPU's work hidden" if step.hidden >= 5e-5 else ""
+    batch = f"; up to {told.batch} sequences at once pay" if told.batch > 1 else ""
+    return (
+        f"{1 / step.total:.1f} tok/s at {plan.context:,} tokens, {1 / told.empty.total:.1f} at first "
+        f"(ms a token: {parts}{hidden}), {format_seconds(told.prefill_seconds)} to read {plan.context:,}{batch} "
+        f"({told.origin}, profile {told.profile})"
+    )
 
 
 def policy(plan: Any) -> str:

@@ -122,4 +122,17 @@ def plan_record(plan: Any) -> dict[str, Any]:
         "chunk",
     )
     memory = [{"place": place.place, "limit": place.limit} | place.parts for place in plan.memory]
-    return {name: getattr(plan, name) for name in names} | {"memory": memory, "reasons": plan.reasons}
+    told = plan.predicted
+    predicted = {
+        "token_ms": {name: 1e3 * seconds for name, seconds in told.step.parts.items()},
+        "hidden_ms": 1e3 * told.step.hidden,
+        "tokens_per_second": 1 / told.step.total,
+        "tokens_per_second_empty": 1 / told.empty.total,
+        "prefill_seconds": told.prefill_seconds,
+        "batch": told.batch,
+        "profile": told.profile,
+        "origin": told.origin,
+    }
+    return {name: getattr(plan, name) for name in names} | {
+        "memory": memory, "predicted": predicted, "reasons": plan.reasons
+    }  # fmt: skip

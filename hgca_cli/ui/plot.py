@@ -77,6 +77,31 @@ def plot_divergence(path: Path, title: str, curves: Mapping[str, Sequence[tuple[
     _save(figure, path)
 
 
+def plot_steps(path: Path, title: str, steps: Mapping[int, Mapping[str, float]]) -> None:
+    """A token's time at several lengths of context, as bars made of its parts.
+
+    steps  tokens of context -> part -> seconds
+
+    Raises HgcaError if the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    names = [f"{length >> 10}k" for length in steps]
+    left = [0.0] * len(steps)
+    for part in next(iter(steps.values())):
+        widths = [1e3 * one[part] for one in steps.values()]
+        if any(widths):
+            axes.barh(names, widths, left=left, label=part)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("predicted ms a token")
+    axes.set_ylabel("context")
+    axes.set_title(title, fontsize="medium")
+    _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> None:
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     try:

@@ -97,3 +97,33 @@ class WorkSink:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class StageSink:
+    """Shows which of several measurements runs: a spinner on a terminal, a line each elsewhere."""
+
+    def __init__(self, sink: HumanSink, style: Style, *, quiet: bool) -> None:
+        self._sink, self._style, self._quiet = sink, style, quiet
+        self._bar: WorkBar | None = None
+        self._told = -1
+
+    def stage(self, what: str, done: int, of: int) -> None:
+        """One that begins."""
+        if self._quiet:
+            return
+        line = f"measuring {what} ({done + 1} of {of})"
+        if self._style.bar:
+            if self._bar is None:
+                from hgca_cli.ui.progress import WorkBar
+
+                self._bar = WorkBar(color=self._style.color)
+            self._bar.show(line)
+        elif done != self._told:
+            self._told = done
+            self._sink.note(line)
+
+    def clear(self) -> None:
+        """Nothing of it is left on the screen."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

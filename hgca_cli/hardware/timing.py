@@ -37,14 +37,16 @@ class ReadProbe:
     machine, the same within a process, another in the next): what is to be compared with it reads the same stretch.
     """
 
-    def __init__(self, threads: int, data: Sequence[Tensor] = ()) -> None:
-        """threads: all there are to use; data: f32, what is read, else a buffer of its own. Raises DoesNotFitError."""
+    def __init__(self, threads: int, data: Sequence[Tensor] = (), counts: Sequence[int] = ()) -> None:
+        """threads: all there are to use; data: f32, what is read, else a buffer of its own; counts: of threads, to be
+        compared, else one and all. Raises DoesNotFitError.
+        """
         self.threads = threads
         self._data = list(data)
         if not data:
             self._data = [reserve(PROBE_BYTES, torch.float32, (PROBE_BYTES // 4,), (1,)).fill_(1.0)]
         self._size = sum(one.numel() * 4 for one in self._data)
-        self._counts = sorted({1, threads})
+        self._counts = sorted(counts or {1, threads})
 
     def sides(self) -> dict[str, Run]:
         """One side per number of threads, to be timed in turns with others: name -> run."""

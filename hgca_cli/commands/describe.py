@@ -1,0 +1,84 @@
+"""What the planner must know of a model, from its config and the headers of its files: no weights are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hgca_cli.errors import ModelError
+from hgca_cli.events import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hgca_cli.commands.setup import ModelChoice
+    from hgca_cli.hardware.memory import Model
+    from hgca_cli.hf.registry import ModelFiles
+
+OWN = {"bfloat16": "bf16", "float16": "fp16"}
+
+
+def describe(files: ModelFiles, trust_remote_code: bool) -> Model:
+    """Of a model whose files are here. Raises ModelError."""
+    from hgca_cli.hf.checks import weights_bytes
+    from hgca_cli.hf.load import read_config
+    from hgca_cli.hf.packing import packed_numbers
+
+    config = read_config(files, trust_remote_code=trust_remote_code)
+    packed = packed_numbers(files.path) if _own_dtype(config) == "fp32" else {}
+    return _model(config, weights_bytes(files.path, 1), packed)
+
+
+def describe_config(choice: ModelChoice, notify: Callable[[Event], None]) -> Model:
+    """Of a model of which only the config need be here: a known name, a directory, a config.json, or a hub's.
+
+    Raises ModelError.
+    """
+    from hgca_cli.hardware.shapes import known_model
+    from hgca_cli.hf.load import read_config
+    from hgca_cli.hf.registry import ModelFiles, resolve, resolve_config
+
+    if (known := known_model(choice.name)) is not None:
+        return known
+    folder = resolve_config(choice.name, revision=choice.revision, offline=choice.offline)
+    if folder is None:
+        return describe(resolve(choice.name, revision=choice.revision, offline=choice.offline, notify=notify), False)
+    if any(folder.glob("*.safetensors")):
+        return describe(ModelFiles(choice.name, folder), choice.trust_remote_code)
+    config = read_config(ModelFiles(choice.name, folder), trust_remote_code=choice.trust_remote_code)
+    return _model(config, count_parameters(config, folder, choice.trust_remote_code), {})
+
+
+def count_parameters(config: Any, folder: Path, trust_remote_code: bool) -> int:
+    """Numbers of the weights of the model a config describes, which is built without memory. Raises ModelError."""
+    from hgca_cli.hf.checks import reason
+    from hgca_cli.hf.probe_model import build_without_memory
+
+    try:
+        return build_without_memory(config, trust_remote_code=trust_remote_code)
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ModelError(f"{folder / 'config.json'} describes no model: {reason(error)}.") from error
+
+
+def _model(config: Any, parameters: int, packed: dict[str, int]) -> Model:
+    from hgca_cli.hardware.memory import Model
+    from hgca_cli.hf.shape import active_share, kv_layout, text_config, trained_context
+
+    text = text_config(config)
+    return Model(
+        layout=kv_layout(config),
+        parameters=parameters,
+        trained_context=trained_context(config),
+        hidden=text.hidden_size,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        vocabulary=text.vocab_size,
+        own_dtype=_own_dtype(config),
+        tied=bool(getattr(text, "tie_word_embeddings", getattr(config, "tie_word_embeddings", False))),
+        packed=tuple(sorted(packed.items())),
+        active_share=active_share(text, parameters),
+    )
+
+
+def _own_dtype(config: Any) -> str:
+    own = str(getattr(config, "dtype", "") or "").removeprefix("torch.")
+    return OWN.get(own, "fp32")

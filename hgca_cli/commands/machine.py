@@ -1,0 +1,55 @@
+"""The profile a run plans with: the one asked for, this machine's, or one measured now and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hgca_cli.errors import HgcaError
+from hgca_cli.events import Event, Notice
+
+if TYPE_CHECKING:
+    from hgca_cli.hardware.machine import Machine
+    from hgca_cli.hardware.rates import Profile
+
+NONE = "none"  # nothing is measured, rates are assumed
+
+
+def profile_for(name: str, machine: Machine, notify: Callable[[Event], None]) -> Profile | None:
+    """What `--profile` names; of "auto" this machine's, measured quickly and kept if there is none or it is out of date.
+
+    None if rates are to be assumed. Raises UsageError for a name there is no profile of, or a damaged one.
+    """
+    from hgca_cli import native
+    from hgca_cli.hardware import profile as files
+    from hgca_cli.hardware.profiles import THIS, find, profile_dir, stale, versions_now
+
+    if name == NONE:
+        return None
+    if name != "auto":
+        return find(name)
+    path = profile_dir() / f"{THIS}.toml"
+    why = "there is no profile of this machine yet"
+    if path.is_file():
+        try:
+            kept = files.read(path)
+        except HgcaError as error:
+            why = f"{error.message.rstrip('.')}"
+        else:
+            changed = stale(kept, machine, native.isa(), versions_now())
+            if not changed:
+                return kept
+            why = f"this machine's profile is out of date ({changed})"
+    notify(Notice(f"{why}: measuring for about ten seconds, once (hgca profile measures longer)"))
+    from hgca_cli.hardware.probes.run import measure_profile
+
+    try:
+        measured = measure_profile(quick=True)
+    except HgcaError as error:  # no memory for it
+        notify(Notice(f"measuring failed ({error.message.rstrip('.')}): planning with assumed rates"))
+        return None
+    try:
+        files.write(measured, path)
+    except HgcaError as error:
+        notify(Notice(f"{error} The profile is not kept."))
+    return measured

@@ -1,0 +1,205 @@
+"""Predicted seconds: of one decoded token by part, and of a prompt. Pure arithmetic on a profile's rates.
+
+A step is a sum: what layers cost beyond their weights and rows, weights read, rows of the window read, and of the store
+scored and read. On a GPU the store's part runs on the host meanwhile, between two small copies, and only what it takes
+longer than the window's part is waited for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hgca_cli.hardware.expected import rows_read, scored_share
+from hgca_cli.hardware.memory import ITEMSIZE, Choice, Model, stored_rows
+from hgca_cli.hardware.rates import GpuRates, HostRates, Profile
+from hgca_cli.hardware.row_rates import row_ns, thread_factor
+from hgca_cli.kv.layout import LayerLayout
+
+WEIGHT_BYTES = {
+    "fp32": 4.0,
+    "bf16": 2.0,
+    "grid8": 34 / 32,
+    "grid4": 20 / 32,
+}  # of a number, its share of scales included
+GPU_SHARE = 0.8  # of a GPU's memory rate that reading weights and rows one after another reaches
+CHUNK_LAYERS = (
+    3.0  # a chunk's layer costs so many times a token's, beyond its products: more and larger small operations
+)
+KNEE = 0.9  # of the best throughput a batch could reach: beyond it latency grows and little is gained
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of one token of each sequence, by what they are for.
+
+    window              attention to the newest rows
+    copies, selection, attention  of the store's rows, on the host
+    beside              the host's part runs while the device attends to the window
+    """
+
+    weights: float
+    layers: float
+    window: float
+    copies: float = 0.0
+    selection: float = 0.0
+    attention: float = 0.0
+    beside: bool = False
+
+    @property
+    def host(self) -> float:
+        """What the store takes."""
+        return self.copies + self.selection + self.attention
+
+    @property
+    def hidden(self) -> float:
+        """Of that, what passes while the device works."""
+        return min(self.window, self.host) if self.beside else 0.0
+
+    @property
+    def total(self) -> float:
+        """Until the next token."""
+        return self.weights + self.layers + self.window + self.host - self.hidden
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds by name; what is hidden is taken off the host's parts, so that they add up to the total."""
+        shown = 1.0 - self.hidden / self.host if self.host else 0.0
+        host = {name: getattr(self, name) * shown for name in ("copies", "selection", "attention")}
+        return {"weights": self.weights, "layers": self.layers, "window": self.window, **host}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """A model on a machine."""
+
+    profile: Profile
+    model: Model
+    quality: float | None = None
+    budget: float | None = None
+    dense_layers: int = 0
+
+    def decode(self, choice: Choice, threads: int, length: int | None = None, batch: int = 1) -> StepCost:
+        """One token of each of `batch` sequences after `length` rows (None: the context is full)."""
+        length = choice.context if length is None else length
+        gpu = self._gpu(choice.device)
+        host = self.profile.host
+        layers = self.model.layout.layers
+        stored = max(0, length - choice.sinks - choice.window)
+        near = min(length, choice.sinks + choice.window)
+        store = [
+            self._store(
+                host, replace(choice, select="exact") if index < self.dense_layers else choice, layer, stored, threads
+            )
+            for index, layer in enumerate(layers)
+            if layer.sliding is None
+        ]
+        selection = batch * sum(one[0] for one in store)
+        attention = batch * sum(one[1] for one in store)
+        fixed = len(layers) * host.layer_us * 1e-6 + host.token_us * 1e-6
+        chosen = stored and choice.select not in ("exact", "window")
+        per_sequence = host.store_us * 1e-6 * len(store) if chosen else 0.0
+        weights = self._weights(choice, threads, batch)
+        if gpu is None:
+            window = batch * sum(
+                self._rows_seconds(choice, layer, min(near, layer.sliding or near), threads) for layer in layers
+            )
+            return StepCost(weights, fixed, window, 0.0, selection + batch * per_sequence, attention)
+        read = sum(layer.row_elements * min(near, layer.sliding or near) for layer in layers) * ITEMSIZE[choice.dtype]
+        window = batch * read / (gpu.memory_gb_s * GPU_SHARE * 1e9)
+        launches = max(0.0, len(layers) * gpu.layer_us * 1e-6 - weights)
+        copies = len(store) * 2 * gpu.copy_us * 1e-6 if stored else 0.0
+        return StepCost(
+            weights, launches + host.token_us * 1e-6, window, copies, selection + batch * per_sequence, attention, True
+        )
+
+    def prefill(self, choice: Choice, tokens: int, threads: int) -> float:
+        """Seconds to read a prompt of so many tokens."""
+        gpu, host = self._gpu(choice.device), self.profile.host
+        layers = self.model.layout.layers
+        rate = gpu.matmul_tflop_s if gpu else host.matmul_tflop_s
+        factor = 1.0 if gpu else thread_factor(host, threads)
+        products = 2.0 * self.model.body * self.model.active_share * tokens * factor / (_of(rate, choice.dtype) * 1e12)
+        seen = sum(layer.heads * (layer.key_dim + layer.value_dim) * _pairs(tokens, layer.sliding) for layer in layers)
+        attention_rate = _of(rate, choice.dtype) * 0.5 if gpu else host.prefill_attention_tflop_s
+        attention = 2.0 * seen * factor / (attention_rate * 1e12)
+        chunks = -(-tokens // choice.chunk)
+        fixed = chunks * len(layers) * CHUNK_LAYERS * (gpu.layer_us if gpu else host.layer_us) * 1e-6
+        streamed = 0.0
+        if gpu is not None:
+            full = [layer for layer in layers if layer.sliding is None]
+            row = sum(layer.row_elements for layer in full) * ITEMSIZE[choice.kv_dtype]
+            for chunk in range(chunks):
+                streamed += max(0, chunk * choice.chunk - choice.window - choice.sinks) * row
+            streamed /= gpu.to_device_gb_s * 1e9
+        return products + attention + fixed + streamed
+
+    def knee(self, choice: Choice, threads: int, most: int) -> int:
+        """The smallest batch, up to `most`, that reaches 0.9 of the best throughput of them all.
+
+        Source: Mind the Memory Gap, arXiv:2503.08311: beyond the knee a batch takes memory and time and gives little.
+        """
+        sizes = sorted({*(1 << k for k in range(most.bit_length())), most})
+        rates = [size / self.decode(choice, threads, batch=size).total for size in sizes if size <= most]
+        best = max(rates)
+        return next(size for size, rate in zip(sizes, rates, strict=False) if rate >= KNEE * best)
+
+    def _gpu(self, device: str) -> GpuRates | None:
+        if device == "cpu":
+            return None
+        index = int(device.partition(":")[2] or 0)
+        return next((gpu for gpu in self.profile.gpus if gpu.index == index), self.profile.gpus[0])
+
+    def _weights(self, choice: Choice, threads: int, batch: int) -> float:
+        """Every weight once; several sequences share the reading until their products take longer."""
+        model, host, gpu = self.model, self.profile.host, self._gpu(choice.device)
+        numbers = model.body * model.active_share + model.head
+        if gpu is not None:
+            read = numbers * ITEMSIZE[choice.dtype] / (gpu.memory_gb_s * GPU_SHARE * 1e9)
+            return max(read, 2.0 * numbers * batch / (_of(gpu.matmul_tflop_s, choice.dtype) * 1e12))
+        factor = thread_factor(host, threads)
+        if batch > 1:  # torch's products of what is loaded
+            read = numbers * ITEMSIZE[choice.dtype] / (host.best_read_gb_s * 1e9)
+            return factor * max(read, 2.0 * numbers * batch / (_of(host.matmul_tflop_s, choice.dtype) * 1e12))
+        kinds = model.packed if choice.dtype == "fp32" and model.packed else ((self._kind(choice), model.parameters),)
+        scale = numbers / max(1, sum(count for _, count in kinds))
+        seconds = sum(count * WEIGHT_BYTES[kind] / (_of(host.linear_gb_s, kind) * 1e9) for kind, count in kinds)
+        return factor * scale * seconds
+
+    def _kind(self, choice: Choice) -> str:
+        return "fp32" if choice.dtype == "fp32" and self.model.own_dtype == "fp32" else "bf16"
+
+    def _store(
+        self, host: HostRates, choice: Choice, layer: LayerLayout, stored: int, threads: int
+    ) -> tuple[float, float]:
+        """Seconds to choose rows of the store of one layer, and to read them."""
+        if not stored:
+            return 0.0, 0.0
+        factor = thread_factor(host, threads) * 1e-9 * layer.kv_heads
+        scored = stored * scored_share(choice.select)
+        selection = scored * row_ns(host, "scan", choice.kv_dtype, layer) if scored else 0.0
+        read = rows_read(choice, stored, self.quality, self.budget)
+        how = "dense" if read == stored else "runs" if choice.select in ("cluster", "page") else "rows"
+        return factor * selection, factor * read * row_ns(host, how, choice.kv_dtype, layer)
+
+    def _rows_seconds(self, choice: Choice, layer: LayerLayout, rows: int, threads: int) -> float:
+        host = self.profile.host
+        return rows * layer.kv_heads * row_ns(host, "dense", choice.dtype, layer) * thread_factor(host, threads) * 1e-9
+
+
+def at_length(choice: Choice, length: int) -> Choice:
+    """The same choice for a shorter or longer context; a window that held everything does so again."""
+    whole = stored_rows(choice) == 0
+    return replace(choice, context=length, window=max(1, length - choice.sinks) if whole else choice.window)
+
+
+def _of(rates: dict[str, float], dtype: str) -> float:
+    """The rate of a dtype, of its like, or of whatever there is."""
+    like = {"fp16": "bf16", "grid4": "grid8", "grid8": "bf16"}.get(dtype, "fp32")
+    return rates.get(dtype) or rates.get(like) or next(iter(rates.values()))
+
+
+def _pairs(tokens: int, sliding: int | None) -> float:
+    """Pairs of a query and a row it sees, over a prompt."""
+    if sliding is None or sliding >= tokens:
+        return tokens * (tokens + 1) / 2
+    return sliding * (sliding + 1) / 2 + (tokens - sliding) * float(sliding)

@@ -1,0 +1,46 @@
+"""How many rows a policy is expected to read, before anything ran: from what was measured on texts.
+
+Measured with the default model on three books and an encyclopedia, 3,836 and 7,676 rows in the store (`hgca eval fidelity`,
+benchmarks/results/fidelity.jsonl): a mass target reads nearly as many rows of twice the store, so what grows is only the
+part that is scored by codes. Other models and texts differ; what a run reads is shown, and feedback moves the rest.
+"""
+
+from __future__ import annotations
+
+from hgca_cli.config import QUALITY
+from hgca_cli.hardware.memory import Choice, stored_rows
+
+LEAST = 64  # rows of a KV head that are read at least (attention/select/scan.py)
+AT_90 = 208.0  # rows a head reads for 0.9 of the mass, of 3,836
+HARDER = 0.73  # exponent of 1 / (1 - mass): 673 rows for 0.98
+LONGER = 0.13  # exponent of the rows in the store: 231 of 7,676
+WATCHED = 0.2  # what moving averages keep, as in attention/select
+
+
+def rows_read(
+    choice: Choice, rows: int | None = None, quality: float | None = None, budget: float | None = None
+) -> int:
+    """Rows of the store a KV head reads exactly, per token. rows: in the store, None for all a full context has."""
+    rows = stored_rows(choice) if rows is None else rows
+    if choice.select == "exact":
+        return rows
+    if choice.select == "window" or budget == 0.0:
+        return 0
+    if choice.select == "moving-average":
+        return round(rows * (WATCHED if budget is None else budget))
+    most = rows if budget is None else max(1, round(budget * rows))
+    if budget is not None and quality is None:
+        return min(most, _by_mass(rows, QUALITY))
+    return min(most, _by_mass(rows, quality or QUALITY))
+
+
+def scored_share(select: str) -> float:
+    """Of the store's rows, what is scored by code."""
+    return {"scan": 1.0, "two-level": 0.35, "cluster": 0.1, "page": 0.15}.get(select, 0.0)
+
+
+def _by_mass(rows: int, mass: float) -> int:
+    if mass >= 1.0:
+        return rows
+    wanted = AT_90 * (0.1 / (1.0 - mass)) ** HARDER * (max(rows, 1) / 3836) ** LONGER
+    return min(rows, max(LEAST, round(wanted)))

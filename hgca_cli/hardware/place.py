@@ -1,0 +1,76 @@
+"""A request on one device: its limits, what a choice needs there, and what it would take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hgca_cli.hardware.cost import Costs
+from hgca_cli.hardware.machine import Gpu, Machine
+from hgca_cli.hardware.memory import Choice, Memory, Model, needs, stored_rows
+from hgca_cli.hardware.rates import Profile
+from hgca_cli.hardware.settings import PlanRequest
+
+MARGIN = 1 << 30  # of a GPU's free memory: fragmentation, and what the desktop takes next
+HOST_SHARE = 0.8  # of the available host memory, unless --ram-limit says otherwise
+SMALL_WINDOW = 1024  # rows at most that the window is taken for while other settings are decided
+STEP = 256  # contexts and windows that memory decides are multiples of this
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request with what it is about. profile: what the machine can do, measured or assumed."""
+
+    model: Model
+    machine: Machine
+    request: PlanRequest
+    profile: Profile
+
+    def asking(self, **changes: Any) -> Case:
+        """The same, asked for differently."""
+        return replace(self, request=replace(self.request, **changes))
+
+
+class Place:
+    """A request on one device."""
+
+    def __init__(self, case: Case, device: str) -> None:
+        request, machine = case.request, case.machine
+        self.case, self.request, self.model = case, request, case.model
+        self.gpu: Gpu | None = None
+        free_host = machine.memory_free
+        self.host_limit = min(request.ram_limit or int(HOST_SHARE * free_host), free_host)
+        self.gpu_limit = 0
+        if device != "cpu":
+            self.gpu = next(gpu for gpu in machine.gpus if f"cuda:{gpu.index}" == device)
+            free = max(0, self.gpu.free - MARGIN)
+            self.gpu_limit = free if request.gpu_memory is None else min(free, request.gpu_memory)
+
+    def costs(self, quality: float | None) -> Costs:
+        """What choices take here, if so much of the attention mass is kept."""
+        return Costs(self.case.profile, self.model, quality, self.request.budget, self.request.dense_layers)
+
+    def needs(self, choice: Choice) -> list[Memory]:
+        """Bytes in every place; a policy that is not decided yet is taken for the one with the largest index."""
+        name = self.gpu.name if self.gpu else ""
+        if not choice.select:
+            choice = replace(choice, select="scan" if stored_rows(choice) else "exact")
+        return needs(self.model, choice, self.gpu_limit, self.host_limit, name)
+
+    def fits(self, choice: Choice) -> bool:
+        """Whether every place can hold what a choice needs."""
+        return all(memory.fits for memory in self.needs(choice))
+
+    def default_window(self, choice: Choice) -> int:
+        """What the window is at least to be while other settings are decided."""
+        return self.request.window or max(1, min(choice.context - choice.sinks, SMALL_WINDOW))
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest multiple of STEP up to `most` that fits; 0 if none does. Needs grow with it."""
+    low, high = 0, most // STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle * STEP) else (low, middle - 1)
+    return low * STEP

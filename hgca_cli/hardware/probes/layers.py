@@ -1,0 +1,61 @@
+"""What a layer costs one token beyond its weights and its rows: measured on a random model, of more and of fewer layers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.probe_model import ProbeModel
+
+MANY, FEW = 12, 4  # layers
+ROWS, WINDOW = 512, 256  # so few that reading them is little beside the rest
+TURNS = 4
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Microseconds: of a layer, of a layer's choice of rows from the store besides, of a token besides."""
+
+    layer_us: float
+    store_us: float
+    token_us: float
+
+
+def overhead(tokens: int, linear_gb_s: dict[str, float] | None, device: str = "cpu") -> Overhead:
+    """Medians over `tokens` tokens. linear_gb_s: what reading the weights is taken off with; None: nothing is."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model = ProbeModel(MANY, device, dtype)
+    seconds: dict[tuple[int, str], float] = {}
+    for layers in (MANY, FEW):
+        model.use_layers(layers)
+        caches = {
+            "near": model.filled(WINDOW // 2, WINDOW, "exact"),
+            "store": model.filled(ROWS + WINDOW, WINDOW, "scan"),
+        }
+        for which, taken in _turns(model, caches, tokens).items():
+            seconds[layers, which] = median(taken)
+    weights = 0.0 if linear_gb_s is None else 2.0 * model.layer_numbers / (linear_gb_s["bf16"] * 1e9)
+    layer = (seconds[MANY, "near"] - seconds[FEW, "near"]) / (MANY - FEW)
+    stored = (seconds[MANY, "store"] - seconds[FEW, "store"]) / (MANY - FEW)
+    token = seconds[FEW, "near"] - FEW * layer
+    head = 0.0 if linear_gb_s is None else 2.0 * model.head_numbers / (linear_gb_s["bf16"] * 1e9)
+    return Overhead(max(0.0, layer - weights) * 1e6, max(0.0, stored - layer) * 1e6, max(0.0, token - head) * 1e6)
+
+
+def _turns(model: ProbeModel, caches: dict[str, HybridCache], tokens: int) -> dict[str, list[float]]:
+    """Seconds of each token, the caches taking turns; the first turn warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in caches}
+    each = max(1, tokens // TURNS)
+    for turn in range(TURNS + 1):
+        for name, cache in caches.items():
+            token = 1
+            for _ in range(each):
+                began = time.perf_counter()
+                token = model.step(cache, token)
+                if turn:
+                    taken[name].append(time.perf_counter() - began)
+    return taken

@@ -1,0 +1,92 @@
+"""Weights times a vector, as a token needs them, and times many, as a prompt's chunk does; and a chunk's attention."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from hgca_cli.attention import dense
+from hgca_cli.hf.grid import find_grid
+from hgca_cli.hf.linear import Weights
+
+SIDE = 2048  # of a square matrix of weights
+MATRICES = 8  # as many of them are read one after another: more than a cache holds
+CHUNK = 512
+PAST = 4096
+HEADS, HEAD_DIM = 8, 64
+
+
+def linear_gb_s(times: int) -> dict[str, float]:
+    """GB/s at which weights are read that are multiplied with one vector, by what holds them (rates.WEIGHTS)."""
+    draw = torch.Generator().manual_seed(4)
+    vector = torch.randn(SIDE, generator=draw)
+    codes = torch.randint(-127, 128, (SIDE, SIDE), generator=draw)
+    weights = {
+        "fp32": (torch.randn(SIDE, SIDE, generator=draw), None),
+        "bf16": (torch.randn(SIDE, SIDE, generator=draw).bfloat16(), None),
+    }
+    kept: dict[str, list[Weights]] = {
+        kind: [Weights(one.clone(), None, copy) for _ in range(MATRICES)] for kind, (one, copy) in weights.items()
+    }
+    for kind, bits in (("grid8", 8), ("grid4", 4)):
+        matrix = _on_a_grid(codes, bits)
+        grid = find_grid(matrix)
+        if grid is not None and grid.bits == bits:
+            kept[kind] = [Weights(matrix, None, grid._replace(tiles=grid.tiles.clone())) for _ in range(2 * MATRICES)]
+    rates = {}
+    for kind, several in kept.items():
+        asked = vector.bfloat16() if kind == "bf16" else vector
+        size = sum(one.copied or SIDE * SIDE * (4 if kind == "fp32" else 2) for one in several)
+
+        def run(several: list[Weights] = several, asked: torch.Tensor = asked) -> None:
+            for one in several:
+                one.product(asked)
+
+        rates[kind] = size / _median(run, times) / 1e9
+    return rates
+
+
+def matmul_tflop_s(times: int, device: str = "cpu", dtypes: tuple[str, ...] = ("fp32", "bf16")) -> dict[str, float]:
+    """1e12 operations a second of a chunk times weights, by dtype."""
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    side, rows = (SIDE, CHUNK) if device == "cpu" else (8192, 4096)
+    rates = {}
+    for name in dtypes:
+        a = torch.randn(rows, side, device=device).to(kinds[name])
+        b = torch.randn(side, side, device=device).to(kinds[name])
+        rates[name] = 2.0 * rows * side * side / _median(lambda a=a, b=b: a @ b.T, times, device) / 1e12  # type: ignore[misc]
+    return rates
+
+
+def prefill_attention_tflop_s(times: int) -> float:
+    """1e12 operations a second of a chunk's attention to 4,096 rows, fp32, by torch, as prefill on the CPU runs it."""
+    query = torch.randn(HEADS, CHUNK, HEAD_DIM)
+    key, value = torch.randn(2, HEADS, PAST, HEAD_DIM)
+    seconds = _median(lambda: dense.attend(query, key, value, scale=HEAD_DIM**-0.5), times)
+    return 4.0 * HEADS * HEAD_DIM * CHUNK * PAST / seconds / 1e12
+
+
+def _on_a_grid(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Weights that stand on a grid of 8 or 4 bits: each block of 32 holds the grid's outermost numbers."""
+    if bits == 8:
+        codes = codes.clone()
+        codes[:, ::32] = 127
+        return codes.float() * (1 / 64)
+    codes = codes.abs() % 16
+    codes[:, ::32], codes[:, 1::32] = 0, 15
+    return codes.float() * (1 / 64) - 0.125
+
+
+def _median(run: Callable[[], object], times: int, device: str = "cpu") -> float:
+    taken = []
+    for turn in range(times + 1):
+        began = time.perf_counter()
+        run()
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+        if turn:
+            taken.append(time.perf_counter() - began)
+    return median(taken)

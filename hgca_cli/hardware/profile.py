@@ -1,0 +1,141 @@
+"""Profiles as TOML: one machine's rates, for people to read and edit, checked when they are read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from hgca_cli.errors import DoesNotFitError, UsageError
+from hgca_cli.hardware.rates import HOW, Profile
+
+SCHEMA = 1
+HEADER = """\
+# Rates of one machine, as `hgca profile` measured or somebody estimated them.
+# Units: *_gb_s is 1e9 bytes a second, *_tflop_s 1e12 operations a second, *_us microseconds, ns nanoseconds, memory bytes.
+
+"""
+ORIGINS = ("measured", "estimated")
+
+
+def dumps(profile: Profile) -> str:
+    """A profile as TOML text. Rates are rounded to four digits: no more of them repeats."""
+    return HEADER + tomli_w.dumps({"schema": SCHEMA, **_plain(asdict(profile))})
+
+
+def loads(text: str, where: str) -> Profile:
+    """A profile from TOML text. Raises UsageError, naming `where` and the field, for what is not one."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{where} is not TOML: {error}.", AGAIN) from error
+    schema = table.pop("schema", None)
+    if schema != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        raise UsageError(
+            f"{where} has schema {schema!r}, this version reads {SCHEMA}.", "Update hgca." if newer else AGAIN
+        )
+    profile: Profile = _build(Profile, table, where, "")
+    for name, good in (
+        ("origin", profile.origin in ORIGINS),
+        ("host.usable", profile.host.usable >= 1),
+        ("host.rows", all(one.how in HOW for one in profile.host.rows)),
+        ("host.read_gb_s", bool(profile.host.read_gb_s)),
+    ):
+        if not good:
+            raise UsageError(f"{where}: {name} is no good.", AGAIN)
+    return profile
+
+
+def read(path: Path) -> Profile:
+    """The profile in a file. Raises UsageError."""
+    try:
+        return loads(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}.", AGAIN) from error
+
+
+def write(profile: Profile, path: Path) -> None:
+    """Put a profile into a file, whole or not at all. Raises DoesNotFitError or UsageError if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".profile-")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(dumps(profile))
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+            raise
+    except OSError as error:
+        kind = DoesNotFitError if error.errno in (28, 122) else UsageError  # ENOSPC, EDQUOT
+        raise kind(f"cannot write {path}: {error.strerror}.", "Set HGCA_PROFILE_DIR to another directory.") from error
+
+
+AGAIN = "Measure anew: hgca profile."
+
+
+def _plain(value: Any) -> Any:
+    """What TOML holds: no None, text as keys, floats of four digits."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items() if one is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _build(kind: Any, value: Any, where: str, at: str) -> Any:
+    """A value of the type `kind` from plain TOML data. Raises UsageError naming the field."""
+    if is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{where}: {at or 'the file'} is not a table.", AGAIN)
+        hints = get_type_hints(kind)
+        known = {one.name: one for one in fields(kind)}
+        if unknown := sorted(set(value) - set(known)):
+            raise UsageError(f"{where}: no field {_path(at, unknown[0])}.", AGAIN)
+        made = {}
+        for name, one in known.items():
+            if name in value:
+                made[name] = _build(hints[name], value[name], where, _path(at, name))
+            elif one.default is one.default_factory:  # neither: both are MISSING
+                raise UsageError(f"{where}: {_path(at, name)} is missing.", AGAIN)
+        return kind(**made)  # type: ignore[operator]
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_build(inner[0], one, where, f"{at}[{i}]") for i, one in enumerate(value))
+    if origin is dict and isinstance(value, Mapping):
+        return {
+            _key(inner[0], key, where, at): _build(inner[1], one, where, _path(at, key)) for key, one in value.items()
+        }
+    if origin is types.UnionType:
+        return _build(inner[0], value, where, at)
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        return float(value)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if kind in (str, bool) and isinstance(value, kind):
+        return value
+    raise UsageError(f"{where}: {at} = {value!r} is no good.", AGAIN)
+
+
+def _key(kind: type, key: str, where: str, at: str) -> Any:
+    if kind is int:
+        if not key.isdigit():
+            raise UsageError(f"{where}: {at}: {key!r} is not a number.", AGAIN)
+        return int(key)
+    return key
+
+
+def _path(at: str, name: str) -> str:
+    return f"{at}.{name}" if at else name

@@ -1,0 +1,115 @@
+"""What a machine can do, in numbers: rates of its processors, memory and GPUs, as a profile keeps them.
+
+Plain data without torch. Units are in the names: gb_s is 1e9 bytes a second, tflop_s 1e12 operations (a product and a
+sum are two), ns and us are of one row and one layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+HOW = ("dense", "runs", "rows", "scan")  # ways a store's rows are read: all, runs of 64, single ones; scored by codes
+WEIGHTS = ("fp32", "bf16", "grid8", "grid4")  # what holds a linear layer's weights for one token (hf/linear.py)
+
+
+@dataclass(frozen=True)
+class RowRate:
+    """What our kernels take for one row of one KV head, on all threads, its rows in memory.
+
+    how   of HOW; dtype of the store's rows
+    rows  in the store of each KV head
+    ns    per row that is read or, of "scan", scored
+    """
+
+    how: str
+    dtype: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rows: int
+    ns: float
+
+
+@dataclass(frozen=True)
+class HostRates:
+    """Processors and memory.
+
+    usable              processors the process might use: affinity mask and control group's quota
+    memory_total, memory_free  bytes, control groups counted
+    read_gb_s           of memory, by number of threads
+    attention_gb_s      our kernel's, dense bf16 rows of 32/8/128, by number of threads
+    linear_gb_s         weights times one vector, by what holds the weights (WEIGHTS); bytes are those held
+    matmul_tflop_s      weights times a prompt's chunk, by dtype
+    prefill_attention_tflop_s  attention of a prompt's chunk
+    layer_us            what a layer costs one token beyond its weights and its rows: Python, small operations, calls
+    store_us            beyond that where rows of the store are chosen
+    token_us            what a token costs beyond its layers and weights
+    """
+
+    processor: str
+    physical_cores: int
+    logical_cores: int
+    usable: int
+    numa_nodes: int
+    isa: str
+    memory_total: int
+    memory_free: int
+    read_gb_s: dict[int, float]
+    attention_gb_s: dict[int, float]
+    linear_gb_s: dict[str, float]
+    matmul_tflop_s: dict[str, float]
+    prefill_attention_tflop_s: float
+    layer_us: float
+    store_us: float
+    token_us: float
+    quota: float | None = None
+    rows: tuple[RowRate, ...] = ()
+
+    @property
+    def best_read_gb_s(self) -> float:
+        """Of the number of threads that reads fastest."""
+        return max(self.read_gb_s.values())
+
+
+@dataclass(frozen=True)
+class GpuRates:
+    """One GPU.
+
+    to_device_gb_s, from_device_gb_s  copies from and to pinned memory; pageable: from memory that is not
+    copy_us            a copy of a few hundred bytes, started and waited for
+    memory_gb_s        read bandwidth of its memory
+    matmul_tflop_s     by dtype
+    layer_us           what a layer costs one token beyond its weights and rows: launches
+    """
+
+    index: int
+    name: str
+    memory_total: int
+    memory_free: int
+    driver: str
+    to_device_gb_s: float
+    from_device_gb_s: float
+    pageable_gb_s: float
+    copy_us: float
+    memory_gb_s: float
+    matmul_tflop_s: dict[str, float]
+    layer_us: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One machine.
+
+    origin    "measured" or "estimated"; quick: measured in some seconds
+    versions  of what the rates depend on: hgca, torch
+    note      where the figures are from
+    """
+
+    name: str
+    origin: str
+    date: str
+    host: HostRates
+    gpus: tuple[GpuRates, ...] = ()
+    quick: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+    note: str = ""

@@ -1,0 +1,67 @@
+"""Why a plan cannot be: the figures of every place that is short, and the changes that help most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hgca_cli.errors import DoesNotFitError
+from hgca_cli.hardware.memory import ITEMSIZE, Memory
+from hgca_cli.hardware.place import Case, largest
+from hgca_cli.hardware.settings import Plan
+from hgca_cli.units import format_bytes
+
+DrawUp = Callable[[Case], Plan]
+
+
+def does_not_fit(case: Case, plan: Plan, draw_up: DrawUp) -> DoesNotFitError:
+    """The error for a plan that does not fit: figures per place, and up to three changes with what each saves."""
+    short = [memory for memory in plan.memory if not memory.fits]
+    figures = "; ".join(
+        f"{memory.place} needs {format_bytes(memory.total)} ({_parts(memory)}) and has {format_bytes(memory.limit)}"
+        for memory in short
+    )
+    remedies = _remedies(case, plan, draw_up)
+    what = f"Try {', or '.join(remedies)}." if remedies else "No setting makes it fit: choose a smaller model."
+    return DoesNotFitError(f"{figures}.", what)
+
+
+def _remedies(case: Case, plan: Plan, draw_up: DrawUp) -> list[str]:
+    """Flags that help, those that are enough first."""
+    here = case.asking(device=plan.device)
+
+    def fits(context: int) -> bool:
+        return draw_up(here.asking(context=context)).fits
+
+    changes: list[tuple[str, Case]] = []
+    if (context := largest(fits, plan.context)) and context < plan.context:
+        changes.append((f"--ctx {context}", here.asking(context=context)))
+    if ITEMSIZE[plan.kv_dtype] > 2 and plan.stored_rows:
+        changes.append(("--kv-dtype bf16", here.asking(kv_dtype="bf16")))
+    if ITEMSIZE[plan.dtype] > 2:
+        changes.append(("--dtype bf16", here.asking(dtype="bf16")))
+    quantised = here.asking(kv_dtype="int8")
+    if ITEMSIZE[plan.kv_dtype] > 1 and draw_up(quantised).fits:  # it rounds most: offered only where it is enough
+        changes.append(("--kv-dtype int8", quantised))
+    if ITEMSIZE[plan.kv_dtype] > 1 and not draw_up(quantised).fits:
+        most = largest(lambda tokens: draw_up(quantised.asking(context=tokens)).fits, plan.context)
+        if most > context:
+            changes.append((f"--kv-dtype int8 --ctx {most}", quantised.asking(context=most)))
+    if plan.device != "cpu":
+        if case.request.window is not None:
+            changes.append(("--window auto", here.asking(window=None)))
+        changes.append(("--device cpu", here.asking(device="cpu")))
+    before = sum(memory.total for memory in plan.memory if not memory.fits)
+    places = {memory.place for memory in plan.memory if not memory.fits}
+    enough, helpful = [], []
+    for flag, changed in changes:
+        other = draw_up(changed)
+        saved = before - sum(memory.total for memory in other.memory if memory.place in places)
+        if other.fits:
+            enough.append(f"{flag} (fits, {format_bytes(saved)} less)" if saved > 0 else f"{flag} (fits)")
+        elif saved > 0:
+            helpful.append(f"{flag} (saves {format_bytes(saved)}, not enough alone)")
+    return (enough + helpful)[:3]
+
+
+def _parts(memory: Memory) -> str:
+    return ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.parts.items() if size)

@@ -1,0 +1,160 @@
+"""What predicted time decides of a plan: threads, window, policy, quality, and how many sequences at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from hgca_cli.config import FOLLOWING, QUALITY
+from hgca_cli.hardware.memory import Choice, needs, stored_rows
+from hgca_cli.hardware.place import Case, Place, largest
+from hgca_cli.hardware.row_rates import thread_factor
+from hgca_cli.hardware.settings import Prediction
+
+WINDOWS = (256, 512, 1024, 2048, 4096)  # on the CPU, where the window is no scarce memory
+SMALLEST_GPU_WINDOW = 1024  # fewer offloaded rows than this are faster kept on the GPU (HGCA, arXiv:2507.03153)
+SAME = 0.02  # predicted times this near are the same: what is exact, or keeps more in the window, goes first
+HIGHER = (0.99, 0.98)  # qualities that are worth having where reading more costs no time
+MOST_SEQUENCES = 256
+
+
+def choose_threads(case: Case, reasons: dict[str, str], notices: list[str]) -> int:
+    """The number of threads our kernels are fastest with; more than may be used are clamped, and that is said."""
+    request, host = case.request, case.profile.host
+    usable = case.machine.processors
+    if request.threads is not None:
+        reasons["threads"] = "given"
+        if request.threads > usable:
+            notices.append(
+                f"--threads {request.threads}: this process may use {usable} processors, so {usable} are used."
+            )
+        return min(request.threads, usable)
+    factors = {count: thread_factor(host, count) for count in {*host.attention_gb_s, usable} if count <= usable}
+    best = min(factors.values(), default=1.0)
+    count = max((count for count, factor in factors.items() if factor <= best * 1.03), default=usable)
+    reasons["threads"] = "processors this process may use" if count == usable else f"{usable} are not faster"
+    return count
+
+
+def choose_rows(place: Place, choice: Choice, threads: int, reasons: dict[str, str]) -> tuple[Choice, float | None]:
+    """Window, policy, dtype of the store's rows and quality: what is predicted to take least time, and fits.
+
+    If nothing fits, what needs least memory of it all.
+    """
+    request = place.request
+    quality = request.quality or QUALITY
+    costs = place.costs(quality)
+    found = list(_candidates(place, choice))
+    fitting = [one for one in found if place.fits(one)]
+    if not fitting:
+        reasons["window"] = reasons["select"] = (
+            "given" if request.window and request.select else "what needs least memory"
+        )
+        return min(found, key=lambda one: _bytes(place, one)), None
+    seconds = {one: costs.decode(one, threads).total for one in fitting}
+    best = min(seconds.values())
+    same = [one for one, taken in seconds.items() if taken <= best * (1 + SAME)]
+    larger = 1 if choice.device == "cpu" else -1  # on a GPU no larger than helps
+    made = max(same, key=lambda one: (one.select == "exact", larger * one.window))
+    reasons["window"] = _why_window(place, made, seconds)
+    reasons["select"] = _why_select(place, made, seconds)
+    if made.select not in FOLLOWING or request.budget is not None:
+        return made, None
+    if request.quality is not None:
+        reasons["quality"] = "given"
+        return made, request.quality
+    reasons["quality"] = "the attention mass each head keeps (docs/selection.md)"
+    if made.device != "cpu":
+        for higher in HIGHER:
+            step = place.costs(higher).decode(made, threads)
+            if step.host <= step.window:
+                reasons["quality"] = "reading this much is hidden behind the window's time on the GPU"
+                return made, higher
+    return made, QUALITY
+
+
+def predict(place: Place, choice: Choice, quality: float | None, threads: int) -> Prediction:
+    """What a plan is expected to take, and the batch beyond which nothing is gained."""
+    costs = place.costs(quality)
+    most = min(MOST_SEQUENCES, max(1, _sequences(place, choice)))
+    return Prediction(
+        step=costs.decode(choice, threads),
+        empty=costs.decode(choice, threads, length=1),
+        prefill_seconds=costs.prefill(choice, choice.context, threads),
+        batch=costs.knee(choice, threads, most),
+        profile=place.case.profile.name,
+        origin=place.case.profile.origin,
+    )
+
+
+def _candidates(place: Place, choice: Choice) -> Iterator[Choice]:
+    request = place.request
+    everything = max(1, choice.context - choice.sinks)
+    if request.window is not None:
+        windows = [request.window]
+    elif choice.device == "cpu":
+        windows = [one for one in WINDOWS if one < everything] + ([everything] if everything <= WINDOWS[-1] else [])
+    elif place.fits(replace(choice, window=everything)):
+        windows = [everything]
+    else:
+        most = largest(lambda window: place.fits(replace(choice, window=window)), everything)
+        windows = [1 << k for k in range(SMALLEST_GPU_WINDOW.bit_length() - 1, most.bit_length()) if 1 << k < most]
+        windows = [*windows, most or place.default_window(choice)]
+    for window in windows:
+        sized = replace(choice, window=window)
+        if request.select is not None:
+            yield replace(sized, select=request.select)
+            continue
+        asked = request.budget is not None or request.quality is not None
+        if stored_rows(sized) == 0 or not asked:
+            own = request.kv_dtype or (choice.dtype if choice.device == "cpu" else choice.kv_dtype)
+            yield replace(sized, select="exact", kv_dtype=own)
+        if stored_rows(sized):
+            yield replace(sized, select="scan")
+
+
+def _why_window(place: Place, made: Choice, seconds: dict[Choice, float]) -> str:
+    if place.request.window is not None:
+        return "given"
+    if stored_rows(made) == 0:
+        return "the whole context" if made.device == "cpu" else "everything fits on the GPU: nothing is offloaded"
+    others = sorted({one.window for one in seconds} - {made.window})
+    if not others:
+        return f"as many rows as fit; {stored_rows(made):,} go to the store"
+    told = ", ".join(f"{window:,}: {_least(seconds, window) * 1e3:.1f} ms" for window in others)
+    where = "" if made.device == "cpu" else f" of those that fit; {stored_rows(made):,} rows go to the CPU"
+    return f"the fastest token of a full context, {seconds[made] * 1e3:.1f} ms predicted ({told}){where}"
+
+
+def _why_select(place: Place, made: Choice, seconds: dict[Choice, float]) -> str:
+    if place.request.select is not None:
+        return "given"
+    if stored_rows(made) == 0:
+        return "the window holds every row"
+    if made.select == "exact":
+        rival = min((taken for one, taken in seconds.items() if one.select != "exact"), default=None)
+        told = (
+            ""
+            if rival is None
+            else f": {seconds[made] * 1e3:.1f} ms a token, choosing rows would take {rival * 1e3:.1f}"
+        )
+        return f"reading every row is no slower here{told}"
+    return "follows the query, and finds what a scan of 4-bit keys finds"
+
+
+def _least(seconds: dict[Choice, float], window: int) -> float:
+    return min(taken for one, taken in seconds.items() if one.window == window)
+
+
+def _bytes(place: Place, choice: Choice) -> int:
+    return sum(memory.total for memory in place.needs(choice))
+
+
+def _sequences(place: Place, choice: Choice) -> int:
+    """Sequences of a full context that fit at once."""
+    most = MOST_SEQUENCES
+    for memory in needs(place.model, choice, place.gpu_limit, place.host_limit)[:2]:
+        one = memory.window + memory.store
+        if one:
+            most = min(most, 1 + max(0, memory.limit - memory.total) // one)
+    return most

@@ -1,0 +1,34 @@
+"""Names and counts of what a machine has: processor, cores, NUMA nodes. Read from the system, nothing measured."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import psutil
+
+NODES = Path("/sys/devices/system/node")
+
+
+def processor_name() -> str:
+    """As /proc/cpuinfo has it, else as the platform calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def cores() -> tuple[int, int]:
+    """Physical cores and logical processors of the machine, whatever this process may use of them."""
+    logical = psutil.cpu_count() or 1
+    return psutil.cpu_count(logical=False) or logical, logical
+
+
+def numa_nodes(root: Path = NODES) -> int:
+    """NUMA nodes with memory and processors; 1 where the system tells of none."""
+    try:
+        return max(1, sum(one.name[4:].isdigit() for one in root.glob("node*")))
+    except OSError:
+        return 1

@@ -1,0 +1,88 @@
+"""A random model whose layers cost what a layer costs: a clock for everything about a token that is not weights or rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hgca_cli.hf.attention
+from hgca_cli.config import CacheSettings
+from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.load import forward
+from hgca_cli.hf.quicken import quicken
+
+HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 512, 1408, 8, 2, 1024
+CONTEXT = 4096
+
+
+class ProbeModel:
+    """A Llama of so many layers with random weights, on a device, attention through the hybrid cache.
+
+    layer_numbers   numbers of one layer's weights; head_numbers: of the output layer's
+    """
+
+    layer_numbers = HIDDEN * (2 * HIDDEN + 2 * HIDDEN * KV_HEADS // HEADS) + 3 * HIDDEN * INTERMEDIATE
+    head_numbers = HIDDEN * VOCABULARY
+
+    def __init__(self, layers: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=HIDDEN,
+            intermediate_size=INTERMEDIATE,
+            num_hidden_layers=layers,
+            num_attention_heads=HEADS,
+            num_key_value_heads=KV_HEADS,
+            max_position_embeddings=CONTEXT,
+        )
+        model: Any = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
+        draw = torch.Generator().manual_seed(5)
+        for parameter in model.parameters():
+            if parameter.dim() == 2:  # what 16 bits hold, as published weights are
+                parameter.copy_(torch.randn(parameter.shape, generator=draw).bfloat16() * 0.0625)
+        self._model = model.to(device)
+        self._model.set_attn_implementation(hgca_cli.hf.attention.NAME)
+        self.device = torch.device(device)
+        if device == "cpu":
+            quicken(self._model)
+        self._all = self._model.model.layers
+
+    @property
+    def config(self) -> Any:
+        """Of the whole model."""
+        return self._model.config
+
+    def use_layers(self, count: int) -> None:
+        """Run through the first `count` layers only, from now on."""
+        self._model.model.layers = self._all[:count]
+        self._model.config.num_hidden_layers = count
+
+    def filled(self, rows: int, window: int, select: str) -> HybridCache:
+        """A cache that holds so many rows of a prompt, read at once."""
+        cache = HybridCache(self.config, CacheSettings(window=window, context=CONTEXT, select=select, kv_dtype="bf16"))
+        cache.expect(rows)
+        draw = torch.Generator().manual_seed(6)
+        self._run(torch.randint(VOCABULARY, (1, rows), generator=draw), cache)
+        cache.expect(0)
+        return cache
+
+    def step(self, cache: HybridCache, token: int) -> int:
+        """One more token; the likeliest next one, as a number of Python's."""
+        return int(self._run(torch.tensor([[token]]), cache).argmax())
+
+    def _run(self, ids: Tensor, cache: HybridCache) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = forward(self._model, ids.to(self.device), cache, logits_to_keep=1).logits[0, -1]
+            return logits
+
+
+def build_without_memory(config: Any, *, trust_remote_code: bool = False) -> int:
+    """Numbers of the weights of the model that a config describes. Raises what transformers raises."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return sum(parameter.numel() for parameter in model.parameters())
