@@ -131,7 +131,7 @@ def _found(given: Mapping[str, Any], stage: StageSink) -> tuple[Profile, Path | 
         stage.clear()
     measured = measured if given["save"] is None else renamed(measured, name)
     files.write(measured, path)
-    return measured, path
+    return files.read(path), path  # as it will be read again: rounded
 
 
 def _plans(case: Case, model: str, odd: list[str], *, as_json: bool, plot: Path | None) -> None:

@@ -62,6 +62,21 @@ class Place:
         """Whether every place can hold what a choice needs."""
         return all(memory.fits for memory in self.needs(choice))
 
+    def fits_somehow(self, choice: Choice) -> bool:
+        """Whether a choice fits with some window: on a GPU the larger it is, the less the host must hold."""
+        if self.gpu is None or self.request.window is not None:
+            return self.fits(replace(choice, window=self.default_window(choice)))
+        return self.fits(replace(choice, window=self.largest_window(choice) or self.default_window(choice)))
+
+    def largest_window(self, choice: Choice) -> int:
+        """The most rows that the GPU holds, whatever the host does; 0 if not even a few."""
+        everything = max(1, choice.context - choice.sinks)
+
+        def fits(window: int) -> bool:
+            return self.needs(replace(choice, window=window))[0].fits
+
+        return everything if fits(everything) else largest(fits, everything)
+
     def default_window(self, choice: Choice) -> int:
         """What the window is at least to be while other settings are decided."""
         return self.request.window or max(1, min(choice.context - choice.sinks, SMALL_WINDOW))

@@ -139,8 +139,7 @@ def choose_context(place: Place, choice: Choice, reasons: dict[str, str]) -> Cho
     said = "the model's trained length" if place.model.trained_context else "the config names no trained length"
 
     def fits(context: int) -> bool:
-        smaller = replace(choice, context=context)
-        return place.fits(replace(smaller, window=place.default_window(smaller)))
+        return place.fits_somehow(replace(choice, context=context))
 
     if fits(choice.context):
         reasons["context"] = said
@@ -159,7 +158,7 @@ def choose_chunk(place: Place, choice: Choice, threads: int, reasons: dict[str, 
     sizes = [replace(choice, chunk=size) for size in (CPU_CHUNKS if choice.device == "cpu" else GPU_CHUNKS)]
     seconds = {one.chunk: costs.prefill(one, one.context, threads) for one in sizes}
     wanted = chunk = min(size for size, taken in seconds.items() if taken <= min(seconds.values()) * (1 + CHUNK_GAIN))
-    while chunk > SMALLEST_CHUNK and not place.fits(replace(choice, chunk=chunk, window=place.default_window(choice))):
+    while chunk > SMALLEST_CHUNK and not place.fits_somehow(replace(choice, chunk=chunk)):
         chunk //= 2
     others = ", ".join(f"{size}: {taken:.3g} s" for size, taken in seconds.items())
     fast = f"a larger one reads a full context no {CHUNK_GAIN:.0%} faster (predicted, {others})"

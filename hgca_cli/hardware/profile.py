@@ -49,6 +49,9 @@ def loads(text: str, where: str) -> Profile:
         ("host.usable", profile.host.usable >= 1),
         ("host.rows", all(one.how in HOW for one in profile.host.rows)),
         ("host.read_gb_s", bool(profile.host.read_gb_s)),
+        ("host.linear_gb_s", bool(profile.host.linear_gb_s)),
+        ("host.matmul_tflop_s", bool(profile.host.matmul_tflop_s)),
+        ("a rate of 0", not _has_zero_rate(asdict(profile), rate=False)),
     ):
         if not good:
             raise UsageError(f"{where}: {name} is no good.", AGAIN)
@@ -84,6 +87,17 @@ def write(profile: Profile, path: Path) -> None:
 
 
 AGAIN = "Measure anew: hgca profile."
+
+
+def _has_zero_rate(value: Any, *, rate: bool) -> bool:
+    """Whether any rate in it is 0: something would take for ever."""
+    if isinstance(value, Mapping):
+        return any(
+            _has_zero_rate(one, rate=rate or str(name).endswith(("gb_s", "tflop_s"))) for name, one in value.items()
+        )
+    if isinstance(value, (list, tuple)):
+        return any(_has_zero_rate(one, rate=rate) for one in value)
+    return rate and value == 0
 
 
 def _plain(value: Any) -> Any:

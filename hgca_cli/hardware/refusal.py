@@ -49,7 +49,11 @@ def _remedies(case: Case, plan: Plan, draw_up: DrawUp) -> list[str]:
     if plan.device != "cpu":
         if case.request.window is not None:
             changes.append(("--window auto", here.asking(window=None)))
-        changes.append(("--device cpu", here.asking(device="cpu")))
+        there = case.asking(device="cpu")
+        if draw_up(there).fits:
+            changes.append(("--device cpu", there))
+        elif (most := largest(lambda tokens: draw_up(there.asking(context=tokens)).fits, plan.context)) > context:
+            changes.append((f"--device cpu --ctx {most}", there.asking(context=most)))
     before = sum(memory.total for memory in plan.memory if not memory.fits)
     places = {memory.place for memory in plan.memory if not memory.fits}
     enough, helpful = [], []

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from hgca_cli.config import FOLLOWING, QUALITY
 from hgca_cli.hardware.memory import Choice, needs, stored_rows
-from hgca_cli.hardware.place import Case, Place, largest
+from hgca_cli.hardware.place import Case, Place
 from hgca_cli.hardware.row_rates import thread_factor
 from hgca_cli.hardware.settings import Prediction
 
@@ -94,10 +94,9 @@ def _candidates(place: Place, choice: Choice) -> Iterator[Choice]:
         windows = [request.window]
     elif choice.device == "cpu":
         windows = [one for one in WINDOWS if one < everything] + ([everything] if everything <= WINDOWS[-1] else [])
-    elif place.fits(replace(choice, window=everything)):
+    elif (most := place.largest_window(choice)) == everything:
         windows = [everything]
     else:
-        most = largest(lambda window: place.fits(replace(choice, window=window)), everything)
         windows = [1 << k for k in range(SMALLEST_GPU_WINDOW.bit_length() - 1, most.bit_length()) if 1 << k < most]
         windows = [*windows, most or place.default_window(choice)]
     for window in windows:
@@ -107,8 +106,7 @@ def _candidates(place: Place, choice: Choice) -> Iterator[Choice]:
             continue
         asked = request.budget is not None or request.quality is not None
         if stored_rows(sized) == 0 or not asked:
-            own = request.kv_dtype or (choice.dtype if choice.device == "cpu" else choice.kv_dtype)
-            yield replace(sized, select="exact", kv_dtype=own)
+            yield replace(sized, select="exact")
         if stored_rows(sized):
             yield replace(sized, select="scan")
 

@@ -1,0 +1,143 @@
+"""What predicted time decides of a plan, each rule a machine on which it shows."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hgca_cli.config import QUALITY
+from hgca_cli.hardware.cost import Costs
+from hgca_cli.hardware.memory import Choice
+from hgca_cli.hardware.plan import make_plan
+from hgca_cli.hardware.profiles import machine_of
+from hgca_cli.hardware.rates import Profile, RowRate
+from hgca_cli.hardware.settings import Plan, PlanRequest
+from hgca_cli.hardware.shapes import known_model, known_models
+from hgca_cli.hardware.speed import SAME
+from tests.rates import GIB, gpu_rates, profile
+from tests.test_hardware_plan import BIG, SMALL
+
+ROOT = Path(__file__).parent.parent
+
+
+def plan(model: Any = SMALL, machine: Profile | None = None, **wanted: Any) -> Plan:
+    machine = machine or profile()
+    return make_plan(model, machine_of(machine), PlanRequest(**wanted), machine)
+
+
+def scanning(ns: float) -> Profile:
+    """A machine whose codes take so long to score."""
+    rows = (
+        RowRate("dense", "bf16", 9, 3, 64, 65536, 8.0),
+        RowRate("dense", "fp32", 9, 3, 64, 65536, 16.0),
+        RowRate("rows", "bf16", 9, 3, 64, 65536, 12.0),
+        RowRate("scan", "bf16", 9, 3, 64, 65536, ns),
+    )
+    return profile(rows=rows)
+
+
+def test_rows_are_chosen_where_that_is_faster_than_reading_all() -> None:
+    fast, slow = plan(machine=scanning(1.0)), plan(machine=scanning(8.0))
+    assert fast.select == "scan" and fast.quality == QUALITY
+    assert slow.select == "exact" and slow.quality is None and slow.kv_dtype == "bf16"
+    assert "choosing rows would take" in slow.reasons["select"]
+    assert plan(machine=scanning(8.0), select="scan").select == "scan", "what was asked for is not overruled"
+    assert plan(machine=scanning(8.0), quality=0.9).select == "scan", "a quality asks for a choice of rows"
+    assert plan(machine=scanning(8.0), budget=0.1).select == "scan"
+
+
+def test_the_window_is_the_fastest_of_those_tried() -> None:
+    machine = scanning(1.0)
+    made = plan(machine=machine)
+    costs = Costs(machine, SMALL, QUALITY)
+    base = Choice("cpu", made.dtype, made.kv_dtype, made.context, made.window, made.sinks, made.chunk, made.select)
+    for window in (256, 512, 1024, 2048, 4096):
+        other = costs.decode(replace(base, window=window), made.threads).total
+        assert made.predicted.step.total <= other * (1 + SAME), window
+    assert "ms predicted (" in made.reasons["window"]
+    dear = replace(machine, host=replace(machine.host, store_us=2000.0))
+    assert plan(machine=dear).select == "exact", "choosing that costs so much is not done"
+
+
+def test_a_gpu_takes_no_larger_window_than_helps() -> None:
+    hidden = profile(gpu_rates(memory_free=28 * GIB, memory_gb_s=40.0), read_gb_s={4: 400.0}, rows=(), store_us=0.0)
+    made = plan(BIG, hidden, context=131_072)
+    most = 131_072 - made.sinks
+    assert made.device == "cuda:0" and 1024 <= made.window < most
+    larger = plan(BIG, hidden, context=131_072, window=2 * made.window, quality=made.quality)
+    assert larger.fits and larger.predicted.step.total >= made.predicted.step.total * (1 - SAME)
+
+
+def test_more_is_read_where_it_is_hidden() -> None:
+    slow_card = profile(gpu_rates(memory_gb_s=60.0), rows=(), store_us=0.0, read_gb_s={4: 40.0})
+    made = plan(BIG, slow_card, context=131_072, window=49_152)
+    assert made.quality is not None and made.quality > QUALITY and "hidden" in made.reasons["quality"]
+    step = made.predicted.step
+    assert step.host <= step.window and step.hidden == pytest.approx(step.host)
+    quick_host = replace(slow_card, host=replace(slow_card.host, read_gb_s={4: 400.0}))
+    assert plan(BIG, quick_host, context=131_072, window=49_152).select == "exact", "reading everything is hidden, too"
+    assert plan(BIG, profile(gpu_rates()), context=131_072).quality == QUALITY
+    assert plan(BIG, slow_card, context=131_072, window=49_152, quality=0.9).quality == 0.9
+
+
+def test_threads_that_are_not_faster_are_left_alone() -> None:
+    bound = profile(attention_gb_s={1: 20.0, 2: 30.0, 4: 24.0})
+    made = plan(machine=bound)
+    assert made.threads == 2 and "4 are not faster" in made.reasons["threads"]
+    assert plan(machine=bound, threads=4).threads == 4
+    assert plan(machine=profile(attention_gb_s={1: 20.0, 2: 30.0, 4: 30.5})).threads == 4
+
+
+def test_the_batch_is_the_knee_and_fits() -> None:
+    card = profile(gpu_rates())
+    made = plan(SMALL, card, context=2048)
+    assert made.predicted.batch > 8
+    tight = plan(SMALL, profile(gpu_rates(memory_free=2 * GIB)), context=2048)
+    assert tight.predicted.batch < made.predicted.batch
+    assert plan(BIG, card, context=131_072).predicted.batch == 1
+
+
+def test_a_plan_says_whose_rates_it_is_made_with() -> None:
+    made = plan()
+    assert (made.predicted.profile, made.predicted.origin) == ("test", "measured")
+    assert make_plan(SMALL, machine_of(profile()), PlanRequest()).predicted.origin == "estimated"
+    assert made.predicted.empty.total < made.predicted.step.total and made.predicted.prefill_seconds > 0
+
+
+def test_what_fits_nowhere_is_refused_by_the_gpus_figures() -> None:
+    machine = profile(gpu_rates(memory_free=8 * GIB), memory_free=24 * GIB)
+    with pytest.raises(Exception, match=r"GPU 0 \(card\) needs .* has 7\.0 GiB.*--device cpu --ctx \d+ \(fits"):
+        plan(BIG, machine, context=131_072)
+
+
+def test_known_models() -> None:
+    qwen = known_model("Qwen/Qwen3-8B")
+    assert qwen is not None and qwen == known_model("qwen3-8b")
+    assert qwen.parameters == 8_190_735_360 and qwen.layout.layers[0].kv_heads == 8 and len(qwen.layout.layers) == 36
+    assert known_model("Qwen/Qwen3-9000B") is None
+    for name, model in known_models().items():
+        body = model.hidden * (
+            2 * model.layout.layers[0].heads * model.layout.layers[0].key_dim + 3 * model.intermediate
+        )
+        assert 0.8 < (len(model.layout.layers) * body + model.vocabulary * model.hidden) / model.parameters < 1.05, name
+
+
+def test_the_page_of_plans_is_what_the_planner_says() -> None:
+    file = ROOT / "benchmarks" / "plans.py"
+    spec = importlib.util.spec_from_file_location("plans", file)
+    assert spec is not None and spec.loader is not None
+    plans = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plans)
+    assert plans.PAGE.read_text(encoding="utf-8") == plans.page(), "run python benchmarks/plans.py"
+    rows = [line for line in plans.page().splitlines() if line.startswith("| ") and not line.startswith("| model")]
+    assert len(rows) == 45
+    for line in rows:
+        if "does not fit" in line:
+            assert "needs" in line and "and has" in line and ("GPU 0" in line or "host memory" in line)
+        else:
+            first, full = (float(one) for one in line.split("|")[6].split(","))
+            assert 0 < full <= first < 1000
