@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hgca_cli.errors import UsageError
 from hgca_cli.hardware import profile as files
 from hgca_cli.hardware.machine import Machine
-from hgca_cli.hardware.profiles import available, find, machine_of, shipped_dir, stale
-from hgca_cli.hardware.sheets import SHEETS, oddities, sheet_of
+from hgca_cli.hardware.profiles import available, find, machine_of, shipped_dir, stale, versions_now
+from hgca_cli.hardware.sheets import SHEETS, below_sheet, oddities, sheet_of
 from tests.rates import gpu_rates, profile
 
 SHIPPED = sorted(shipped_dir().glob("*.toml"))
@@ -104,7 +104,7 @@ def test_shipped_profiles_are_whole(path: Path) -> None:
     assert found.name == path.stem and found.origin == "estimated" and "estimated" in found.note
     assert machine_of(found).memory_free <= found.host.memory_total
     for gpu in found.gpus:
-        assert sheet_of(gpu.name) is not None and oddities(gpu) == []
+        assert sheet_of(gpu.name) is not None and below_sheet(gpu) == []
 
 
 def test_the_kinds_of_machines_that_ship() -> None:
@@ -144,8 +144,26 @@ def test_another_gpu_is_noticed() -> None:
 )
 def test_a_card_far_below_its_data_sheet_is_named(changes: dict[str, object], told: str | None) -> None:
     healthy = {"name": "NVIDIA GeForce RTX 4090", "memory_gb_s": 900.0, "matmul_tflop_s": {"bf16": 140.0}}
-    found = oddities(gpu_rates(**healthy | changes))
+    found = below_sheet(gpu_rates(**healthy | changes))
     assert (found == []) if told is None else (len(found) == 1 and told in found[0])
+
+
+def test_a_noisy_machine_is_named() -> None:
+    assert oddities(profile(noise=0.2)) == []
+    (told,) = oddities(profile(noise=0.4))
+    assert "40% slower" in told and "hgca profile" in told
+    slow = gpu_rates(name="NVIDIA L4", memory_gb_s=50.0, matmul_tflop_s={"bf16": 100.0})
+    assert len(oddities(profile(slow, noise=0.4))) == 2
+
+
+def test_the_drivers_version_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(versions_now()) - {"driver"} == {"hgca", "torch"}
+    file = tmp_path / "version"
+    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu Jan 23\nGCC version: 12\n")
+    monkeypatch.setattr("hgca_cli.hardware.profiles.DRIVER", file)
+    assert versions_now()["driver"] == "570.86.15"
+    made = replace(profile(), versions=versions_now() | {"driver": "550.1"})
+    assert "driver is 570.86.15, not 550.1" in stale(made, Machine(4, 1, 1), "avx2", versions_now())
 
 
 def test_the_longest_name_counts() -> None:

@@ -94,7 +94,7 @@ def profile(
     from hgca_cli.hardware.profiles import machine_of
     from hgca_cli.hardware.sheets import oddities
 
-    odd = [text for gpu in found.gpus for text in oddities(gpu)]
+    odd = oddities(found)
     if not json:
         typer.echo("\n".join(profile_lines(found)))
     for text in odd:

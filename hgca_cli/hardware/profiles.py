@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +16,7 @@ from hgca_cli.hardware.profile import read
 from hgca_cli.hardware.rates import Profile
 
 THIS = "this-machine"
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def profile_dir() -> Path:
@@ -76,10 +78,14 @@ def stale(profile: Profile, machine: Machine, isa: str, versions: dict[str, str]
 
 
 def versions_now() -> dict[str, str]:
-    """Of what rates depend on. torch's without importing it."""
+    """Of what rates depend on: hgca, torch (without importing it), a GPU's driver where there is one."""
     from importlib.metadata import version
 
-    return {"hgca": __version__, "torch": version("torch")}
+    found = {"hgca": __version__, "torch": version("torch")}
+    with contextlib.suppress(OSError):
+        words = DRIVER.read_text(encoding="utf-8", errors="replace").splitlines()[0].split()
+        found["driver"] = next((word for word in words if word[:1].isdigit() and "." in word), "unknown")
+    return found
 
 
 def machine_of(profile: Profile) -> Machine:

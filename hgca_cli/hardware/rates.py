@@ -44,6 +44,7 @@ class HostRates:
     layer_us            what a layer costs one token beyond its weights and its rows: Python, small operations, calls
     store_us            beyond that where rows of the store are chosen
     token_us            what a token costs beyond its layers and weights
+    noise               share by which reading was slower in the median turn than in the best: others used the machine
     """
 
     processor: str
@@ -63,6 +64,7 @@ class HostRates:
     store_us: float
     token_us: float
     quota: float | None = None
+    noise: float = 0.0
     rows: tuple[RowRate, ...] = ()
 
     @property

@@ -8,9 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hgca_cli.hardware.rates import GpuRates
+from hgca_cli.hardware.rates import GpuRates, Profile
 
 READ_LEAST, PRODUCT_LEAST, LINK_LEAST = 0.6, 0.4, 0.6  # of the sheet: what a healthy card reaches in such probes
+
+
+NOISY = 0.25  # of the best turn's rate
+NOISE = (
+    "memory was read {:.0%} slower in the median turn than in the best: other processes use this machine. "
+    "Measure again when it is quiet: hgca profile."
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,15 @@ def sheet_of(name: str) -> Sheet | None:
     return SHEETS[max(known, key=len)] if known else None
 
 
-def oddities(gpu: GpuRates) -> list[str]:
-    """What is far below the data sheet, each with what it may mean."""
+def oddities(profile: Profile) -> list[str]:
+    """What is odd about a profile, each with what it may mean: a noisy machine, GPUs far below their data sheets."""
+    noisy = profile.host.noise > NOISY
+    found = [NOISE.format(profile.host.noise)] if noisy else []
+    return found + [text for gpu in profile.gpus for text in below_sheet(gpu)]
+
+
+def below_sheet(gpu: GpuRates) -> list[str]:
+    """What is far below the data sheet of a card."""
     sheet = sheet_of(gpu.name)
     if sheet is None:
         return []

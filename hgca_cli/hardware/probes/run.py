@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from hgca_cli import __version__
+from hgca_cli.hardware.profiles import versions_now
 from hgca_cli.hardware.rates import HostRates, Profile
 
 Tell = Callable[[str, int, int], None]  # what is measured, how many probes are done, of how many
@@ -43,7 +43,7 @@ def measure_profile(*, quick: bool, threads: int | None = None, tell: Tell = lam
         gc.collect()
 
     begin("memory")
-    read = bandwidth.read_gb_s(counts, times)
+    read, noise = bandwidth.read_gb_s(counts, times)
     begin("attention by number of threads")
     by_threads = rows.attention_gb_s(counts, times)
     begin("rows")
@@ -77,6 +77,7 @@ def measure_profile(*, quick: bool, threads: int | None = None, tell: Tell = lam
         store_us=cost.store_us,
         token_us=cost.token_us,
         quota=cpu_quota(),
+        noise=noise,
         rows=tuple(rates),
     )
     begin("GPUs")
@@ -88,7 +89,7 @@ def measure_profile(*, quick: bool, threads: int | None = None, tell: Tell = lam
         host=host,
         gpus=cards,
         quick=quick,
-        versions={"hgca": __version__, "torch": torch.__version__},
+        versions=versions_now(),
     )
 
 
