@@ -40,6 +40,19 @@ class Worked(Event):
 
 
 @dataclass(frozen=True)
+class Balanced(Event):
+    """A setting was moved between two tokens, because of what was measured.
+
+    setting  "mass" (share of the attention a policy aims to keep) or "threads"
+    """
+
+    setting: str
+    before: float
+    after: float
+    reason: str
+
+
+@dataclass(frozen=True)
 class Text(Event):
     """A piece of the answer; whole characters only."""
 

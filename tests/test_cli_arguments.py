@@ -92,7 +92,7 @@ BAD = [
     ("--seed", str(2**64)), ("--seed", "-1"), ("--max-tokens", "-1"), ("--stop", ""),
     ("--threads", "10000"), ("--sinks", "-1"), ("--sinks", str(10**12)),
     ("--dtype", "int3"), ("--kv-dtype", "int3"), ("--dtype", "int8"), ("--select", "best"), ("--color", "mauve"),
-    ("--ram-limit", "lots"), ("--gpu-mem", "-1"),
+    ("--ram-limit", "lots"), ("--gpu-mem", "-1"), ("--balance", "maybe"),
 ]  # fmt: skip
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from hgca_cli.engine.balance import Balance
+from hgca_cli.engine.sample import Sample
+from hgca_cli.events import Balanced
 from tests.cli_process import environment, here, hgca, records, save_tiny, shell
 
 
@@ -46,6 +49,25 @@ def test_json_events(model: str, tmp_path: Path) -> None:
     assert prefill["processed"] == prefill["total"] == usage["prompt_tokens"] and prefill["cache"] == 0
     short = records(here(*words, "--no-stream", "-q"))
     assert [record["type"] for record in short] == ["done"] and short[0]["text"] == done["text"]
+
+
+def test_moves_are_told_with_their_reason_unless_the_answer_is_to_be_the_same(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = Balanced("mass", 0.95, 0.94, "as an example")
+    monkeypatch.setattr(Balance, "sample", lambda self, sample: [move] if isinstance(sample, Sample) else [])
+    words = ["chat", "-m", model, "-p", "the cat", "-n", "5", "--temp", "1"]
+    told = [record for record in records(here(*words, "--json")) if record["type"] == "balance"]
+    assert (
+        told == [{"type": "balance", "setting": "mass", "before": 0.95, "after": 0.94, "reason": "as an example"}] * 4
+    ), "after every token but the first, which was the prompt's"
+    for more in (["--balance", "off"], ["--seed", "3"], ["--temp", "0"], ["--quiet"]):
+        assert "balance" not in {record["type"] for record in records(here(*words, "--json", *more))}
+    assert "balance" not in {record["type"] for record in records(here(*words, "--json", HGCA_BALANCE="off"))}
+    line = b"balance: mass 0.95 to 0.94: as an example\n"
+    assert line in here(*words, "--verbose").stderr and line not in here(*words).stderr
+    wrong = here(*words, HGCA_BALANCE="maybe")
+    assert wrong.returncode == 2 and wrong.stderr.count(b"\n") == 1 and b"auto, off" in wrong.stderr
 
 
 def test_no_tokens_and_errors_as_json(model: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hgca_cli.errors import UsageError
-from hgca_cli.events import Done, Notice, PrefillProgress, Rows, Text
+from hgca_cli.events import Balanced, Done, Notice, PrefillProgress, Rows, Text
 from hgca_cli.ui import console
 from hgca_cli.ui.console import HumanSink
 from hgca_cli.ui.editor import in_block, without_quotes
@@ -94,6 +94,21 @@ def test_a_bar_is_gone_when_the_answer_begins(capsys: pytest.CaptureFixture[str]
     sink.show(PrefillProgress(100, 10, 40, 1.0))
     sink.close()  # however a turn ends
     assert sink._bar is None and capsys.readouterr().out == "a\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_move_is_told_to_who_asks_for_more(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "is_terminal", lambda _: terminal)
+    for verbose in (False, True):
+        sink = HumanSink(PLAIN, stats=False, stream=True, quiet=False, verbose=verbose)
+        for event in (Text("hel"), Balanced("threads", 2, 1, "tried"), Text("lo"), done("hello")):
+            sink.show(event)
+        out, err = capsys.readouterr()
+        assert out == "hello\n", "the answer is what the model wrote"
+        line = "balance: threads 2 to 1: tried\n"
+        assert err == (("\n" if terminal else "") + line if verbose else ""), "and no line of the screen is shared"
 
 
 def test_figures() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hgca_cli.attention.clock import Clock
 from hgca_cli.attention.counters import ReadCounters
 from hgca_cli.attention.meter import QualityMeter
 from hgca_cli.attention.select.contract import Selector
@@ -32,8 +33,10 @@ class LayerState:
         dtype: torch.dtype,
         store_dtype: torch.dtype,
         meter: QualityMeter | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.meter = meter or QualityMeter(1)
+        self.clock = clock or Clock()
         self.layout = layout
         self.settings = settings
         slots = window_slots(layout, settings.window, settings.sinks, settings.context)

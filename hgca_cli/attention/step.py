@@ -36,8 +36,12 @@ def decode_attention(
         layer.window.append(new_key, new_value)
     old = start_host_attention(query, layers, scale=scale, softcap=softcap)  # CPU threads work ...
     new = [_window_attention(q, layer, scale, softcap) for q, layer in zip(query, layers, strict=True)]  # ... meanwhile
+    clock = layers[0].clock
+    clock.begin(query.device)
+    waited_for = old.wait()
+    clock.end(query.device)
     out = []
-    for q, layer, near, far in zip(query, layers, new, old.wait(), strict=True):
+    for q, layer, near, far in zip(query, layers, new, waited_for, strict=True):
         if near is not None:
             layer.near_lse = near.lse  # what the window held this time tells the policy about the next
         whole = _merged(near, far)

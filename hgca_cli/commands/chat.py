@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hgca_cli.commands import options
-from hgca_cli.commands.flags import exclude, naming_variables, plan_request, sampling_flags, sampling_of
+from hgca_cli.commands.flags import balance_of, exclude, naming_variables, plan_request, sampling_flags, sampling_of
 from hgca_cli.commands.inputs import prompt_text, read_document, read_stdin, read_text, stdin_has_text
 from hgca_cli.commands.setup import ModelChoice, plan_model, start_engine
 from hgca_cli.errors import UsageError
@@ -51,6 +51,7 @@ def chat(
     quality: options.Quality = "auto",
     budget: options.Budget = "auto",
     dense_layers: options.DenseLayers = 0,
+    balance: options.Balance = "auto",
     threads: options.Threads = "auto",
     prefill_chunk: options.PrefillChunk = "auto",
     gpu_mem: options.GpuMem = None,
@@ -96,6 +97,7 @@ def chat(
     given = dict(locals())  # the options, by name
     with naming_variables(context):
         style, request, sampling = _checked(given)
+        balanced = balance_of(balance)
         template = read_text(chat_template.expanduser(), str(chat_template)) if chat_template else None
         message = _system_message(system, system_file)
         question, documents = (None, []) if plan else _inputs(given)
@@ -109,7 +111,7 @@ def chat(
         sink.plan(planned, model, detailed=True)
     elif json or is_terminal(sys.stderr):
         sink.plan(planned, model)
-    engine = start_engine(choice, files, planned)
+    engine = start_engine(choice, files, planned, balance=balanced)
     settings, origins, wrong = sampling_of(sampling, engine.loaded.model.generation_config.to_diff_dict())
     for text in wrong:
         sink.show(Notice(text))
@@ -141,7 +143,8 @@ def _checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, An
 
 def _sink(given: Mapping[str, Any], style: Style) -> Sink:
     stats = given["stats"] if given["stats"] is not None else is_terminal(sys.stderr) and not given["quiet"]
-    return make_sink(style, as_json=given["json"], stats=stats, stream=not given["no_stream"], quiet=given["quiet"])
+    stream, quiet, verbose = not given["no_stream"], given["quiet"], given["verbose"]
+    return make_sink(style, as_json=given["json"], stats=stats, stream=stream, quiet=quiet, verbose=verbose)
 
 
 def _system_message(text: str | None, file: Path | None) -> str | None:

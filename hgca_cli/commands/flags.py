@@ -131,6 +131,11 @@ def choice_of(text: str, flag: str, choices: tuple[str, ...]) -> str | None:
     return text
 
 
+def balance_of(text: str) -> bool:
+    """Whether settings may follow what is measured. Raises UsageError naming the choices."""
+    return choice_of(text, "--balance", ("off",)) is None
+
+
 def policy_of(select: str, exact: bool, budget: str, quality: str) -> tuple[str | None, float | None, float | None]:
     """Policy (None: the planner's), budget and quality from --select, --exact, --budget and --quality.
 

@@ -109,6 +109,13 @@ DenseLayers = Annotated[
         help="So many of the first layers read the whole store, whatever the policy.",
     ),
 ]  # fmt: skip
+Balance = Annotated[
+    str,
+    typer.Option(
+        "--balance", envvar="HGCA_BALANCE", metavar="auto|off",
+        help="Threads, and how much is read, follow what is measured, never below --quality. Off with --seed and --temp 0.",
+    ),
+]  # fmt: skip
 Threads = Annotated[
     str,
     typer.Option("--threads", "-t", envvar="HGCA_THREADS", metavar="N", help="CPU threads. auto: all it may use."),

@@ -64,8 +64,8 @@ def plan_model(
     return files, plan
 
 
-def start_engine(choice: ModelChoice, files: ModelFiles, plan: Plan) -> Engine:
-    """Load the model by plan. Raises ModelError, DoesNotFitError."""
+def start_engine(choice: ModelChoice, files: ModelFiles, plan: Plan, *, balance: bool = False) -> Engine:
+    """Load the model by plan; balance: as of Engine. Raises ModelError, DoesNotFitError."""
     import torch
 
     from hgca_cli import native
@@ -83,4 +83,4 @@ def start_engine(choice: ModelChoice, files: ModelFiles, plan: Plan) -> Engine:
     )
     if choice.template is not None:
         loaded.tokenizer.with_template(choice.template)
-    return Engine(loaded, plan.cache, prefill_chunk=plan.chunk)
+    return Engine(loaded, plan.cache, prefill_chunk=plan.chunk, balance=balance)

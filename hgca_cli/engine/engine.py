@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterator
+from contextlib import closing
 
 import hgca_cli.hf.attention
 from hgca_cli.config import CacheSettings, SamplingSettings
 from hgca_cli.engine.decode import decode
+from hgca_cli.engine.feedback import Feedback
 from hgca_cli.engine.prefill import prefill
 from hgca_cli.engine.sampling import Sampler
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.engine.text import TextStream
-from hgca_cli.events import Done, Event, Text
+from hgca_cli.events import Balanced, Done, Event, Text
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.load import LoadedModel
 from hgca_cli.hf.quicken import quicken
@@ -25,13 +27,17 @@ class Engine:
 
     context        most tokens of a sequence, prompt and answer together
     prefill_chunk  prompt tokens read at once
+    balance        threads, and the mass that is aimed at, follow what is measured while answers are written
     """
 
-    def __init__(self, loaded: LoadedModel, settings: CacheSettings, *, prefill_chunk: int = 512) -> None:
+    def __init__(
+        self, loaded: LoadedModel, settings: CacheSettings, *, prefill_chunk: int = 512, balance: bool = False
+    ) -> None:
         self.loaded = loaded
         self.settings = settings
         self.prefill_chunk = prefill_chunk
         self.context = settings.context
+        self._feedback = Feedback(loaded.device) if balance else None
         self._layout = kv_layout(loaded.model.config, loaded.dtype.itemsize, loaded.dtype.itemsize)
         loaded.model.set_attn_implementation(hgca_cli.hf.attention.NAME)
         if loaded.device.type == "cpu":
@@ -70,7 +76,7 @@ class Engine:
         began   time.perf_counter() of the request, None for now; times count from it
         before  ids whose text the answer continues, None if it begins a text of its own
 
-        Yields PrefillProgress, Text and one Done. `stop` ends it after the current chunk or token.
+        Yields PrefillProgress, Text, Balanced and one Done. `stop` ends it after the current chunk or token.
 
         Raises ContextOverflowError or UsageError with nothing read, DoesNotFitError if memory runs out, ModelError for
         logits that are not finite; what was read and written until then is in the sequence.
@@ -87,22 +93,26 @@ class Engine:
         written = 0
         reason = "interrupted"
         if logits is not None:
-            tokens = decode(self.loaded, sequence, logits, sampler, sampling.max_tokens, self.context, stop)
-            while True:
-                try:
-                    token = next(tokens)
-                except StopIteration as end:
-                    reason = end.value
-                    break
-                last = time.perf_counter()
-                written += 1
-                if written == 1:
-                    first = last
-                if piece := stream.push(token):
-                    yield Text(piece)
-                if stream.stopped:
-                    reason = "stop"
-                    break
+            ids = decode(self.loaded, sequence, logits, sampler, sampling.max_tokens, self.context, stop)
+            with closing(self._watched(ids, sequence, sampling, fresh=cached == 0)) as tokens:
+                while True:
+                    try:
+                        token = next(tokens)
+                    except StopIteration as end:
+                        reason = end.value
+                        break
+                    if isinstance(token, Balanced):
+                        yield token
+                        continue
+                    last = time.perf_counter()
+                    written += 1
+                    if written == 1:
+                        first = last
+                    if piece := stream.push(token):
+                        yield Text(piece)
+                    if stream.stopped:
+                        reason = "stop"
+                        break
             if rest := stream.finish():
                 yield Text(rest)
             if stream.stopped:  # the last piece, given up as a whole, held a stop string
@@ -119,3 +129,11 @@ class Engine:
             seed=sampler.seed,
             text=stream.text,
         )
+
+    def _watched(
+        self, tokens: Generator[int, None, str], sequence: Sequence, sampling: SamplingSettings, *, fresh: bool
+    ) -> Generator[int | Balanced, None, str]:
+        """The tokens; with feedback, the moves they led to between them."""
+        if self._feedback is None:
+            return (yield from tokens)
+        return (yield from self._feedback.watch(tokens, sequence, sampling, fresh=fresh))

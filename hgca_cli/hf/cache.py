@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from hgca_cli.attention.clock import Clock
 from hgca_cli.attention.counters import ReadCounters
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.meter import QualityMeter
 from hgca_cli.attention.select import make_selector
 from hgca_cli.attention.select.contract import Selector
+from hgca_cli.attention.select.scan import Scan
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.events import Rows
@@ -40,10 +42,16 @@ class HybridLayer(CacheLayerMixin):
     is_croppable = True
 
     def __init__(
-        self, index: int, layout: LayerLayout, settings: CacheSettings, policy: Policy, meter: QualityMeter
+        self,
+        index: int,
+        layout: LayerLayout,
+        settings: CacheSettings,
+        policy: Policy,
+        meter: QualityMeter,
+        clock: Clock,
     ) -> None:
         super().__init__()
-        self.meter = meter
+        self.meter, self.clock = meter, clock
         self.policy = policy
         self.index = index
         self.layout = layout
@@ -71,6 +79,7 @@ class HybridLayer(CacheLayerMixin):
                 key_states.dtype,
                 store_dtype,
                 self.meter,
+                self.clock,
             )
             for _ in range(key_states.shape[0])
         ]
@@ -151,9 +160,10 @@ class HybridCache(Cache):
         self.settings = settings or CacheSettings()
         policy = policy or partial(make_selector, self.settings)
         self.meter = QualityMeter(sum(layer.sliding is None for layer in layout.layers))
+        self.clock = Clock()
         super().__init__(
             layers=[
-                HybridLayer(index, layer, self.settings, policy, self.meter)
+                HybridLayer(index, layer, self.settings, policy, self.meter, self.clock)
                 for index, layer in enumerate(layout.layers)
             ]
         )
@@ -194,6 +204,28 @@ class HybridCache(Cache):
         return Rows(
             shown.window.rows, shown.store.rows + waiting if shown.store else 0, share, share_bytes, self.meter.quality
         )
+
+    def aim_at(self, mass: float) -> None:
+        """Policies that follow the query by their rows' codes keep this share of the mass from the next token on."""
+        for layer in self.layers:
+            for state in layer.states:
+                if isinstance(state.selector, Scan):
+                    state.selector.aim_at(mass)
+
+    def last_reads(self) -> tuple[float, float] | None:
+        """Of the last token, where the C library chose the rows: mean share of the store's rows that were read, and for how
+        many seconds of threads, over all layers. None: it chose none.
+        """
+        share = seconds = 0.0
+        count = 0
+        for layer in self.layers:
+            for state in layer.states:
+                if (last := state.reads.last) is not None and state.store is not None:
+                    reads = last.reads
+                    share += reads.read / (state.store.rows * last.kv_heads)
+                    seconds += reads.read_seconds
+                    count += 1
+        return (share / count, seconds) if count else None
 
     @property
     def stored_bytes(self) -> int:

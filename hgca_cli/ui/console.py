@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hgca_cli.errors import HgcaError
-from hgca_cli.events import Done, Event, Notice, PrefillProgress, Text
-from hgca_cli.ui.figures import eta, figures, plan_line, plan_table
+from hgca_cli.events import Balanced, Done, Event, Notice, PrefillProgress, Text
+from hgca_cli.ui.figures import balanced_line, eta, figures, plan_line, plan_table
 from hgca_cli.ui.inert import inert
 from hgca_cli.ui.json_lines import JsonSink
 from hgca_cli.ui.style import Style, is_terminal
@@ -52,18 +52,19 @@ class Sink(Protocol):
         ...
 
 
-def make_sink(style: Style, *, as_json: bool, stats: bool, stream: bool, quiet: bool) -> Sink:
+def make_sink(style: Style, *, as_json: bool, stats: bool, stream: bool, quiet: bool, verbose: bool) -> Sink:
     """The sink the flags ask for."""
     if as_json:
         return JsonSink(stream=stream, quiet=quiet)
-    return HumanSink(style, stats=stats, stream=stream, quiet=quiet)
+    return HumanSink(style, stats=stats, stream=stream, quiet=quiet, verbose=verbose)
 
 
 class HumanSink:
     """For a person: the answer as it comes, a progress bar while a prompt is read, one line of figures after."""
 
-    def __init__(self, style: Style, *, stats: bool, stream: bool, quiet: bool) -> None:
-        self._style, self._stats, self._stream, self._quiet = style, stats, stream, quiet
+    def __init__(self, style: Style, *, stats: bool, stream: bool, quiet: bool, verbose: bool = False) -> None:
+        self._style, self._stats, self._stream = style, stats, stream
+        self._quiet, self._verbose = quiet, verbose
         self._to_terminal = is_terminal(sys.stdout)
         self._bar: Bar | None = None
         self._told = 0.0
@@ -79,6 +80,9 @@ class HumanSink:
             self._answer(event.text)
         elif isinstance(event, Notice):
             self.note(event.text)
+        elif isinstance(event, Balanced) and self._verbose:
+            amid = self._line_open and self._to_terminal  # a file of the answer holds what the model wrote
+            self.note("\n" * amid + balanced_line(event))
         elif isinstance(event, Done):
             if not self._stream:
                 self._answer(event.text)

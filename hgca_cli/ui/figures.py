@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hgca_cli.events import Done, PrefillProgress
+from hgca_cli.events import Balanced, Done, PrefillProgress
 from hgca_cli.units import format_bytes, format_seconds
 
 
@@ -28,6 +28,11 @@ def figures(done: Done) -> str:
         f"prompt {done.prompt_tokens:,}{cached} | "
         f"rows: window {rows.window:,}, store {rows.store:,}{read} | seed {done.seed}{cut}"
     )
+
+
+def balanced_line(move: Balanced) -> str:
+    """A move while running, and why."""
+    return f"balance: {move.setting} {move.before:g} to {move.after:g}: {move.reason}"
 
 
 def plan_line(plan: Any, model: str) -> str:

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from hgca_cli.errors import HgcaError
-from hgca_cli.events import Done, Event, Notice, PrefillProgress, Text
+from hgca_cli.events import Balanced, Done, Event, Notice, PrefillProgress, Text
 
 
 class JsonSink:
@@ -30,6 +30,16 @@ class JsonSink:
             return
         elif isinstance(event, Notice):
             self._line({"type": "notice", "text": event.text})
+        elif isinstance(event, Balanced):
+            self._line(
+                {
+                    "type": "balance",
+                    "setting": event.setting,
+                    "before": event.before,
+                    "after": event.after,
+                    "reason": event.reason,
+                }
+            )
         elif isinstance(event, PrefillProgress):
             self._line(
                 {

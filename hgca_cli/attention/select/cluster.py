@@ -58,6 +58,11 @@ class Cluster(Scan):
             )
         return described
 
+    def aim_at(self, mass: float) -> None:
+        """As of Scan; the gate is described anew."""
+        super().aim_at(mass)
+        self._described_rows = 0
+
     def stored(self, store: Store) -> None:
         """New rows get their codes, and full segments are clustered."""
         super().stored(store)

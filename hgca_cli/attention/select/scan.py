@@ -36,6 +36,10 @@ class Scan(Unwatching):
         """The standing description, brought up to date."""
         return self._described(store)
 
+    def aim_at(self, mass: float) -> None:
+        """Keep this share of the mass from the next token on."""
+        self._mass = mass
+
     def stored(self, store: Store) -> None:
         """New rows get their codes."""
         self._codes.extend(store)
