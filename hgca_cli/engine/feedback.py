@@ -92,6 +92,8 @@ class Feedback:
             waited = cache.clock.take()
             if (reads := cache.last_reads()) is not None:
                 share, read = reads[0], reads[1] / self._balance.threads
+            if self._device.type == "cpu":
+                waited = read  # nothing else is done meanwhile
         before, self._metered = self._metered, (cache.meter.kept, cache.meter.count)
         if self._metered[1] > before[1]:
             kept = (self._metered[0] - before[0]) / (self._metered[1] - before[1])
