@@ -1,5 +1,6 @@
-/* Vectors of 16 lanes, the words of select_template.h, which includes this. What an instruction set does with one of its own
- * gives the same bits as the plain C beside it. */
+/* Vectors of LANES numbers, the words of select_template.h, which includes this: as many as a register holds, as a compiler that
+ * has to take wider ones apart keeps them in memory. Sixteen positions are PARTS of them, and are added up in the same order
+ * whatever LANES is. What an instruction set does with one of its own gives the same bits as the plain C beside it. */
 #ifndef HGCA_SELECT_LANES_H
 #define HGCA_SELECT_LANES_H
 
@@ -7,19 +8,28 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "hgca.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512F__)
+enum { LANES = 16 };
+#elif defined(__AVX2__)
+enum { LANES = 8 };
+#else
+enum { LANES = 4 };
+#endif
+enum { PARTS = HGCA_LANES / LANES };
+
 #define INLINE static inline __attribute__((always_inline))
 
-#pragma GCC diagnostic ignored "-Wpsabi" /* vectors are passed to inlined functions only; clang understands it too */
-
-typedef float lanes_f __attribute__((vector_size(64)));
-typedef int32_t lanes_i __attribute__((vector_size(64)));
+typedef float lanes_f __attribute__((vector_size(4 * LANES)));
+typedef int32_t lanes_i __attribute__((vector_size(4 * LANES)));
 typedef int32_t word_t __attribute__((may_alias)); /* four numbers of a query */
-typedef uint16_t lanes_h __attribute__((vector_size(32)));
-typedef int8_t lanes_b __attribute__((vector_size(16)));
+typedef uint16_t lanes_h __attribute__((vector_size(2 * LANES)));
+typedef int8_t lanes_b __attribute__((vector_size(LANES)));
 
 INLINE lanes_f all_f(float x) { return (lanes_f){0} + x; }
 
@@ -29,10 +39,39 @@ INLINE lanes_f load_f(const void *p) {
     return x;
 }
 
+INLINE void store_f(void *p, lanes_f x) { memcpy(p, &x, sizeof x); }
+
 INLINE lanes_f load_bf16(const void *p) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return (lanes_f)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+#else
     lanes_h half;
     memcpy(&half, p, sizeof half);
     return (lanes_f)(__builtin_convertvector(half, lanes_i) << 16);
+#endif
+}
+
+/* Numbers that are not negative, cut to bf16. */
+INLINE void cut_bf16(void *p, lanes_f x) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    const __m256i half = _mm256_srli_epi32((__m256i)x, 16);
+    _mm_storeu_si128((__m128i *)p, _mm_packus_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+#else
+    lanes_h half = __builtin_convertvector((lanes_i)x >> 16, lanes_h);
+    memcpy(p, &half, sizeof half);
+#endif
+}
+
+/* Whole numbers in -128 .. 127 as bytes. */
+INLINE void store_bytes(void *p, lanes_i x) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    const __m256i wide = (__m256i)x;
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+    _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(words, words));
+#else
+    lanes_b bytes = __builtin_convertvector(x, lanes_b);
+    memcpy(p, &bytes, sizeof bytes);
+#endif
 }
 
 INLINE lanes_f pick(lanes_i mask, lanes_f yes, lanes_f no) { return (lanes_f)((mask & (lanes_i)yes) | (~mask & (lanes_i)no)); }
@@ -41,6 +80,8 @@ INLINE lanes_f pick(lanes_i mask, lanes_f yes, lanes_f no) { return (lanes_f)((m
 INLINE lanes_f largest_f(lanes_f a, lanes_f b) {
 #if defined(__AVX512F__)
     return (lanes_f)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (lanes_f)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     return pick(a > b, a, b);
 #endif
@@ -49,6 +90,8 @@ INLINE lanes_f largest_f(lanes_f a, lanes_f b) {
 INLINE lanes_f smallest_f(lanes_f a, lanes_f b) { /* likewise */
 #if defined(__AVX512F__)
     return (lanes_f)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (lanes_f)_mm256_min_ps((__m256)a, (__m256)b);
 #else
     return pick(a < b, a, b);
 #endif
@@ -57,44 +100,43 @@ INLINE lanes_f smallest_f(lanes_f a, lanes_f b) { /* likewise */
 INLINE lanes_i nearest(lanes_f x) { /* of numbers below 2^22 */
 #if defined(__AVX512F__)
     return (lanes_i)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX2__)
+    return (lanes_i)_mm256_cvtps_epi32((__m256)x);
 #else
     return __builtin_convertvector((x + 12582912.0f) - 12582912.0f, lanes_i); /* 1.5 * 2^23 has no bits behind the point */
 #endif
 }
 
-typedef float half_f __attribute__((vector_size(32)));
-typedef float quarter_f __attribute__((vector_size(16)));
-
-INLINE float sum_f(lanes_f x) {
+/* The sum of 16 numbers. */
+INLINE float sum_f(const lanes_f x[PARTS]) {
 #if defined(__AVX512F__)
-    __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)x[0]), _mm512_extractf32x8_ps((__m512)x[0], 1));
+    __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    quarter = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+    return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
+#elif defined(__AVX2__)
+    __m256 half = (__m256)(x[0] + x[1]);
     __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
     quarter = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
     return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
 #else
-    half_f half[2];
-    quarter_f quarter[2];
-    memcpy(half, &x, sizeof x);
-    half[0] += half[1];
-    memcpy(quarter, half, sizeof quarter);
-    quarter[0] += quarter[1];
-    return (quarter[0][0] + quarter[0][2]) + (quarter[0][1] + quarter[0][3]);
+    const lanes_f quarter = (x[0] + x[2]) + (x[1] + x[3]);
+    return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
 #endif
 }
 
-/* The largest of numbers, none of them NaN. */
-INLINE float top_f(lanes_f x) {
+/* The largest of 16 numbers, none of them NaN. */
+INLINE float top_f(const lanes_f x[PARTS]) {
 #if defined(__AVX512F__)
-    return _mm512_reduce_max_ps((__m512)x);
+    return _mm512_reduce_max_ps((__m512)x[0]);
+#elif defined(__AVX2__)
+    __m256 half = _mm256_max_ps((__m256)x[0], (__m256)x[1]);
+    __m128 quarter = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    quarter = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
+    return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
 #else
-    half_f half[2];
-    quarter_f quarter[2];
-    memcpy(half, &x, sizeof x);
-    for (int i = 0; i < 8; i++) half[0][i] = half[0][i] > half[1][i] ? half[0][i] : half[1][i];
-    memcpy(quarter, half, sizeof quarter);
-    for (int i = 0; i < 4; i++) quarter[0][i] = quarter[0][i] > quarter[1][i] ? quarter[0][i] : quarter[1][i];
-    float a = quarter[0][0] > quarter[0][2] ? quarter[0][0] : quarter[0][2];
-    float b = quarter[0][1] > quarter[0][3] ? quarter[0][1] : quarter[0][3];
+    const lanes_f quarter = largest_f(largest_f(x[0], x[2]), largest_f(x[1], x[3]));
+    float a = quarter[0] > quarter[2] ? quarter[0] : quarter[2], b = quarter[1] > quarter[3] ? quarter[1] : quarter[3];
     return a > b ? a : b;
 #endif
 }
@@ -102,8 +144,10 @@ INLINE float top_f(lanes_f x) {
 INLINE lanes_f root_f(lanes_f x) {
 #if defined(__AVX512F__)
     return (lanes_f)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+    return (lanes_f)_mm256_sqrt_ps((__m256)x);
 #else
-    for (int i = 0; i < HGCA_LANES; i++) x[i] = sqrtf(x[i]);
+    for (int i = 0; i < LANES; i++) x[i] = sqrtf(x[i]);
     return x;
 #endif
 }
@@ -119,12 +163,16 @@ INLINE lanes_f exp2_f(lanes_f x) {
     return p * (lanes_f)((__builtin_convertvector(n, lanes_i) + 127) << 23);
 }
 
-/* Those of 16 numbers whose bit is set, else 0. */
+/* Those of LANES numbers whose bit is set, else 0. */
 INLINE lanes_f where_set(lanes_f x, uint32_t bits) {
 #if defined(__AVX512F__)
     return (lanes_f)_mm512_maskz_mov_ps((__mmask16)bits, (__m512)x);
 #else
-    const lanes_i bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+#if defined(__AVX2__)
+    const lanes_i bit = {1, 2, 4, 8, 16, 32, 64, 128};
+#else
+    const lanes_i bit = {1, 2, 4, 8};
+#endif
     return (lanes_f)((lanes_i)x & ((bit & ((lanes_i){0} + (int32_t)bits)) != 0));
 #endif
 }

@@ -1,7 +1,7 @@
-/* Choosing rows, written once in vectors of 16 lanes that the compiler makes of what the machine has; an instruction set's
- * file names its table in SELECT_ISA and includes this. (Loops over 16 lanes in plain C it unrolled first, and then found
- * no vectors in them.) Only the dot product of codes has instructions of its own. All arithmetic on codes
- * is in integers and nothing is contracted, so every instruction set gives the same scores, bit by bit. */
+/* Choosing rows, written once in vectors as wide as a register (select_lanes.h); an instruction set's file names its table in
+ * SELECT_ISA and includes this. (Loops over 16 lanes in plain C the compiler unrolled first, and then found no vectors in
+ * them.) Only the dot product of codes has instructions of its own. All arithmetic on codes is in integers, floats are added
+ * up in the same order and nothing is contracted, so every instruction set gives the same scores, bit by bit. */
 #include "codes.h"
 #include "kernels.h"
 #include "select.h"
@@ -14,11 +14,8 @@ enum { QUERIES = 4, MOST_WIDTH = HGCA_MOST_WIDTH, AHEAD = 4 }; /* queries at onc
 /* 8-bit numbers of a query from floats [whole vectors]; `top` is the largest of them. */
 INLINE void round_query(const float *scaled, int64_t width, float top, int8_t *query8) {
     const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
-    for (int64_t i = 0; i < width; i += HGCA_LANES) { /* to the nearest; a NaN is no largest, but its base is NaN */
-        lanes_f x = smallest_f(largest_f(load_f(scaled + i) * inverse, all_f(-127.0f)), all_f(127.0f));
-        lanes_b bytes = __builtin_convertvector(nearest(x), lanes_b);
-        memcpy(query8 + i, &bytes, sizeof bytes);
-    }
+    for (int64_t i = 0; i < width; i += LANES) /* to the nearest; a NaN is no largest, but its base is NaN */
+        store_bytes(query8 + i, nearest(smallest_f(largest_f(load_f(scaled + i) * inverse, all_f(-127.0f)), all_f(127.0f))));
 }
 
 /* A block's scales enter `queries` (a constant) queries, which are then rounded to 8 bits: step makes scores of dot products,
@@ -28,20 +25,25 @@ INLINE void place_queries(const float *query, int queries, const char *block, in
     const uint16_t *scale = (const uint16_t *)(const void *)block, *zero = scale + width;
     float scaled[QUERIES][MOST_WIDTH] __attribute__((aligned(64)));
     const lanes_i magnitude = (lanes_i){0} + 0x7fffffff;
-    lanes_f most[QUERIES], part[QUERIES];
+    lanes_f most[QUERIES][PARTS], part[QUERIES][PARTS];
     UNROLL
-    for (int q = 0; q < queries; q++) most[q] = part[q] = all_f(0.0f);
-    int64_t d = 0;
-    for (; d + HGCA_LANES <= width; d += HGCA_LANES) {
-        const lanes_f by = load_bf16(scale + d), plus = load_bf16(zero + d);
+    for (int q = 0; q < queries; q++)
         UNROLL
-        for (int q = 0; q < queries; q++) {
-            lanes_f one = load_f(query + q * width + d), x = one * by;
-            memcpy(scaled[q] + d, &x, sizeof x);
-            most[q] = largest_f((lanes_f)((lanes_i)x & magnitude), most[q]);
-            part[q] += one * plus;
+        for (int p = 0; p < PARTS; p++) most[q][p] = part[q][p] = all_f(0.0f);
+    int64_t d = 0;
+    for (; d + HGCA_LANES <= width; d += HGCA_LANES)
+        UNROLL
+        for (int p = 0; p < PARTS; p++) {
+            const int64_t at = d + p * LANES;
+            const lanes_f by = load_bf16(scale + at), plus = load_bf16(zero + at);
+            UNROLL
+            for (int q = 0; q < queries; q++) {
+                const lanes_f one = load_f(query + q * width + at), x = one * by;
+                store_f(scaled[q] + at, x);
+                most[q][p] = largest_f((lanes_f)((lanes_i)x & magnitude), most[q][p]);
+                part[q][p] += one * plus;
+            }
         }
-    }
     UNROLL
     for (int q = 0; q < queries; q++) {
         float top = top_f(most[q]), sum = sum_f(part[q]);
@@ -68,12 +70,15 @@ INLINE const void *codes_at(const hgca_scan *s, int64_t group) {
 }
 
 /* The largest score a row in each of 16 boxes could have: for every number the side that the query's sign makes larger. */
-INLINE lanes_f score_boxes(const hgca_scan *s, int64_t block, const float *query) {
+INLINE void score_boxes(const hgca_scan *s, int64_t block, const float *query, lanes_f score[PARTS]) {
     const int64_t each = (int64_t)s->sides * HGCA_LANES;
     const uint16_t *box = (const uint16_t *)(const void *)s->codes + block * s->dim * each;
-    lanes_f sum = {0};
-    for (int64_t d = 0; d < s->dim; d++, box += each) sum += load_bf16(box + (query[d] > 0.0f ? each - HGCA_LANES : 0)) * query[d];
-    return sum;
+    UNROLL
+    for (int p = 0; p < PARTS; p++) score[p] = all_f(0.0f);
+    for (int64_t d = 0; d < s->dim; d++, box += each)
+        UNROLL
+        for (int p = 0; p < PARTS; p++)
+            score[p] += load_bf16(box + (query[d] > 0.0f ? each - HGCA_LANES : 0) + p * LANES) * query[d];
 }
 
 /* The i-th group's codes, and the scales of a block that begins with it. */
@@ -86,15 +91,16 @@ INLINE void prefetch_group(const hgca_scan *s, int64_t i) {
 }
 
 /* Scores [n] of one query, the largest in a lane of `top`, become score, max and sum of hgca_scan. */
-INLINE void soften(const float *from, int64_t n, lanes_f top, int strange, uint16_t *score, float *max, float *sum) {
+INLINE void soften(const float *from, int64_t n, const lanes_f top[PARTS], int strange, uint16_t *score, float *max, float *sum) {
     const float most = strange ? NAN : top_f(top), shift = most == -INFINITY ? 0.0f : most;
-    lanes_f lanes = {0};
-    for (int64_t i = 0; i < n; i += HGCA_LANES) {
-        lanes_f e = exp2_f(load_f(from + i) - shift);
-        lanes_h half = __builtin_convertvector((lanes_i)e >> 16, lanes_h);
-        lanes += e;
-        memcpy(score + i, &half, sizeof half);
-    }
+    lanes_f lanes[PARTS] = {{0}};
+    for (int64_t i = 0; i < n; i += HGCA_LANES)
+        UNROLL
+        for (int p = 0; p < PARTS; p++) {
+            const lanes_f e = exp2_f(load_f(from + i + p * LANES) - shift);
+            lanes[p] += e;
+            cut_bf16(score + i + p * LANES, e);
+        }
     *max = most;
     *sum = most == -INFINITY ? 0.0f : sum_f(lanes);
 }
@@ -110,17 +116,21 @@ static void reach(const hgca_reaching *s) {
     float raw[HGCA_UNIT * HGCA_LANES] __attribute__((aligned(64)));
     const float unit = s->unit, squared = 1.0f / (unit * unit);
     for (int32_t q = 0; q < s->queries; q++) {
-        lanes_f top = all_f(-INFINITY);
+        lanes_f top[PARTS];
         lanes_i strange = {0};
-        for (int64_t i = 0; i < s->count; i += HGCA_LANES) {
-            lanes_f score = load_f(s->raw + q * s->count + i);
-            if (s->variance) score += unit * reach_of(load_f(s->variance + q * s->count + i) * squared);
-            memcpy(raw + i, &score, sizeof score);
-            strange |= score != score;
-            top = largest_f(score, top);
-        }
+        for (int p = 0; p < PARTS; p++) top[p] = all_f(-INFINITY);
+        for (int64_t i = 0; i < s->count; i += HGCA_LANES)
+            UNROLL
+            for (int p = 0; p < PARTS; p++) {
+                const int64_t at = i + p * LANES;
+                lanes_f score = load_f(s->raw + q * s->count + at);
+                if (s->variance) score += unit * reach_of(load_f(s->variance + q * s->count + at) * squared);
+                store_f(raw + at, score);
+                strange |= score != score;
+                top[p] = largest_f(score, top[p]);
+            }
         int any = 0;
-        for (int r = 0; r < HGCA_LANES; r++) any |= strange[r];
+        for (int r = 0; r < LANES; r++) any |= strange[r];
         soften(raw, s->count, top, any, s->score + q * s->count, &s->max[q], &s->sum[q]);
     }
 }
@@ -129,18 +139,19 @@ INLINE void scan_groups(const hgca_scan *s, int first_query, int queries, float 
     const int64_t width = hgca_code_width(s->dim), n = s->count * HGCA_LANES;
     int8_t query8[QUERIES * MOST_WIDTH] __attribute__((aligned(64)));
     float step[QUERIES] = {0}, base[QUERIES] = {0};
-    lanes_f top[QUERIES];
+    lanes_f top[QUERIES][PARTS];
     int strange[QUERIES] = {0}; /* a score is NaN: a block's scales, or the query, are no numbers */
     int64_t placed = -1;
-    for (int q = 0; q < queries; q++) top[q] = all_f(-INFINITY);
+    for (int q = 0; q < queries; q++)
+        for (int p = 0; p < PARTS; p++) top[q][p] = all_f(-INFINITY);
     for (int64_t i = 0, both; i < s->count; i += 1 + both) {
         const int64_t group = group_at(s, i);
         both = !s->sides && i + 1 < s->count && group_at(s, i + 1) / HGCA_GROUPS == group / HGCA_GROUPS;
         const int64_t other = both ? group_at(s, i + 1) : group;
-        lanes_f scores[2][QUERIES];
+        lanes_f scores[2][QUERIES][PARTS];
         if (s->sides)
             for (int q = 0; q < queries; q++) {
-                scores[0][q] = score_boxes(s, group, s->query + (first_query + q) * width);
+                score_boxes(s, group, s->query + (first_query + q) * width, scores[0][q]);
                 strange[q] |= !(fabsf(sum_f(scores[0][q])) < INFINITY);
             }
         else {
@@ -154,25 +165,25 @@ INLINE void scan_groups(const hgca_scan *s, int first_query, int queries, float 
             int32_t dot[2][QUERIES][HGCA_LANES] __attribute__((aligned(64)));
             dot_lanes(codes_at(s, group), codes_at(s, other), width, query8, queries, dot[0], dot[1]);
             for (int k = 0; k <= both; k++)
-                for (int q = 0; q < queries; q++) {
-                    lanes_i whole;
-                    memcpy(&whole, dot[k][q], sizeof whole);
-                    scores[k][q] = __builtin_convertvector(whole, lanes_f) * step[q] + base[q];
-                }
+                for (int q = 0; q < queries; q++)
+                    for (int p = 0; p < PARTS; p++) {
+                        lanes_i whole;
+                        memcpy(&whole, dot[k][q] + p * LANES, sizeof whole);
+                        scores[k][q][p] = __builtin_convertvector(whole, lanes_f) * step[q] + base[q];
+                    }
         }
         for (int k = 0; k <= both; k++) {
             const int64_t left = s->end - (k ? other : group) * HGCA_LANES;
             for (int q = 0; q < queries; q++) {
                 float *to = raw + q * n + (i + k) * HGCA_LANES;
-                lanes_f score = scores[k][q];
-                memcpy(to, &score, sizeof score);
+                for (int p = 0; p < PARTS; p++) store_f(to + p * LANES, scores[k][q][p]);
                 if (s->softcap > 0.0f || left < HGCA_LANES) {
                     if (s->softcap > 0.0f)
                         for (int r = 0; r < HGCA_LANES; r++) to[r] = 1.44269504f * s->softcap * tanhf(to[r] / s->softcap);
                     for (int64_t r = left < 0 ? 0 : left; r < HGCA_LANES; r++) to[r] = -INFINITY;
-                    score = load_f(to);
+                    for (int p = 0; p < PARTS; p++) scores[k][q][p] = load_f(to + p * LANES);
                 }
-                top[q] = largest_f(score, top[q]);
+                for (int p = 0; p < PARTS; p++) top[q][p] = largest_f(scores[k][q][p], top[q][p]);
             }
         }
     }
@@ -215,17 +226,22 @@ static uint32_t lanes_from(const float *weight, float edge) {
 }
 
 static void weigh(const hgca_weighing *w) {
-    lanes_f total = {0};
+    lanes_f total[PARTS] = {{0}};
     for (int64_t i = 0; i < w->count; i += HGCA_LANES) {
-        lanes_f weight = {0};
-        for (int q = 0; q < w->queries; q++) weight += load_bf16(w->score + q * w->count + i) * w->share[q];
-        memcpy(w->weight + i, &weight, sizeof weight);
-        total += weight;
-        uint32_t bits[HGCA_LANES];
-        memcpy(bits, &weight, sizeof bits);
+        lanes_f weight[PARTS] = {{0}};
+        for (int q = 0; q < w->queries; q++)
+            UNROLL
+            for (int p = 0; p < PARTS; p++) weight[p] += load_bf16(w->score + q * w->count + i + p * LANES) * w->share[q];
+        UNROLL
+        for (int p = 0; p < PARTS; p++) {
+            store_f(w->weight + i + p * LANES, weight[p]);
+            total[p] += weight[p];
+        }
         for (uint32_t some = lanes_from(w->weight + i, w->least); some; some &= some - 1) {
             const int r = __builtin_ctz(some);
-            uint32_t bin = bits[r] >= 0x3f800000u ? 0 : (0x3f800000u - bits[r] + 0xfffffu) >> 20;
+            uint32_t bits;
+            memcpy(&bits, &w->weight[i + r], sizeof bits);
+            uint32_t bin = bits >= 0x3f800000u ? 0 : (0x3f800000u - bits + 0xfffffu) >> 20;
             if (bin >= HGCA_BINS) continue;
             w->rows[bin]++;
             w->mass[bin] += w->weight[i + r];
@@ -234,14 +250,23 @@ static void weigh(const hgca_weighing *w) {
     *w->total += sum_f(total);
 }
 
+INLINE void add_set(lanes_f part[PARTS], const uint16_t *score, uint32_t bits) {
+    UNROLL
+    for (int p = 0; p < PARTS; p++) part[p] += where_set(load_bf16(score + p * LANES), bits >> p * LANES);
+}
+
 /* out += weight * mean */
 INLINE void add_mean(float *out, const uint16_t *mean, int64_t dim, float weight) {
     int64_t d = 0;
-    for (; d + HGCA_LANES <= dim; d += HGCA_LANES) {
-        lanes_f more = load_f(out + d) + load_bf16(mean + d) * weight;
-        memcpy(out + d, &more, sizeof more);
-    }
+    for (; d + LANES <= dim; d += LANES) store_f(out + d, load_f(out + d) + load_bf16(mean + d) * weight);
     for (; d < dim; d++) out[d] += weight * hgca_from_bf16(mean[d]);
+}
+
+/* The sum of those of 16 scores whose bit is set. */
+INLINE float sum_set(const uint16_t *score, uint32_t bits) {
+    lanes_f part[PARTS] = {{0}};
+    add_set(part, score, bits);
+    return sum_f(part);
 }
 
 static void pass_by(hgca_passing *p) {
@@ -253,7 +278,7 @@ static void pass_by(hgca_passing *p) {
             const uint16_t *mean = (const uint16_t *)(const void *)(p->mean + 2 * p->dim * ((i + half) / HGCA_GROUPS));
             p->blocks++;
             for (int32_t q = 0; q < p->queries; q++) {
-                const float weight = sum_f(where_set(load_bf16(p->score + q * p->count + i), passed));
+                const float weight = sum_set(p->score + q * p->count + i, passed);
                 p->sum[q] += weight;
                 add_mean(p->out + q * width, mean, p->dim, weight);
             }
@@ -261,8 +286,8 @@ static void pass_by(hgca_passing *p) {
 }
 
 static float hold(const uint16_t *score, const uint16_t *bits, int64_t count) {
-    lanes_f sum = {0};
-    for (int64_t i = 0; i < count; i += HGCA_LANES) sum += where_set(load_bf16(score + i), bits[i / HGCA_LANES]);
+    lanes_f sum[PARTS] = {{0}};
+    for (int64_t i = 0; i < count; i += HGCA_LANES) add_set(sum, score + i, bits[i / HGCA_LANES]);
     return sum_f(sum);
 }
 
@@ -273,9 +298,8 @@ static void leave(hgca_leaving *l) {
         const uint16_t *mean = (const uint16_t *)(const void *)(l->mean + 2 * dim * block);
         for (end = i; end < l->count && l->groups[end] / HGCA_GROUPS == block;) end++;
         for (int32_t q = 0; q < l->queries; q++) {
-            lanes_f part = {0};
-            for (int64_t g = i; g < end; g++)
-                part += where_set(load_bf16(l->score + (q * l->count + g) * HGCA_LANES), ~(uint32_t)l->chosen[g]);
+            lanes_f part[PARTS] = {{0}};
+            for (int64_t g = i; g < end; g++) add_set(part, l->score + (q * l->count + g) * HGCA_LANES, ~(uint32_t)l->chosen[g]);
             const float weight = sum_f(part);
             l->sum[q] += weight;
             add_mean(l->out + q * width, mean, dim, weight);
