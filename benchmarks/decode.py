@@ -4,10 +4,10 @@
 
 All sides continue the same text, token by token, in turns, at the same numbers of rows; tok/s are medians over turns.
 `bare modules` calls our model's norms, linears and activations and nothing else; `layers alone` is transformers' forward
-pass of it with an attention that does nothing. Where our time goes: `layers` as just said, `C` between start and end of the
-calls into the library (attention over the store and, on the CPU, the window), `rest` what Python and torch do around
-them. llama.cpp's GGUF is the one the default model was made from, unless --gguf names another; its prefill and the
-rows of the text are kept in --keep, as they take minutes.
+pass of it with an attention that does nothing; a layer that is one call of the library (hf/decoder.py) is neither.
+Where our time goes: `C` between start and end of the calls into the library, `rest` what Python and torch do around them.
+llama.cpp's GGUF is the one the default model was made from, unless --gguf names another; its prefill and the rows of the
+text are kept in --keep, as they take minutes.
 """
 
 from __future__ import annotations
@@ -149,35 +149,45 @@ def measure(
             if turn:
                 seconds[side.name].append(median(taken))
                 in_c[side.name].append(median(calls))
-    layers = median(seconds[NoAttention.name])
     parts = {}
     for side in sides:
         if isinstance(side, Ours):
             whole, c = median(seconds[side.name]), median(in_c[side.name])
-            parts[side.name] = {"layers": layers, "C": c, "rest": whole - layers - c}
+            parts[side.name] = {"C": c, "rest": whole - c}
     return seconds, parts
+
+
+class Timed:
+    """The C library, with the seconds of each call noted."""
+
+    def __init__(self, lib: Any, spent: list[float]) -> None:
+        self._lib, self._spent = lib, spent
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._lib, name)
+        if not callable(found):
+            return found
+
+        def call(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            result = found(*arguments)
+            self._spent.append(time.perf_counter() - began)
+            return result
+
+        setattr(self, name, call)
+        return call
 
 
 @contextmanager
 def counted() -> Iterator[list[float]]:
-    """Seconds spent in each call that starts jobs or waits for them."""
+    """Seconds spent in each call into the C library."""
     spent: list[float] = []
-
-    def timed(function: Any) -> Any:
-        def call(*arguments: Any) -> Any:
-            began = time.perf_counter()
-            result = function(*arguments)
-            spent.append(time.perf_counter() - began)
-            return result
-
-        return call
-
-    start, wait = native.start, native.Pending.wait
-    native.start, native.Pending.wait = timed(start), timed(wait)  # type: ignore[method-assign]
+    lib = native.lib
+    native.lib = Timed(lib, spent)
     try:
         yield spent
     finally:
-        native.start, native.Pending.wait = start, wait  # type: ignore[method-assign]
+        native.lib = lib
 
 
 def report(rows: int, seconds: dict[str, list[float]], parts: dict[str, dict[str, float]]) -> dict[str, Any]:

@@ -335,6 +335,59 @@ int hgca_gated(const hgca_weights *weights, uintptr_t in, uintptr_t out);
  * out = in / sqrt(mean(in^2) + eps) * (weight + shift), weight f32 [width]. Not worked on by several threads. */
 int hgca_rms_norm(uintptr_t in, uintptr_t weight, int64_t rows, int64_t width, float eps, float shift, uintptr_t out);
 
+/* What a decoder layer does with one token before its attention and after it, floats:
+ *   before   n = norm[0](in); query, key and value = projection(n); heads of query and key through head_norm, if its weight is
+ *            not null; their first `rotated` numbers are turned: number d and number d + rotated / 2 of a head, a and b, become
+ *            a cosine[d] - b sine[d] and b cosine[d + rotated / 2] + a sine[d + rotated / 2]. 0: none are
+ *   after    h = in + out(attention); h + gated(norm[1](h)), as hgca_gated
+ * norms as hgca_rms_norm. heads, kv_heads: of queries and of keys and values; dim: numbers of a query head.
+ *   in       [inputs]: what the layer was given, for both
+ *   out      before: query [heads][dim], key [kv_heads][dim] and value one after the other; after: [inputs]
+ *   cosine, sine [rotated];  attention [heads][numbers of a value]. Addresses as numbers, as of hgca_linear. */
+typedef struct {
+    const float *weight;
+    float eps;
+    float shift;
+} hgca_norm;
+
+typedef struct {
+    hgca_weights projection[3];
+    hgca_weights out;
+    hgca_weights gated[3];
+    hgca_norm norm[2];
+    hgca_norm head_norm[2];
+    int32_t heads;
+    int32_t kv_heads;
+    int32_t dim;
+    int32_t rotated;
+} hgca_layer;
+
+int hgca_before_attention(const hgca_layer *layer, uintptr_t in, uintptr_t cosine, uintptr_t sine, uintptr_t out);
+int hgca_after_attention(const hgca_layer *layer, uintptr_t in, uintptr_t attention, uintptr_t out);
+
+/* What the attention of one token reads where all rows are in CPU memory.
+ *   window   where the token's own key and value are put, as row `row`, by hgca_put_row
+ *   near     rows of the window that are read, the new one included: dense or lists of KV heads
+ *   chosen   choice of rows of a store: its `near` and rows.query, out and lse are not looked at; null: none
+ *   far      without a choice: more rows that are read; rows = 0: none
+ *   scale, softcap   of scores, for all of these
+ *   query    out: [heads][dim], the query that was attended with; null: not wanted */
+typedef struct {
+    const hgca_attention *window;
+    int64_t row;
+    hgca_attention near;
+    hgca_attention far;
+    const hgca_selection *chosen;
+    float scale;
+    float softcap;
+    float *query;
+} hgca_reading;
+
+/* A whole decoder layer: hgca_before_attention, the attention of its query, hgca_after_attention. On an error the new row may have
+ * been put, and out may have been written. */
+int hgca_decode_layer(const hgca_layer *layer, const hgca_reading *reading, uintptr_t in, uintptr_t cosine, uintptr_t sine,
+                      uintptr_t out);
+
 /* Whether two addresses have the same bytes behind them: 1 or 0. */
 int hgca_same(uintptr_t a, uintptr_t b, int64_t bytes);
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,9 @@ from hgca_cli.kv.evict import Evictor, evict_oldest
 from hgca_cli.kv.layout import LayerLayout, window_slots
 from hgca_cli.kv.store import Store
 from hgca_cli.kv.window import Window
+
+if TYPE_CHECKING:
+    from hgca_cli.attention.reading import Reading
 
 
 class LayerState:
@@ -54,6 +59,7 @@ class LayerState:
         # f32 [heads], log-sum-exp of the last token's window; None if the C library attends to it, as on the CPU
         self.near_lse: Tensor | None = None
         self.reads = ReadCounters()
+        self.reading: Reading | None = None  # made at the first token that is one call
 
     @property
     def length(self) -> int:

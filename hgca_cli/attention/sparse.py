@@ -64,7 +64,7 @@ class HostAttention:
             chosen = self._aimed_pending.wait()
             for (index, layer), aimed, partial in zip(self._aimed_layer, self._aimed, chosen, strict=True):
                 self._partials[index] = Partial(*partial)
-                _count(layer, aimed.selection)
+                count_chosen(layer, aimed.selection)
         for layer, aimed, exact in self._metered:
             store, *near = exact.wait()
             layer.meter.add(aimed.selection.read_lse, store.lse, near[0].lse if near else aimed.beside)
@@ -85,7 +85,7 @@ def start_host_attention(query: Tensor, layers: Sequence[LayerState], *, scale: 
             continue
         if host is None:
             host = query.to("cpu", torch.float32).contiguous()
-        near = None if layer.window.read is None else _window_job(host[index], layer, scale, softcap)
+        near = None if layer.window.read is None else window_job(host[index], layer, scale, softcap)
         if store is None or not stored:
             work.name(index, [] if near is None else [near])
             continue
@@ -105,24 +105,26 @@ def start_host_attention(query: Tensor, layers: Sequence[LayerState], *, scale: 
     return work.start()
 
 
-def _count(layer: LayerState, chosen: Selection) -> None:
+def count_chosen(layer: LayerState, chosen: Selection) -> None:
+    """Count a step whose rows the C library chose."""
     store = layer.store
     assert store is not None
     layer.reads.add(chosen.read / (store.rows * chosen.kv_heads), chosen.bytes / (store.rows * store.row_bytes), chosen)
 
 
-def _window_job(query: Tensor, layer: LayerState, scale: float, softcap: float) -> native.Step:
+def window_job(query: Tensor, layer: LayerState, scale: float, softcap: float) -> native.Step:
+    """One token over the window, which is in CPU memory: query f32 [heads, key_dim]."""
     window = layer.window
     assert window.read is not None
     runs = window.runs()
     if len(runs) == 1 and runs[0][0] == 0:
         return native.Step(query, window.read, runs[0][1], scale, softcap)
-    lists = _as_lists(layer.layout.kv_heads, runs)
+    lists = as_lists(layer.layout.kv_heads, runs)
     return native.Step(query, window.read, window.read.capacity, scale, softcap, lists)
 
 
 @lru_cache(maxsize=16)  # the layers of a model ask for the same runs, one after another
-def _as_lists(kv_heads: int, runs: tuple[tuple[int, int], ...]) -> native.Lists:
+def as_lists(kv_heads: int, runs: tuple[tuple[int, int], ...]) -> native.Lists:
     """The same runs of every KV head's rows."""
     first, count = torch.tensor(runs, dtype=torch.int32).T.repeat(1, kv_heads).contiguous()
     return native.Lists(torch.arange(kv_heads + 1, dtype=torch.int64) * len(runs), first, count)

@@ -51,6 +51,21 @@ def hybrid_attention(
             f"layer {layer.index} of {type(module).__name__} wants a mask, a position bias or dropout.",
             "Hybrid attention does causal softmax attention only.",
         )
+    return attend(layer, query, key, value, scaling, softcap, sliding_window, s_aux), None
+
+
+def attend(
+    layer: HybridLayer,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    softcap: float | None,
+    sliding_window: int | None,
+    sink: Tensor | None = None,
+) -> Tensor:
+    """As hybrid_attention, of a layer that was just given these rows by `update`."""
+    updated_layer.set(None)
     if sliding_window != layer.layout.sliding and (sliding_window or layer.layout.sliding):
         raise ModelError(
             f"layer {layer.index} slides over {sliding_window} rows, its config says {layer.layout.sliding}."
@@ -58,13 +73,13 @@ def hybrid_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     cap = softcap or 0.0
     if query.shape[2] == 1 and not _reads_prompt(layer):
-        out = decode_attention(query[:, :, 0], key, value, layer.states, scale=scale, softcap=cap, sink=s_aux)
-        return out.unsqueeze(1), None
+        out = decode_attention(query[:, :, 0], key, value, layer.states, scale=scale, softcap=cap, sink=sink)
+        return out.unsqueeze(1)
     parts = [
-        prompt_attention(q, k, v, state, scale=scale, softcap=cap, sink=s_aux)
+        prompt_attention(q, k, v, state, scale=scale, softcap=cap, sink=sink)
         for q, k, v, state in zip(query, key, value, layer.states, strict=True)
     ]
-    return torch.stack(parts).transpose(1, 2), None
+    return torch.stack(parts).transpose(1, 2)
 
 
 def _reads_prompt(layer: HybridLayer) -> bool:

@@ -38,9 +38,10 @@ class Gated(nn.Module):
 class Block:
     """The three layers of a gated block, as they were when it was found."""
 
-    __slots__ = ("_described", "_layers", "_outputs")
+    __slots__ = ("_described", "_layers", "_outputs", "layers")
 
     def __init__(self, layers: list[QuickLinear]) -> None:
+        self.layers = layers
         self._layers = list(zip(PARTS, layers, strict=True))
         self._described = described_all([layer.quick for layer in layers])
         self._outputs = layers[2].quick.outputs

@@ -7,6 +7,7 @@ are such norms is found by trying, as for gated blocks (hf/gated.py).
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,10 @@ class Scale:
             and x.is_contiguous()
             and not torch.is_grad_enabled()
         )
+
+    def describe(self, to: Any) -> None:
+        """Fill in an hgca_norm."""
+        to.weight, to.eps, to.shift = native.address(self._kept), self._eps, self._shift
 
     def product(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]. Only if it `serves`."""

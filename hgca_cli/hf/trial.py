@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 def gives_the_same(
-    module: nn.Module, product: Callable[[Tensor], Tensor], inputs: Iterable[Tensor], tolerance: float
+    module: Callable[[Tensor], Any], product: Callable[[Tensor], Tensor], inputs: Iterable[Tensor], tolerance: float
 ) -> bool:
     """Whether `product` is what the module's own forward gives for all these inputs.
 

@@ -54,12 +54,10 @@ class Window:
         """
         rows = key.shape[1]
         if rows == 1 and self.read is not None:  # once per layer and token: what is done here, Python's own time counts
-            slot, _ = self._run(self.end, 1)
-            assert self.end < self.start + self.ring, "no room was made"
+            slot = self.take()
             if not self.read.put(slot, key, value):
                 self.keys.select(1, slot).copy_(key.select(1, 0))
                 self.values.select(1, slot).copy_(value.select(1, 0))
-            self.end += 1
             return
         done = 0
         while done < rows:
@@ -71,6 +69,13 @@ class Window:
             self._mark(target, 0.0)
             self.end += run
             done += run
+
+    def take(self) -> int:
+        """The slot of one more row, which whoever takes it writes. Only where `read` is not None; the caller made room."""
+        slot, _ = self._run(self.end, 1)
+        assert self.end < self.start + self.ring, "no room was made"
+        self.end += 1
+        return slot
 
     def oldest(self, count: int) -> list[tuple[Tensor, Tensor]]:
         """Views of the oldest `count` ring rows, in order, as at most two pieces (keys, values) [kv_heads, n, dim]."""

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "check_convert.h"
+#include "check_layer.h"
 #include "check_linear.h"
 #include "check_processors.h"
 #include "check_select.h"
@@ -221,6 +222,7 @@ static void check_random(double seconds) {
         if (failures > before) failures = before + 1, fprintf(stderr, "  of %s\n", which);
         drop(&p);
         if (count % 4 == 0) failures += check_select(1, state);
+        if (count % 4 == 2) failures += check_layer(1, state);
         clock_gettime(CLOCK_MONOTONIC, &now);
     } while ((double)(now.tv_sec - began.tv_sec) < seconds);
     printf("%llu random jobs\n", (unsigned long long)count);
@@ -236,6 +238,7 @@ int main(int argc, char **argv) {
             expect(hgca_set_threads(threads) == HGCA_OK, "threads", isa);
             failures += check_select(40, (uint64_t)threads * 1000);
             failures += check_linear();
+            failures += check_layer(60, (uint64_t)threads * 1000);
         }
     }
     failures += check_convert();

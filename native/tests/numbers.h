@@ -20,7 +20,7 @@ static void *must(void *memory) {
 }
 
 /* Numbers of which every dtype is an exact copy: an eighth times a small integer. */
-static float put(char *at, int dtype, uint64_t *state) {
+static inline float put(char *at, int dtype, uint64_t *state) {
     float x = (float)floor(uniform(state) * 16.0) / 8.0f;
     if (dtype == HGCA_I8) {
         *at = (char)(int8_t)(x * 8.0f);

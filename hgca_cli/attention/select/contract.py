@@ -57,7 +57,10 @@ class Selector(Protocol):
     watches: bool
 
     def choose(self, query: Tensor, store: Store) -> Chosen | Selection | None:
-        """Rows to read for query f32 [heads, key_dim] on the CPU: named, or left to the C library; None reads nothing."""
+        """Rows to read for query f32 [heads, key_dim] on the CPU: named, or left to the C library; None reads nothing.
+
+        A policy that does not watch is asked before there is a query, too, which is empty then: it may not look at it.
+        """
         ...
 
     def stored(self, store: Store) -> None:

@@ -1,0 +1,92 @@
+"""What one layer of one sequence reads for a token, described for the C library once and brought up to date token by token.
+
+Where window and store are both in CPU memory there is nothing to overlap with: the new row, the choice and all reading are
+part of one blocking call, which may do the rest of the layer too (hf/decoder.py). Everything else goes through step.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hgca_cli import native
+from hgca_cli.attention.layer import LayerState
+from hgca_cli.attention.select.contract import Chosen
+from hgca_cli.attention.sparse import as_lists, count_chosen, window_job
+from hgca_cli.selection import Selection
+
+UNKNOWN = torch.empty(0)  # the query, before the layer has computed it
+
+
+class Reading:
+    """For a layer whose window the C library reads, and whose policy looks at no weights."""
+
+    def __init__(self, layer: LayerState, scale: float, softcap: float) -> None:
+        assert self.serves(layer) and layer.window.read is not None
+        self._scale, self._softcap = scale, softcap
+        self._query = torch.empty(layer.layout.heads, layer.layout.key_dim)
+        self._chosen: Chosen | Selection | None = None
+        self._lists: native.Lists | None = None
+        self._metered = False
+        to = self._described = native.ffi.new("hgca_reading *")
+        to.window, to.scale, to.softcap = layer.window.read.described, scale, softcap
+        to.near = to.window[0]
+        if layer.store is not None:
+            to.far = layer.store.read.described[0]
+
+    @staticmethod
+    def serves(layer: LayerState) -> bool:
+        """Whether a layer can be read so."""
+        return layer.window.read is not None and not layer.selector.watches
+
+    def begin(self, layer: LayerState) -> Any | None:
+        """The hgca_reading of one more token, for whose row there is a slot then; None: its rows are named in Python."""
+        layer.settle()
+        store, to = layer.store, self._described
+        stored = store is not None and store.rows > 0
+        chosen = self._chosen = layer.selector.choose(UNKNOWN, store) if stored else None  # type: ignore[arg-type]
+        to.chosen, to.query, to.far.rows, self._metered = native.ffi.NULL, native.ffi.NULL, 0, False
+        if isinstance(chosen, Selection):
+            to.chosen = chosen.job
+            if layer.meter.due():
+                self._metered = True
+                to.query = native.address(self._query)
+        elif chosen is not None:
+            if chosen.row_start is not None:
+                return None
+            to.far.rows = store.rows  # type: ignore[union-attr]
+        layer.make_room()
+        to.row = layer.window.take()
+        self._read_window(layer)
+        return to
+
+    def _read_window(self, layer: LayerState) -> None:
+        near, runs = self._described.near, layer.window.runs()
+        if len(runs) == 1 and runs[0][0] == 0:
+            near.rows, near.lists = runs[0][1], 0
+            return
+        assert layer.window.read is not None
+        self._lists = as_lists(layer.layout.kv_heads, runs)
+        lists = self._lists.described
+        near.rows, near.lists = layer.window.read.capacity, lists.lists
+        near.row_start, near.row, near.run = lists.row_start, lists.row, lists.run
+
+    def end(self, layer: LayerState) -> None:
+        """The call has returned: it is counted, now and then measured, and the ring's oldest rows may leave."""
+        chosen, store = self._chosen, layer.store
+        if isinstance(chosen, Selection):
+            if self._metered:
+                self._measure(layer, chosen)
+            count_chosen(layer, chosen)
+        elif store is not None and store.rows > 0:
+            share = 0.0 if chosen is None else chosen.share
+            layer.reads.add(share, share)
+        layer.evict_overflow()
+
+    def _measure(self, layer: LayerState, chosen: Selection) -> None:
+        store = layer.store
+        assert store is not None
+        exact = native.Step(self._query, store.read, store.rows, self._scale, self._softcap)
+        far, near = native.start([exact, window_job(self._query, layer, self._scale, self._softcap)]).wait()
+        layer.meter.add(chosen.read_lse, far.lse, near.lse)

@@ -1,0 +1,216 @@
+"""A decoder layer of one token in two calls of the C library, and its attention between them.
+
+A family's own layer is nine modules and some thirty operations on a few hundred numbers; being called is most of their
+time. Which layers are such is found by trying, as for gated blocks (hf/gated.py): names and parts first, then what the
+layer's own forward hands to its attention and makes of its result, for random numbers. A layer keeps its own forward for
+all but one token with a HybridCache, and wherever somebody listens to one of its parts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hgca_cli import native
+from hgca_cli.attention.reading import Reading
+from hgca_cli.hf.attention import attend
+from hgca_cli.hf.cache import HybridCache, HybridLayer
+from hgca_cli.hf.gated import Gated
+from hgca_cli.hf.linear import QuickLinear
+from hgca_cli.hf.norm import QuickNorm
+from hgca_cli.hf.probe import Probe
+from hgca_cli.hf.trial import gives_the_same, put_before
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+HEAD_NORMS = ("q_norm", "k_norm")
+NORMS = ("input_layernorm", "post_attention_layernorm")
+# what a layer is called with; what else there is may mean something
+NAMES = frozenset(
+    {"attention_mask", "position_ids", "cache", "past_key_values", "use_cache", "cache_position", "position_embeddings"}
+)
+KNOWN = frozenset({"scaling", "softcap", "sliding_window"})  # what a layer may tell its attention
+TOLERANCE = 1e-5  # of the norm, float32
+
+
+class QuickDecoder(nn.Module):
+    """What is put before a layer's own class: one token is the C library's, all else as before."""
+
+    parts: Parts
+
+    def forward(self, hidden_states: Tensor, *args: Any, **named: Any) -> Any:
+        """[batch, tokens, width] -> [batch, tokens, width]."""
+        if not args and self.parts.serves(hidden_states, named):
+            return self.parts.run(hidden_states, named)
+        return super().forward(hidden_states, *args, **named)
+
+
+class Parts:
+    """The parts of a layer, as they were when it was found.
+
+    index  of the layer in a cache
+    told   what it tells its attention, but for query, key and value
+    """
+
+    def __init__(self, layer: nn.Module, attention: Any) -> None:
+        linear: list[Any] = [attention._modules[name] for name in (*PROJECTIONS, "o_proj")]
+        norms: list[Any] = [layer._modules[name] for name in NORMS]
+        block: Any = layer._modules["mlp"]
+        self.index: int = attention.layer_idx
+        self.told: dict[str, Any] = {}
+        self.width, self.dim = linear[0].in_features, attention.head_dim
+        self._sizes = [one.out_features for one in linear[:3]]
+        self.heads, kv_heads = (size // self.dim for size in self._sizes[:2])
+        self.value_dim = self._sizes[2] // kv_heads
+        self._shapes = (1, self.heads, 1, self.dim), (1, kv_heads, 1, self.dim), (1, kv_heads, 1, self.value_dim)
+        to = self._described = native.ffi.new("hgca_layer *")
+        to.heads, to.kv_heads, to.dim, to.rotated = self.heads, kv_heads, self.dim, self.dim
+        for i, one in enumerate(linear[:3]):
+            to.projection[i] = one.quick.described
+        to.out = linear[3].quick.described
+        for i, one in enumerate(block.gated.layers):
+            to.gated[i] = one.quick.described
+        for i, one in enumerate(norms):
+            one.scale.describe(to.norm[i])
+        for i, name in enumerate(HEAD_NORMS):
+            if isinstance(one := attention._modules.get(name), QuickNorm):
+                one.scale.describe(to.head_norm[i])
+        found = [(of._modules, name, one) for of in (layer, attention, block) for name, one in of._modules.items()]
+        self._places = [(modules, name) for modules, name, _ in found]
+        self._ones = [one for *_, one in found]
+        self._listeners = [
+            hooks for _, _, one in found if one for hooks in (one._forward_hooks, one._forward_pre_hooks)
+        ]
+        self._weights = [one._parameters for _, _, one in found if one and "weight" in one._parameters]
+        self._at = self._where()
+
+    def _where(self) -> list[int]:
+        return [own["weight"].data_ptr() for own in self._weights]  # type: ignore[union-attr]
+
+    def serves(self, x: Tensor, named: dict[str, Any]) -> bool:
+        """Whether x is one token of a text in a HybridCache, and the parts are still the same and nobody listens to them."""
+        turns = named.get("position_embeddings")
+        return (
+            not torch.is_grad_enabled()
+            and named.keys() <= NAMES
+            and named.get("attention_mask") is None
+            and isinstance(named.get("cache") or named.get("past_key_values"), HybridCache)
+            and _is_one(x, self.width)
+            and turns is not None
+            and _is_one(turns[0], self.dim)
+            and _is_one(turns[1], self.dim)
+            and not any(self._listeners)
+            and [modules[name] for modules, name in self._places] == self._ones
+            and self._where() == self._at
+        )
+
+    def run(self, x: Tensor, named: dict[str, Any]) -> Tensor:
+        """[1, 1, width] -> [1, 1, width]. Only if it `serves`."""
+        cosine, sine = named["position_embeddings"]
+        layer: HybridLayer = (named.get("cache") or named["past_key_values"]).layers[self.index]
+        reading = self._reading(layer)
+        if reading is not None and (described := reading.begin(layer.states[0])) is not None:
+            out = torch.empty_like(x)
+            at = x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), out.data_ptr()
+            if status := native.lib.hgca_decode_layer(self._described, described, *at):
+                native.check(status)
+            reading.end(layer.states[0])
+            return out
+        query, key, value = self.before(x, cosine, sine)
+        layer.update(key, value)
+        return self.after(x, attend(layer, query, key, value, **self.told))
+
+    def _reading(self, layer: HybridLayer) -> Reading | None:
+        """What the layer's attention reads, if the C library can do all of it."""
+        if len(layer.states) != 1 or layer.states[0].prompt_left or self.told["sliding_window"] != layer.layout.sliding:
+            return None
+        state = layer.states[0]
+        if state.reading is None and Reading.serves(state):
+            scale = self.told["scaling"]
+            state.reading = Reading(state, self.dim**-0.5 if scale is None else scale, self.told["softcap"] or 0.0)
+        return state.reading
+
+    def before(self, x: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[1, 1, width], [1, 1, dim] -> query [1, heads, 1, dim], key [1, kv_heads, 1, dim], value."""
+        out = torch.empty(sum(self._sizes))
+        at = x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), out.data_ptr()
+        if status := native.lib.hgca_before_attention(self._described, *at):
+            native.check(status)
+        query, key, value = (part.view(shape) for part, shape in zip(out.split(self._sizes), self._shapes, strict=True))
+        return query, key, value
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """[1, 1, width], attention's result [1, 1, heads, value_dim] -> [1, 1, width]."""
+        attended, out = attended.contiguous(), torch.empty_like(x)
+        if status := native.lib.hgca_after_attention(
+            self._described, x.data_ptr(), attended.data_ptr(), out.data_ptr()
+        ):
+            native.check(status)
+        return out
+
+
+def _is_one(x: Tensor, width: int) -> bool:
+    return x.numel() == width == x.size(-1) and x.dtype is torch.float32 and x.is_cpu and x.is_contiguous()
+
+
+def quicken_decoder(layer: nn.Module) -> bool:
+    """Let a layer whose parts are quick be two calls, if it does what they do; returns whether it is."""
+    attention = layer._modules.get("self_attn")
+    if attention is None or isinstance(layer, QuickDecoder) or not _has_parts(layer, attention):
+        return False
+    with Probe(attention) as probe:
+        parts = _matching(layer, attention, probe)
+    if parts is None:
+        return False
+    put_before(layer, QuickDecoder)
+    assert isinstance(layer, QuickDecoder)
+    layer.parts = parts
+    return True
+
+
+def _has_parts(layer: nn.Module, attention: nn.Module) -> bool:
+    linear = [attention._modules.get(name) for name in (*PROJECTIONS, "o_proj")]
+    norms = [layer._modules.get(name) for name in NORMS]
+    heads = [one for name in HEAD_NORMS if (one := attention._modules.get(name)) is not None]
+    return (
+        layer._modules.keys() == {"self_attn", "mlp", *NORMS}
+        and attention._modules.keys() <= {*PROJECTIONS, "o_proj", *HEAD_NORMS}
+        and not (layer._parameters or attention._parameters)
+        and all(isinstance(one, QuickLinear) and one.quick.dtype is torch.float32 for one in linear)
+        and all(isinstance(one, QuickNorm) for one in (*norms, *heads))
+        and isinstance(layer._modules["mlp"], Gated)
+        and all(isinstance(getattr(attention, name, None), int) for name in ("head_dim", "layer_idx"))
+        and hasattr(attention, "config")
+    )
+
+
+def _matching(layer: nn.Module, attention: nn.Module, probe: Probe) -> Parts | None:
+    """The layer's parts, if what the C library makes of them is what its own forward does."""
+    parts = Parts(layer, attention)
+    rng = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(1, 1, *shape, generator=rng)
+
+    def own(x: Tensor) -> Tensor:
+        out = layer(x, attention_mask=None, position_ids=None, position_embeddings=turns, use_cache=False)
+        shapes = [part.shape for part in probe.given or ()]
+        if not isinstance(out, Tensor) or shapes != [part.shape for part in parts.before(x, *turns)]:
+            raise ValueError
+        return torch.cat([*(part.flatten() for part in probe.given or ()), out.flatten()])
+
+    def ours(x: Tensor) -> Tensor:
+        return torch.cat(
+            [*(part.flatten() for part in parts.before(x, *turns)), parts.after(x, probe.answer).flatten()]
+        )
+
+    for size in (0.1, 1.0, 30.0):
+        turns = random(parts.dim), random(parts.dim)
+        probe.answer = size * random(parts.heads, parts.value_dim)
+        if not gives_the_same(own, ours, [size * random(parts.width)], TOLERANCE):
+            return None
+    if probe.told.keys() - KNOWN:
+        return None
+    parts.told = {"scaling": None, "softcap": None, "sliding_window": None} | probe.told
+    return parts
