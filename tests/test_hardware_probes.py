@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hgca_cli import native
+from hgca_cli.events import Rows
 from hgca_cli.hardware import profile as files
 from hgca_cli.hardware.machine import Machine
 from hgca_cli.hardware.probes import bandwidth, gpu, layers, products, rows, run
@@ -62,7 +63,9 @@ def test_a_whole_profile(quick: bool, tmp_path: Path) -> None:
     assert set(made.host.linear_gb_s) == {"fp32", "bf16", "grid8", "grid4"}
     for rates in (made.host.read_gb_s, made.host.attention_gb_s, made.host.linear_gb_s, made.host.matmul_tflop_s):
         assert rates and all(0 < rate < math.inf for rate in rates.values())
-    assert 0 <= made.host.noise < 1 and made.host.layer_us > 0 and made.host.isa == native.isa() and made.quick == quick
+    assert (
+        0 <= made.host.noise < 1 and made.host.layer_us >= 0 and made.host.isa == native.isa() and made.quick == quick
+    )
     files.write(made, tmp_path / "one.toml")
     again = files.read(tmp_path / "one.toml")
     assert isinstance(again, Profile) and again.versions == versions_now()
@@ -93,18 +96,26 @@ def test_grids_are_grids() -> None:
 
 def test_overhead_tells_layers_from_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {("near", 3): 10e-6, ("near", 1): 6e-6, ("store", 3): 16e-6, ("store", 1): 8e-6}
+
+    class Cache:
+        def rows(self) -> Rows:
+            return Rows(0, 0, read_share=0.5)
+
     depth = {"layers": 0}
     monkeypatch.setattr(ProbeModel, "use_layers", lambda self, count: depth.update(layers=count))
-    monkeypatch.setattr(ProbeModel, "filled", lambda self, rows, window, select: None)
+    monkeypatch.setattr(ProbeModel, "filled", lambda self, rows, window, select: Cache())
     monkeypatch.setattr(
         layers, "_turns", lambda model, caches, tokens: {name: [seconds[name, depth["layers"]]] for name in caches}
     )
-    found = layers.overhead(8, None)
+    found = layers.overhead(8, layers.TakenOff())
     assert (found.layer_us, found.store_us, found.token_us) == (
         pytest.approx(2.0),
         pytest.approx(2.0),
         pytest.approx(4.0),
     )
+    less = layers.overhead(8, layers.TakenOff(near=0.01e-6, scored=0.002e-6, read=0.01e-6))  # 16, 64 and 32 rows
+    assert less.layer_us == pytest.approx(2.0 - 0.16) and less.store_us == pytest.approx(2.0 - 0.16 - 0.128 - 0.32)
+    assert layers.overhead(8, layers.TakenOff(byte=1.0)) == layers.Overhead(0.0, pytest.approx(2.0), 0.0)
 
 
 def test_the_probe_model_runs_through_the_hybrid_cache() -> None:

@@ -12,9 +12,11 @@ from hgca_cli.config import CacheSettings
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.load import forward
 from hgca_cli.hf.quicken import quicken
+from hgca_cli.kv.layout import LayerLayout
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 512, 1408, 8, 2, 1024
 CONTEXT = 4096
+LAYER = LayerLayout(HEADS, KV_HEADS, HIDDEN // HEADS, HIDDEN // HEADS)
 
 
 class ProbeModel:

@@ -9,7 +9,7 @@ from statistics import median
 import torch
 
 from hgca_cli.hardware.machine import Gpu
-from hgca_cli.hardware.probes.layers import overhead
+from hgca_cli.hardware.probes.layers import TakenOff, overhead
 from hgca_cli.hardware.probes.products import matmul_tflop_s
 from hgca_cli.hardware.rates import GpuRates
 
@@ -45,7 +45,7 @@ def gpu_rates(gpu: Gpu, times: int) -> GpuRates:
         copy_us=_seconds(lambda: back.copy_(small, non_blocking=True), 8 * times, device) * 1e6,
         memory_gb_s=rate(numbers.sum, numbers.numel() * 4),
         matmul_tflop_s=matmul_tflop_s(times, device, ("bf16", "fp16", "fp32")),
-        layer_us=overhead(TOKENS, None, device).layer_us,
+        layer_us=overhead(TOKENS, TakenOff(), device).layer_us,
     )
 
 

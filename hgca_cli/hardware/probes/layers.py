@@ -25,11 +25,22 @@ class Overhead:
     token_us: float
 
 
-def overhead(tokens: int, linear_gb_s: dict[str, float] | None, device: str = "cpu") -> Overhead:
-    """Medians over `tokens` tokens. linear_gb_s: what reading the weights is taken off with; None: nothing is."""
+@dataclass(frozen=True)
+class TakenOff:
+    """Seconds that are no overhead: of a byte of weights, and of a row of a layer that is in the window, scored, or read."""
+
+    byte: float = 0.0
+    near: float = 0.0
+    scored: float = 0.0
+    read: float = 0.0
+
+
+def overhead(tokens: int, taken_off: TakenOff, device: str = "cpu") -> Overhead:
+    """Medians over `tokens` tokens, without what the weights and rows took that were read."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = ProbeModel(MANY, device, dtype)
     seconds: dict[tuple[int, str], float] = {}
+    read = 0.0
     for layers in (MANY, FEW):
         model.use_layers(layers)
         caches = {
@@ -38,12 +49,17 @@ def overhead(tokens: int, linear_gb_s: dict[str, float] | None, device: str = "c
         }
         for which, taken in _turns(model, caches, tokens).items():
             seconds[layers, which] = median(taken)
-    weights = 0.0 if linear_gb_s is None else 2.0 * model.layer_numbers / (linear_gb_s["bf16"] * 1e9)
+        read = caches["store"].rows().read_share * ROWS
     layer = (seconds[MANY, "near"] - seconds[FEW, "near"]) / (MANY - FEW)
     stored = (seconds[MANY, "store"] - seconds[FEW, "store"]) / (MANY - FEW)
     token = seconds[FEW, "near"] - FEW * layer
-    head = 0.0 if linear_gb_s is None else 2.0 * model.head_numbers / (linear_gb_s["bf16"] * 1e9)
-    return Overhead(max(0.0, layer - weights) * 1e6, max(0.0, stored - layer) * 1e6, max(0.0, token - head) * 1e6)
+    rows = taken_off.near * WINDOW // 2
+    more = taken_off.near * WINDOW // 2 + taken_off.scored * ROWS + taken_off.read * read
+    return Overhead(
+        max(0.0, layer - taken_off.byte * 2 * model.layer_numbers - rows) * 1e6,
+        max(0.0, stored - layer - more) * 1e6,
+        max(0.0, token - taken_off.byte * 2 * model.head_numbers) * 1e6,
+    )
 
 
 def _turns(model: ProbeModel, caches: dict[str, HybridCache], tokens: int) -> dict[str, list[float]]:

@@ -6,9 +6,13 @@ import gc
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from hgca_cli.hardware.profiles import versions_now
 from hgca_cli.hardware.rates import HostRates, Profile
+
+if TYPE_CHECKING:
+    from hgca_cli.hardware.probes.layers import TakenOff
 
 Tell = Callable[[str, int, int], None]  # what is measured, how many probes are done, of how many
 PROBES = 8
@@ -56,7 +60,6 @@ def measure_profile(*, quick: bool, threads: int | None = None, tell: Tell = lam
     begin("attention of a prompt")
     prefill = products.prefill_attention_tflop_s(times)
     begin("layers")
-    cost = layers.overhead(24 if quick else 96, linear)
     physical, logical = cores()
     total, free = host_memory()
     host = HostRates(
@@ -73,13 +76,15 @@ def measure_profile(*, quick: bool, threads: int | None = None, tell: Tell = lam
         linear_gb_s=linear,
         matmul_tflop_s=matmul,
         prefill_attention_tflop_s=prefill,
-        layer_us=cost.layer_us,
-        store_us=cost.store_us,
-        token_us=cost.token_us,
+        layer_us=0.0,
+        store_us=0.0,
+        token_us=0.0,
         quota=cpu_quota(),
         noise=noise,
         rows=tuple(rates),
     )
+    cost = layers.overhead(24 if quick else 96, taken_off(host))
+    host = replace(host, layer_us=cost.layer_us, store_us=cost.store_us, token_us=cost.token_us)
     begin("GPUs")
     cards = tuple(gpu.gpu_rates(one, times) for one in probe_gpus())
     return Profile(
@@ -91,6 +96,19 @@ def measure_profile(*, quick: bool, threads: int | None = None, tell: Tell = lam
         quick=quick,
         versions=versions_now(),
     )
+
+
+def taken_off(host: HostRates) -> TakenOff:
+    """What the probe model's weights and rows take by the rates measured so far."""
+    from hgca_cli.hardware.probes.layers import TakenOff
+    from hgca_cli.hardware.row_rates import row_ns
+    from hgca_cli.hf.probe_model import LAYER
+
+    def row(how: str, dtype: str) -> float:
+        return LAYER.kv_heads * row_ns(host, how, dtype, LAYER) * 1e-9
+
+    byte = 1e-9 / host.linear_gb_s["bf16"]
+    return TakenOff(byte, row("dense", "fp32"), row("scan", "bf16"), row("rows", "bf16"))
 
 
 def renamed(profile: Profile, name: str) -> Profile:
