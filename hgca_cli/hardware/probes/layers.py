@@ -53,8 +53,8 @@ def overhead(tokens: int, taken_off: TakenOff, device: str = "cpu") -> Overhead:
     layer = (seconds[MANY, "near"] - seconds[FEW, "near"]) / (MANY - FEW)
     stored = (seconds[MANY, "store"] - seconds[FEW, "store"]) / (MANY - FEW)
     token = seconds[FEW, "near"] - FEW * layer
-    rows = taken_off.near * WINDOW // 2
-    more = taken_off.near * WINDOW // 2 + taken_off.scored * ROWS + taken_off.read * read
+    rows = taken_off.near * (WINDOW // 2)
+    more = taken_off.near * (WINDOW // 2) + taken_off.scored * ROWS + taken_off.read * read
     return Overhead(
         max(0.0, layer - taken_off.byte * 2 * model.layer_numbers - rows) * 1e6,
         max(0.0, stored - layer - more) * 1e6,
