@@ -24,9 +24,18 @@ static inline VI vlevels(VI a, VI b) { return _mm256_add_epi32(_mm256_slli_epi32
 static inline VF vlanes(VI x) { return _mm256_cvtepi32_ps(x); }
 
 /* Products by twos become words: of codes of 4 bits 16 such sums fit into them, of 8 bits and levels of 7 just one does. */
-static inline VS vdots4(VS sum, VI a, VI b) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, b)); }
+static inline VS vdots4(VS sum, VI a, VI b) {
+    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, b));
+    __asm__("" : "+x"(sum)); /* GCC adds up in an order of its own otherwise, all products first, and keeps them on the stack */
+    return sum;
+}
+
 static inline VI vsums(VS sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
-static inline VI vdots8(VI sum, VI a, VI b) { return _mm256_add_epi32(sum, vsums(_mm256_maddubs_epi16(a, b))); }
+static inline VI vdots8(VI sum, VI a, VI b) {
+    sum = _mm256_add_epi32(sum, vsums(_mm256_maddubs_epi16(a, b)));
+    __asm__("" : "+x"(sum));
+    return sum;
+}
 
 #include "linear_template.h"
 

@@ -14,22 +14,31 @@
  *   vsums(sum) as a VI;  vint(x)  in all lanes;  vlevels(a, b) = 128 * a + b;  vlanes(x) as floats */
 enum { PARTS = HGCA_TILE / VW, MOST_LEVEL = 63, UNITS = MOST_LEVEL * (128 * 128 + 128 + 1) };
 
-/* Sums of a block, in units of the placed scale, of the rows of one vector. */
-INLINE VF dot_block4(const char *codes, const int8_t *level) {
-    VS sum[HGCA_LEVELS];
+/* Sums of a block, in units of the placed scale, of the rows of all vectors: what a level is spread over serves them all. */
+INLINE void dot_block4(const char *codes, const int8_t *level, VF *dots) {
+    VS sum[PARTS][HGCA_LEVELS];
     UNROLL
-    for (int n = 0; n < HGCA_LEVELS; n++) sum[n] = vnone();
+    for (int part = 0; part < PARTS; part++)
+        UNROLL
+        for (int n = 0; n < HGCA_LEVELS; n++) sum[part][n] = vnone();
     UNROLL
     for (int line = 0; line < 4; line++) {
-        VI low, high;
-        vhalves(vbytes(codes + line * LINE), &low, &high);
+        VI low[PARTS], high[PARTS];
+        UNROLL
+        for (int part = 0; part < PARTS; part++) vhalves(vbytes(codes + line * LINE + part * 4 * VW), &low[part], &high[part]);
         UNROLL
         for (int n = 0; n < HGCA_LEVELS; n++) {
-            sum[n] = vdots4(sum[n], low, vfour(level + n * BLOCK + 8 * line));
-            sum[n] = vdots4(sum[n], high, vfour(level + n * BLOCK + 8 * line + 4));
+            const VI first = vfour(level + n * BLOCK + 8 * line), second = vfour(level + n * BLOCK + 8 * line + 4);
+            UNROLL
+            for (int part = 0; part < PARTS; part++) {
+                sum[part][n] = vdots4(sum[part][n], low[part], first);
+                sum[part][n] = vdots4(sum[part][n], high[part], second);
+            }
         }
     }
-    return vlanes(vlevels(vlevels(vsums(sum[0]), vsums(sum[1])), vsums(sum[2])));
+    UNROLL
+    for (int part = 0; part < PARTS; part++)
+        dots[part] = vlanes(vlevels(vlevels(vsums(sum[part][0]), vsums(sum[part][1])), vsums(sum[part][2])));
 }
 
 INLINE VF dot_block8(const char *codes, const int8_t *level, const int32_t *sums) {
@@ -57,10 +66,15 @@ INLINE void dot_tile(const hgca_linear_rows *p, const char *tile, int bits, floa
         const hgca_placed_block *x = &p->placed[b];
         const VF scale = vset1(x->scale), whole = vset1(x->whole);
         prefetch_lines(p, factor + AHEAD_GRID, block_bytes);
+        VF dots[PARTS];
+        if (bits == 4) dot_block4(codes, x->level[0], dots);
+        else {
+            UNROLL
+            for (int part = 0; part < PARTS; part++) dots[part] = dot_block8(codes + part * 4 * VW, x->level[0], x->sum);
+        }
         UNROLL
-        for (int part = 0; part < PARTS; part++, factor += 2 * VW, codes += 4 * VW) {
-            const VF dots = bits == 4 ? dot_block4(codes, x->level[0]) : dot_block8(codes, x->level[0], x->sum);
-            sum[part] = vfma(dots, vmul(vload_rows(factor, HGCA_F16), scale), sum[part]);
+        for (int part = 0; part < PARTS; part++, factor += 2 * VW) {
+            sum[part] = vfma(dots[part], vmul(vload_rows(factor, HGCA_F16), scale), sum[part]);
             if (bits == 4) sum[part] = vfma(vload_rows(factor + 2 * HGCA_TILE, HGCA_F16), whole, sum[part]);
         }
     }
