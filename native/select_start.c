@@ -207,26 +207,30 @@ static void lay_out(hgca_layout *at, const hgca_selection *jobs, int32_t count, 
     for (int32_t j = 0; j < count; j++) {
         const hgca_selection *job = &jobs[j];
         const int32_t each_head = units_of(job, each);
-        if (w) atomic_init(&heads_left[j], job->rows.kv_heads);
+        if (!w) { /* all heads of a job take the same */
+            hgca_layout one = {NULL, 0};
+            lay_out_head(&one, job, NULL, NULL, each);
+            at->used += one.used * (size_t)job->rows.kv_heads;
+            continue;
+        }
+        const int gated = job->clustered > 0 && job->gate != HGCA_GATE_NONE && !job->pages;
+        const hgca_kernel *kernel = hgca_kernel_for(&own[j].rows);
+        const hgca_kernel *mean = gated ? mean_kernel(&own[j]) : NULL, *close = job->near ? near_kernel(&own[j]) : NULL;
+        atomic_init(&heads_left[j], job->rows.kv_heads);
         for (int32_t i = 0; i < job->rows.kv_heads; i++, head++, unit += each_head) {
-            hgca_head *h = w ? &all[head] : NULL;
-            if (w) {
-                const int gated = job->clustered > 0 && job->gate != HGCA_GATE_NONE && !job->pages;
-                memset(h, 0, sizeof *h);
-                h->job = &own[j];
-                h->head = i;
-                h->queries = job->rows.heads / job->rows.kv_heads;
-                h->first_unit = unit;
-                h->units = each_head;
-                h->kernel = hgca_kernel_for(&own[j].rows);
-                h->mean_kernel = gated ? mean_kernel(&own[j]) : NULL;
-                h->near_kernel = job->near ? near_kernel(&own[j]) : NULL;
-                h->near_rows = near_rows(job, i);
-                h->heads_left = &heads_left[j];
-                for (int s = 0; s < HGCA_STAGES; s++) atomic_init(&h->left[s], each_head);
-                atomic_init(&h->stage, 0);
-            }
-            lay_out_head(at, job, h, w ? &all_units[unit] : NULL, each);
+            hgca_head *h = &all[head];
+            memset(h, 0, sizeof *h);
+            h->job = &own[j];
+            h->head = i;
+            h->queries = job->rows.heads / job->rows.kv_heads;
+            h->first_unit = unit;
+            h->units = each_head;
+            h->kernel = kernel, h->mean_kernel = mean, h->near_kernel = close;
+            h->near_rows = near_rows(job, i);
+            h->heads_left = &heads_left[j];
+            for (int s = 0; s < HGCA_STAGES; s++) atomic_init(&h->left[s], each_head);
+            atomic_init(&h->stage, 0);
+            lay_out_head(at, job, h, &all_units[unit], each);
         }
     }
 }
