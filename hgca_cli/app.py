@@ -20,6 +20,7 @@ from hgca_cli.commands import options
 from hgca_cli.commands.aliases import rename_aliases, split_words
 from hgca_cli.commands.bench import bench
 from hgca_cli.commands.chat import chat
+from hgca_cli.commands.doctor import doctor
 from hgca_cli.commands.eval import evaluate
 from hgca_cli.commands.output import report
 from hgca_cli.commands.profile import profile
@@ -27,7 +28,7 @@ from hgca_cli.commands.pull import pull
 from hgca_cli.errors import HgcaError, HgcaWarning
 from hgca_cli.ui.inert import inert
 
-COMMANDS: dict[str, Callable[..., None]] = {"chat": chat, "profile": profile, "pull": pull}
+COMMANDS: dict[str, Callable[..., None]] = {"chat": chat, "profile": profile, "pull": pull, "doctor": doctor}
 GROUPS: dict[str, typer.Typer] = {"bench": bench, "eval": evaluate}
 TRUE = ("1", "true", "t", "yes", "y", "on")
 

@@ -53,6 +53,10 @@ class ModelError(HgcaError):
     code = "model"
 
 
+class NotHereError(ModelError):
+    """A model that has to be fetched or converted first, where neither may be done."""
+
+
 class NativeError(HgcaError):
     """The C library refused a call: a bug of ours, or memory ran out."""
 

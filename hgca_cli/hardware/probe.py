@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -38,15 +39,20 @@ def host_memory(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> tuple[i
     """Host memory (total, free) in bytes; where a control group (parents too) allows less, that counts."""
     memory = psutil.virtual_memory()
     total, free = int(memory.total), int(memory.available)
+    for _, most, unused in memory_limits(cgroup, membership):
+        total, free = min(total, most), min(free, unused)
+    return total, free
+
+
+def memory_limits(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> Iterator[tuple[Path, int, int]]:
+    """Control groups (version 2 or 1, parents too) that limit memory: (folder, bytes at most, bytes not in use)."""
     for folder in _folders(cgroup, membership, "memory"):
         limit = _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")
         used = _read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes")
         if not limit.isdigit() or int(limit) >= UNLIMITED:
             continue
         held = int(used) - _file_pages(folder) if used.isdigit() else 0
-        total = min(total, int(limit))
-        free = min(free, max(0, int(limit) - max(0, held)))
-    return total, free
+        yield folder, int(limit), max(0, int(limit) - max(0, held))
 
 
 def probe_gpus() -> tuple[Gpu, ...]:

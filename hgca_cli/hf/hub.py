@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hgca_cli.errors import DoesNotFitError, ModelError
+from hgca_cli.errors import DoesNotFitError, ModelError, NotHereError
 from hgca_cli.events import Notice
 from hgca_cli.hf.checks import reason
 from hgca_cli.hf.registry import Notify
@@ -32,7 +32,7 @@ def snapshot(name: str, *, revision: str | None, offline: bool, notify: Notify) 
 
     from hgca_cli.hf.quiet import quiet
 
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES")
+    offline = offline or told_offline()
     options: dict[str, Any] = {
         "repo_id": name, "revision": revision, "allow_patterns": WANTED, "ignore_patterns": UNWANTED
     }  # fmt: skip
@@ -46,7 +46,7 @@ def snapshot(name: str, *, revision: str | None, offline: bool, notify: Notify) 
         except OSError:
             pass  # not here yet, or not all of it
         if offline:
-            raise ModelError(
+            raise NotHereError(
                 f"model {name} is not on this machine, and the hub may not be asked (offline).",
                 f"Where there is a network: hgca pull {name}, or: hf download {name}",
             )
@@ -70,7 +70,7 @@ def config_file(name: str, *, revision: str | None, offline: bool) -> Path:
 
     from hgca_cli.hf.quiet import quiet
 
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES")
+    offline = offline or told_offline()
     with quiet():
         try:
             return Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=True))
@@ -79,7 +79,7 @@ def config_file(name: str, *, revision: str | None, offline: bool) -> Path:
         except OSError:
             pass
         if offline:
-            raise ModelError(
+            raise NotHereError(
                 f"the config of model {name} is not on this machine, and the hub may not be asked (offline).",
                 f"Where there is a network: hf download {name} config.json, or name a config.json you have.",
             )
@@ -87,6 +87,11 @@ def config_file(name: str, *, revision: str | None, offline: bool) -> Path:
             return Path(hf_hub_download(name, "config.json", revision=revision))
         except Exception as error:  # the hub's client raises its own errors, its HTTP library's and OSError
             raise _explained(name, revision, error) from error
+
+
+def told_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids to ask the hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES")
 
 
 def is_complete(path: Path) -> bool:

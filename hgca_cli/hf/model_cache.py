@@ -28,12 +28,24 @@ ABANDONED_SECONDS = 24 * 3600  # a conversion this old was killed
 
 def find(name: str) -> Path | None:
     """The directory of a converted model, wherever it was put; nothing is written."""
-    for root in (_home(), _spare()):
-        if root == _spare() and not _ours(root):
-            continue
+    for root in roots():
         if (root / "models" / name / "config.json").is_file():
             return root / "models" / name
     return None
+
+
+def roots() -> list[Path]:
+    """Where converted models may be: the cache directory and, if it is the user's own, the one below the temporary.
+
+    Raises ModelError if HGCA_CACHE_DIR cannot be the name of a directory.
+    """
+    spare = _spare()
+    return [_home(), *([spare] if _ours(spare) else [])]
+
+
+def leftovers(models: Path) -> list[Path]:
+    """What conversions that run now, or were killed, hold in `<cache>/models`."""
+    return sorted(models.glob(".making-*"))
 
 
 def cache_dir(notify: Callable[[Event], None]) -> Path:
@@ -117,7 +129,7 @@ def _writable(path: Path) -> Path:
 
 
 def _drop_abandoned(models: Path) -> None:
-    for left in models.glob(".making-*"):
+    for left in leftovers(models):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)

@@ -35,13 +35,17 @@ def ignore(_: Event) -> None:
     """Nobody is told."""
 
 
-def resolve(spec: str, *, revision: str | None = None, offline: bool = False, notify: Notify = ignore) -> ModelFiles:
+def resolve(
+    spec: str, *, revision: str | None = None, offline: bool = False, convert: bool = True, notify: Notify = ignore
+) -> ModelFiles:
     """Find a model, fetching and converting it where that is needed.
 
     spec     alias, hub id `org/name`, directory, or `.gguf` file; what looks like a path is never taken for a hub id
     offline  True: only what is on this machine
+    convert  False: no .gguf file is converted now, only one that was before is found
 
-    Raises ModelError for what is not there, and says how to get it.
+    Raises ModelError for what is not there, and says how to get it; NotHereError if only `offline` or `convert` is in
+    the way.
     """
     name = spec.strip()
     target = ALIASES.get(name, name)
@@ -52,7 +56,7 @@ def resolve(spec: str, *, revision: str | None = None, offline: bool = False, no
     if not target:
         raise ModelError("the model name is empty.", f"Try -m {DEFAULT}.")
     if _looks_like_path(target) or _exists(Path(target)):
-        return ModelFiles(name, _local(target, notify))
+        return ModelFiles(name, _local(target, convert, notify))
     parts = target.split("/")
     if len(parts) != 2 or not all(parts) or any(ord(c) <= 32 for c in target):
         raise ModelError(
@@ -100,7 +104,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _local(spec: str, notify: Notify) -> Path:
+def _local(spec: str, convert: bool, notify: Notify) -> Path:
     """A directory of safetensors for a local path."""
     try:
         path = Path(spec).expanduser()
@@ -122,7 +126,7 @@ def _local(spec: str, notify: Notify) -> Path:
         raise ModelError(f"{path} is a file.", "Name the directory it is in, or a .gguf file.")
     from hgca_cli.hf.gguf_convert import converted
 
-    return converted(path, found, notify)
+    return converted(path, found, notify, convert)
 
 
 def _only_gguf(path: Path, names: list[str]) -> str:

@@ -20,14 +20,14 @@ class Style:
     bar: bool
 
 
-def style_of(color: str, *, plain: bool) -> Style:
-    """The style for `--color` and `--plain`, as far as stderr allows. Raises UsageError for another word.
+def style_of(color: str, *, plain: bool, stream: TextIO | None = None) -> Style:
+    """The style for `--color` and `--plain`, as far as the stream (default: stderr) allows. Raises UsageError for another word.
 
     auto honours NO_COLOR and FORCE_COLOR (no-color.org, force-color.org) and TERM=dumb.
     """
     if color not in CHOICES:
         raise UsageError(f"--color: no such choice {color!r}.", f"Choose from {', '.join(CHOICES)}.")
-    lively = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+    lively = is_terminal(sys.stderr if stream is None else stream) and os.environ.get("TERM") != "dumb"
     if color == "auto":
         forced = bool(os.environ.get("FORCE_COLOR"))
         colored = not plain and not os.environ.get("NO_COLOR") and (lively or forced)

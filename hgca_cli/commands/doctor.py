@@ -1,0 +1,105 @@
+"""`hgca doctor`: what there is, every setting of a run with its origin, and what looks wrong. Nothing is measured or fetched."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from json import dumps
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hgca_cli.commands import options
+from hgca_cli.commands.diagnosis import diagnose
+from hgca_cli.commands.flags import balance_of, exclude, naming_variables, plan_request, sampling_flags
+from hgca_cli.hf.registry import DEFAULT
+from hgca_cli.ui.doctor_table import doctor_lines, finding_lines
+from hgca_cli.ui.style import Style, style_of
+
+if TYPE_CHECKING:
+    from hgca_cli.hardware.settings import PlanRequest
+
+# Variables that are no option's
+VARIABLES = ("HGCA_CACHE_DIR", "HGCA_DATA_DIR", "HGCA_PROFILE_DIR", "HGCA_ISA")
+
+
+def doctor(
+    context: typer.Context,
+    model: options.Model = DEFAULT,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    offline: options.Offline = False,
+    ctx: options.Ctx = "auto",
+    yarn: options.Yarn = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    kv_dtype: options.KvDtype = "auto",
+    window: options.Window = "auto",
+    sinks: options.Sinks = None,
+    select: options.Select = "auto",
+    exact: options.Exact = False,
+    quality: options.Quality = "auto",
+    budget: options.Budget = "auto",
+    dense_layers: options.DenseLayers = 0,
+    balance: options.Balance = "auto",
+    threads: options.Threads = "auto",
+    prefill_chunk: options.PrefillChunk = "auto",
+    gpu_mem: options.GpuMem = None,
+    ram_limit: options.RamLimit = None,
+    profile: options.Profile = "auto",
+    max_tokens: options.MaxTokens = None,
+    temp: options.Temp = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repeat_penalty: options.RepeatPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    system: options.System = None,
+    system_file: options.SystemFile = None,
+    chat_template: options.ChatTemplate = None,
+    raw: options.Raw = False,
+    json: Annotated[
+        bool, typer.Option("--json", envvar="HGCA_JSON", help="One JSON document on standard output.")
+    ] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.Color = "auto",
+    debug: options.Debug = False,
+) -> None:
+    """Show environment, kernels, devices, profile, models, every setting with its origin, and what looks wrong.
+
+    Takes the settings of chat and says what they would lead to. Measures, fetches and changes nothing. --quiet leaves the
+    findings, --verbose adds the profile's figures.
+    """
+    given = dict(locals())
+    with naming_variables(context):
+        style, request, sampling = _checked(given)
+    found = diagnose(context, given, request, sampling, known_variables(context))
+    if json:
+        typer.echo(dumps(found.record))
+    else:
+        shown = [] if quiet else doctor_lines(found.facts, found.settings, verbose=verbose)
+        typer.echo("\n".join([*shown, *finding_lines(found.findings, color=style.color)]), color=style.color)
+    raise typer.Exit(found.exit_code)
+
+
+def known_variables(context: typer.Context) -> set[str]:
+    """The variables of all commands' options, and those that are no option's."""
+    found = set(VARIABLES)
+    commands: list[Any] = [context.find_root().command]
+    while commands:
+        command = commands.pop()
+        found |= {one.envvar for one in command.params if isinstance(one.envvar, str)}
+        commands += getattr(command, "commands", {}).values()
+    return found
+
+
+def _checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, Any]]:
+    """What can be refused without looking at anything, as chat would."""
+    for one, other in (("system", "system_file"), ("raw", "system"), ("raw", "system_file"), ("raw", "chat_template"),
+                       ("quiet", "verbose")):  # fmt: skip
+        exclude(given, one, other)
+    balance_of(given["balance"])
+    request, sampling = plan_request(given), sampling_flags(given)
+    return style_of(given["color"], plain=False, stream=sys.stdout), request, sampling
