@@ -29,7 +29,7 @@ def test_once_stops_and_twice_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_interrupted_before_there_is_an_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def pressed(*_: object) -> None:
+    def pressed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hgca_cli.commands.chat.plan_model", pressed)
