@@ -84,6 +84,9 @@ def _profile(context: typer.Context, asked: str, machine: Machine, isa: str) -> 
             return look_at_profile(asked, machine, isa)
     except UsageError as error:
         return Kept(asked, "", "unknown", error.message, failure=Failure.of(error))
+    except OSError as error:  # its directory may not be looked into: chat would not expect that
+        why = f"profiles cannot be read ({error.strerror or error})."
+        return Kept(asked, "", "unknown", why, failure=Failure(why, "Set HGCA_PROFILE_DIR to another directory.", 1))
 
 
 class _Rehearsal:
