@@ -118,7 +118,11 @@ def test_known_models() -> None:
     qwen = known_model("Qwen/Qwen3-8B")
     assert qwen is not None and qwen == known_model("qwen3-8b")
     assert qwen.parameters == 8_190_735_360 and qwen.layout.layers[0].kv_heads == 8 and len(qwen.layout.layers) == 36
-    assert known_model("Qwen/Qwen3-9000B") is None
+    assert known_model("Qwen/Qwen3-9000B") is known_model("/data/Qwen3-8B") is known_model("other/Qwen3-8B") is None
+    default = known_model("smollm2-135m")
+    assert default is not None and sum(count for _, count in default.packed) == pytest.approx(
+        default.parameters, rel=0.01
+    )
     for name, model in known_models().items():
         body = model.hidden * (
             2 * model.layout.layers[0].heads * model.layout.layers[0].key_dim + 3 * model.intermediate

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from hgca_cli.commands.describe import describe
+from hgca_cli.hardware.shapes import known_model
 from hgca_cli.hf.load import load_model
 from hgca_cli.hf.packing import packed_numbers
 from hgca_cli.hf.quicken import quicken
@@ -57,6 +58,7 @@ def test_the_default_model_is_found_on_its_grids(default_model: Path) -> None:
     found = describe(files, False)
     packed = dict(found.packed)
     assert set(packed) <= {"grid4", "grid8"} and found.tied
+    assert found == known_model("smollm2-135m"), "profiles/models/models.toml tells of the same model"
     assert sum(packed.values()) == pytest.approx(found.parameters, rel=0.01)
     taken = quicken(load_model(files).model)
     assert taken == pytest.approx(packed.get("grid4", 0) * 20 / 32 + packed.get("grid8", 0) * 34 / 32, rel=0.02)

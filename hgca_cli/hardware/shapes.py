@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from typing import Any
 
 from hgca_cli.hardware.memory import Model
 from hgca_cli.hardware.profiles import shipped_dir
@@ -11,17 +12,17 @@ from hgca_cli.kv.layout import KVLayout, LayerLayout
 
 def known_model(name: str) -> Model | None:
     """The model of a hub id, or of its last part, in any case of letters; None if it is not among the known."""
-    return known_models().get(name.strip().lower().rpartition("/")[2])
+    wanted = name.strip().lower()
+    return next((model for known, model in known_models().items() if wanted in (known, known.rpartition("/")[2])), None)
 
 
 def known_models() -> dict[str, Model]:
-    """All of profiles/models/models.toml, by the last part of their hub ids in small letters."""
+    """All of profiles/models/models.toml, by their hub ids in small letters."""
     with (shipped_dir() / "models" / "models.toml").open("rb") as file:
-        table = tomllib.load(file)
-    return {name.rpartition("/")[2].lower(): _model(shape) for name, shape in table.items()}
+        return {name.lower(): _model(shape) for name, shape in tomllib.load(file).items()}
 
 
-def _model(shape: dict[str, int | bool]) -> Model:
+def _model(shape: dict[str, Any]) -> Model:
     layer = LayerLayout(shape["heads"], shape["kv_heads"], shape["head_dim"], shape["head_dim"])
     return Model(
         layout=KVLayout((layer,) * shape["layers"]),
@@ -30,5 +31,7 @@ def _model(shape: dict[str, int | bool]) -> Model:
         hidden=shape["hidden"],
         intermediate=shape["intermediate"],
         vocabulary=shape["vocabulary"],
-        tied=bool(shape.get("tied", False)),
+        own_dtype=shape.get("dtype", "bf16"),
+        tied=shape.get("tied", False),
+        packed=tuple(sorted(shape.get("packed", {}).items())),
     )
