@@ -1,0 +1,105 @@
+/* hgca: what a model does with one token around its attention. A part of hgca.h, which includes it. */
+#ifndef HGCA_MODEL_H
+#define HGCA_MODEL_H
+
+#include "hgca.h"
+
+/* cffi:begin */
+/* Linear layers with one vector, as a token at a time needs them: out = weight in + bias, added up in float32, at the rate
+ * memory is read. Several (1 .. HGCA_MOST_LAYERS) may share a vector, as a model's query, key and value projections do.
+ *   weight   [outputs][inputs], rows row_bytes apart, of a `kind`: HGCA_F32, HGCA_BF16, HGCA_F16. Or a grid, where 32
+ *            numbers of a row (inputs is a multiple of 32) share a scale s and a smallest number m:
+ *            HGCA_GRID8  s * q, q int8;  HGCA_GRID4  s * q + m, q 0 .. 15
+ *            in tiles of 16 rows (the last one filled up with zeros), [outputs / 16][inputs / 32] blocks of
+ *            f16 [16] s, HGCA_GRID4 also f16 [16] m, then lines of 16 times 32 bits, for each row one:
+ *            HGCA_GRID8  8 lines, byte k of line l is the row's number 4 l + k of the block
+ *            HGCA_GRID4  4 lines, the lower half of byte k is number 8 l + k, the upper half 8 l + 4 + k
+ *            With a grid, `in` is rounded to 21 bits by blocks of 32: the product is that with numbers that differ by up to
+ *            5e-7 of their block's largest; nothing else is rounded before sums of float32. Numbers below 1e-30 of a block without
+ *            larger ones count as zeros. Where a number is not finite, nothing of out is
+ *   dtype    of bias, in and out: HGCA_F32, HGCA_BF16 or HGCA_F16
+ *   bias     [outputs], or null
+ *   in, out  addresses of [inputs] and [outputs] numbers, of several layers one after the other: addresses as numbers, as
+ *            Python would have to make objects of pointers
+ * inputs and dtype of several are the same. Returns when all is written. */
+enum { HGCA_GRID8 = 3, HGCA_GRID4 = 4, HGCA_MOST_LAYERS = 4 };
+
+typedef struct {
+    const void *weight;
+    const void *bias;
+    int64_t row_bytes;
+    int32_t outputs;
+    int32_t inputs;
+    int32_t kind;
+    int32_t dtype;
+} hgca_weights;
+
+int hgca_linear(const hgca_weights *weights, int32_t count, uintptr_t in, uintptr_t out);
+
+/* A gated feed-forward block with one vector: out = down (silu(gate in) * (up in)), silu(x) = x / (1 + exp(-x)), each layer
+ * with its bias. weights: of gate, up and down; between them nothing is rounded to `dtype`. Relative error of silu: below 1e-6
+ * for |x| < 10, and then in proportion to |x|. */
+int hgca_gated(const hgca_weights *weights, uintptr_t in, uintptr_t out);
+
+/* Root-mean-square norm of each of `rows` rows f32 [rows][width] one after the other (Zhang and Sennrich, arXiv:1910.07467):
+ * out = in / sqrt(mean(in^2) + eps) * (weight + shift), weight f32 [width]. Not worked on by several threads. */
+int hgca_rms_norm(uintptr_t in, uintptr_t weight, int64_t rows, int64_t width, float eps, float shift, uintptr_t out);
+
+/* What a decoder layer does with one token before its attention and after it, floats:
+ *   before   n = norm[0](in); query, key and value = projection(n); heads of query and key through head_norm, if its weight is
+ *            not null; their first `rotated` numbers are turned: number d and number d + rotated / 2 of a head, a and b, become
+ *            a cosine[d] - b sine[d] and b cosine[d + rotated / 2] + a sine[d + rotated / 2]. 0: none are
+ *   after    h = in + out(attention); h + gated(norm[1](h)), as hgca_gated
+ * norms as hgca_rms_norm. heads, kv_heads: of queries and of keys and values; dim: numbers of a query head.
+ *   in       [inputs]: what the layer was given, for both
+ *   out      before: query [heads][dim], key [kv_heads][dim] and value one after the other; after: [inputs]
+ *   cosine, sine [rotated];  attention [heads][numbers of a value]. Addresses as numbers, as of hgca_linear. */
+typedef struct {
+    const float *weight;
+    float eps;
+    float shift;
+} hgca_norm;
+
+typedef struct {
+    hgca_weights projection[3];
+    hgca_weights out;
+    hgca_weights gated[3];
+    hgca_norm norm[2];
+    hgca_norm head_norm[2];
+    int32_t heads;
+    int32_t kv_heads;
+    int32_t dim;
+    int32_t rotated;
+} hgca_layer;
+
+int hgca_before_attention(const hgca_layer *layer, uintptr_t in, uintptr_t cosine, uintptr_t sine, uintptr_t out);
+int hgca_after_attention(const hgca_layer *layer, uintptr_t in, uintptr_t attention, uintptr_t out);
+
+/* What the attention of one token reads where all rows are in CPU memory.
+ *   window   where the token's own key and value are put, as row `row`, by hgca_put_row
+ *   near     rows of the window that are read, the new one included: dense or lists of KV heads
+ *   chosen   choice of rows of a store: its `near` and rows.query, out and lse are not looked at; null: none
+ *   far      without a choice: more rows that are read; rows = 0: none
+ *   scale, softcap   of scores, for all of these
+ *   query    out: [heads][dim], the query that was attended with; null: not wanted */
+typedef struct {
+    const hgca_attention *window;
+    int64_t row;
+    hgca_attention near;
+    hgca_attention far;
+    const hgca_selection *chosen;
+    float scale;
+    float softcap;
+    float *query;
+} hgca_reading;
+
+/* A whole decoder layer: hgca_before_attention, the attention of its query, hgca_after_attention. On an error the new row may have
+ * been put, and out may have been written. */
+int hgca_decode_layer(const hgca_layer *layer, const hgca_reading *reading, uintptr_t in, uintptr_t cosine, uintptr_t sine,
+                      uintptr_t out);
+
+/* Whether two addresses have the same bytes behind them: 1 or 0. */
+int hgca_same(uintptr_t a, uintptr_t b, int64_t bytes);
+/* cffi:end */
+
+#endif
