@@ -15,7 +15,7 @@ from hgca_cli.hardware.machine import Machine
 from hgca_cli.hardware.probes import bandwidth, gpu, layers, products, rows, run
 from hgca_cli.hardware.profiles import stale, versions_now
 from hgca_cli.hardware.rates import HOW, Profile
-from hgca_cli.hardware.timing import ReadProbe
+from hgca_cli.hardware.timing import ReadProbe, typical
 from hgca_cli.hardware.topology import cores, numa_nodes, processor_name
 from hgca_cli.hf.probe_model import ProbeModel, build_without_memory
 
@@ -85,6 +85,11 @@ def test_the_read_probe_counts_threads() -> None:
     probe = ReadProbe(1, [torch.ones(1000)], counts=[1])
     assert list(probe.sides()) == ["read by 1"]
     assert probe.rates({"read by 1": [2e-6]}) == {1: [pytest.approx(2.0)]}
+
+
+def test_typical_is_neither_lucky_nor_disturbed() -> None:
+    assert typical([5.0, 1.0, 2.0, 9.0, 3.0, 8.0, 7.0, 6.0]) == 3.0
+    assert typical([4.0]) == 4.0
 
 
 def test_grids_are_grids() -> None:

@@ -68,6 +68,11 @@ def bandwidths(rates: Mapping[int, list[float]]) -> list[Bandwidth]:
     return [Bandwidth(count, max(kept), median(kept)) for count, kept in rates.items()]
 
 
+def typical(seconds: Sequence[float]) -> float:
+    """The lower quartile of times: what something takes while nobody else is at work, and no lucky moment."""
+    return sorted(seconds)[len(seconds) // 4]
+
+
 def interleave(sides: Mapping[str, Run], times: int) -> dict[str, list[float]]:
     """Seconds of each side's runs, name -> [times].
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 
+from hgca_cli.hardware.timing import typical
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.probe_model import ProbeModel
 
@@ -36,7 +36,7 @@ class TakenOff:
 
 
 def overhead(tokens: int, taken_off: TakenOff, device: str = "cpu") -> Overhead:
-    """Medians over `tokens` tokens, without what the weights and rows took that were read."""
+    """Typical of `tokens` tokens, without what the weights and rows took that were read."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = ProbeModel(MANY, device, dtype)
     seconds: dict[tuple[int, str], float] = {}
@@ -48,7 +48,7 @@ def overhead(tokens: int, taken_off: TakenOff, device: str = "cpu") -> Overhead:
             "store": model.filled(ROWS + WINDOW, WINDOW, "scan"),
         }
         for which, taken in _turns(model, caches, tokens).items():
-            seconds[layers, which] = median(taken)
+            seconds[layers, which] = typical(taken)
         read = caches["store"].rows().read_share * ROWS
     layer = (seconds[MANY, "near"] - seconds[FEW, "near"]) / (MANY - FEW)
     stored = (seconds[MANY, "store"] - seconds[FEW, "store"]) / (MANY - FEW)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 
 from hgca_cli.attention import dense
+from hgca_cli.hardware.timing import typical
 from hgca_cli.hf.grid import find_grid
 from hgca_cli.hf.linear import Weights
 
@@ -45,7 +45,7 @@ def linear_gb_s(times: int) -> dict[str, float]:
             for one in several:
                 one.product(asked)
 
-        rates[kind] = size / _median(run, times) / 1e9
+        rates[kind] = size / _seconds(run, times) / 1e9
     return rates
 
 
@@ -57,7 +57,7 @@ def matmul_tflop_s(times: int, device: str = "cpu", dtypes: tuple[str, ...] = ("
     for name in dtypes:
         a = torch.randn(rows, side, device=device).to(kinds[name])
         b = torch.randn(side, side, device=device).to(kinds[name])
-        rates[name] = 2.0 * rows * side * side / _median(lambda a=a, b=b: a @ b.T, times, device) / 1e12  # type: ignore[misc]
+        rates[name] = 2.0 * rows * side * side / _seconds(lambda a=a, b=b: a @ b.T, times, device) / 1e12  # type: ignore[misc]
     return rates
 
 
@@ -65,7 +65,7 @@ def prefill_attention_tflop_s(times: int) -> float:
     """1e12 operations a second of a chunk's attention to 4,096 rows, fp32, by torch, as prefill on the CPU runs it."""
     query = torch.randn(HEADS, CHUNK, HEAD_DIM)
     key, value = torch.randn(2, HEADS, PAST, HEAD_DIM)
-    seconds = _median(lambda: dense.attend(query, key, value, scale=HEAD_DIM**-0.5), times)
+    seconds = _seconds(lambda: dense.attend(query, key, value, scale=HEAD_DIM**-0.5), times)
     return 4.0 * HEADS * HEAD_DIM * CHUNK * PAST / seconds / 1e12
 
 
@@ -80,7 +80,7 @@ def _on_a_grid(codes: torch.Tensor, bits: int) -> torch.Tensor:
     return codes.float() * (1 / 64) - 0.125
 
 
-def _median(run: Callable[[], object], times: int, device: str = "cpu") -> float:
+def _seconds(run: Callable[[], object], times: int, device: str = "cpu") -> float:
     taken = []
     for turn in range(times + 1):
         began = time.perf_counter()
@@ -89,4 +89,4 @@ def _median(run: Callable[[], object], times: int, device: str = "cpu") -> float
             torch.cuda.synchronize(device)
         if turn:
             taken.append(time.perf_counter() - began)
-    return median(taken)
+    return typical(taken)

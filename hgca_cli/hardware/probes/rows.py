@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from statistics import median
 
 import torch
 
 from hgca_cli import native, selection
 from hgca_cli.attention.select.scan import Scan
 from hgca_cli.hardware.rates import RowRate
-from hgca_cli.hardware.timing import REST_SECONDS
+from hgca_cli.hardware.timing import REST_SECONDS, typical
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.kv.store import Store
 
@@ -29,7 +28,7 @@ LISTED = 10  # one row in so many is read where rows are listed
 
 
 def row_rates(times: int, *, dtypes: tuple[str, ...], runs: bool, tell: Callable[[str], None]) -> list[RowRate]:
-    """Nanoseconds a row takes, by way of reading and shape, on the threads that are set. Medians of `times` turns.
+    """Nanoseconds a row takes, by way of reading and shape, on the threads that are set; typical of `times` turns.
 
     Raises DoesNotFitError without memory for the rows.
     """
@@ -112,7 +111,7 @@ def _query(heads: int, dim: int) -> torch.Tensor:
 
 
 def _timed(run: Callable[[], object], times: int, before: Callable[[], object] | None = None) -> float:
-    """Median seconds of `times` runs after one that warms up."""
+    """Typical seconds of `times` runs after one that warms up."""
     taken = []
     for turn in range(times + 1):
         if before is not None:
@@ -122,7 +121,7 @@ def _timed(run: Callable[[], object], times: int, before: Callable[[], object] |
         run()
         if turn:
             taken.append(time.perf_counter() - began)
-    return median(taken)
+    return typical(taken)
 
 
 def _best(run: Callable[[], object], times: int) -> float:
