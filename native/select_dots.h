@@ -1,29 +1,42 @@
 /* Dot products of 4-bit codes with 8-bit queries, for select_template.h, which includes this. */
+/* So many chunks of a group fit sums of 16 bits: 2 numbers of each half, at most 15 x 127. */
+enum { IN_WORDS = 4 };
+
 /* dot[q][r] as of dot_lanes, of one group. */
 #if !defined(__AVX512BW__)
 INLINE void dot_group(const uint8_t *codes, int64_t width, const int8_t *query8, int queries, int32_t dot[][HGCA_LANES]) {
 #if defined(__AVX2__)
     const __m256i low_half = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
-    for (int lanes = 0; lanes < HGCA_LANES; lanes += 8) {
-        const uint8_t *at = codes + 4 * lanes;
-        __m256i sum[QUERIES];
+    for (int64_t d = 0; d < width; d += 8 * IN_WORDS) {
+        __m256i sum[QUERIES][2]; /* of pairs, in 16 bits */
         UNROLL
-        for (int q = 0; q < queries; q++) sum[q] = _mm256_setzero_si256();
-        for (int64_t d = 0; d < width; d += 8, at += 64) {
-            __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)at);
-            __m256i low = _mm256_and_si256(both, low_half), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), low_half);
+        for (int q = 0; q < queries; q++) sum[q][0] = sum[q][1] = _mm256_setzero_si256();
+        for (int64_t e = d; e < width && e < d + 8 * IN_WORDS; e += 8, codes += 64) {
+            __m256i low[2], high[2];
+            UNROLL
+            for (int k = 0; k < 2; k++) {
+                __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)(codes + 32 * k));
+                low[k] = _mm256_and_si256(both, low_half);
+                high[k] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low_half);
+            }
             UNROLL
             for (int q = 0; q < queries; q++) {
-                int32_t a, b;
-                memcpy(&a, query8 + q * MOST_WIDTH + d, sizeof a);
-                memcpy(&b, query8 + q * MOST_WIDTH + d + 4, sizeof b);
-                __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, _mm256_set1_epi32(a)),
-                                                 _mm256_maddubs_epi16(high, _mm256_set1_epi32(b)));
-                sum[q] = _mm256_add_epi32(sum[q], _mm256_madd_epi16(pairs, one));
+                const word_t *word = (const word_t *)(const void *)(query8 + q * MOST_WIDTH + e);
+                const __m256i a = _mm256_set1_epi32(word[0]), b = _mm256_set1_epi32(word[1]);
+                UNROLL
+                for (int k = 0; k < 2; k++) {
+                    sum[q][k] = _mm256_add_epi16(sum[q][k], _mm256_maddubs_epi16(low[k], a));
+                    sum[q][k] = _mm256_add_epi16(sum[q][k], _mm256_maddubs_epi16(high[k], b));
+                }
             }
         }
         UNROLL
-        for (int q = 0; q < queries; q++) _mm256_storeu_si256((__m256i *)(void *)(dot[q] + lanes), sum[q]);
+        for (int q = 0; q < queries; q++)
+            UNROLL
+            for (int k = 0; k < 2; k++) {
+                __m256i *to = (__m256i *)(void *)(dot[q] + 8 * k), whole = _mm256_madd_epi16(sum[q][k], one);
+                _mm256_storeu_si256(to, d ? _mm256_add_epi32(_mm256_loadu_si256(to), whole) : whole);
+            }
     }
 #else
     for (int q = 0; q < queries; q++)
