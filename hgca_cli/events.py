@@ -22,12 +22,16 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class PrefillProgress(Event):
-    """Prompt tokens read so far. `cached` of `total` were in the cache already."""
+    """Prompt tokens read so far. `cached` of `total` were in the cache already.
+
+    growth  what every row before a token adds to its time, as a share of what it takes without any (by operations)
+    """
 
     total: int
     cached: int
     processed: int  # includes `cached`
     seconds: float
+    growth: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -241,3 +241,11 @@ def test_times_are_honest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.prefill_seconds == 4.0
     assert done.ttft_seconds == 5.0, "from the request, a second before the reading"
     assert done.decode_seconds == 11.0 and done.tokens_per_second == 1.0
+
+
+def test_progress_tells_what_a_row_more_adds() -> None:
+    """2 layers; a query meets a row with 4 heads of 8 + 8 numbers, a token 2 * (32 * (64 + 32) + 3 * 32 * 48) weights and norms."""
+    _, events, _ = run(tiny_engine(), PROMPT)
+    told = {event.growth for event in events if isinstance(event, PrefillProgress)}
+    weights = 2 * (32 * (2 * 32 + 2 * 16) + 3 * 32 * 48 + 2 * 32) + 32
+    assert told == {2 * 2 * 4 * 16 / (2 * weights)}

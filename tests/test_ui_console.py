@@ -9,7 +9,7 @@ from hgca_cli.events import Balanced, Done, Notice, PrefillProgress, Rows, Text
 from hgca_cli.ui import console
 from hgca_cli.ui.console import HumanSink
 from hgca_cli.ui.editor import in_block, without_quotes
-from hgca_cli.ui.figures import eta, figures
+from hgca_cli.ui.figures import figures
 from hgca_cli.ui.inert import inert
 from hgca_cli.ui.style import Style, style_of
 
@@ -119,7 +119,6 @@ def test_figures() -> None:
     )
     assert figures(done(reason="interrupted", tokens=0)).startswith("0 tokens | prompt")
     assert figures(done(reason="length")).endswith("| length") and "read" not in figures(done())
-    assert eta(PrefillProgress(100, 40, 70, 3.0)) == 3.0 and eta(PrefillProgress(100, 40, 40, 0.0)) == 0.0
 
 
 class Terminal:

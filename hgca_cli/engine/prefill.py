@@ -34,10 +34,11 @@ def prefill(
         raise UsageError("the prompt is empty.", "Write something.")
     ids = torch.tensor([sequence.tokens], device=loaded.device)
     sequence.cache.expect(total - cached)
+    growth = sequence.cache.layout.pair_operations / loaded.token_operations
     logits: Tensor | None = None
     halved = False
     try:
-        yield PrefillProgress(total, cached, cached, 0.0)
+        yield PrefillProgress(total, cached, cached, 0.0, growth)
         while sequence.cached < total:
             if stop.is_set():
                 return None
@@ -53,7 +54,7 @@ def prefill(
                 continue
             if loaded.device.type == "cuda":
                 torch.cuda.synchronize(loaded.device)  # or the progress would be of launches, not of work
-            yield PrefillProgress(total, cached, sequence.cached, time.perf_counter() - began)
+            yield PrefillProgress(total, cached, sequence.cached, time.perf_counter() - began, growth)
     finally:
         if sequence.cached < total:  # stopped, failed or dropped by the caller: keep just what was read
             del sequence.tokens[sequence.cached :]

@@ -42,6 +42,16 @@ class LoadedModel:
     weights_bytes: int
     fingerprint: str
 
+    @property
+    def token_operations(self) -> int:
+        """Products and sums of a prompt's token with weights, those of all experts: embedding and output layer are not met."""
+        ends = {
+            id(end.weight): end.weight
+            for end in (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        }
+        numbers = sum(weight.numel() for weight in self.model.parameters()) - sum(end.numel() for end in ends.values())
+        return 2 * max(1, numbers)
+
     def forward(self, ids: Tensor, cache: Any, **more: Any) -> Any:
         """Run the model on the next tokens [1, n] of a sequence whose rows so far are in `cache`."""
         return forward(self.model, ids, cache, **more)

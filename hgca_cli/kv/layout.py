@@ -65,6 +65,12 @@ class KVLayout:
         index = sum(layer.index_bytes(self.index) for layer in full)
         return numbers * self.store_itemsize + rows * self.store_scales + index
 
+    @property
+    def pair_operations(self) -> int:
+        """Products and sums of one query token with one row before it, over all layers that see everything."""
+        full = [layer for layer in self.layers if layer.sliding is None]
+        return sum(2 * layer.heads * (layer.key_dim + layer.value_dim) for layer in full)
+
     def window_bytes(self, window: int, sinks: int, context: int) -> int:
         """Device bytes of the windows: preallocated, so this is what a sequence takes however short it is."""
         slots = sum(layer.row_elements * window_slots(layer, window, sinks, context) for layer in self.layers)

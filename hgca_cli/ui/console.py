@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hgca_cli.errors import HgcaError
 from hgca_cli.events import Balanced, Done, Event, Notice, PrefillProgress, Text
-from hgca_cli.ui.figures import balanced_line, eta, figures, plan_line, plan_table
+from hgca_cli.ui.eta import Eta
+from hgca_cli.ui.figures import balanced_line, figures, plan_line, plan_table
 from hgca_cli.ui.inert import inert
 from hgca_cli.ui.json_lines import JsonSink
 from hgca_cli.ui.style import Style, is_terminal
@@ -67,6 +68,7 @@ class HumanSink:
         self._quiet, self._verbose = quiet, verbose
         self._to_terminal = is_terminal(sys.stdout)
         self._bar: Bar | None = None
+        self._eta = Eta()
         self._told = 0.0
         self._line_open = False
 
@@ -144,6 +146,7 @@ class HumanSink:
     def _progress(self, event: PrefillProgress) -> None:
         if self._quiet:
             return
+        left = self._eta.add(event)
         if event.processed <= event.cached:
             self._told = time.monotonic()
         if event.processed >= event.total:
@@ -153,10 +156,10 @@ class HumanSink:
                 from hgca_cli.ui.progress import Bar
 
                 self._bar = Bar(event, color=self._style.color)
-            self._bar.show(event)
-        elif time.monotonic() - self._told > LINE_SECONDS:
+            self._bar.show(event, left)
+        elif left is not None and time.monotonic() - self._told > LINE_SECONDS:
             self._told = time.monotonic()
-            self.note(f"read {event.processed:,} of {event.total:,} tokens, {format_seconds(eta(event))} left")
+            self.note(f"read {event.processed:,} of {event.total:,} tokens, {format_seconds(left)} left")
 
     def _close_bar(self) -> None:
         if self._bar is not None:

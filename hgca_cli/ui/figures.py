@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hgca_cli.events import Balanced, Done, PrefillProgress
+from hgca_cli.events import Balanced, Done
 from hgca_cli.units import format_bytes, format_seconds
-
-
-def eta(event: PrefillProgress) -> float:
-    """Seconds the rest of the prompt will take, at the rate so far."""
-    done = event.processed - event.cached
-    return event.seconds * (event.total - event.processed) / done if done else 0.0
 
 
 def figures(done: Done) -> str:

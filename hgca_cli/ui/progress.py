@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
 from hgca_cli.events import PrefillProgress
-from hgca_cli.ui.figures import eta
 from hgca_cli.units import format_seconds
 
 
@@ -25,10 +24,10 @@ class Bar:
         self._task = self._progress.add_task("", total=event.total, completed=event.cached, rate="")
         self._progress.start()
 
-    def show(self, event: PrefillProgress) -> None:
-        """Move the bar."""
+    def show(self, event: PrefillProgress, left: float | None) -> None:
+        """Move the bar; left: seconds, None if nobody knows yet."""
         new = event.processed - event.cached
-        rate = f"{new / event.seconds:,.0f} tok/s, {format_seconds(eta(event))} left" if event.seconds and new else ""
+        rate = "" if left is None else f"{new / event.seconds:,.0f} tok/s, {format_seconds(left)} left"
         self._progress.update(self._task, completed=event.processed, rate=f"{rate}  (Ctrl-C stops)")
 
     def close(self) -> None:
