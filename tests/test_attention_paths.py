@@ -12,7 +12,9 @@ from hgca_cli.attention.step import decode_attention
 from hgca_cli.attention.stream import prompt_attention
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ContextOverflowError
+from hgca_cli.kv import layout as sizes
 from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.pieces import Pieces
 
 CPU = torch.device("cpu")
 
@@ -77,10 +79,20 @@ FEEDS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store comes in pieces of 7 rows, of one KV head where rows are narrow."""
+    monkeypatch.setattr(sizes, "PIECE_NUMBERS", 32 * 7)
+    monkeypatch.setattr(sizes, "PIECE_ROWS", 7)
+
+
 def as_on_a_gpu(layer: LayerState, apart: bool) -> LayerState:
-    """The window, still empty, is not the C library's to read: torch attends to it, as on any other device."""
+    """The window, still empty, is not the C library's to read: torch attends to it, as on any other device, and the store is
+    copied there.
+    """
     if apart:
         layer.window.read = None
+        layer.pieces = Pieces(apart=True)
     return layer
 
 
@@ -110,10 +122,11 @@ def test_softcap_and_learned_sink(feed: str, layout: LayerLayout, apart: bool, r
     assert (run(text, layer, FEEDS[feed]) - text.wanted()).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["window in the call", "window apart"])
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
-def test_a_16_bit_store_rounds_and_no_more(kind: torch.dtype, rng: torch.Generator) -> None:
+def test_a_16_bit_store_rounds_and_no_more(kind: torch.dtype, apart: bool, rng: torch.Generator) -> None:
     text = Text(rng, 90, GQA, 0.0, None)
-    got = run(text, state(GQA, kind, window=16, context=90), FEEDS["turns"])
+    got = run(text, as_on_a_gpu(state(GQA, kind, window=16, context=90), apart), FEEDS["turns"])
     error = (got - text.wanted()).pow(2).mean() / text.wanted().pow(2).mean()
     assert error <= 5e-4
 

@@ -155,7 +155,7 @@ def test_the_refusal_has_both_figures_and_remedies_that_are_true() -> None:
     assert re.search(r"host memory needs \d+\.\d GiB .* and has 25\.6 GiB", text)
     assert "--dtype bf16 (fits" in text
     assert plan(machine=poor, context=32768, dtype="bf16").fits
-    assert "--kv-dtype bf16 (saves 3.8 GiB, not enough alone)" in text
+    assert "--kv-dtype bf16 (saves 4.0 GiB, not enough alone)" in text
     assert not draft(machine=poor, context=32768, dtype="fp32", kv_dtype="bf16").fits
 
 

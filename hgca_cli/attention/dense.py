@@ -37,7 +37,7 @@ def attend(
     if rows == 0 or queries == 0:  # torch's CPU kernel divides by zero here
         out = torch.zeros(heads, queries, value.shape[-1], device=query.device)
         return Partial(out, torch.full((heads, queries), float("-inf"), device=query.device))
-    if softcap == 0.0 and key.shape[-1] == value.shape[-1] and query.dtype == key.dtype:
+    if _flash_takes(query, key, value, softcap):
         if query.device.type == "cpu":
             return _flash_cpu(query, key, value, scale, bias, causal)
         if query.device.type == "cuda" and bias is None and _cuda_flash_takes(query):
@@ -45,10 +45,31 @@ def attend(
     return _plain(query, key, value, scale, softcap, bias, causal)
 
 
+def attend_causal(query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float = 0.0) -> Partial:
+    """Each token of a chunk over those up to itself. As attend, of the query heads of all KV heads, a group after the other.
+
+    query   [heads, n, key_dim]; key [kv_heads, n, key_dim]; value [kv_heads, n, value_dim]
+    """
+    group = query.shape[0] // key.shape[0]
+    if query.device.type != "cpu" or not _flash_takes(query, key, value, softcap):
+        wide = key.repeat_interleave(group, 0), value.repeat_interleave(group, 0)
+        return attend(query, *wide, scale=scale, softcap=softcap, causal=True)
+    # KV heads are a batch of the kernel's, and what a group shares is not copied for it
+    shared = (rows.unsqueeze(1).expand(-1, group, -1, -1) for rows in (key, value))
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query.unflatten(0, (-1, group)), *shared, 0.0, True, scale=scale
+    )
+    return Partial(out.flatten(0, 1).float(), lse.flatten(0, 1).float())
+
+
 def scores(query: Tensor, key: Tensor, *, scale: float, softcap: float = 0.0) -> Tensor:
     """Scaled, capped scores f32 [heads, queries, rows]."""
     raw = torch.matmul(query.float() * scale, key.float().transpose(-1, -2))
     return softcap * torch.tanh(raw / softcap) if softcap > 0.0 else raw
+
+
+def _flash_takes(query: Tensor, key: Tensor, value: Tensor, softcap: float) -> bool:
+    return softcap == 0.0 and key.shape[-1] == value.shape[-1] and query.dtype == key.dtype
 
 
 def _flash_cpu(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None, causal: bool) -> Partial:

@@ -15,6 +15,7 @@ from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ContextOverflowError
 from hgca_cli.kv.evict import Evictor, evict_oldest
 from hgca_cli.kv.layout import LayerLayout, window_slots
+from hgca_cli.kv.pieces import Pieces
 from hgca_cli.kv.store import Store
 from hgca_cli.kv.window import Window
 
@@ -39,9 +40,11 @@ class LayerState:
         store_dtype: torch.dtype,
         meter: QualityMeter | None = None,
         clock: Clock | None = None,
+        pieces: Pieces | None = None,
     ) -> None:
         self.meter = meter or QualityMeter(1)
         self.clock = clock or Clock()
+        self.pieces = pieces or Pieces()
         self.layout = layout
         self.settings = settings
         slots = window_slots(layout, settings.window, settings.sinks, settings.context)

@@ -30,6 +30,15 @@ def merge(a: Partial, b: Partial) -> Partial:
     return Partial(a.out * share.unsqueeze(-1) + b.out * share_b.unsqueeze(-1), lse)
 
 
+def take_in(whole: Partial, more: Partial) -> None:
+    """`merge` into the memory of `whole`, in as few passes over it as there can be: chunks of a prompt are large."""
+    lse = torch.logaddexp(whole.lse, more.lse)
+    neither = lse.isneginf()
+    share, share_more = (torch.exp(part.lse - lse).masked_fill_(neither, 0.0).unsqueeze(-1) for part in (whole, more))
+    whole.out.mul_(share).addcmul_(more.out, share_more)
+    whole.lse.copy_(lse)
+
+
 def absorb_sink(partial: Partial, logit: Tensor) -> Partial:
     """A learned attention sink: one more logit per head whose value is zero (gpt-oss).
 

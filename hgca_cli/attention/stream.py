@@ -1,22 +1,21 @@
 """Prefill: a chunk of a prompt attends exactly to everything before it and to itself. Nothing is approximated here.
 
-The store is brought to the device block by block (HeadInfer's idea, arXiv:2502.12574), so the device holds a bounded
-slice of one layer; on the CPU its rows are read in place, if they are in the model's dtype. The parts are merged by log-sum-exp.
+The store is brought to the device piece by piece (kv/pieces.py), so the device holds a bounded slice of one layer; on the
+CPU its rows are read in place, if they are in the model's dtype. The parts are merged by log-sum-exp.
+
+One read of a row serves its group: query heads of a KV head stand behind each other as more queries (*folded*).
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from hgca_cli.attention import dense
 from hgca_cli.attention.layer import LayerState
-from hgca_cli.attention.merge import Partial, absorb_sink, merge
+from hgca_cli.attention.merge import Partial, absorb_sink, take_in
 from hgca_cli.attention.select.contract import Turn
-
-STREAM_ROWS = 8192  # rows of the store on the device at once
+from hgca_cli.kv.store import Store
 
 
 def prompt_attention(
@@ -51,24 +50,32 @@ def _full_attention(
     query: Tensor, key: Tensor, value: Tensor, layer: LayerState, scale: float, softcap: float
 ) -> Partial:
     """The chunk over itself, sinks and ring, and the store."""
-    group = query.shape[0] // key.shape[0]
-    own_key, own_value = key.repeat_interleave(group, 0), value.repeat_interleave(group, 0)
-    whole = dense.attend(query, own_key, own_value, scale=scale, softcap=softcap, causal=True)
-    for old_key, old_value, bias in _older(layer, query):
-        # one read of a row serves its group: query heads of a KV head stand behind each other as more queries
-        folded = query.reshape(key.shape[0], -1, query.shape[-1])
-        part = dense.attend(folded, old_key, old_value, scale=scale, softcap=softcap, bias=bias)
-        whole = merge(_unfold(part, query), whole)
-    return whole
-
-
-def _older(layer: LayerState, query: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Everything before the chunk, on the device, in pieces: keys, values, and a bias that hides free slots."""
+    whole = _itself(query, key, value, scale, softcap)
+    folded = query.reshape(key.shape[0], -1, query.shape[-1])
     if layer.window.rows > 0:
-        yield layer.window.view()
-    if layer.store is not None:
-        for key, value in layer.store.blocks(STREAM_ROWS, query.device, query.dtype):
-            yield key, value, None
+        take_in(whole, _near(folded, layer, scale, softcap))
+    if layer.store is not None and layer.store.rows > 0:
+        _far(whole, folded, layer, layer.store, scale, softcap)
+    return _unfold(whole, query)
+
+
+def _itself(query: Tensor, key: Tensor, value: Tensor, scale: float, softcap: float) -> Partial:
+    """The chunk over itself; folded."""
+    part = dense.attend_causal(query, key, value, scale=scale, softcap=softcap)
+    return Partial(part.out.reshape(key.shape[0], -1, value.shape[-1]), part.lse.reshape(key.shape[0], -1))
+
+
+def _near(folded: Tensor, layer: LayerState, scale: float, softcap: float) -> Partial:
+    """The chunk over the window; folded."""
+    key, value, bias = layer.window.view()
+    return dense.attend(folded, key, value, scale=scale, softcap=softcap, bias=bias)
+
+
+def _far(whole: Partial, folded: Tensor, layer: LayerState, store: Store, scale: float, softcap: float) -> None:
+    """The chunk over the store, taken into `whole`; folded."""
+    for piece in layer.pieces.of(store, layer.layout, folded.device, folded.dtype):
+        mine = Partial(whole.out[piece.heads], whole.lse[piece.heads])
+        take_in(mine, dense.attend(folded[piece.heads], piece.key, piece.value, scale=scale, softcap=softcap))
 
 
 def _sliding_attention(

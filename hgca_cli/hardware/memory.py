@@ -11,7 +11,6 @@ SCALES = {"int8": 8}  # two float32 beside each row of each KV head in the store
 RUNTIME = 448 << 20  # Python, torch, transformers and a tokenizer: measured 330 MiB after the imports, 450 in a chat
 CUDA_RUNTIME = 1 << 30  # what a CUDA context takes of the host besides
 SCORES = 192 << 20  # plain attention, where flash kernels do not apply, holds at most 64 MiB of scores three times
-STREAM_ROWS = 8192  # rows of the store that prefill brings to the device at once
 
 
 @dataclass(frozen=True)
@@ -102,14 +101,34 @@ def work_bytes(model: Model, choice: Choice) -> int:
     attention = layer.heads * (2 * layer.key_dim + 2 * layer.value_dim + layer.key_dim)
     partials = 3 * 4 * layer.heads * layer.value_dim
     per_token = item * (4 * model.hidden + max(attention, 3 * model.intermediate)) + partials
-    streamed = 0
-    if choice.device != "cpu" or choice.kv_dtype != choice.dtype:  # else rows are read in place
-        whole = 5 if choice.kv_dtype in SCALES else 0  # int8 numbers are multiplied with their scales in float32
-        streamed = (2 * item + whole) * layer.row_elements * min(STREAM_ROWS, stored_rows(choice))
     flash = (
         choice.device == "cpu" and layer.key_dim == layer.value_dim
     )  # but for softcap, which the host's share covers
-    return choice.chunk * per_token + (0 if flash else SCORES) + 3 * 4 * model.vocabulary + streamed
+    return (
+        choice.chunk * per_token + (0 if flash else SCORES) + 3 * 4 * model.vocabulary + pieces_bytes(model, choice)[0]
+    )
+
+
+def pieces_bytes(model: Model, choice: Choice) -> tuple[int, int]:
+    """Bytes of the buffers in which the store comes to the device (kv/pieces.py): there, and pinned in the host's memory.
+
+    On the CPU rows of the model's dtype are read in place. On a GPU two pieces are there at a time; what is of another
+    dtype than the model's is converted into one buffer more.
+    """
+    full = [layer for layer in model.layout.layers if layer.sliding is None]
+    if not full or not stored_rows(choice):
+        return 0, 0
+    there = pinned = 0
+    for layer in full:  # the buffers serve all layers
+        heads, rows = layer.piece(stored_rows(choice))
+        numbers = heads * rows * (layer.key_dim + layer.value_dim)
+        converted = numbers * ITEMSIZE[choice.dtype] if choice.kv_dtype != choice.dtype else 0
+        if choice.device == "cpu" and choice.kv_dtype in SCALES and choice.dtype != "fp32":
+            converted += 2 * 4 * heads * rows * max(layer.key_dim, layer.value_dim)  # torch multiplies in copies there
+        copied = numbers * ITEMSIZE[choice.kv_dtype] + heads * rows * SCALES.get(choice.kv_dtype, 0)
+        copied = 2 * copied if choice.device != "cpu" else 0
+        there, pinned = max(there, converted + copied), max(pinned, copied)
+    return there, pinned
 
 
 def second_copies_bytes(model: Model, choice: Choice) -> int:
@@ -142,7 +161,7 @@ def needs(model: Model, choice: Choice, device_limit: int, host_limit: int, gpu_
     weights = model.parameters * item + second_copies_bytes(model, choice)
     window = layout.window_bytes(choice.window, choice.sinks, choice.context)
     store = layout.store_bytes(choice.context, choice.window, choice.sinks)
-    staging = layout.staging_bytes(choice.chunk) if store else 0
+    staging = layout.staging_bytes(choice.chunk) + pieces_bytes(model, choice)[1] if store else 0
     work = work_bytes(model, choice)
     if choice.device == "cpu":
         return [Memory("host memory", weights, window, store, work + staging, RUNTIME, host_limit)]

@@ -79,7 +79,8 @@ def attend(
         prompt_attention(q, k, v, state, scale=scale, softcap=cap, sink=sink)
         for q, k, v, state in zip(query, key, value, layer.states, strict=True)
     ]
-    return torch.stack(parts).transpose(1, 2)
+    whole = parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
+    return whole.transpose(1, 2)
 
 
 def _reads_prompt(layer: HybridLayer) -> bool:

@@ -27,6 +27,7 @@ from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.events import Rows
 from hgca_cli.hf.shape import kv_layout
 from hgca_cli.kv.layout import KVLayout, LayerLayout
+from hgca_cli.kv.pieces import Pieces
 
 Policy = Callable[[LayerLayout, int], Selector]  # of a layer and its index
 
@@ -49,9 +50,10 @@ class HybridLayer(CacheLayerMixin):
         policy: Policy,
         meter: QualityMeter,
         clock: Clock,
+        pieces: Pieces,
     ) -> None:
         super().__init__()
-        self.meter, self.clock = meter, clock
+        self.meter, self.clock, self.pieces = meter, clock, pieces
         self.policy = policy
         self.index = index
         self.layout = layout
@@ -80,6 +82,7 @@ class HybridLayer(CacheLayerMixin):
                 store_dtype,
                 self.meter,
                 self.clock,
+                self.pieces,
             )
             for _ in range(key_states.shape[0])
         ]
@@ -161,9 +164,10 @@ class HybridCache(Cache):
         policy = policy or partial(make_selector, self.settings)
         self.meter = QualityMeter(sum(layer.sliding is None for layer in layout.layers))
         self.clock = Clock()
+        self.pieces = Pieces()
         super().__init__(
             layers=[
-                HybridLayer(index, layer, self.settings, policy, self.meter, self.clock)
+                HybridLayer(index, layer, self.settings, policy, self.meter, self.clock, self.pieces)
                 for index, layer in enumerate(layout.layers)
             ]
         )

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from hgca_cli.config import FOLLOWING
 
+PIECE_NUMBERS = 1 << 22  # of a store that are on the device at once: 8 MB of bf16, a third of a millisecond of PCIe
+PIECE_ROWS = 1024  # a piece has fewer KV heads before it has fewer rows than this
+
 
 @dataclass(frozen=True)
 class LayerLayout:
@@ -35,6 +38,13 @@ class LayerLayout:
         if policy != "scan":  # order, mean key and value and the codes of mean key and spread for 16 rows
             groups = 4 + (2 * (self.key_dim + self.value_dim) + 2 * (wide / 2 + wide / 32) + 1) / 16
         return self.kv_heads * math.ceil(codes + groups)
+
+    def piece(self, rows: int) -> tuple[int, int]:
+        """KV heads and rows of a store of so many rows that prefill has before it at once (kv/pieces.py)."""
+        width = self.key_dim + self.value_dim
+        most = max(min(rows, PIECE_ROWS), PIECE_NUMBERS // (self.kv_heads * width))
+        heads = max(1, min(self.kv_heads, PIECE_NUMBERS // (width * min(rows, most) or 1)))
+        return heads, max(1, min(rows, most))
 
     @property
     def row_elements(self) -> int:

@@ -25,6 +25,7 @@ class Store:
 
     keys    [kv_heads, capacity, key_dim]; values [kv_heads, capacity, value_dim]: views of the reserved memory, whose
             first `rows` rows may be read. Of int8 rows the numbers alone: `blocks` gives the rows themselves
+    packed  both, [kv_heads, capacity, key_dim + value_dim]
     scales  f32 [kv_heads, capacity, 2] of int8 rows: of the key, of the value; None for other dtypes
     read    the same rows as the C library reads them
     """
@@ -39,9 +40,9 @@ class Store:
             self._parts.append(GrowingArray(layout.kv_heads, capacity, 2, torch.float32))
             self.scales = self._parts[1].whole
         self.row_bytes = sum(part.bytes_per_row for part in self._parts)  # of all KV heads
-        whole = self._parts[0].whole
-        self.keys = whole[..., : layout.key_dim]
-        self.values = whole[..., layout.key_dim :]
+        self.packed = self._parts[0].whole
+        self.keys = self.packed[..., : layout.key_dim]
+        self.values = self.packed[..., layout.key_dim :]
         self.read = native.Rows(self.keys, self.values, *(() if self.scales is None else self.scales.unbind(-1)))
 
     @property
