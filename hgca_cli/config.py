@@ -25,6 +25,7 @@ class CacheSettings:
     kv_dtype dtype of the store's rows; None keeps the model's own
     quality  share of a head's attention mass that what is read is to hold; None leaves it to the policy
     dense_layers  so many of the first layers read every row, whatever the policy
+    store_dir     directory of the files the stores are in; None: in memory
     """
 
     window: int = 1024
@@ -35,6 +36,7 @@ class CacheSettings:
     kv_dtype: str | None = None
     quality: float | None = None
     dense_layers: int = 0
+    store_dir: str | None = None
 
     def __post_init__(self) -> None:
         if self.window < 1:

@@ -1,4 +1,6 @@
 /* Address space first, memory later. */
+#include <errno.h>
+#include <fcntl.h>
 #include <stddef.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -43,6 +45,33 @@ int hgca_commit(void *base, int64_t offset, int64_t bytes) {
     return HGCA_OK;
 }
 
+int hgca_reserve_file(int64_t bytes, int file, void **base) {
+    int status = hgca_reserve(bytes, base);
+    if (status) return status;
+    if (mmap(*base, (size_t)up(bytes ? bytes : 1), PROT_NONE, MAP_SHARED | MAP_FIXED, file, 0) != MAP_FAILED) return HGCA_OK;
+    hgca_release(*base, bytes);
+    return HGCA_NO_MEMORY;
+}
+
+int hgca_commit_file(void *base, int file, int64_t offset, int64_t bytes) {
+    if (base == NULL || offset < 0 || bytes < 0 || offset > INT64_MAX - bytes - page()) return HGCA_BAD_ARGUMENT;
+    int64_t first = offset / page() * page(), size = up(offset + bytes) - first;
+    if (size == 0) return HGCA_OK;
+    int refused = ENOTSUP;
+#ifndef __APPLE__ /* which has no such call: no store in a file there */
+    do refused = posix_fallocate(file, (off_t)first, (off_t)size);
+    while (refused == EINTR);
+#endif
+    if (refused) return HGCA_NO_SPACE;
+    return mprotect((char *)base + first, (size_t)size, PROT_READ | PROT_WRITE) == 0 ? HGCA_OK : HGCA_NO_MEMORY;
+}
+
+int hgca_advise(void *base, int64_t bytes, int32_t in_order) {
+    if (base == NULL || bytes < 0) return HGCA_BAD_ARGUMENT;
+    posix_madvise(base, (size_t)up(bytes ? bytes : 1), in_order ? POSIX_MADV_SEQUENTIAL : POSIX_MADV_RANDOM);
+    return HGCA_OK;
+}
+
 int hgca_release(void *base, int64_t bytes) {
     if (base == NULL || bytes < 0) return HGCA_BAD_ARGUMENT;
     return munmap(base, (size_t)up(bytes ? bytes : 1)) == 0 ? HGCA_OK : HGCA_BAD_ARGUMENT;
@@ -55,6 +84,7 @@ const char *hgca_status_text(int status) {
     case HGCA_NO_MEMORY: return "no memory";
     case HGCA_NO_OPENMP: return "this process has no GNU OpenMP";
     case HGCA_NO_ISA: return "this machine does not have that instruction set";
+    case HGCA_NO_SPACE: return "the file system has no room";
     case HGCA_FORKED: return "these jobs were started before fork() and belong to the parent process";
     }
     return "unknown status";

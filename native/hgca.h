@@ -16,6 +16,7 @@ enum {
     HGCA_NO_MEMORY = 2,    /* malloc or mmap said no */
     HGCA_NO_ISA = 3,       /* no such instruction set here */
     HGCA_NO_OPENMP = 4,    /* this process has no GNU OpenMP to share */
+    HGCA_NO_SPACE = 6,     /* the file system has no room for more of a file, or does not let it grow */
     HGCA_FORKED = 5        /* the jobs were started before fork(): the parent process has them */
 };
 
@@ -326,6 +327,15 @@ int hgca_use_isa(const char *name);
 int hgca_reserve(int64_t bytes, void **base);
 int hgca_commit(void *base, int64_t offset, int64_t bytes);
 int hgca_release(void *base, int64_t bytes);
+
+/* The same with a file for memory, from its beginning: `file` is a descriptor, `bytes` the file's length (it may be sparse). What is
+ * committed has its room on the disk from then on (posix_fallocate): a full disk is HGCA_NO_SPACE here, and not a signal when
+ * memory is touched. Released by hgca_release; the descriptor stays the caller's, and is needed for hgca_commit_file only. */
+int hgca_reserve_file(int64_t bytes, int file, void **base);
+int hgca_commit_file(void *base, int file, int64_t offset, int64_t bytes);
+
+/* How a file's bytes will be read next, in order (1) or here and there (0): a wish. */
+int hgca_advise(void *base, int64_t bytes, int32_t in_order);
 
 /* One line for a status, never null. */
 const char *hgca_status_text(int status);

@@ -112,6 +112,19 @@ def test_a_plan_loads_nothing(model: str) -> None:
     assert [record["type"] for record in as_json] == ["plan"] and as_json[0]["memory"][0]["weights"] > 0
 
 
+def test_rows_in_files(model: str, tmp_path: Path) -> None:
+    plan = ("chat", "-m", model, "--plan", "--store-dir")
+    done = here(*plan, str(tmp_path), "--ctx", "2k", "--window", "64")
+    assert done.returncode == 0 and f"disk {tmp_path}".encode() in done.stdout and b"store-dir: given" in done.stdout
+    assert f"--store-dir {tmp_path}".encode() in done.stdout
+    wrong = here(*plan, str(tmp_path / "none"))
+    assert wrong.returncode == 2 and b"none: no such directory" in wrong.stderr
+    base = ["chat", "-m", model, "-p", "the cat " * 60, "--json", "-n", "4", "--window", "8", "--seed", "1"]
+    answers = [records(here(*base, *more))[-1] for more in ([], ["--store-dir", str(tmp_path)])]
+    assert answers[0]["text"] == answers[1]["text"] and answers[1]["hgca"]["store"] > 50
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_beyond_the_trained_length(model: str) -> None:
     plain = here("chat", "-m", model, "-p", "x", "-n", "2", "--ctx", "1k")
     assert plain.returncode == 0 and b"beyond the trained length 512" in plain.stderr

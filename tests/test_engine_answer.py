@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hgca_cli.config import SamplingSettings
+from hgca_cli.config import CacheSettings, SamplingSettings
 from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.sequence import DeviceFullError
 from hgca_cli.errors import ContextOverflowError, ModelError, UsageError
@@ -249,3 +250,20 @@ def test_progress_tells_what_a_row_more_adds() -> None:
     told = {event.growth for event in events if isinstance(event, PrefillProgress)}
     weights = 2 * (32 * (2 * 32 + 2 * 16) + 3 * 32 * 48 + 2 * 32) + 32
     assert told == {2 * 2 * 4 * 16 / (2 * weights)}
+
+
+@pytest.mark.parametrize("select", ["exact", "scan", "cluster"])
+def test_a_store_in_a_file_is_the_same_store(select: str, tmp_path: Path) -> None:
+    """The same answer; what is mapped says where its rows are."""
+    settings = CacheSettings(window=8, context=128, select=select, kv_dtype="bf16")
+    said = []
+    for folder in (None, str(tmp_path)):
+        engine = tiny_engine()
+        engine.settings = replace(settings, store_dir=folder)
+        sequence, _, done = run(engine, PROMPT)
+        said.append(done.text)
+        mapped = Path("/proc/self/maps").read_text()
+        assert (f"{tmp_path}/" in mapped) == (folder is not None), "layers' rows are in files"
+        assert done.rows.store > 40
+        sequence.close()
+    assert said[0] == said[1] and list(tmp_path.iterdir()) == []

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from hgca_cli import native
 from hgca_cli.errors import DoesNotFitError
 from hgca_cli.hardware.memory import ITEMSIZE, SCALES
 from hgca_cli.hf.cache import STORE_DTYPES
@@ -16,6 +25,11 @@ from hgca_cli.kv.store import Store
 LAYOUT = LayerLayout(heads=4, kv_heads=2, key_dim=24, value_dim=16)
 CPU = torch.device("cpu")
 KINDS = [*STORE_DTYPES.values()]
+
+
+@pytest.fixture(params=["memory", "file"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+    return str(tmp_path) if request.param == "file" else None
 
 
 def rows(rng: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
@@ -40,8 +54,10 @@ def agrees(got: Tensor, wanted: Tensor, kind: torch.dtype) -> bool:
 
 @pytest.mark.parametrize("source", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_append_truncate_and_blocks(kind: torch.dtype, source: torch.dtype, rng: torch.Generator) -> None:
-    store = Store(LAYOUT, 100, kind)
+def test_append_truncate_and_blocks(
+    kind: torch.dtype, source: torch.dtype, folder: str | None, rng: torch.Generator
+) -> None:
+    store = Store(LAYOUT, 100, kind, folder)
     key, value = torch.empty(2, 0, 24), torch.empty(2, 0, 16)
     for count, back in ((1, 0), (0, 0), (30, 5), (7, 33), (64, 1)):
         more = [
@@ -60,9 +76,11 @@ def test_append_truncate_and_blocks(kind: torch.dtype, source: torch.dtype, rng:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_growth_moves_nothing_and_large_appends_are_whole(kind: torch.dtype, rng: torch.Generator) -> None:
+def test_growth_moves_nothing_and_large_appends_are_whole(
+    kind: torch.dtype, folder: str | None, rng: torch.Generator
+) -> None:
     many = 3 * COMMIT_BYTES // (40 * kind.itemsize)
-    store = Store(LAYOUT, many, kind)
+    store = Store(LAYOUT, many, kind, folder)
     first, whole = rows(rng, 3), rows(rng, many - 3)
     store.append(*first)
     at = store.keys.data_ptr()
@@ -88,3 +106,104 @@ def test_blocks_are_views_where_nothing_is_to_be_done(rng: torch.Generator) -> N
     store.append(*rows(rng, 10))
     key, value = next(store.blocks(10, CPU, torch.bfloat16))
     assert key.data_ptr() == store.keys.data_ptr() and value.data_ptr() == store.values.data_ptr()
+
+
+def blocks_on_disk(descriptor: int) -> int:
+    return os.fstat(descriptor).st_blocks * 512
+
+
+def open_files(folder: Path) -> list[int]:
+    """Descriptors of files without a name that are in a folder."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            if str(link.readlink()).startswith(str(folder)):
+                found.append(int(link.name))
+        except OSError:  # the listing's own
+            continue
+    return found
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files in /proc")
+
+
+@needs_proc
+def test_a_file_has_no_name_takes_room_as_rows_come_and_goes_with_the_last_view(
+    tmp_path: Path, rng: torch.Generator
+) -> None:
+    store = Store(LAYOUT, 10_000_000, torch.int8, str(tmp_path))
+    files = open_files(tmp_path)
+    assert len(files) == 2 and list(tmp_path.iterdir()) == [], "rows and scales, without a name"
+    assert sum(os.fstat(one).st_size for one in files) > 900_000_000, "as long as the context"
+    assert sum(map(blocks_on_disk, files)) == 0
+    store.append(*rows(rng, 100))
+    store.advise(True)
+    store.advise(False)
+    assert 100 * store.row_bytes <= sum(map(blocks_on_disk, files)) <= 8 * COMMIT_BYTES
+    kept = store.keys[:, :100]
+    before = kept.clone()
+    del store
+    gc.collect()
+    assert torch.equal(kept, before), "a view keeps the memory"
+    del kept
+    gc.collect()
+    assert open_files(tmp_path) == []
+
+
+FULL_DISK = """
+import sys, torch
+from hgca_cli.errors import DoesNotFitError
+from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.store import Store
+store = Store(LayerLayout(4, 2, 24, 16), 1_000_000, getattr(torch, sys.argv[2]), sys.argv[1])
+def more(rows): store.append(torch.full((2, rows, 24), 3.0), torch.full((2, rows, 16), 3.0))
+more(50)
+try:
+    more(300_000)
+except DoesNotFitError as error:
+    assert store.rows == 50
+    for _ in range(100):  # what was promised may be touched
+        more(100)
+    key, value = next(store.blocks(store.rows, torch.device("cpu"), torch.float32))
+    assert store.rows == 10_050 and (key == 3.0).all() and (value == 3.0).all()
+    print(error.exit_code, error)
+"""
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_a_full_disk_is_an_error_with_figures_and_nothing_is_lost(kind: str, tmp_path: Path) -> None:
+    """A real one, of 6 MiB, where a process may mount one of its own."""
+    mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=6m none "$0" && exec "$@"', str(tmp_path)]
+    if shutil.which("unshare") is None or subprocess.run([*mount, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mounts of our own here")
+    program = [sys.executable, "-c", FULL_DISK, str(tmp_path), kind]
+    done = subprocess.run([*mount, *program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        rf"4 --store-dir {tmp_path}: \d.*iB more of older rows in one layer, and the disk has [\d.]+ .iB free\. Free .*\n",
+        done.stdout,
+    )
+
+
+def test_room_that_is_refused_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
+    """The same without a disk to fill."""
+    store = Store(LAYOUT, 1_000_000, torch.bfloat16, str(tmp_path))
+
+    def refuse(*_: object) -> None:
+        native.check(native.lib.HGCA_NO_SPACE)
+
+    monkeypatch.setattr(native.Reservation, "commit", refuse)
+    with pytest.raises(DoesNotFitError, match=r"2\.0 MiB more of older rows in one layer, and the disk has .*iB free"):
+        store.append(*rows(rng, 50))
+    assert store.rows == 0
+
+
+def test_a_file_that_cannot_be_made_is_an_error_with_figures(tmp_path: Path) -> None:
+    with pytest.raises(DoesNotFitError, match=r"no file for .*iB of older rows") as caught:
+        Store(LAYOUT, 10, torch.bfloat16, str(tmp_path / "not there"))
+    assert caught.value.exit_code == 4
+
+
+def test_a_descriptor_that_is_no_file_is_refused() -> None:
+    with Path("/dev/null").open("r+b", buffering=0) as nothing, pytest.raises((OSError, native.NativeError)):
+        native.Reservation(1 << 20, nothing).commit(0, 1 << 20)

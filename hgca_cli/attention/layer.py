@@ -54,7 +54,7 @@ class LayerState:
         self.evictor: Evictor | None = None
         if layout.sliding is None:
             capacity = max(0, settings.context - self.window.sinks)
-            self.store = Store(layout, capacity, store_dtype)
+            self.store = Store(layout, capacity, store_dtype, settings.store_dir)
             self.evictor = Evictor(self.store, device)
         self.selector = selector
         self.prompt_left = 0  # tokens of the current turn's prompt not seen yet
@@ -79,6 +79,16 @@ class LayerState:
         self.settle()
         self.prompt_left = tokens
         self.first_turn = self.store is None or self.store.rows == 0
+        if self.store is not None and tokens:
+            self.store.advise(True)
+
+    def read_on(self, tokens: int) -> None:
+        """So many more tokens of the turn's prompt were attended to. A prompt reads the store from end to end, a token as its
+        policy does.
+        """
+        before, self.prompt_left = self.prompt_left, max(0, self.prompt_left - tokens)
+        if before and not self.prompt_left and self.store is not None:
+            self.store.advise(self.settings.select == "exact")
 
     def make_room(self) -> None:
         """One more row fits into the window.
@@ -150,7 +160,7 @@ class LayerState:
         for key, value in zip(keys.split(chunk, dim=1), values.split(chunk, dim=1), strict=True):
             self.settle()
             self.check_context(key.shape[1])
-            self.prompt_left = max(0, self.prompt_left - key.shape[1])
+            self.read_on(key.shape[1])
             self.append_chunk(key.to(device), value.to(device))
 
     def check_context(self, rows: int) -> None:

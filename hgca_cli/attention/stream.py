@@ -103,7 +103,7 @@ def _unfold(part: Partial, query: Tensor) -> Partial:
 def _account(query: Tensor, key: Tensor, layer: LayerState, lse: Tensor, scale: float, softcap: float) -> None:
     """Count the turn down and show the chunk to a policy that watches."""
     n = key.shape[1]
-    layer.prompt_left = max(0, layer.prompt_left - n)
+    layer.read_on(n)
     if not layer.selector.watches or layer.store is None:
         return
     window = layer.window

@@ -56,6 +56,7 @@ def chat(
     prefill_chunk: options.PrefillChunk = "auto",
     gpu_mem: options.GpuMem = None,
     ram_limit: options.RamLimit = None,
+    store_dir: options.StoreDir = None,
     profile: options.Profile = "auto",
     plan: options.ShowPlan = False,
     max_tokens: options.MaxTokens = None,

@@ -46,6 +46,7 @@ def doctor(
     prefill_chunk: options.PrefillChunk = "auto",
     gpu_mem: options.GpuMem = None,
     ram_limit: options.RamLimit = None,
+    store_dir: options.StoreDir = None,
     profile: options.Profile = "auto",
     max_tokens: options.MaxTokens = None,
     temp: options.Temp = None,

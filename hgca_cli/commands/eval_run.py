@@ -22,7 +22,15 @@ from hgca_cli.ui.work import WorkSink
 if TYPE_CHECKING:
     from hgca_cli.engine.engine import Engine
 
-FIXED = {"select": "exact", "exact": False, "budget": "auto", "quality": "auto", "gpu_mem": None, "ram_limit": None}
+FIXED = {
+    "select": "exact",
+    "exact": False,
+    "budget": "auto",
+    "quality": "auto",
+    "gpu_mem": None,
+    "ram_limit": None,
+    "store_dir": None,
+}
 
 
 @dataclass

@@ -35,6 +35,7 @@ THE_MODELS = (
 
 def plan_request(given: Mapping[str, Any]) -> PlanRequest:
     """The plan the flags ask for. Raises UsageError for what is out of range or contradicts itself."""
+    from hgca_cli.hardware.disk import look_at_disk
     from hgca_cli.hardware.settings import PlanRequest
 
     sinks = given["sinks"]
@@ -59,6 +60,7 @@ def plan_request(given: Mapping[str, Any]) -> PlanRequest:
         dense_layers=given["dense_layers"],
         gpu_memory=bytes_of(given["gpu_mem"], "--gpu-mem"),
         ram_limit=bytes_of(given["ram_limit"], "--ram-limit"),
+        disk=look_at_disk(given["store_dir"]),
         yarn=given["yarn"],
     )
 

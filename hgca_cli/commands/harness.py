@@ -25,7 +25,7 @@ from hgca_cli.ui.console import HumanSink
 from hgca_cli.ui.style import style_of
 
 AUTO = ("ctx", "window", "device", "dtype", "kv_dtype", "select", "budget", "quality", "threads", "prefill_chunk")
-UNSET = ("sinks", "gpu_mem", "ram_limit")
+UNSET = ("sinks", "gpu_mem", "ram_limit", "store_dir")
 RAW = ("sinks", "exact", "yarn", "dense_layers")  # numbers and switches the harness has read already
 UNASKED = "cuda:0"  # the device the harness names if nobody did, also where there is none
 TOKENS = 256  # most of an answer, where the task does not say

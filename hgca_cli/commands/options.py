@@ -132,6 +132,13 @@ RamLimit = Annotated[
     str | None,
     typer.Option("--ram-limit", envvar="HGCA_RAM_LIMIT", metavar="SIZE", help="Most host memory to use, like 16GiB."),
 ]
+StoreDir = Annotated[
+    str | None,
+    typer.Option(
+        "--store-dir", envvar="HGCA_STORE_DIR", metavar="DIR",
+        help="Keep the store's rows in files in this directory, on a fast disk, in place of memory.",
+    ),
+]  # fmt: skip
 Profile = Annotated[
     str,
     typer.Option(

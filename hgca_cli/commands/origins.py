@@ -32,7 +32,12 @@ PLANNED: dict[str, tuple[str, tuple[str, ...]]] = {
     "prefill_chunk": ("chunk", ()),
 }
 TIMED = ("window", "select", "threads", "chunk")  # fields that predicted times decide (hardware/speed.py)
-AFTER = {"gpu_mem": "all free but 1 GiB", "ram_limit": "80 % of the free", "revision": "the newest"}  # None means
+AFTER = {  # None means
+    "gpu_mem": "all free but 1 GiB",
+    "ram_limit": "80 % of the free",
+    "store_dir": "in memory",
+    "revision": "the newest",
+}
 TOLD = ("system", "system_file", "chat_template", "raw")
 LATER = "not planned: see the findings"
 
@@ -89,6 +94,7 @@ def _chosen(by: By, given: Mapping[str, Any]) -> Iterator[Setting]:
         "yarn",
         "gpu_mem",
         "ram_limit",
+        "store_dir",
         "balance",
     ):
         value = given[name]

@@ -60,6 +60,7 @@ def profile(
     prefill_chunk: options.PrefillChunk = "auto",
     gpu_mem: options.GpuMem = None,
     ram_limit: options.RamLimit = None,
+    store_dir: options.StoreDir = None,
     json: Annotated[
         bool, typer.Option("--json", envvar="HGCA_JSON", help="One JSON document on standard output.")
     ] = False,

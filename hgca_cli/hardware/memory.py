@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from hgca_cli.hardware.disk import Disk
 from hgca_cli.kv.layout import KVLayout
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 SCALES = {"int8": 8}  # two float32 beside each row of each KV head in the store
 RUNTIME = 448 << 20  # Python, torch, transformers and a tokenizer: measured 330 MiB after the imports, 450 in a chat
 CUDA_RUNTIME = 1 << 30  # what a CUDA context takes of the host besides
+DISK_SHARE = 0.95  # of what is free on the disk the store is on: others write there, too
 SCORES = 192 << 20  # plain attention, where flash kernels do not apply, holds at most 64 MiB of scores three times
 
 
@@ -66,7 +68,7 @@ class Choice:
 class Memory:
     """What one place must hold. limit: what may be used of it, a margin already taken off."""
 
-    place: str  # "GPU 0 (name)" or "host memory"
+    place: str  # "GPU 0 (name)", "host memory", or "disk" and its directory
     weights: int
     window: int
     store: int
@@ -145,8 +147,12 @@ def stored_rows(choice: Choice) -> int:
     return max(0, choice.context - choice.sinks - choice.window)
 
 
-def needs(model: Model, choice: Choice, device_limit: int, host_limit: int, gpu_name: str = "") -> list[Memory]:
-    """Bytes needed in every place a choice uses: the GPU first, if there is one, then the host.
+def needs(
+    model: Model, choice: Choice, device_limit: int, host_limit: int, gpu_name: str = "", disk: Disk | None = None
+) -> list[Memory]:
+    """Bytes needed in every place a choice uses: the GPU first, if there is one, then the host, then a disk.
+
+    disk  where the store's rows are, if not in memory: their index stays there. One that is in memory itself is both
 
     Weights pass through host memory on their way to a GPU; the store is still empty then.
     """
@@ -163,11 +169,17 @@ def needs(model: Model, choice: Choice, device_limit: int, host_limit: int, gpu_
     store = layout.store_bytes(choice.context, choice.window, choice.sinks)
     staging = layout.staging_bytes(choice.chunk) + pieces_bytes(model, choice)[1] if store else 0
     work = work_bytes(model, choice)
+    on_disk = []
+    if disk is not None:
+        rows = stored_rows(choice) * (layout.row_bytes - layout.index_row_bytes)
+        on_disk = [Memory(f"disk {disk.name}", 0, 0, rows, 0, 0, int(disk.free * DISK_SHARE))]
+        store -= 0 if disk.in_memory else rows
     if choice.device == "cpu":
-        return [Memory("host memory", weights, window, store, work + staging, RUNTIME, host_limit)]
+        return [Memory("host memory", weights, window, store, work + staging, RUNTIME, host_limit), *on_disk]
     place = f"GPU {choice.device.removeprefix('cuda:')}" + (f" ({gpu_name})" if gpu_name else "")
     return [
         Memory(place, weights, window, 0, work, 0, device_limit),
         Memory("host memory", 0, 0, store, staging, RUNTIME + CUDA_RUNTIME, host_limit),
         Memory("host memory while loading", weights, 0, 0, 0, RUNTIME + CUDA_RUNTIME, host_limit),
+        *on_disk,
     ]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from hgca_cli.config import DTYPES, FOLLOWING, KV_DTYPES, CacheSettings
 from hgca_cli.errors import UsageError
 from hgca_cli.hardware.assumed import assume
+from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.machine import Machine, choose_device
 from hgca_cli.hardware.memory import Choice, Model
 from hgca_cli.hardware.place import Case, Place, largest
@@ -18,6 +19,7 @@ from hgca_cli.hardware.rates import Profile
 from hgca_cli.hardware.refusal import does_not_fit
 from hgca_cli.hardware.settings import Plan, PlanRequest
 from hgca_cli.hardware.speed import choose_rows, choose_threads, predict
+from hgca_cli.units import format_bytes
 
 CPU_CHUNKS, GPU_CHUNKS, SMALLEST_CHUNK = (256, 512, 1024), (1024, 2048, 4096), 64
 CHUNK_GAIN = 0.05  # of a prompt's time: for less no larger chunk, which takes memory and is slow to stop
@@ -71,6 +73,9 @@ def draw_up(case: Case) -> Plan:
             f"context {choice.context:,} is beyond the trained length {model.trained_context:,}: answers get worse "
             "past it. --yarn stretches the positions."
         )
+    disk = request.disk
+    if disk is not None:
+        tell_disk(place, choice, disk, reasons, notices)
     return Plan(
         device=choice.device,
         dtype=choice.dtype,
@@ -85,6 +90,7 @@ def draw_up(case: Case) -> Plan:
         quality=quality,
         dense_layers=request.dense_layers,
         yarn_context=choice.context if request.yarn else None,
+        store_dir=disk.folder if disk is not None else None,
         memory=tuple(place.needs(choice)),
         predicted=predict(place, choice, quality, threads),
         reasons=reasons,
@@ -164,6 +170,20 @@ def choose_chunk(place: Place, choice: Choice, threads: int, reasons: dict[str, 
     fast = f"a larger one reads a full context no {CHUNK_GAIN:.0%} faster (predicted, {others})"
     reasons["chunk"] = fast if chunk == wanted else f"smaller than the {wanted} wanted: memory is tight"
     return replace(choice, chunk=chunk)
+
+
+def tell_disk(place: Place, choice: Choice, disk: Disk, reasons: dict[str, str], notices: list[str]) -> None:
+    """What it means that the store is on a disk."""
+    host = next(memory for memory in place.needs(choice) if memory.place == "host memory")
+    rows = place.needs(choice)[-1].store
+    reasons["store_dir"] = f"given: {format_bytes(rows)} of rows in files there, their index in memory"
+    if disk.in_memory:
+        notices.append(f"--store-dir {disk.folder} is in memory ({disk.kind}): a store there takes RAM all the same.")
+    elif rows > (cached := max(0, host.limit - host.total)):
+        notices.append(
+            f"a full store of {format_bytes(rows)} is more than the {format_bytes(cached)} of memory that is left to keep "
+            "it in: rows will be read from the disk, and that takes longer than predicted."
+        )
 
 
 def _check(request: PlanRequest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hgca_cli.errors import DoesNotFitError
+from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.memory import ITEMSIZE, Memory
 from hgca_cli.hardware.place import Case, largest
 from hgca_cli.hardware.settings import Plan
@@ -46,6 +47,11 @@ def _remedies(case: Case, plan: Plan, draw_up: DrawUp) -> list[str]:
         most = largest(lambda tokens: draw_up(quantised.asking(context=tokens)).fits, plan.context)
         if most > context:
             changes.append((f"--kv-dtype int8 --ctx {most}", quantised.asking(context=most)))
+    if case.request.disk is None and plan.stored_rows:
+        moved = here.asking(disk=Disk("DIR", "", 1 << 60))
+        elsewhere = draw_up(moved)
+        if elsewhere.fits:
+            changes.append((f"--store-dir DIR with {format_bytes(elsewhere.memory[-1].store)} free", moved))
     if plan.device != "cpu":
         if case.request.window is not None:
             changes.append(("--window auto", here.asking(window=None)))

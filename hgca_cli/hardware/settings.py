@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from hgca_cli.config import CacheSettings
 from hgca_cli.hardware.cost import StepCost
+from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.memory import Memory
 
 
@@ -16,6 +17,7 @@ class PlanRequest:
     select          the policy; budget, quality, dense_layers: passed on
     yarn            the context is stretched with YaRN, so a context beyond the trained one needs no warning
     gpu_memory, ram_limit  bytes that may be used at most
+    disk            where the store's rows are; None: in memory
     """
 
     device: str | None = None  # "cpu", "cuda", "cuda:1"
@@ -32,6 +34,7 @@ class PlanRequest:
     dense_layers: int = 0
     gpu_memory: int | None = None
     ram_limit: int | None = None
+    disk: Disk | None = None
     yarn: bool = False
 
 
@@ -58,7 +61,8 @@ class Plan:
     """Every setting of a run.
 
     yarn_context  what the positions are stretched to, None if they are not
-    memory        what each place must hold: the GPU if there is one, the host, the host while loading
+    store_dir     directory of the files the store's rows are in; None: they are in memory
+    memory        what each place must hold: the GPU if there is one, the host, the host while loading, the disk
     predicted     what it will take
     reasons       why, by setting; notices: what the user should know
     """
@@ -76,6 +80,7 @@ class Plan:
     quality: float | None
     dense_layers: int
     yarn_context: int | None
+    store_dir: str | None
     memory: tuple[Memory, ...]
     predicted: Prediction
     reasons: dict[str, str] = field(default_factory=dict)
@@ -103,6 +108,7 @@ class Plan:
             kv_dtype=self.kv_dtype,
             quality=self.quality,
             dense_layers=self.dense_layers,
+            store_dir=self.store_dir,
         )
 
     @property

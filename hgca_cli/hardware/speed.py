@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hgca_cli.config import FOLLOWING, QUALITY
-from hgca_cli.hardware.memory import Choice, needs, stored_rows
+from hgca_cli.hardware.memory import Choice, stored_rows
 from hgca_cli.hardware.place import Case, Place
 from hgca_cli.hardware.row_rates import thread_factor
 from hgca_cli.hardware.settings import Prediction
@@ -151,7 +151,7 @@ def _bytes(place: Place, choice: Choice) -> int:
 def _sequences(place: Place, choice: Choice) -> int:
     """Sequences of a full context that fit at once."""
     most = MOST_SEQUENCES
-    for memory in needs(place.model, choice, place.gpu_limit, place.host_limit)[:2]:
+    for memory in place.needs(choice):
         one = memory.window + memory.store
         if one:
             most = min(most, 1 + max(0, memory.limit - memory.total) // one)

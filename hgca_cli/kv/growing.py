@@ -1,6 +1,13 @@
-"""An array that grows without moving: address space for all of it is reserved, memory is committed as rows come."""
+"""An array that grows without moving: address space for all of it is reserved, memory is committed as rows come.
+
+Memory, or a file without a name that is gone with the process, however that ends: the array is the file's pages then.
+"""
 
 from __future__ import annotations
+
+import shutil
+import tempfile
+from typing import IO
 
 import torch
 
@@ -18,10 +25,19 @@ HUGE_PAGE = 2 << 20
 class GrowingArray:
     """Numbers [heads, capacity, width], `whole`, of which the rows that were committed may be touched.
 
-    what  named where memory is refused
+    what    named where memory is refused
+    folder  where the file is; None: no file. Raises DoesNotFitError where none can be made
     """
 
-    def __init__(self, heads: int, capacity: int, width: int, dtype: torch.dtype, what: str = "older rows") -> None:
+    def __init__(
+        self,
+        heads: int,
+        capacity: int,
+        width: int,
+        dtype: torch.dtype,
+        what: str = "older rows",
+        folder: str | None = None,
+    ) -> None:
         self.bytes_per_row = heads * width * dtype.itemsize
         self._heads = heads
         self._what = what
@@ -29,7 +45,8 @@ class GrowingArray:
         self._most = _round_up(max(1, capacity) * self._row_bytes, PAGE)  # bytes per head
         self._committed = 0
         self._head_bytes = _round_up(self._most, COMMIT_BYTES if self._most < HUGE_PAGE else HUGE_PAGE)
-        self._memory = native.Reservation(heads * self._head_bytes)
+        self._folder = folder
+        self._memory = native.Reservation(heads * self._head_bytes) if folder is None else self._mapped(folder)
         strides = (self._head_bytes // dtype.itemsize, width, 1)
         with torch.inference_mode(False):  # the caller may leave inference mode between a prompt and a rewind
             self.whole = self._memory.tensor(dtype, (heads, capacity, width), strides, 0)
@@ -43,14 +60,40 @@ class GrowingArray:
         grown = _round_up(needed + needed // 8, COMMIT_BYTES if needed < HUGE_PAGE else HUGE_PAGE)
         grown = min(grown, self._most)
         for head in range(self._heads):
-            try:
+            try:  # of what is committed for some heads only, nothing is used
                 self._memory.commit(head * self._head_bytes + self._committed, grown - self._committed)
             except native.OutOfMemoryError as error:
                 raise DoesNotFitError(
                     f"no memory for {format_bytes(grown * self._heads)} of {self._what} in one layer.",
                     "Lower --ctx, or choose --kv-dtype bf16 or int8.",
                 ) from error
+            except native.NoSpaceError as error:
+                raise self._no_space(grown, head) from error
         self._committed = grown
+
+    def advise(self, in_order: bool) -> None:
+        """How a file will be read next."""
+        self._memory.advise(in_order)
+
+    def _mapped(self, folder: str) -> native.Reservation:
+        try:
+            file: IO[bytes] = tempfile.TemporaryFile(dir=folder, prefix="hgca-store-")  # noqa: SIM115 (open as long as it is used)
+            return native.Reservation(self._heads * self._head_bytes, file)
+        except OSError as error:
+            raise DoesNotFitError(
+                f"--store-dir {folder}: no file for {format_bytes(self._heads * self._head_bytes)} of {self._what} in one "
+                f"layer ({error.strerror}).",
+                "Choose another directory, or lower --ctx.",
+            ) from error
+
+    def _no_space(self, grown: int, head: int) -> DoesNotFitError:
+        more = (grown - self._committed) * (self._heads - head)
+        free = shutil.disk_usage(self._folder or ".").free
+        return DoesNotFitError(
+            f"--store-dir {self._folder}: {format_bytes(more)} more of {self._what} in one layer, and the disk has "
+            f"{format_bytes(free)} free.",
+            "Free some space, lower --ctx, or choose --kv-dtype bf16 or int8.",
+        )
 
 
 def _round_up(count: int, unit: int) -> int:

@@ -72,8 +72,12 @@ class KVLayout:
         """Bytes one token adds to the store and its index, over all layers that see everything."""
         full = [layer for layer in self.layers if layer.sliding is None]
         numbers, rows = sum(layer.row_elements for layer in full), sum(layer.kv_heads for layer in full)
-        index = sum(layer.index_bytes(self.index) for layer in full)
-        return numbers * self.store_itemsize + rows * self.store_scales + index
+        return numbers * self.store_itemsize + rows * self.store_scales + self.index_row_bytes
+
+    @property
+    def index_row_bytes(self) -> int:
+        """Of these, the index's, which is in memory wherever the rows are."""
+        return sum(layer.index_bytes(self.index) for layer in self.layers if layer.sliding is None)
 
     @property
     def pair_operations(self) -> int:

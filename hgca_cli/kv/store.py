@@ -28,16 +28,18 @@ class Store:
     packed  both, [kv_heads, capacity, key_dim + value_dim]
     scales  f32 [kv_heads, capacity, 2] of int8 rows: of the key, of the value; None for other dtypes
     read    the same rows as the C library reads them
+
+    folder  where the rows are in files; None: in memory
     """
 
-    def __init__(self, layout: LayerLayout, capacity: int, dtype: torch.dtype) -> None:
+    def __init__(self, layout: LayerLayout, capacity: int, dtype: torch.dtype, folder: str | None = None) -> None:
         self.rows = 0
         self.capacity = capacity
         self.dtype = dtype
-        self._parts = [GrowingArray(layout.kv_heads, capacity, layout.key_dim + layout.value_dim, dtype)]
+        self._parts = [GrowingArray(layout.kv_heads, capacity, layout.key_dim + layout.value_dim, dtype, folder=folder)]
         self.scales: Tensor | None = None
         if dtype == torch.int8:
-            self._parts.append(GrowingArray(layout.kv_heads, capacity, 2, torch.float32))
+            self._parts.append(GrowingArray(layout.kv_heads, capacity, 2, torch.float32, folder=folder))
             self.scales = self._parts[1].whole
         self.row_bytes = sum(part.bytes_per_row for part in self._parts)  # of all KV heads
         self.packed = self._parts[0].whole
@@ -69,6 +71,11 @@ class Store:
             ]
         )
         self.rows = rows
+
+    def advise(self, in_order: bool) -> None:
+        """How rows in a file will be read next: in order or here and there. Of those in memory nobody asks."""
+        for part in self._parts:
+            part.advise(in_order)
 
     def truncate(self, rows: int) -> None:
         """Forget the rows from `rows` on."""

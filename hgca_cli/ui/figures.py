@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from hgca_cli.events import Balanced, Done
@@ -55,6 +56,8 @@ def plan_table(plan: Any, model: str) -> str:
         flags += f" --quality {plan.quality}"
     if plan.dense_layers:
         flags += f" --dense-layers {plan.dense_layers}"
+    if plan.store_dir:
+        flags += f" --store-dir {shlex.quote(plan.store_dir)}"
     if plan.yarn_context:
         flags += " --yarn"
     return "\n".join([*lines, f"  flags: {flags}"])

@@ -128,6 +128,7 @@ def plan_record(plan: Any) -> dict[str, Any]:
         "budget",
         "quality",
         "dense_layers",
+        "store_dir",
         "threads",
         "chunk",
     )
