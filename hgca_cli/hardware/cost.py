@@ -124,14 +124,14 @@ class Costs:
         attention = 2.0 * seen * factor / (attention_rate * 1e12)
         chunks = -(-tokens // choice.chunk)
         fixed = chunks * len(layers) * CHUNK_LAYERS * (gpu.layer_us if gpu else host.layer_us) * 1e-6
-        streamed = 0.0
-        if gpu is not None:
-            full = [layer for layer in layers if layer.sliding is None]
-            row = sum(layer.row_elements for layer in full) * ITEMSIZE[choice.kv_dtype]
-            for chunk in range(chunks):
-                streamed += max(0, chunk * choice.chunk - choice.window - choice.sinks) * row
-            streamed /= gpu.to_device_gb_s * 1e9
-        return products + attention + fixed + streamed
+        if gpu is None:
+            return products + attention + fixed
+        full = [layer for layer in layers if layer.sliding is None]
+        row = sum(layer.row_elements for layer in full) * ITEMSIZE[choice.kv_dtype]
+        streamed = sum(max(0, chunk * choice.chunk - choice.window - choice.sinks) * row for chunk in range(chunks))
+        # rows pass through pinned memory, read and written there, while others are copied and attended to (kv/pieces.py)
+        way_gb_s = min(gpu.to_device_gb_s, host.best_read_gb_s / 2)
+        return products + fixed + max(attention, streamed / (way_gb_s * 1e9))
 
     def knee(self, choice: Choice, threads: int, most: int) -> int:
         """The smallest batch, up to `most`, that reaches 0.9 of the best throughput of them all.

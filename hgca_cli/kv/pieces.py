@@ -108,6 +108,8 @@ class Pieces:
             with torch.inference_mode(False):
                 held = torch.empty(-(-size // 16) * 16, dtype=torch.uint8, device=device, pin_memory=pinned)
             self.buffers[name, side, device] = held
+            if self._lane is not None:
+                self._lane.made()
         return held
 
 
@@ -120,6 +122,11 @@ class _Lane:
         self._stream = torch.cuda.Stream(device) if self.pins else None
         self._sent: list[torch.cuda.Event | None] = [None, None]
         self._used: list[torch.cuda.Event | None] = [None, None]
+
+    def made(self) -> None:
+        """A buffer is new: its memory may be another tensor's of before, which the main stream is not done with."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def free(self, side: int) -> None:
         """The pinned buffer was read, and the device's is free once what used it is done."""
