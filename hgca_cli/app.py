@@ -25,11 +25,12 @@ from hgca_cli.commands.eval import evaluate
 from hgca_cli.commands.output import report
 from hgca_cli.commands.profile import profile
 from hgca_cli.commands.pull import pull
+from hgca_cli.commands.sessions import sessions
 from hgca_cli.errors import HgcaError, HgcaWarning
 from hgca_cli.ui.inert import inert
 
 COMMANDS: dict[str, Callable[..., None]] = {"chat": chat, "profile": profile, "pull": pull, "doctor": doctor}
-GROUPS: dict[str, typer.Typer] = {"bench": bench, "eval": evaluate}
+GROUPS: dict[str, typer.Typer] = {"bench": bench, "eval": evaluate, "sessions": sessions}
 TRUE = ("1", "true", "t", "yes", "y", "on")
 
 app = typer.Typer(

@@ -65,3 +65,23 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d}"
     return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+
+
+_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([mhdw])")
+_AGE_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def parse_age(text: str, name: str = "value") -> float:
+    """Seconds of an age: `90m`, `12h`, `30d`, `8w`. Raises UsageError, naming `name`, for anything else."""
+    match = _AGE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{name}: {text!r} is not an age.", "Write it like 12h, 30d or 8w.")
+    return float(match[1]) * _AGE_SECONDS[match[2]]
+
+
+def format_age(seconds: float) -> str:
+    """`7300` -> `2 h`."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

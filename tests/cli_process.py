@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,15 @@ from hgca_cli.app import run
 from tests.tiny_engine import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
+DATA = tempfile.mkdtemp(prefix="hgca-tests-")  # no test writes where the person's sessions are
+atexit.register(shutil.rmtree, DATA, ignore_errors=True)
 
 
 def environment(**more: str) -> dict[str, str]:
     """Without what the person running the tests has set."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HGCA_")}
     kept |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TERM": "xterm", "HGCA_PROFILE": "none"}
+    kept["HGCA_DATA_DIR"] = DATA
     return {name: value for name, value in kept.items() if name not in ("NO_COLOR", "FORCE_COLOR")} | more
 
 

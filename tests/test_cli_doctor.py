@@ -131,7 +131,14 @@ def test_every_setting_of_chat_is_told(model: str, tmp_path: Path) -> None:
         "color",
         "debug",
         "exact",
-    }  # fmt: skip  (what is asked, how it looks, and what `select` tells)
+        "session",
+        "continue_",
+        "no_save",
+        "no_save_kv",
+        "no_cache",
+        "kv_disk_limit",
+        "reread",
+    }  # fmt: skip  (what is asked, how it looks, what is kept, and what `select` tells)
     assert set(chat.__annotations__) - {"return"} - look == shown
 
 

@@ -12,6 +12,8 @@ import typer
 from hgca_cli.commands import options
 from hgca_cli.commands.flags import balance_of, exclude, naming_variables, plan_request, sampling_flags, sampling_of
 from hgca_cli.commands.inputs import prompt_text, read_document, read_stdin, read_text, stdin_has_text
+from hgca_cli.commands.keeping import DISK_LIMIT, Keeper, Keeping, latest_session, saved_session
+from hgca_cli.commands.origins import setter
 from hgca_cli.commands.setup import ModelChoice, plan_model, start_engine
 from hgca_cli.errors import UsageError
 from hgca_cli.events import Notice
@@ -19,6 +21,7 @@ from hgca_cli.hf.registry import DEFAULT
 from hgca_cli.ui.console import make_sink
 from hgca_cli.ui.figures import plan_table
 from hgca_cli.ui.style import Style, is_terminal, style_of
+from hgca_cli.units import parse_bytes
 
 if TYPE_CHECKING:
     from hgca_cli.commands.inputs import Document
@@ -71,6 +74,13 @@ def chat(
     system_file: options.SystemFile = None,
     chat_template: options.ChatTemplate = None,
     raw: options.Raw = False,
+    session: options.SessionName = None,
+    continue_: options.Continue = False,
+    no_save: options.NoSave = False,
+    no_save_kv: options.NoSaveKv = False,
+    no_cache: options.NoCache = False,
+    kv_disk_limit: options.KvDiskLimit = DISK_LIMIT,
+    reread: options.Reread = False,
     json: Annotated[
         bool, typer.Option("--json", envvar="HGCA_JSON", help="One JSON object per line on standard output.")
     ] = False,
@@ -101,9 +111,17 @@ def chat(
         balanced = balance_of(balance)
         template = read_text(chat_template.expanduser(), str(chat_template)) if chat_template else None
         message = _system_message(system, system_file)
+        keeping = _keeping(given)
         question, documents = (None, []) if plan else _inputs(given)
         sink = _sink(given, style)
+        name = latest_session() if continue_ else session
+        model, revision = _model_of(context, name, message, model, revision)
         choice = ModelChoice(model, revision, trust_remote_code, offline, template)
+        keeper = None if plan or raw else Keeper(keeping, model, revision, one_answer=question is not None)
+        if keeper is not None:
+            context.call_on_close(keeper.close)
+            if name is not None:
+                keeper.open(name)  # refused before minutes of loading
         files, planned = plan_model(choice, request, sink.show, profile=profile, elsewhere=plan)
     if plan:
         sink.plan(planned, model, detailed=True) if json else typer.echo(plan_table(planned, model))
@@ -118,12 +136,36 @@ def chat(
         sink.show(Notice(text))
     from hgca_cli.commands.talk import Talk
 
-    talk = Talk(engine, message, settings, origins, sink, raw=raw)
+    talk = Talk(engine, message, settings, origins, sink, raw=raw, keeper=keeper)
     for document in documents:
         talk.attach(document)
     if question is not None:
         raise typer.Exit(talk.answer(question))
     _converse(talk, sink, plain=plain or json, color=style.color)
+
+
+def _keeping(given: Mapping[str, Any]) -> Keeping:
+    """What is kept on disk. Raises UsageError for a size that is none."""
+    limit = parse_bytes(given["kv_disk_limit"], "--kv-disk-limit")
+    save, rows = not given["no_save"], not given["no_save_kv"]
+    return Keeping(save=save, rows=rows, cache=not given["no_cache"], limit=limit, reread=given["reread"])
+
+
+def _model_of(
+    context: typer.Context, name: str | None, message: str | None, model: str, revision: str | None
+) -> tuple[str, str | None]:
+    """The model a session is of, unless another was asked for. Raises UsageError if it has a system message and gets another."""
+    there = saved_session(name) if name is not None else None
+    if there is None or there.record is None:
+        return model, revision
+    if message is not None and there.record.turns:
+        raise UsageError(
+            f"session {there.name} has its own beginning: a system message comes too late.",
+            "Drop it, or begin another session.",
+        )
+    if setter(context, "model") is None and setter(context, "revision") is None:
+        return there.record.model, there.record.revision
+    return model, revision
 
 
 def _checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, Any]]:
@@ -135,8 +177,14 @@ def _checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, An
         ("raw", "chat_template"),
         ("quiet", "verbose"),
         ("json", "plain"),
+        ("raw", "session"),
     ):
         exclude(given, one, other)
+    if given["continue_"] and (given["session"] or given["raw"]):
+        other = "--session" if given["session"] else "--raw"
+        raise UsageError(f"--continue and {other} exclude each other.", "Drop one of them.")
+    if given["reread"] and not (given["continue_"] or given["session"]):
+        raise UsageError("--reread needs a session.", "Add --session NAME.")
     if given["prompt"] is not None and given["words"]:
         raise UsageError("--prompt and a prompt without a flag exclude each other.", "Drop one of them.")
     return style_of(given["color"], plain=given["plain"]), plan_request(given), sampling_flags(given)

@@ -222,3 +222,34 @@ ChatTemplate = Annotated[
 Raw = Annotated[
     bool, typer.Option("--raw", envvar="HGCA_RAW", help="Continue the text as it stands: no chat template.")
 ]
+
+SessionName = Annotated[
+    str | None,
+    typer.Option(
+        "--session", envvar="HGCA_SESSION", metavar="NAME",
+        help="Go on where the session of this name was, or begin it; saved after every turn.",
+    ),
+]  # fmt: skip
+Continue = Annotated[bool, typer.Option("--continue", "-C", help="Go on with the latest session.")]
+NoSave = Annotated[
+    bool, typer.Option("--no-save", envvar="HGCA_NO_SAVE", help="Save nothing; a --session is only read.")
+]
+NoSaveKv = Annotated[
+    bool,
+    typer.Option("--no-save-kv", envvar="HGCA_NO_SAVE_KV", help="Save the text, not the rows: it is read again then."),
+]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", envvar="HGCA_NO_CACHE", help="Read a prompt even if its beginning was saved before."),
+]
+KvDiskLimit = Annotated[
+    str,
+    typer.Option(
+        "--kv-disk-limit", envvar="HGCA_KV_DISK_LIMIT", metavar="SIZE",
+        help="Most bytes of saved rows; those not used for longest go.",
+    ),
+]  # fmt: skip
+Reread = Annotated[
+    bool,
+    typer.Option("--reread", help="Open a damaged session with what can be read of its text, and read that again."),
+]

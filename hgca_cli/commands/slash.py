@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 from hgca_cli.commands.flags import SAMPLING
 from hgca_cli.commands.inputs import read_document
 from hgca_cli.config import SamplingSettings
+from hgca_cli.engine.session_files import check_name
+from hgca_cli.engine.sessions import every_session, messages_of
 from hgca_cli.errors import UsageError
 from hgca_cli.ui.figures import figures
+from hgca_cli.ui.session_table import sessions_table
 
 if TYPE_CHECKING:
+    from hgca_cli.commands.keeping import Keeper
     from hgca_cli.commands.talk import Talk
 
 
@@ -117,6 +122,38 @@ def _clear(talk: Talk, rest: str) -> None:
     talk.sink.tell("conversation forgotten")
 
 
+def _keeper(talk: Talk) -> Keeper:
+    if talk.keeper is None:
+        raise UsageError("with --raw there is no conversation to save.", "Leave it out.")
+    return talk.keeper
+
+
+def _save(talk: Talk, rest: str) -> None:
+    keeper = _keeper(talk)
+    if rest and (keeper.session is None or keeper.session.name != rest):
+        keeper.save_as(check_name(rest), talk.conversation, talk.sampling, talk.sink)
+        talk.sink.tell(f"saved as session {rest}")
+        return
+    talk.sink.tell(f"saved as session {keeper.save(talk.conversation, talk.sampling, talk.sink)}")
+
+
+def _load(talk: Talk, rest: str) -> None:
+    keeper = _keeper(talk)
+    if not rest:
+        raise UsageError("/load needs a name.", "/sessions lists them.")
+    if keeper.session is not None and keeper.session.name == rest:
+        raise UsageError(f"session {rest} is the one you are in.", "/sessions lists the others.")
+    keeper.load(check_name(rest), talk.conversation, talk.sink)
+    talk.attached = []
+    talk.sink.tell(f"session {rest}: {talk.status()}")
+
+
+def _sessions(talk: Talk, rest: str) -> None:
+    found = every_session()
+    begins = [next((m["content"] for m in messages_of(one) if m["role"] == "user"), "") for one in found]
+    talk.sink.tell(sessions_table(found, begins, time.time(), color=False) if found else "no sessions yet")
+
+
 def _exit(talk: Talk, rest: str) -> None:
     raise Leave
 
@@ -130,6 +167,9 @@ COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
     "stats": (_stats, "", "figures of the last answer"),
     "ctx": (_ctx, "", "what fills the context"),
     "clear": (_clear, "", "forget the conversation"),
+    "save": (_save, "[NAME]", "save the conversation now, as the session NAME"),
+    "load": (_load, "NAME", "go on with another session"),
+    "sessions": (_sessions, "", "the sessions there are"),
     "exit": (_exit, "", "leave"),
 }
 SAME = {"bye": "exit", "quit": "exit", "read": "file", "?": "help"}

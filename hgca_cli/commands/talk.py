@@ -8,6 +8,7 @@ from typing import Any
 
 from hgca_cli.commands.inputs import Document, prompt_text
 from hgca_cli.commands.interrupt import interruptible
+from hgca_cli.commands.keeping import Keeper
 from hgca_cli.commands.slash import Leave, run_slash
 from hgca_cli.config import SamplingSettings
 from hgca_cli.engine.conversation import Conversation
@@ -24,6 +25,7 @@ class Talk:
     """One chat: the engine's conversation, the settings that can change, and where things are shown.
 
     origins   where each sampling setting comes from
+    keeper    saves it, None with --raw
     attached  documents before the next question, with their tokens
     """
 
@@ -36,6 +38,7 @@ class Talk:
         sink: Sink,
         *,
         raw: bool = False,
+        keeper: Keeper | None = None,
     ) -> None:
         self.engine = engine
         self.conversation = Conversation(engine, system)
@@ -44,6 +47,9 @@ class Talk:
         self.last: Done | None = None
         self.attached: list[tuple[Document, int]] = []
         self._raw = raw
+        self.keeper = keeper
+        if keeper is not None:
+            keeper.begin(self.conversation, sink)
 
     def attach(self, document: Document) -> None:
         """Put a document before the next question, and say how long it is."""
@@ -52,7 +58,8 @@ class Talk:
         self.sink.attached(document.name, tokens)
 
     def answer(self, text: str) -> int:
-        """One turn; returns the exit code a one-shot ends with. Errors as of Conversation.ask."""
+        """One turn, saved; returns the exit code a one-shot ends with. Errors as of Conversation.ask and Keeper.after_turn."""
+        done: Done | None = None
         try:
             with interruptible() as stop:
                 if self._raw:
@@ -60,13 +67,16 @@ class Talk:
                     events = self.engine.complete(before + text, self.sampling, stop)
                 else:
                     events = self.conversation.ask(text, self.sampling, stop)
-                done: Done | None = None
                 for event in events:
                     self.sink.show(event)
                     if isinstance(event, Done):
                         done = self.last = event
+        except BaseException:
+            self._save(None)  # what was said
+            raise
         finally:
             self.sink.close()
+        self._save(done)
         if done is not None and done.finish_reason == "interrupted":
             return 130
         self.attached = []
@@ -86,6 +96,8 @@ class Talk:
         """Forget everything; the system message stays unless another is given."""
         self.conversation.clear(system)
         self.attached = []
+        if self.keeper is not None:
+            self.keeper.anew()
 
     def status(self) -> str:
         """How full the context is."""
@@ -96,6 +108,10 @@ class Talk:
         """Change a sampling setting. Raises UsageError for a bad value."""
         self.sampling = replace(self.sampling, **{name: value})
         self.origins = self.origins | {name: "set here"}
+
+    def _save(self, done: Done | None) -> None:
+        if self.keeper is not None:
+            self.keeper.after_turn(self.conversation, self.sampling, done, self.sink)
 
     def _do(self, text: str) -> None:
         """A slash command, or a message: a leading space or a second slash makes it one."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from hgca_cli.config import SamplingSettings
 from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.prefill import check_room
+from hgca_cli.engine.sequence import Sequence
 from hgca_cli.events import Done, Event, Notice, Text
+
+LONG = 256  # tokens of a prompt whose time is worth knowing
 
 
 class Conversation:
@@ -18,6 +21,8 @@ class Conversation:
 
     system           the system message, None for the template's own
     template_options passed to the chat template
+    reuse            asked before a prompt is read: a sequence that holds more of its beginning than so many tokens
+    seconds_per_token  of the last long prompt that was read, None without one
 
     A turn whose prompt could not be read, or was stopped while it was read, leaves the conversation as it was; rows
     that were read stay, so asking the same again goes on from there. An answer that was stopped, or broke off, stays
@@ -32,6 +37,8 @@ class Conversation:
         self._sequence = engine.new_sequence()
         self._history: list[int] = []  # ids of the messages up to the end of the last answer; [] if there is none
         self._documents: list[tuple[str, str]] = []
+        self.reuse: Callable[[list[int], int], tuple[Sequence | None, list[Notice]]] | None = None
+        self.seconds_per_token: float | None = None
         self.messages: list[dict[str, str]] = []
         if system is not None:
             self.messages.append({"role": "system", "content": system})
@@ -40,6 +47,28 @@ class Conversation:
     def used_tokens(self) -> int:
         """Tokens of the conversation so far."""
         return len(self._history)
+
+    @property
+    def engine(self) -> Engine:
+        """What reads and writes."""
+        return self._engine
+
+    @property
+    def history(self) -> list[int]:
+        """Ids of the messages up to the end of the last answer; [] if they are not known."""
+        return self._history
+
+    @property
+    def sequence(self) -> Sequence:
+        """The tokens that were read and written, and their rows."""
+        return self._sequence
+
+    def resume(self, messages: list[dict[str, str]], history: list[int], sequence: Sequence | None) -> None:
+        """Go on from where another conversation was: its messages, history and, if its rows are there, sequence."""
+        self.messages, self._history, self._documents = list(messages), history, []
+        self._restart()
+        if sequence is not None:
+            self._sequence = sequence
 
     def attach(self, name: str, text: str) -> int:
         """Put a document before the next question; returns its tokens.
@@ -74,6 +103,12 @@ class Conversation:
         check_room(len(prompt), self._engine.context, self._engine.loaded.trained_context)
         if notice := self._rewind_to(prompt):
             yield notice
+        if self.reuse is not None:
+            sequence, told = self.reuse(prompt, self._sequence.cached)
+            yield from told
+            if sequence is not None:
+                self._sequence.close()
+                self._sequence = sequence
         new = prompt[len(self._sequence.tokens) :]
         said: list[str] = []
         done = False
@@ -83,6 +118,9 @@ class Conversation:
                     said.append(event.text)
                 elif isinstance(event, Done):
                     done = True
+                    read = event.prompt_tokens - event.cached_tokens
+                    if read >= LONG and event.finish_reason != "interrupted":
+                        self.seconds_per_token = event.prefill_seconds / read
                     if said or event.finish_reason != "interrupted":  # else stopped before a word: it did not happen
                         self._take(asked, prompt, event.text)
                 yield event

@@ -38,14 +38,14 @@ class Engine:
         self.prefill_chunk = prefill_chunk
         self.context = settings.context
         self._feedback = Feedback(loaded.device) if balance else None
-        self._layout = kv_layout(loaded.model.config, loaded.dtype.itemsize, loaded.dtype.itemsize)
+        self.layout = kv_layout(loaded.model.config, loaded.dtype.itemsize, loaded.dtype.itemsize)
         loaded.model.set_attn_implementation(hgca_cli.hf.attention.NAME)
         if loaded.device.type == "cpu":
             quicken(loaded.model)
 
     def new_sequence(self, settings: CacheSettings | None = None) -> Sequence:
         """An empty sequence, its rows kept by other settings if given. Its windows are allocated with its first token."""
-        return Sequence(HybridCache(self._layout, settings or self.settings))
+        return Sequence(HybridCache(self.layout, settings or self.settings))
 
     def complete(self, text: str, sampling: SamplingSettings, stop: threading.Event) -> Iterator[Event]:
         """Continue a text as it stands, without a chat template. Events and errors as of `answer`."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
+from hgca_cli.engine.session_record import Shard
 from hgca_cli.errors import DoesNotFitError
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.load import LoadedModel
@@ -14,15 +18,26 @@ class DeviceFullError(DoesNotFitError):
     """The device ran out of memory in a forward pass; the sequence is as it was before."""
 
 
+@dataclass(frozen=True)
+class OnDisk:
+    """The first `rows` rows of a sequence are in these files of a session, too."""
+
+    folder: Path
+    shards: tuple[Shard, ...]
+    rows: int
+
+
 class Sequence:
     """Token ids and their rows.
 
-    tokens  everything read and written so far; the last may not be in the cache yet
+    tokens   everything read and written so far; the last may not be in the cache yet
+    on_disk  which of the rows were saved, or come from there; None: none
     """
 
     def __init__(self, cache: HybridCache) -> None:
         self.cache = cache
         self.tokens: list[int] = []
+        self.on_disk: OnDisk | None = None
 
     @property
     def cached(self) -> int:
@@ -64,14 +79,18 @@ class Sequence:
         if self.cached > length and not self.cache.rewind(length):
             return False
         del self.tokens[length:]
+        if self.on_disk is not None and self.on_disk.rows > length:
+            self.on_disk = replace(self.on_disk, rows=length)
         return True
 
     def close(self) -> None:
         """Give the memory back."""
         self.cache.close()
         self.tokens = []
+        self.on_disk = None
 
     def _forget_beyond(self, length: int) -> None:
         """Layers that had taken rows of a forward pass give them back; if one cannot, everything is read again."""
         if not self.cache.rewind(length):
             self.cache.close()  # all tokens are waiting now
+            self.on_disk = None

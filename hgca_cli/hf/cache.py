@@ -21,11 +21,13 @@ from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.meter import QualityMeter
 from hgca_cli.attention.select import make_selector
 from hgca_cli.attention.select.contract import Selector
+from hgca_cli.attention.select.moving_average import MovingAverage
 from hgca_cli.attention.select.scan import Scan
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.events import Rows
 from hgca_cli.hf.shape import kv_layout
+from hgca_cli.kv.held import Piece, Refill, held, natural_start
 from hgca_cli.kv.layout import KVLayout, LayerLayout
 from hgca_cli.kv.pieces import Pieces
 
@@ -262,6 +264,71 @@ class HybridCache(Cache):
             for layer, (keys, values) in zip(self.layers, rows, strict=True):
                 layer.lazy_initialization(keys[None, :, :1].to(device), values[None, :, :1].to(device))
                 layer.states[0].take_prompt(keys, values, chunk)
+
+    def held(self, first: int, end: int) -> list[tuple[int, Piece]]:
+        """Views of the rows at positions first .. end - 1 of a batch of one, each with its layer."""
+        pieces: list[tuple[int, Piece]] = []
+        for index, layer in enumerate(self.layers):
+            state = layer.states[0]
+            state.settle()
+            pieces += [(index, piece) for piece in held(state.window, state.store, first, end)]
+        return pieces
+
+    @property
+    def ring_start(self) -> int:
+        """The first position in the ring of the layers that see everything: what is before it was evicted."""
+        full = [layer.states[0] for layer in self.layers if layer.layout.sliding is None]
+        return full[0].window.start if full else 0
+
+    def refill(
+        self, rows: int, start: int | None, slides: int, device: torch.device, dtype: torch.dtype
+    ) -> list[Refill]:
+        """For each layer of this empty cache, what takes the first `rows` rows of a sequence as `held` gave them.
+
+        start   of the ring of layers that see everything, if that is possible; None: as after a prompt of so many rows
+        slides  the first position whose rows are there for sliding layers
+        """
+        refills = []
+        for layer in self.layers:
+            one = layer.layout
+            key = torch.empty(1, one.kv_heads, 1, one.key_dim, device=device, dtype=dtype)
+            layer.lazy_initialization(key, key.new_empty(1, one.kv_heads, 1, one.value_dim))
+            state = layer.states[0]
+            block = 0 if one.sliding is not None else self.settings.block
+            begin = natural_start(state.window, rows, block)
+            if one.sliding is not None:
+                begin = max(begin, slides)
+            elif start is not None and state.window.sinks <= start <= rows < start + state.window.ring:
+                begin = start
+            refills.append(Refill(state.window, state.store, rows, begin))
+        return refills
+
+    def index_stored(self) -> None:
+        """Rows were put into the stores: the policies learn of them."""
+        for layer in self.layers:
+            state = layer.states[0]
+            if state.store is not None and state.store.rows:
+                state.selector.stored(state.store)
+
+    def learned(self) -> dict[str, Tensor]:
+        """What policies that watch know of the rows, by layer and name; empty where the rows say it all."""
+        return {
+            f"{index}.{name}": tensor
+            for index, layer in enumerate(self.layers)
+            if isinstance(watcher := layer.states[0].selector, MovingAverage) and layer.states[0].store is not None
+            for name, tensor in watcher.learned().items()
+        }
+
+    def learn(self, learned: dict[str, Tensor]) -> bool:
+        """Give the policies that watch what `learned` gave; False if it is not of these rows."""
+        for index, layer in enumerate(self.layers):
+            state = layer.states[0]
+            if not isinstance(state.selector, MovingAverage) or state.store is None:
+                continue
+            mine = {name.partition(".")[2]: one for name, one in learned.items() if name.startswith(f"{index}.")}
+            if not state.selector.learn(mine, state.store.rows, state.window.ring_rows):
+                return False
+        return True
 
     def reset_counters(self) -> None:
         """Start counting the share read, and the mass kept, anew."""

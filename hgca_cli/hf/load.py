@@ -21,6 +21,7 @@ from hgca_cli.hf.shape import refuse_unsupported, text_config, trained_context
 from hgca_cli.hf.tokenizer import Tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SAMPLES, SAMPLE_BYTES = 64, 4096  # of each weights file in a fingerprint
 HARMLESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # buffers old checkpoints carry
 
 
@@ -29,7 +30,8 @@ class LoadedModel:
     """A model ready to run: in eval mode, without gradients, on its device.
 
     trained_context  tokens the model was made for (0: unknown); weights_bytes as loaded
-    fingerprint      of the config and the weights' names, shapes and file sizes: the same files give the same
+    fingerprint      of the config, the weights' names, shapes and file sizes, and samples of them: the same files give
+                     the same, a model trained further gives another
     """
 
     name: str
@@ -222,5 +224,9 @@ def _fingerprint(files: ModelFiles, shards: list[Any]) -> str:
         with shard.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             digest.update(file.read(length))
-        digest.update(str(shard.stat().st_size).encode())
+            size = shard.stat().st_size
+            digest.update(str(size).encode())
+            for sample in range(SAMPLES):  # rows kept on disk must not meet a sibling of the same shapes
+                file.seek(8 + length + (size - 8 - length) * sample // SAMPLES)
+                digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()[:16]

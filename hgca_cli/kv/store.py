@@ -72,6 +72,21 @@ class Store:
         )
         self.rows = rows
 
+    def append_scaled(self, numbers_of_keys: Tensor, numbers_of_values: Tensor, scales: Tensor) -> None:
+        """Take int8 rows [kv_heads, n, dim] with their scales [kv_heads, n, 2], as `blocks` multiplies them: bit for bit.
+
+        Errors as of `append`.
+        """
+        assert self.scales is not None
+        rows = self.rows + scales.shape[1]
+        if rows > self.capacity:
+            raise DoesNotFitError(f"the context of {self.capacity:,} rows is full.", "Raise --ctx or start a new chat.")
+        for part in self._parts:
+            part.commit(rows)
+        new = slice(self.rows, rows)
+        self.keys[:, new], self.values[:, new], self.scales[:, new] = numbers_of_keys, numbers_of_values, scales
+        self.rows = rows
+
     def advise(self, in_order: bool) -> None:
         """How rows in a file will be read next: in order or here and there. Of those in memory nobody asks."""
         for part in self._parts:
@@ -94,6 +109,13 @@ class Store:
             else:
                 scales = self.scales[:, piece].to(device)
                 yield _scaled(key, scales[..., :1], dtype), _scaled(value, scales[..., 1:], dtype)
+
+
+def unscaled(keys: Tensor, values: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows as numbers: int8 ones multiplied with their scales [kv_heads, n, 2], others as they are."""
+    if scales is None:
+        return keys, values
+    return _scaled(keys, scales[..., :1], torch.float32), _scaled(values, scales[..., 1:], torch.float32)
 
 
 def _scaled(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

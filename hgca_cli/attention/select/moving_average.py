@@ -120,6 +120,35 @@ class MovingAverage:
             self._rows[index], self._worth[index] = rows[stay], self._worth[index][stay]
         self._chosen = None
 
+    def learned(self) -> dict[str, Tensor]:
+        """What cannot be found out from the rows again: the averages, and the rows that were chosen by them."""
+        counts = torch.tensor([len(rows) for rows in self._rows], dtype=torch.int64)
+        return {
+            "average": self.average,
+            "counts": counts,
+            "rows": torch.cat(self._rows),
+            "worth": torch.cat(self._worth),
+        }
+
+    def learn(self, learned: dict[str, Tensor], store_rows: int, ring_rows: int) -> bool:
+        """Take what `learned` gave; False, and nothing happened, if it is not of so many rows."""
+        average, counts, rows, worth = (learned.get(name) for name in ("average", "counts", "rows", "worth"))
+        if average is None or counts is None or rows is None or worth is None or counts.shape != (len(self._rows),):
+            return False
+        sizes = counts.tolist()
+        kinds = (average.dtype, counts.dtype, rows.dtype, worth.dtype)
+        good = kinds == (torch.float32, torch.int64, torch.int32, torch.float32) and min(sizes, default=0) >= 0
+        if not good or average.shape != (self._heads, ring_rows) or not rows.shape == worth.shape == (sum(sizes),):
+            return False
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < store_rows:
+            return False
+        self.average = average.to(self.average.device).clone()
+        self._rows = [one.clone() for one in rows.split(sizes)]
+        self._worth = [one.clone() for one in worth.split(sizes)]
+        self._left = store_rows
+        self._chosen = None
+        return True
+
     def _add(self, average: Tensor, first_row: int, threshold: float) -> None:
         """Judge rows first_row, first_row + 1, ... by their averages [heads, n]."""
         grouped = average.reshape(self._kv_heads, -1, average.shape[1])

@@ -1,0 +1,349 @@
+"""One saved conversation, open for writing: what was said, and the rows that were read and written.
+
+Files get names nobody refers to yet; then session.json is replaced in one rename, and what it no longer names is deleted.
+Killed at any moment, the session is the old one or the new one. Its text is appended before that, so a turn that
+was said and not yet committed is found again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+
+from hgca_cli import __version__
+from hgca_cli.engine import transcript
+from hgca_cli.engine.conversation import Conversation
+from hgca_cli.engine.engine import Engine
+from hgca_cli.engine.saved_rows import (
+    can_load,
+    difference,
+    identity_of,
+    kept_shards,
+    link_shards,
+    load_rows,
+    new_shards,
+    read_ids,
+    shard_tokens,
+    write_shard,
+)
+from hgca_cli.engine.sequence import OnDisk, Sequence
+from hgca_cli.engine.session_files import (
+    DamagedError,
+    Lock,
+    check_name,
+    make_folder,
+    sessions_dir,
+    sync_folder,
+    write_new,
+    writing,
+)
+from hgca_cli.engine.session_files import (
+    replace as replace_file,
+)
+from hgca_cli.engine.session_record import (
+    FILE,
+    MESSAGES,
+    SHARD,
+    TOKENS,
+    Record,
+    SavedRows,
+    Shard,
+    Stored,
+    crc_of,
+    dumps,
+    read_record,
+)
+from hgca_cli.engine.sessions import free_bytes, kept_bytes, make_room
+from hgca_cli.engine.shards import write_tensors
+from hgca_cli.errors import HgcaError
+from hgca_cli.events import Notice
+from hgca_cli.units import format_bytes
+
+RESERVE = 256 << 20  # bytes of the disk that stay free
+
+
+@dataclass(frozen=True)
+class About:
+    """What a record tells of the run. model: as it can be given to --model again."""
+
+    model: str
+    revision: str | None
+    sampling: dict[str, float | int | str | None]
+
+
+class Session:
+    """A session of this name; nobody else writes it until `close`.
+
+    record    what is on disk, None if nothing is yet
+    messages  the conversation so far
+    """
+
+    def __init__(self, name: str, *, automatic: bool = False, reread: bool = False) -> None:
+        """Open it, or begin one.
+
+        reread  one whose files are damaged is opened with the text that can be recovered
+
+        Raises UsageError if it is open elsewhere, DamagedError, ModelError if it cannot be read or is of a newer version.
+        """
+        self.name = check_name(name)
+        self.folder = sessions_dir() / name
+        self._automatic = automatic
+        self.record: Record | None = None
+        self.messages: transcript.Messages = []
+        self.damaged = ""
+        make_folder(self.folder)
+        self._lock = Lock(self.folder)
+        try:
+            self._read(reread)
+            self._number = self._last_number()
+        except BaseException:
+            self._lock.free()
+            raise
+
+    def close(self) -> None:
+        """Others may write it. A session in which nothing was saved leaves nothing behind."""
+        if self.record is None and not self.damaged:
+            with contextlib.suppress(OSError):
+                if {path.name for path in self.folder.iterdir()} == {"lock"}:
+                    (self.folder / "lock").unlink()
+                    self.folder.rmdir()
+        self._lock.free()
+
+    def resume(self, engine: Engine, conversation: Conversation, *, reread: bool = False) -> list[Notice]:
+        """Give the conversation what was said, and its rows if they are of use; returns what a person should know.
+
+        reread  rows that are damaged are no error: the text will be read again
+
+        Raises DamagedError, and DoesNotFitError if memory runs out.
+        """
+        saved = self.record.saved if self.record is not None else None
+        history: list[int] = []
+        sequence: Sequence | None = None
+        why = self.damaged
+        if saved is not None and not why:
+            why = difference(saved.identity, identity_of(engine)) or (
+                "" if can_load(engine, saved) else "of no use with these settings"
+            )
+            if not why:
+                try:
+                    ids, history = read_ids(self.folder, saved)
+                    sequence = load_rows(engine, self.folder, saved, ids, saved.rows)
+                except DamagedError as error:
+                    if not reread:
+                        raise self._remedied(error) from error
+                    why, history = "damaged", []
+            if saved.text != crc_of(transcript.lines_of(self.messages)):  # text was saved without rows since
+                history = []
+        conversation.resume(self.messages or conversation.messages, history, sequence)
+        if saved is not None and sequence is not None:
+            conversation.seconds_per_token = saved.seconds_per_token
+        return [Notice(f"the rows of session {self.name} are {why}: its text is read again.")] if why else []
+
+    def save(self, conversation: Conversation, about: About, *, rows: bool, limit: int) -> list[Notice]:
+        """Put the conversation on the disk, in place of what is there; returns what a person should know.
+
+        rows   with them, else they stay as they were saved before
+        limit  most bytes of rows of all sessions: those not used for longest go
+
+        Raises DoesNotFitError, with the text saved if it could be, and ModelError.
+        """
+        before = self.record
+        notices: list[Notice] = []
+        failure: HgcaError | None = None
+        text = self._save_text(conversation.messages)
+        saved = before.saved if before is not None else None
+        sequence = conversation.sequence
+        if rows and sequence.cached:
+            try:
+                saved, notices = self._save_rows(conversation, limit, saved)
+            except HgcaError as error:
+                failure = error
+        now = time.time()
+        record = Record(
+            hgca=__version__,
+            created=before.created if before is not None else now,
+            changed=now,
+            model=about.model,
+            revision=about.revision,
+            automatic=self._automatic and (before is None or before.automatic),
+            messages=text,
+            turns=len(conversation.messages),
+            number=self._number,
+            sampling=about.sampling,
+            saved=saved,
+        )
+        replace_file(self.folder / FILE, dumps(record))
+        self.record, self.messages, self.damaged = record, list(conversation.messages), ""
+        if saved is not None and saved is not (before.saved if before is not None else None):
+            sequence.on_disk = OnDisk(self.folder, saved.shards, saved.rows)
+        self._sweep()
+        if failure is not None:
+            raise failure
+        return notices
+
+    def _read(self, reread: bool) -> None:
+        try:
+            self.record = read_record(self.folder)
+            self.messages = transcript.read_messages(self.folder, self.record.messages)
+            self._automatic = self.record.automatic
+            self._sweep()
+        except FileNotFoundError:
+            if not any(MESSAGES.fullmatch(path.name) for path in self.folder.iterdir()):
+                self._sweep()
+                return  # a new one, or one that was killed before its first save
+            self.messages, self.damaged = transcript.rescue(self.folder), "not there"
+            while self.messages and self.messages[-1]["role"] != "assistant":  # a torn turn
+                del self.messages[-1]
+        except DamagedError as error:
+            self._rescue(error, reread)
+
+    def _rescue(self, error: DamagedError, reread: bool) -> None:
+        if not reread:
+            raise self._remedied(error) from error
+        self.record, self.damaged = None, "damaged"
+        self.messages = transcript.rescue(self.folder)
+
+    def _remedied(self, error: DamagedError) -> DamagedError:
+        return DamagedError(
+            f"session {self.name} is damaged: {error.message}",
+            f"--reread opens it with its text; hgca sessions export {self.name} prints that.",
+        )
+
+    def _save_text(self, messages: transcript.Messages) -> Stored:
+        """Append what is new; a conversation that does not begin as the saved one did gets a file of its own."""
+        old = self.messages
+        if self.record is not None and messages[: len(old)] == old and self._holds(old):
+            new = messages[len(old) :]
+            return transcript.append(self.folder, self.record.messages, new) if new else self.record.messages
+        content = transcript.lines_of(messages)
+        first = not any(MESSAGES.fullmatch(path.name) for path in self.folder.iterdir())
+        name = "messages.jsonl" if first else f"messages-{self._next():06d}.jsonl"
+        write_new(self.folder / name, content)
+        return Stored(name, len(content), crc_of(content))
+
+    def _holds(self, old: transcript.Messages) -> bool:
+        """Whether the record's text is these messages: turns that were found behind it are written anew."""
+        return self.record is not None and self.record.turns == len(old)
+
+    def _save_rows(
+        self, conversation: Conversation, limit: int, old: SavedRows | None
+    ) -> tuple[SavedRows | None, list[Notice]]:
+        sequence = conversation.sequence
+        per_shard = shard_tokens(sequence)
+        kv = self.folder / "kv"
+        make_folder(kv)
+        made: list[Path] = []
+
+        def names() -> Iterator[Path]:
+            while True:
+                made.append(kv / f"{self._next():06d}.safetensors")
+                yield made[-1]
+
+        paths = names()
+        try:
+            kept = kept_shards(sequence, per_shard)
+            if sequence.on_disk is not None and sequence.on_disk.folder != self.folder:
+                kept = link_shards(kept, sequence.on_disk.folder, paths)
+            first = kept[-1].end if kept else 0
+            needed = _row_bytes(sequence, first)
+            if notice := self._no_room(sum(shard.bytes for shard in kept), needed, limit):
+                for path in made:
+                    path.unlink(missing_ok=True)
+                return old, [notice]
+            notices = make_room(self.folder, limit, needed + sum(shard.bytes for shard in kept))
+            shards = list(kept)
+            for begin, end, pieces in new_shards(sequence, first, per_shard):
+                shards.append(write_shard(next(paths), begin, end, pieces, sequence))
+            learned = sequence.cache.learned()
+            stored = write_tensors(next(paths), learned) if learned else None
+            ids, shared = self._save_ids(conversation)
+            with writing(kv):
+                sync_folder(kv)
+        except BaseException:
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            raise
+        return self._saved(conversation, tuple(shards), stored, ids, shared), notices
+
+    def _saved(
+        self, conversation: Conversation, shards: tuple[Shard, ...], learned: Stored | None, ids: Stored, shared: int
+    ) -> SavedRows:
+        sequence, settings = conversation.sequence, conversation.engine.settings
+        return SavedRows(
+            identity=identity_of(conversation.engine),
+            ids=ids,
+            count=len(sequence.tokens),
+            rows=sequence.cached,
+            shared=shared,
+            history=len(conversation.history),
+            text=crc_of(transcript.lines_of(conversation.messages)),
+            start=sequence.cache.ring_start,
+            window=settings.window,
+            sinks=settings.sinks,
+            select=settings.select,
+            sliding=max((layer.sliding or 0 for layer in sequence.cache.layout.layers), default=0),
+            shards=shards,
+            learned=learned,
+            seconds_per_token=conversation.seconds_per_token,
+        )
+
+    def _save_ids(self, conversation: Conversation) -> tuple[Stored, int]:
+        tokens, history = conversation.sequence.tokens, conversation.history
+        shared = next((at for at, (a, b) in enumerate(zip(tokens, history, strict=False)) if a != b), None)
+        shared = min(len(tokens), len(history)) if shared is None else shared
+        content = numpy.array(tokens + history[shared:], dtype="<u4").tobytes()
+        name = f"tokens-{self._next():06d}.u32"
+        write_new(self.folder / name, content)
+        return Stored(name, len(content), crc_of(content)), shared
+
+    def _no_room(self, kept: int, needed: int, limit: int) -> Notice | None:
+        """Why rows are not saved, with figures; None if they are."""
+        if kept + needed > limit:
+            return Notice(
+                f"session {self.name}: its text is saved, its rows are not: {format_bytes(kept + needed)} are more than "
+                f"--kv-disk-limit {format_bytes(limit)}."
+            )
+        free = free_bytes(self.folder)
+        if free is not None and needed + RESERVE > free + max(0, kept_bytes(self.folder.parent) + needed - limit):
+            return Notice(
+                f"session {self.name}: its text is saved, its rows are not: {format_bytes(needed)} are needed and "
+                f"{format_bytes(RESERVE)} to spare, {format_bytes(free)} of the disk are free."
+            )
+        return None
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _last_number(self) -> int:
+        """The highest number of a file that is, or was, there."""
+        numbers = [self.record.number if self.record is not None else 0]
+        for folder, prefix in ((self.folder, ""), (self.folder / "kv", "kv/")):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if any(kind.fullmatch(prefix + path.name) for kind in (SHARD, TOKENS, MESSAGES)):
+                    numbers += [int(digits) for digits in re.findall(r"\d+", path.name)[:1]]
+        return max(numbers)
+
+    def _sweep(self) -> None:
+        """Delete what was left by a save that was killed, and what the record no longer names."""
+        named = self.record.files if self.record is not None else {"lock"}
+        for folder, prefix in ((self.folder, ""), (self.folder / "kv", "kv/")):
+            with contextlib.suppress(OSError):
+                for path in folder.iterdir():
+                    name = prefix + path.name
+                    ours = any(kind.fullmatch(name) for kind in (SHARD, TOKENS, MESSAGES)) or name == f".{FILE}.new"
+                    if ours and name not in named:
+                        with contextlib.suppress(OSError):
+                            path.unlink()
+
+
+def _row_bytes(sequence: Sequence, first: int) -> int:
+    pieces = sequence.cache.held(first, sequence.cached) if first < sequence.cached else []
+    return sum(one.numel() * one.element_size() for _, piece in pieces for one in piece[1:] if one is not None)

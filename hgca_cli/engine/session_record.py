@@ -1,0 +1,212 @@
+"""session.json: what a saved session is, as plain data that is checked when it is read. No torch: listing is quick."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import types
+import zlib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from hgca_cli.engine.session_files import DamagedError, read_file
+from hgca_cli.errors import ModelError
+
+SCHEMA = 1
+FILE = "session.json"
+SHARD = re.compile(r"kv/\d{6,9}\.safetensors")
+TOKENS = re.compile(r"tokens-\d{6,9}\.u32")
+MESSAGES = re.compile(r"messages(-\d{6,9})?\.jsonl")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Rows serve a run that agrees in all of this.
+
+    model   fingerprint of the files; layers: heads, widths and sliding windows; rope: the rotary positions, YaRN included
+    dtype   of the window's rows; kv_dtype: of the store's
+    """
+
+    model: str
+    layers: str
+    rope: str
+    dtype: str
+    kv_dtype: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file, and what its bytes are to be."""
+
+    file: str
+    bytes: int
+    crc: int
+
+
+@dataclass(frozen=True)
+class Shard(Stored):
+    """Rows of all layers at positions first .. first + tokens - 1; the file may hold more behind them, which do not count.
+
+    slides  the first of them that sliding layers still had
+    """
+
+    first: int
+    tokens: int
+    slides: int
+
+    @property
+    def end(self) -> int:
+        """The position after the last."""
+        return self.first + self.tokens
+
+
+@dataclass(frozen=True)
+class SavedRows:
+    """Rows on disk, and the ids they are of.
+
+    ids      everything read and written: rows are of the first `rows`; file of u32 ids, then those of `history` beyond `shared`
+    shared   so many ids begin the history of the conversation, too, which has `history` ids
+    start    first position in the ring; window, sinks, select: of the run that saved them
+    text     checksum of the messages the history is of: others may have been saved without rows since
+    learned  what a policy that watches knew, None for others
+    seconds_per_token  it took to read a long prompt, None if none was read
+    """
+
+    identity: Identity
+    ids: Stored
+    count: int
+    rows: int
+    shared: int
+    history: int
+    text: int
+    start: int
+    window: int
+    sinks: int
+    select: str
+    sliding: int
+    shards: tuple[Shard, ...]
+    learned: Stored | None = None
+    seconds_per_token: float | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """All of session.json. Times are seconds since 1970.
+
+    messages   the transcript's file, bytes and checksum of what was there when this was written: `turns` messages
+    automatic  nobody named it
+    number     the next file's
+    """
+
+    hgca: str
+    created: float
+    changed: float
+    model: str
+    revision: str | None
+    automatic: bool
+    messages: Stored
+    turns: int
+    number: int
+    sampling: dict[str, float | int | str | None] = field(default_factory=dict)
+    saved: SavedRows | None = None
+
+    @property
+    def files(self) -> set[str]:
+        """Names of everything it refers to."""
+        names = {FILE, self.messages.file, "lock"}
+        if self.saved is not None:
+            names |= {self.saved.ids.file, *(shard.file for shard in self.saved.shards)}
+            if self.saved.learned is not None:
+                names.add(self.saved.learned.file)
+        return names
+
+
+def dumps(record: Record) -> bytes:
+    """The file's bytes, with their own checksum."""
+    table = {"schema": SCHEMA, **asdict(record)}
+    return json.dumps({**table, "digest": _digest(table)}, indent=1).encode()
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a session.
+
+    Raises DamagedError for anything that is not what `dumps` wrote, ModelError for one of a newer version,
+    FileNotFoundError where there is none.
+    """
+    path = folder / FILE
+    try:
+        table = json.loads(read_file(path))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is not JSON.") from error
+    if not isinstance(table, dict):
+        raise DamagedError(f"{path} is not a table.")
+    schema = table.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise ModelError(
+            f"session {folder.name} was saved by a newer version of hgca (schema {schema}, this one reads {SCHEMA}).",
+            "Update hgca.",
+        )
+    digest = table.pop("digest", None)
+    if schema != SCHEMA or digest != _digest(table):
+        raise DamagedError(f"{path} is damaged: its checksum is wrong.")
+    del table["schema"]
+    record: Record = _build(Record, table, path, "")
+    _check(record, path)
+    return record
+
+
+def crc_of(content: bytes) -> int:
+    """The checksum of a file's bytes."""
+    return zlib.crc32(content)
+
+
+def _check(record: Record, path: Path) -> None:
+    """Raises DamagedError for numbers that contradict each other, and names that lead elsewhere."""
+    good = bool(MESSAGES.fullmatch(record.messages.file))
+    if (saved := record.saved) is not None:
+        at = 0
+        for shard in saved.shards:
+            good &= bool(SHARD.fullmatch(shard.file)) and shard.first == at and 0 < shard.tokens <= 1 << 20
+            good &= shard.first <= shard.slides <= shard.end
+            at = shard.end
+        good &= at == saved.rows <= saved.count and saved.shared <= min(saved.count, saved.history)
+        good &= bool(TOKENS.fullmatch(saved.ids.file))
+        good &= saved.ids.bytes == 4 * (saved.count + saved.history - saved.shared)
+        good &= saved.learned is None or bool(SHARD.fullmatch(saved.learned.file))
+    if not good:
+        raise DamagedError(f"{path} contradicts itself.")
+
+
+def _digest(table: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
+def _build(kind: Any, value: Any, path: Path, at: str) -> Any:
+    """A value of the type `kind` from plain JSON data. Raises DamagedError naming the field."""
+    if is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        names = {one.name for one in fields(kind)}
+        if set(value) != names:
+            raise DamagedError(f"{path}: {at or 'the file'} has other fields.")
+        return kind(**{name: _build(hints[name], value[name], path, name) for name in names})  # type: ignore[operator]
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:
+        if value is None and type(None) in inner:
+            return None
+        for one in inner:
+            fits = isinstance(value, dict) if is_dataclass(one) else isinstance(value, one)
+            if (fits and value is not None) or (one is float and int not in inner and isinstance(value, int)):
+                return _build(one, value, path, at)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_build(inner[0], one, path, at) for one in value)
+    if origin is dict and isinstance(value, dict):
+        return {str(name): _build(inner[1], one, path, at) for name, one in value.items()}
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        return float(value)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62:
+        return value
+    if kind in (str, bool) and isinstance(value, kind):
+        return value
+    raise DamagedError(f"{path}: {at} = {str(value)[:40]!r} is no good.")

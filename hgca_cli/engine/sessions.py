@@ -1,0 +1,173 @@
+"""All saved sessions: what there is, what they take on the disk, and which go when that is too much. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hgca_cli.engine import transcript
+from hgca_cli.engine.session_files import DamagedError, Lock, check_name, is_folder, sessions_dir
+from hgca_cli.engine.session_files import replace as replace_file
+from hgca_cli.engine.session_record import FILE, SHARD, TOKENS, Record, dumps, read_record
+from hgca_cli.errors import HgcaError, ModelError, UsageError
+from hgca_cli.events import Notice
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A session as a listing shows it.
+
+    record  None if it cannot be read: `wrong` says why
+    used    when it was last of use, seconds since 1970; bytes: of its files, those it shares with others included
+    """
+
+    name: str
+    folder: Path
+    record: Record | None
+    wrong: str
+    used: float
+    bytes: int
+
+
+def every_session() -> list[Listed]:
+    """All sessions, the latest first."""
+    root = sessions_dir()
+    try:
+        folders = [path for path in root.iterdir() if is_folder(path)]
+    except OSError:
+        return []
+    found = [listed for folder in folders if (listed := _look(folder)) is not None]
+    return sorted(found, key=lambda one: (-one.used, one.name))
+
+
+def one_session(name: str) -> Listed:
+    """The session of this name. Raises UsageError for what is no name, ModelError if there is none."""
+    folder = sessions_dir() / check_name(name)
+    found = _look(folder) if is_folder(folder) else None
+    if found is None:
+        raise ModelError(f"there is no session {name}.", "hgca sessions ls lists them.")
+    return found
+
+
+def messages_of(session: Listed) -> transcript.Messages:
+    """What was said in it; of a damaged one what can be read."""
+    if session.record is not None:
+        with contextlib.suppress(DamagedError):
+            return transcript.read_messages(session.folder, session.record.messages)
+    return transcript.rescue(session.folder)
+
+
+def remove(session: Listed) -> None:
+    """Delete a session. Raises UsageError if it is open, ModelError if it cannot be deleted."""
+    lock = Lock(session.folder)
+    try:
+        shutil.rmtree(session.folder)
+    except OSError as error:
+        raise ModelError(f"cannot remove {session.folder}: {error.strerror}.", "Check its permissions.") from error
+    finally:
+        lock.free()
+
+
+def drop_rows(session: Listed) -> bool:
+    """Delete the rows of a session and keep its text; False if it has none, is open or cannot be written."""
+    if session.record is None or session.record.saved is None:
+        return False
+    try:
+        lock = Lock(session.folder)
+    except (UsageError, ModelError):
+        return False
+    try:
+        record = read_record(session.folder)
+        used = session.used
+        replace_file(session.folder / FILE, dumps(replace(record, saved=None)))
+        _set_used(session.folder, used)
+        for folder, prefix in ((session.folder, ""), (session.folder / "kv", "kv/")):
+            for path in list(folder.iterdir()):
+                if SHARD.fullmatch(prefix + path.name) or TOKENS.fullmatch(prefix + path.name):
+                    path.unlink(missing_ok=True)
+        return True
+    except (HgcaError, OSError):
+        return False
+    finally:
+        lock.free()
+
+
+def make_room(keep: Path, limit: int, needed: int) -> list[Notice]:
+    """Sessions not used for longest lose their rows until those of all, and `needed` bytes, are within the limit.
+
+    keep  the session that needs them, whose own rows do not count
+    """
+    others = [one for one in every_session() if one.folder != keep]
+    notices = []
+    for one in reversed(others):
+        if kept_bytes(sessions_dir(), keep) + needed <= limit:
+            break
+        if drop_rows(one):
+            notices.append(Notice(f"the rows of session {one.name} were dropped (--kv-disk-limit); its text stays."))
+    return notices
+
+
+def kept_bytes(root: Path, but: Path | None = None) -> int:
+    """Bytes of the rows of all sessions on the disk; files that several share count once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for path in _rows_files(root):
+        if but is None or but not in path.parents:
+            with contextlib.suppress(OSError):
+                found = path.lstat()
+                sizes[found.st_dev, found.st_ino] = found.st_size
+    return sum(sizes.values())
+
+
+def free_bytes(path: Path) -> int | None:
+    """Bytes free on a directory's disk; None where nobody can tell."""
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
+
+
+def _rows_files(root: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        for folder in root.iterdir():
+            with contextlib.suppress(OSError):
+                yield from (path for path in (folder / "kv").iterdir() if SHARD.fullmatch(f"kv/{path.name}"))
+
+
+def _look(folder: Path) -> Listed | None:
+    """A session's folder as it is; None if nothing was saved in it."""
+    record: Record | None = None
+    wrong = ""
+    size = 0
+    try:
+        for path in (*folder.iterdir(), *(folder / "kv").glob("*")):
+            with contextlib.suppress(OSError):
+                size += path.lstat().st_size if path.is_file() else 0
+        record = read_record(folder)
+    except FileNotFoundError:
+        if not transcript.rescue(folder):
+            return None
+        wrong = f"{FILE} is missing"
+    except HgcaError as error:
+        wrong = error.message.rstrip(".")
+    except OSError as error:
+        wrong = error.strerror or str(error)
+    try:
+        used = (folder / FILE).lstat().st_mtime
+    except OSError:
+        used = 0.0
+    return Listed(folder.name, folder, record, wrong, used, size)
+
+
+def touch(folder: Path) -> None:
+    """The session was of use just now."""
+    with contextlib.suppress(OSError):
+        os.utime(folder / FILE)
+
+
+def _set_used(folder: Path, used: float) -> None:
+    with contextlib.suppress(OSError):
+        os.utime(folder / FILE, (used, used))
