@@ -43,7 +43,7 @@ class Still(Balance):
     """Takes everything in, and never moves."""
 
     def sample(self, sample: Sample) -> list[Balanced]:
-        self._climb._since = 0
+        self._climb._since %= 8  # no trial is ever due
         super().sample(sample)
         return []
 

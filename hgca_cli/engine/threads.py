@@ -21,6 +21,7 @@ CHANGED = 1.15  # times as long, or as short, as when it was last decided: neigh
 SAME_ROWS = 1.1  # between rows that can be compared
 WAIT, LONGEST_WAIT = 512, 16_384  # tokens between trials
 PAYBACK = 100  # times what trials lost
+LOOK = 8  # tokens between two looks at the newest ones: medians take time themselves
 LOSS = 4  # tokens' time that a trial may lose, or what the last one lost
 
 
@@ -38,6 +39,7 @@ class ThreadClimb:
         self._enough = 0.0  # at most so many, and it stays
         self._reference: tuple[float, int] | None = None  # seconds of a token, and its rows, when it was last decided
         self._since, self._wait = 0, WAIT
+        self._due = False  # a token's time has changed
         self._spent = self._lost = 0.0
         self._dear = 0.0  # what the last trial lost
 
@@ -56,16 +58,18 @@ class ThreadClimb:
             self._trial.append(seconds)
             return self._judge()
         self._recent.append(seconds)
-        if len(self._recent) < 2 * PERIOD:
+        if len(self._recent) < 2 * PERIOD or self._since % LOOK:
             return None
         recent = list(self._recent)
         halves = median(recent[:PERIOD]), median(recent[PERIOD:])
-        changed = self._changed(halves[1], rows)
-        dear = max(self._dear, LOSS * halves[1])
-        if not (changed or self._since >= self._wait) or self._spent < PAYBACK * (self._lost + dear):
+        if changed := self._changed(halves[1], rows):
+            self._due, self._down = True, changed > 0
+            self._reference = halves[1], rows
+            self._recent.clear()  # what a trial is compared with is as it is now
             return None
-        if changed:
-            self._down = changed > 0
+        dear = max(self._dear, LOSS * halves[1])
+        if not (self._due or self._since >= self._wait) or self._spent < PAYBACK * (self._lost + dear):
+            return None
         self._base = min(halves)
         scatter = median(abs(one - self._base) for one in recent)
         self._enough = GAIN * self._base - scatter / 2  # about the standard error of two medians' difference
@@ -91,6 +95,7 @@ class ThreadClimb:
         fewer, more = max(1, self._settled - step), min(self._most, self._settled + step)
         self._down = more == self._settled or (self._down and fewer != self._settled)
         self.threads = fewer if self._down else more
+        self._due = False
         self._reference = seconds, rows
         took, enough = self._base * 1e3, self._enough * 1e3
         reason = f"tried for {PERIOD} tokens: stays if one takes {enough:.3g} ms at most, in place of {took:.3g}"
