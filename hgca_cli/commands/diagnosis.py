@@ -155,15 +155,13 @@ class _Rehearsal:
 
     def _describe(self) -> None:
         from hgca_cli.hardware.shapes import known_model
-        from hgca_cli.hf.default_model import ON_HUB
 
         choice = self._choice
         if self._files is not None:
             self._shape = describe(self._files, choice.trust_remote_code)
         elif self._missing is not None:
             config = None
-            name = ON_HUB if ALIASES.get(choice.name.strip()) == PACKAGED else choice.name
-            if (known := known_model(name)) is None:
+            if (known := known_model(choice.name)) is None:
                 config = resolve_config(choice.name, revision=choice.revision, offline=True)
             self._shape = describe_config(choice, ignore) if config is not None else known
 

