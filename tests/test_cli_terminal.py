@@ -120,7 +120,7 @@ def test_an_error_ends_the_turn_and_keeps_the_session(spawn) -> None:  # type: i
 
 @pytest.mark.parametrize("words", [["--plain"], []], ids=["plain", "editor"])
 def test_ctrl_c_stops_the_answer_and_keeps_the_session(words: list[str], spawn) -> None:  # type: ignore[no-untyped-def]
-    child = spawn(*words, "--ctx", "20k")
+    child = spawn(*words, "--ctx", "20k", "-n", "19000")
     say(child, "the cat")
     time.sleep(4.0)  # it answers, also on a busy machine
     child.sendintr()
