@@ -23,6 +23,16 @@ def _one_torch_thread() -> None:
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """What a test sets, the next one does not find."""
+    before = native.threads(), torch.get_num_threads()
+    yield
+    if (native.threads(), torch.get_num_threads()) != before:
+        native.set_threads(before[0])
+        torch.set_num_threads(before[1])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a CUDA device where there is none."""
     if torch.cuda.is_available():
