@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import types
 import zlib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from hgca_cli.engine.session_files import DamagedError, read_file
 from hgca_cli.errors import ModelError
+from hgca_cli.plain import build
 
 SCHEMA = 1
 FILE = "session.json"
@@ -152,7 +152,7 @@ def read_record(folder: Path) -> Record:
     if schema != SCHEMA or digest != _digest(table):
         raise DamagedError(f"{path} is damaged: its checksum is wrong.")
     del table["schema"]
-    record: Record = _build(Record, table, path, "")
+    record: Record = build(Record, table, lambda what: DamagedError(f"{path}: {what}."), whole=True)
     _check(record, path)
     return record
 
@@ -181,32 +181,3 @@ def _check(record: Record, path: Path) -> None:
 
 def _digest(table: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
-
-
-def _build(kind: Any, value: Any, path: Path, at: str) -> Any:
-    """A value of the type `kind` from plain JSON data. Raises DamagedError naming the field."""
-    if is_dataclass(kind) and isinstance(value, dict):
-        hints = get_type_hints(kind)
-        names = {one.name for one in fields(kind)}
-        if set(value) != names:
-            raise DamagedError(f"{path}: {at or 'the file'} has other fields.")
-        return kind(**{name: _build(hints[name], value[name], path, name) for name in names})  # type: ignore[operator]
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is types.UnionType:
-        if value is None and type(None) in inner:
-            return None
-        for one in inner:
-            fits = isinstance(value, dict) if is_dataclass(one) else isinstance(value, one)
-            if (fits and value is not None) or (one is float and int not in inner and isinstance(value, int)):
-                return _build(one, value, path, at)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_build(inner[0], one, path, at) for one in value)
-    if origin is dict and isinstance(value, dict):
-        return {str(name): _build(inner[1], one, path, at) for name, one in value.items()}
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
-        return float(value)
-    if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62:
-        return value
-    if kind in (str, bool) and isinstance(value, kind):
-        return value
-    raise DamagedError(f"{path}: {at} = {str(value)[:40]!r} is no good.")

@@ -6,16 +6,16 @@ import contextlib
 import os
 import tempfile
 import tomllib
-import types
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import tomli_w
 
 from hgca_cli.errors import DoesNotFitError, UsageError
 from hgca_cli.hardware.rates import HOW, Profile
+from hgca_cli.plain import build
 
 SCHEMA = 1
 HEADER = """\
@@ -24,6 +24,7 @@ HEADER = """\
 
 """
 ORIGINS = ("measured", "estimated")
+AGAIN = "Measure anew: hgca profile."
 
 
 def dumps(profile: Profile) -> str:
@@ -43,7 +44,11 @@ def loads(text: str, where: str) -> Profile:
         raise UsageError(
             f"{where} has schema {schema!r}, this version reads {SCHEMA}.", "Update hgca." if newer else AGAIN
         )
-    profile: Profile = _build(Profile, table, where, "")
+
+    def refuse(what: str) -> UsageError:
+        return UsageError(f"{where}: {what}.", AGAIN)
+
+    profile: Profile = build(Profile, table, refuse)
     for name, good in (
         ("origin", profile.origin in ORIGINS),
         ("host.usable", profile.host.usable >= 1),
@@ -54,7 +59,7 @@ def loads(text: str, where: str) -> Profile:
         ("a rate of 0", not _has_zero_rate(asdict(profile), rate=False)),
     ):
         if not good:
-            raise UsageError(f"{where}: {name} is no good.", AGAIN)
+            raise refuse(f"{name} is no good")
     return profile
 
 
@@ -86,9 +91,6 @@ def write(profile: Profile, path: Path) -> None:
         raise kind(f"cannot write {path}: {error.strerror}.", "Set HGCA_PROFILE_DIR to another directory.") from error
 
 
-AGAIN = "Measure anew: hgca profile."
-
-
 def _has_zero_rate(value: Any, *, rate: bool) -> bool:
     """Whether any rate in it is 0: something would take for ever."""
     if isinstance(value, Mapping):
@@ -107,49 +109,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def _build(kind: Any, value: Any, where: str, at: str) -> Any:
-    """A value of the type `kind` from plain TOML data. Raises UsageError naming the field."""
-    if is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{where}: {at or 'the file'} is not a table.", AGAIN)
-        hints = get_type_hints(kind)
-        known = {one.name: one for one in fields(kind)}
-        if unknown := sorted(set(value) - set(known)):
-            raise UsageError(f"{where}: no field {_path(at, unknown[0])}.", AGAIN)
-        made = {}
-        for name, one in known.items():
-            if name in value:
-                made[name] = _build(hints[name], value[name], where, _path(at, name))
-            elif one.default is one.default_factory:  # neither: both are MISSING
-                raise UsageError(f"{where}: {_path(at, name)} is missing.", AGAIN)
-        return kind(**made)  # type: ignore[operator]
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_build(inner[0], one, where, f"{at}[{i}]") for i, one in enumerate(value))
-    if origin is dict and isinstance(value, Mapping):
-        return {
-            _key(inner[0], key, where, at): _build(inner[1], one, where, _path(at, key)) for key, one in value.items()
-        }
-    if origin is types.UnionType:
-        return _build(inner[0], value, where, at)
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
-        return float(value)
-    if kind is int and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    if kind in (str, bool) and isinstance(value, kind):
-        return value
-    raise UsageError(f"{where}: {at} = {value!r} is no good.", AGAIN)
-
-
-def _key(kind: type, key: str, where: str, at: str) -> Any:
-    if kind is int:
-        if not key.isdigit():
-            raise UsageError(f"{where}: {at}: {key!r} is not a number.", AGAIN)
-        return int(key)
-    return key
-
-
-def _path(at: str, name: str) -> str:
-    return f"{at}.{name}" if at else name
