@@ -15,7 +15,7 @@ from hgca_cli.hardware.machine import Machine
 from hgca_cli.hardware.probes import bandwidth, gpu, layers, products, rows, run
 from hgca_cli.hardware.profiles import stale, versions_now
 from hgca_cli.hardware.rates import HOW, Profile
-from hgca_cli.hardware.timing import ReadProbe, typical
+from hgca_cli.hardware.timing import ReadProbe, repeat, typical
 from hgca_cli.hardware.topology import cores, numa_nodes, processor_name
 from hgca_cli.hf.probe_model import ProbeModel, build_without_memory
 
@@ -29,7 +29,6 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every probe on so little memory that a profile takes a second or two."""
     monkeypatch.setattr("hgca_cli.hardware.timing.PROBE_BYTES", 1 << 20)
     monkeypatch.setattr("hgca_cli.hardware.timing.REST_SECONDS", 0.0)
-    monkeypatch.setattr("hgca_cli.hardware.probes.rows.REST_SECONDS", 0.0)
     for name, value in (("STORE_BYTES", 4 << 20), ("BLOCK", 256), ("FLUSH", 1 << 10)):
         monkeypatch.setattr(rows, name, value)
     for name, value in (("SIDE", 128), ("MATRICES", 2), ("PAST", 256), ("CHUNK", 64)):
@@ -90,6 +89,14 @@ def test_the_read_probe_counts_threads() -> None:
 def test_typical_is_neither_lucky_nor_disturbed() -> None:
     assert typical([5.0, 1.0, 2.0, 9.0, 3.0, 8.0, 7.0, 6.0]) == 3.0
     assert typical([4.0]) == 4.0
+
+
+def test_runs_are_repeated_in_order() -> None:
+    did: list[str] = []
+    steps = {name: (lambda name=name: did.append(name)) for name in ("before", "run", "after")}
+    taken = repeat(steps["run"], 2, before=steps["before"], after=steps["after"], warm=2)
+    assert len(taken) == 2 and all(one >= 0 for one in taken) and did == ["before", "run", "after"] * 4
+    assert len(repeat(lambda: None, 3)) == 3
 
 
 def test_grids_are_grids() -> None:

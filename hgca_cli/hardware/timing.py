@@ -73,6 +73,26 @@ def typical(seconds: Sequence[float]) -> float:
     return sorted(seconds)[len(seconds) // 4]
 
 
+def repeat(run: Run, times: int, *, before: Run | None = None, after: Run | None = None, warm: int = 1) -> list[float]:
+    """Seconds of `times` runs after `warm` ones that are not kept. before: not timed; after: timed, as waiting for a GPU is."""
+    taken = []
+    for turn in range(times + warm):
+        if before is not None:
+            before()
+        began = time.perf_counter()
+        run()
+        if after is not None:
+            after()
+        if turn >= warm:
+            taken.append(time.perf_counter() - began)
+    return taken
+
+
+def rest() -> None:
+    """Until torch's threads, which spin for some milliseconds, sleep."""
+    time.sleep(REST_SECONDS)
+
+
 def interleave(sides: Mapping[str, Run], times: int) -> dict[str, list[float]]:
     """Seconds of each side's runs, name -> [times].
 
@@ -82,7 +102,7 @@ def interleave(sides: Mapping[str, Run], times: int) -> dict[str, list[float]]:
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(times + 1):
         for name, run in sides.items():
-            time.sleep(REST_SECONDS)
+            rest()
             began = time.perf_counter()
             run()
             if turn:

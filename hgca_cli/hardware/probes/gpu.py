@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
@@ -12,6 +12,7 @@ from hgca_cli.hardware.machine import Gpu
 from hgca_cli.hardware.probes.layers import TakenOff, overhead
 from hgca_cli.hardware.probes.products import matmul_tflop_s
 from hgca_cli.hardware.rates import GpuRates
+from hgca_cli.hardware.timing import repeat
 
 COPY_BYTES = 256 << 20
 READ_BYTES = 1 << 30
@@ -51,15 +52,8 @@ def gpu_rates(gpu: Gpu, times: int) -> GpuRates:
 
 def _seconds(run: Callable[[], object], times: int, device: str) -> float:
     """Median seconds of `times` runs after two that warm up, until the device is done."""
-    taken = []
-    for turn in range(times + 2):
-        torch.cuda.synchronize(device)
-        began = time.perf_counter()
-        run()
-        torch.cuda.synchronize(device)
-        if turn > 1:
-            taken.append(time.perf_counter() - began)
-    return median(taken)
+    done = partial(torch.cuda.synchronize, device)
+    return median(repeat(run, times, before=done, after=done, warm=2))
 
 
 def _driver() -> str:

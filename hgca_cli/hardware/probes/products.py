@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from hgca_cli.attention import dense
-from hgca_cli.hardware.timing import typical
+from hgca_cli.hardware.timing import repeat, typical
 from hgca_cli.hf.grid import find_grid
 from hgca_cli.hf.linear import Weights
 
@@ -24,12 +23,10 @@ def linear_gb_s(times: int) -> dict[str, float]:
     draw = torch.Generator().manual_seed(4)
     vector = torch.randn(SIDE, generator=draw)
     codes = torch.randint(-127, 128, (SIDE, SIDE), generator=draw)
-    weights = {
-        "fp32": (torch.randn(SIDE, SIDE, generator=draw), None),
-        "bf16": (torch.randn(SIDE, SIDE, generator=draw).bfloat16(), None),
-    }
-    kept: dict[str, list[Weights]] = {
-        kind: [Weights(one.clone(), None, copy) for _ in range(MATRICES)] for kind, (one, copy) in weights.items()
+    matrix = torch.randn(SIDE, SIDE, generator=draw)
+    kept = {
+        "fp32": [Weights(matrix.clone()) for _ in range(MATRICES)],
+        "bf16": [Weights(matrix.bfloat16()) for _ in range(MATRICES)],
     }
     for kind, bits in (("grid8", 8), ("grid4", 4)):
         matrix = _on_a_grid(codes, bits)
@@ -45,7 +42,7 @@ def linear_gb_s(times: int) -> dict[str, float]:
             for one in several:
                 one.product(asked)
 
-        rates[kind] = size / _seconds(run, times) / 1e9
+        rates[kind] = size / typical(repeat(run, times)) / 1e9
     return rates
 
 
@@ -53,11 +50,13 @@ def matmul_tflop_s(times: int, device: str = "cpu", dtypes: tuple[str, ...] = ("
     """1e12 operations a second of a chunk times weights, by dtype."""
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     side, rows = (SIDE, CHUNK) if device == "cpu" else (8192, 4096)
+    done = None if device == "cpu" else partial(torch.cuda.synchronize, device)
     rates = {}
     for name in dtypes:
         a = torch.randn(rows, side, device=device).to(kinds[name])
         b = torch.randn(side, side, device=device).to(kinds[name])
-        rates[name] = 2.0 * rows * side * side / _seconds(lambda a=a, b=b: a @ b.T, times, device) / 1e12  # type: ignore[misc]
+        seconds = repeat(lambda a=a, b=b: a @ b.T, times, after=done)  # type: ignore[misc]
+        rates[name] = 2.0 * rows * side * side / typical(seconds) / 1e12
     return rates
 
 
@@ -65,7 +64,7 @@ def prefill_attention_tflop_s(times: int) -> float:
     """1e12 operations a second of a chunk's attention to 4,096 rows, fp32, by torch, as prefill on the CPU runs it."""
     query = torch.randn(HEADS, CHUNK, HEAD_DIM)
     key, value = torch.randn(2, HEADS, PAST, HEAD_DIM)
-    seconds = _seconds(lambda: dense.attend(query, key, value, scale=HEAD_DIM**-0.5), times)
+    seconds = typical(repeat(lambda: dense.attend(query, key, value, scale=HEAD_DIM**-0.5), times))
     return 4.0 * HEADS * HEAD_DIM * CHUNK * PAST / seconds / 1e12
 
 
@@ -78,15 +77,3 @@ def _on_a_grid(codes: torch.Tensor, bits: int) -> torch.Tensor:
     codes = codes.abs() % 16
     codes[:, ::32], codes[:, 1::32] = 0, 15
     return codes.float() * (1 / 64) - 0.125
-
-
-def _seconds(run: Callable[[], object], times: int, device: str = "cpu") -> float:
-    taken = []
-    for turn in range(times + 1):
-        began = time.perf_counter()
-        run()
-        if device != "cpu":
-            torch.cuda.synchronize(device)
-        if turn:
-            taken.append(time.perf_counter() - began)
-    return typical(taken)

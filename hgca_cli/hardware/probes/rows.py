@@ -6,7 +6,6 @@ a random block, repeated: what is timed does not depend on the numbers.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -14,7 +13,7 @@ import torch
 from hgca_cli import native, selection
 from hgca_cli.attention.select.scan import Scan
 from hgca_cli.hardware.rates import RowRate
-from hgca_cli.hardware.timing import REST_SECONDS, typical
+from hgca_cli.hardware.timing import repeat, rest, typical
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.kv.store import Store
 
@@ -56,7 +55,7 @@ def attention_gb_s(counts: list[int], times: int) -> dict[int, float]:
     rates = {}
     for count in counts:
         native.set_threads(count)
-        rates[count] = store.bytes / _best(lambda: native.start([step]).wait(), times) / 1e9
+        rates[count] = store.bytes / min(repeat(lambda: native.start([step]).wait(), times)) / 1e9
     return rates
 
 
@@ -74,14 +73,18 @@ def _ways(store: Store, heads: int, times: int, *, runs: bool, flush: torch.Tens
     """(way, rows per KV head, seconds) of each way to read a store."""
     kv_heads, dim = store.keys.shape[0], store.keys.shape[-1]
     query, scale, rows = _query(heads, dim), dim**-0.5, store.rows
-    yield "dense", rows, _timed(lambda: native.start([native.Step(query, store.read, rows, scale)]).wait(), times)
+    yield (
+        "dense",
+        rows,
+        typical(repeat(lambda: native.start([native.Step(query, store.read, rows, scale)]).wait(), times, before=rest)),
+    )
     if store.dtype == torch.float32:
         return
     for how, run in (("rows", 1), ("runs", RUN)):
         if run == 1 or runs:
             lists, count = _lists(kv_heads, rows, run)
             step = native.Step(query, store.read, rows, scale, lists=lists)
-            yield how, count, _timed(lambda step=step: native.start([step]).wait(), times)  # type: ignore[misc]
+            yield how, count, typical(repeat(lambda step=step: native.start([step]).wait(), times, before=rest))  # type: ignore[misc]
     if store.dtype == torch.bfloat16 and heads != kv_heads:
         layout = LayerLayout(heads, kv_heads, dim, dim)
         scan = Scan(layout, rows, mass=0.01)  # just the least number of rows is read
@@ -92,7 +95,11 @@ def _ways(store: Store, heads: int, times: int, *, runs: bool, flush: torch.Tens
             assert chosen is not None
             selection.start([selection.Aimed(chosen, query, scale)]).wait()
 
-        yield "scan", rows, _timed(score, times, before=flush.sum)
+        def flushed() -> None:
+            flush.sum()
+            rest()
+
+        yield "scan", rows, typical(repeat(score, times, before=flushed))
 
 
 def _lists(kv_heads: int, rows: int, run: int) -> tuple[native.Lists, int]:
@@ -108,26 +115,3 @@ def _lists(kv_heads: int, rows: int, run: int) -> tuple[native.Lists, int]:
 
 def _query(heads: int, dim: int) -> torch.Tensor:
     return torch.randn(heads, dim, generator=torch.Generator().manual_seed(3)).bfloat16().float().contiguous()
-
-
-def _timed(run: Callable[[], object], times: int, before: Callable[[], object] | None = None) -> float:
-    """Typical seconds of `times` runs after one that warms up."""
-    taken = []
-    for turn in range(times + 1):
-        if before is not None:
-            before()
-        time.sleep(REST_SECONDS)  # torch's threads spin for a while
-        began = time.perf_counter()
-        run()
-        if turn:
-            taken.append(time.perf_counter() - began)
-    return typical(taken)
-
-
-def _best(run: Callable[[], object], times: int) -> float:
-    taken = []
-    for _ in range(times + 1):
-        began = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - began)
-    return min(taken[1:])
