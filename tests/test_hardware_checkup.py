@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from hgca_cli import native
 from hgca_cli.errors import UsageError
 from hgca_cli.hardware import profile as profiles
+from hgca_cli.hardware import topology
 from hgca_cli.hardware.assumed import assume
 from hgca_cli.hardware.checkup import environment, machine
 from hgca_cli.hardware.checkup.checks import LEVELS, check
@@ -241,7 +242,7 @@ def test_driver_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: s
     monkeypatch.setenv("PATH", str(tmp_path))
     if text is not None:
         (tmp_path / "version").write_text(text)
-    assert machine.driver_version(tmp_path / "version") == version
+    assert topology.driver_version(tmp_path / "version") == version
 
 
 @pytest.mark.parametrize(
@@ -327,7 +328,7 @@ def test_this_machines_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     damaged = look_at_profile("auto", here, "avx2")
     assert damaged.state == "damaged" and "not TOML" in damaged.why and damaged.profile is None
     versions = {"hgca": "0", "torch": "0"}
-    monkeypatch.setattr("hgca_cli.hardware.checkup.kept.versions_now", lambda: versions)
+    monkeypatch.setattr("hgca_cli.hardware.profiles.versions_now", lambda: versions)
     host = replace(MEASURED.host, isa="avx2")
     profiles.write(replace(MEASURED, host=host, versions=versions), file)
     good = look_at_profile("auto", here, "avx2")

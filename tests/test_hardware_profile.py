@@ -14,6 +14,7 @@ from hgca_cli.hardware import profile as files
 from hgca_cli.hardware.machine import Machine
 from hgca_cli.hardware.profiles import available, find, machine_of, shipped_dir, stale, versions_now
 from hgca_cli.hardware.sheets import SHEETS, below_sheet, oddities, sheet_of
+from hgca_cli.hardware.topology import driver_version
 from tests.rates import gpu_rates, profile
 
 SHIPPED = sorted(shipped_dir().glob("*.toml"))
@@ -160,7 +161,7 @@ def test_the_drivers_version_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert set(versions_now()) - {"driver"} == {"hgca", "torch"}
     file = tmp_path / "version"
     file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu Jan 23\nGCC version: 12\n")
-    monkeypatch.setattr("hgca_cli.hardware.profiles.DRIVER", file)
+    monkeypatch.setattr("hgca_cli.hardware.profiles.driver_version", lambda: driver_version(file))
     assert versions_now()["driver"] == "570.86.15"
     made = replace(profile(), versions=versions_now() | {"driver": "550.1"})
     assert "driver is 570.86.15, not 550.1" in stale(made, Machine(4, 1, 1), "avx2", versions_now())

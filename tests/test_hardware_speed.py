@@ -12,7 +12,8 @@ import pytest
 from hgca_cli.config import QUALITY
 from hgca_cli.hardware.cost import Costs
 from hgca_cli.hardware.memory import Choice
-from hgca_cli.hardware.plan import make_plan
+from hgca_cli.hardware.place import Case
+from hgca_cli.hardware.plan import draw_up, make_plan
 from hgca_cli.hardware.profiles import machine_of
 from hgca_cli.hardware.rates import Profile, RowRate
 from hgca_cli.hardware.settings import Plan, PlanRequest
@@ -112,6 +113,14 @@ def test_what_fits_nowhere_is_refused_by_the_gpus_figures() -> None:
     machine = profile(gpu_rates(memory_free=8 * GIB), memory_free=24 * GIB)
     with pytest.raises(Exception, match=r"GPU 0 \(card\) needs .* has 7\.0 GiB.*--device cpu --ctx \d+ \(fits"):
         plan(BIG, machine, context=131_072)
+
+
+def test_a_plan_that_does_not_fit_still_says_what_was_given() -> None:
+    poor = profile(memory_free=GIB)
+    drawn = draw_up(Case(BIG, machine_of(poor), PlanRequest(context=131_072, window=512, quality=0.9), poor))
+    assert not drawn.fits and (drawn.window, drawn.quality) == (512, 0.9)
+    assert (drawn.reasons["window"], drawn.reasons["quality"]) == ("given", "given")
+    assert drawn.reasons["select"] == "what needs least memory"
 
 
 def test_known_models() -> None:

@@ -42,10 +42,12 @@ def describe_config(choice: ModelChoice, notify: Callable[[Event], None]) -> Mod
         return known
     folder = resolve_config(choice.name, revision=choice.revision, offline=choice.offline)
     if folder is None:
-        return describe(resolve(choice.name, revision=choice.revision, offline=choice.offline, notify=notify), False)
+        files = resolve(choice.name, revision=choice.revision, offline=choice.offline, notify=notify)
+        return describe(files, choice.trust_remote_code)
+    files = ModelFiles(choice.name, folder)
     if any(folder.glob("*.safetensors")):
-        return describe(ModelFiles(choice.name, folder), choice.trust_remote_code)
-    config = read_config(ModelFiles(choice.name, folder), trust_remote_code=choice.trust_remote_code)
+        return describe(files, choice.trust_remote_code)
+    config = read_config(files, trust_remote_code=choice.trust_remote_code)
     return _model(config, count_parameters(config, folder, choice.trust_remote_code), {})
 
 

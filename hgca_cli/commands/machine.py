@@ -22,24 +22,20 @@ def profile_for(name: str, machine: Machine, notify: Callable[[Event], None]) ->
     """
     from hgca_cli import native
     from hgca_cli.hardware import profile as files
-    from hgca_cli.hardware.profiles import THIS, find, profile_dir, stale, versions_now
+    from hgca_cli.hardware.profiles import find, this_machine
 
     if name == NONE:
         return None
     if name != "auto":
         return find(name)
-    path = profile_dir() / f"{THIS}.toml"
-    why = "there is no profile of this machine yet"
-    if path.is_file():
-        try:
-            kept = files.read(path)
-        except HgcaError as error:
-            why = f"{error.message.rstrip('.')}"
-        else:
-            changed = stale(kept, machine, native.isa(), versions_now())
-            if not changed:
-                return kept
-            why = f"this machine's profile is out of date ({changed})"
+    found = this_machine(machine, native.isa())
+    if found.state == "good":
+        return found.profile
+    why = {
+        "missing": "there is no profile of this machine yet",
+        "stale": f"this machine's profile is out of date ({found.why})",
+        "damaged": found.why.rstrip("."),
+    }[found.state]
     notify(Notice(f"{why}: measuring for about ten seconds, once (hgca profile measures longer)"))
     from hgca_cli.hardware.probes.run import measure_profile
 
@@ -49,7 +45,7 @@ def profile_for(name: str, machine: Machine, notify: Callable[[Event], None]) ->
         notify(Notice(f"measuring failed ({error.message.rstrip('.')}): planning with assumed rates"))
         return None
     try:
-        files.write(measured, path)
+        files.write(measured, found.path)
     except HgcaError as error:
         notify(Notice(f"{error} The profile is not kept."))
     return measured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -124,14 +125,13 @@ def _found(given: Mapping[str, Any], stage: StageSink) -> tuple[Profile, Path | 
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise UsageError(f"--save: {name!r} is not a plain name.", "Use letters, digits, dots and dashes.")
     path = profile_dir() / f"{name}.toml"
-    from hgca_cli.hardware.probes.run import measure_profile, renamed
+    from hgca_cli.hardware.probes.run import measure_profile
 
     try:
         measured = measure_profile(quick=given["quick"], tell=stage.stage)
     finally:
         stage.clear()
-    measured = measured if given["save"] is None else renamed(measured, name)
-    files.write(measured, path)
+    files.write(measured if given["save"] is None else replace(measured, name=name), path)
     return files.read(path), path  # as it will be read again: rounded
 
 

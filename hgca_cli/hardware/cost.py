@@ -10,21 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hgca_cli.hardware.expected import rows_read, scored_share
-from hgca_cli.hardware.memory import ITEMSIZE, Choice, Model, stored_rows
-from hgca_cli.hardware.rates import GpuRates, HostRates, Profile
+from hgca_cli.hardware.memory import ITEMSIZE, Choice, Model
+from hgca_cli.hardware.rates import GpuRates, Profile
 from hgca_cli.hardware.row_rates import row_ns, thread_factor
 from hgca_cli.kv.layout import LayerLayout
 
-WEIGHT_BYTES = {
-    "fp32": 4.0,
-    "bf16": 2.0,
-    "grid8": 34 / 32,
-    "grid4": 20 / 32,
-}  # of a number, its share of scales included
+WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "grid8": 34 / 32, "grid4": 20 / 32}  # of a number, scales of a grid included
 GPU_SHARE = 0.8  # of a GPU's memory rate that reading weights and rows one after another reaches
-CHUNK_LAYERS = (
-    3.0  # a chunk's layer costs so many times a token's, beyond its products: more and larger small operations
-)
+CHUNK_LAYERS = 3.0  # times what a token's layer costs, a chunk's does beyond its products: larger small operations
 KNEE = 0.9  # of the best throughput a batch could reach: beyond it latency grows and little is gained
 
 
@@ -86,10 +79,9 @@ class Costs:
         layers = self.model.layout.layers
         stored = max(0, length - choice.sinks - choice.window)
         near = min(length, choice.sinks + choice.window)
+        dense = replace(choice, select="exact")
         store = [
-            self._store(
-                host, replace(choice, select="exact") if index < self.dense_layers else choice, layer, stored, threads
-            )
+            self._store(dense if index < self.dense_layers else choice, layer, stored, threads)
             for index, layer in enumerate(layers)
             if layer.sliding is None
         ]
@@ -168,12 +160,11 @@ class Costs:
     def _kind(self, choice: Choice) -> str:
         return "fp32" if choice.dtype == "fp32" and self.model.own_dtype == "fp32" else "bf16"
 
-    def _store(
-        self, host: HostRates, choice: Choice, layer: LayerLayout, stored: int, threads: int
-    ) -> tuple[float, float]:
+    def _store(self, choice: Choice, layer: LayerLayout, stored: int, threads: int) -> tuple[float, float]:
         """Seconds to choose rows of the store of one layer, and to read them."""
         if not stored:
             return 0.0, 0.0
+        host = self.profile.host
         factor = thread_factor(host, threads) * 1e-9 * layer.kv_heads
         scored = stored * scored_share(choice.select)
         selection = scored * row_ns(host, "scan", choice.kv_dtype, layer) if scored else 0.0
@@ -184,12 +175,6 @@ class Costs:
     def _rows_seconds(self, choice: Choice, layer: LayerLayout, rows: int, threads: int) -> float:
         host = self.profile.host
         return rows * layer.kv_heads * row_ns(host, "dense", choice.dtype, layer) * thread_factor(host, threads) * 1e-9
-
-
-def at_length(choice: Choice, length: int) -> Choice:
-    """The same choice for a shorter or longer context; a window that held everything does so again."""
-    whole = stored_rows(choice) == 0
-    return replace(choice, context=length, window=max(1, length - choice.sinks) if whole else choice.window)
 
 
 def _of(rates: dict[str, float], dtype: str) -> float:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 import platformdirs
 
 from hgca_cli import __version__
-from hgca_cli.errors import UsageError
+from hgca_cli.errors import HgcaError, UsageError
 from hgca_cli.hardware.machine import Gpu, Machine
 from hgca_cli.hardware.profile import read
 from hgca_cli.hardware.rates import Profile
+from hgca_cli.hardware.topology import driver_version
 
 THIS = "this-machine"
-DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def profile_dir() -> Path:
@@ -57,6 +57,29 @@ def find(name: str) -> Profile:
     raise UsageError(f"--profile: no profile {name!r}.", hint)
 
 
+@dataclass(frozen=True)
+class ThisMachine:
+    """The profile of this machine, as it is on disk. state: "good", "missing", "stale" or "damaged"; why, if not good."""
+
+    path: Path
+    state: str
+    why: str = ""
+    profile: Profile | None = None
+
+
+def this_machine(machine: Machine, isa: str) -> ThisMachine:
+    """Look for it. isa: the instruction set in use, "" if nobody knows."""
+    path = profile_dir() / f"{THIS}.toml"
+    if not path.is_file():
+        return ThisMachine(path, "missing", "this machine was not measured yet")
+    try:
+        found = read(path)
+    except HgcaError as error:
+        return ThisMachine(path, "damaged", error.message)
+    changed = stale(found, machine, isa, versions_now()) if isa else ""
+    return ThisMachine(path, "stale" if changed else "good", changed, found)
+
+
 def stale(profile: Profile, machine: Machine, isa: str, versions: dict[str, str]) -> str:
     """Why this machine's profile no longer tells of it; empty if it does.
 
@@ -82,9 +105,8 @@ def versions_now() -> dict[str, str]:
     from importlib.metadata import version
 
     found = {"hgca": __version__, "torch": version("torch")}
-    with contextlib.suppress(OSError):
-        words = DRIVER.read_text(encoding="utf-8", errors="replace").splitlines()[0].split()
-        found["driver"] = next((word for word in words if word[:1].isdigit() and "." in word), "unknown")
+    if driver := driver_version():
+        found["driver"] = driver
     return found
 
 

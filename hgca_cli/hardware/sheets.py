@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from hgca_cli.hardware.rates import GpuRates, Profile
 
 READ_LEAST, PRODUCT_LEAST, LINK_LEAST = 0.6, 0.4, 0.6  # of the sheet: what a healthy card reaches in such probes
-
-
 NOISY = 0.25  # of the best turn's rate
 NOISE = (
     "memory was read {:.0%} slower in the median turn than in the best: other processes use this machine. "

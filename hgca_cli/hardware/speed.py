@@ -41,16 +41,14 @@ def choose_rows(place: Place, choice: Choice, threads: int, reasons: dict[str, s
 
     If nothing fits, what needs least memory of it all.
     """
-    request = place.request
-    quality = request.quality or QUALITY
-    costs = place.costs(quality)
+    costs = place.costs(place.request.quality or QUALITY)
     found = list(_candidates(place, choice))
     fitting = [one for one in found if place.fits(one)]
     if not fitting:
-        reasons["window"] = reasons["select"] = (
-            "given" if request.window and request.select else "what needs least memory"
-        )
-        return min(found, key=lambda one: _bytes(place, one)), None
+        made = min(found, key=lambda one: _bytes(place, one))
+        for name in ("window", "select"):
+            reasons[name] = "given" if getattr(place.request, name) else "what needs least memory"
+        return made, _choose_quality(place, made, threads, reasons)
     seconds = {one: costs.decode(one, threads).total for one in fitting}
     best = min(seconds.values())
     same = [one for one, taken in seconds.items() if taken <= best * (1 + SAME)]
@@ -58,19 +56,25 @@ def choose_rows(place: Place, choice: Choice, threads: int, reasons: dict[str, s
     made = max(same, key=lambda one: (one.select == "exact", larger * one.window))
     reasons["window"] = _why_window(place, made, seconds)
     reasons["select"] = _why_select(place, made, seconds)
+    return made, _choose_quality(place, made, threads, reasons)
+
+
+def _choose_quality(place: Place, made: Choice, threads: int, reasons: dict[str, str]) -> float | None:
+    """The mass each head keeps, more where reading more is hidden; None where no policy aims at one."""
+    request = place.request
     if made.select not in FOLLOWING or request.budget is not None:
-        return made, None
+        return None
     if request.quality is not None:
         reasons["quality"] = "given"
-        return made, request.quality
-    reasons["quality"] = "the attention mass each head keeps (docs/selection.md)"
+        return request.quality
     if made.device != "cpu":
         for higher in HIGHER:
             step = place.costs(higher).decode(made, threads)
             if step.host <= step.window:
                 reasons["quality"] = "reading this much is hidden behind the window's time on the GPU"
-                return made, higher
-    return made, QUALITY
+                return higher
+    reasons["quality"] = "the attention mass each head keeps (docs/selection.md)"
+    return QUALITY
 
 
 def predict(place: Place, choice: Choice, quality: float | None, threads: int) -> Prediction:
@@ -131,12 +135,10 @@ def _why_select(place: Place, made: Choice, seconds: dict[Choice, float]) -> str
         return "the window holds every row"
     if made.select == "exact":
         rival = min((taken for one, taken in seconds.items() if one.select != "exact"), default=None)
-        told = (
-            ""
-            if rival is None
-            else f": {seconds[made] * 1e3:.1f} ms a token, choosing rows would take {rival * 1e3:.1f}"
-        )
-        return f"reading every row is no slower here{told}"
+        why = "reading every row is no slower here"
+        if rival is None:
+            return why
+        return f"{why}: {seconds[made] * 1e3:.1f} ms a token, choosing rows would take {rival * 1e3:.1f}"
     return "follows the query, and finds what a scan of 4-bit keys finds"
 
 

@@ -1,13 +1,16 @@
-"""Names and counts of what a machine has: processor, cores, NUMA nodes. Read from the system, nothing measured."""
+"""Names and counts of what a machine has: processor, cores, NUMA nodes, GPU driver. Read from the system, nothing measured."""
 
 from __future__ import annotations
 
 import platform
+import re
+import shutil
 from pathlib import Path
 
 import psutil
 
 NODES = Path("/sys/devices/system/node")
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def processor_name() -> str:
@@ -32,3 +35,13 @@ def numa_nodes(root: Path = NODES) -> int:
         return max(1, sum(one.name[4:].isdigit() for one in root.glob("node*")))
     except OSError:
         return 1
+
+
+def driver_version(file: Path = DRIVER) -> str:
+    """Of the NVIDIA driver; "there" if it does not tell, "" without one."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "there" if shutil.which("nvidia-smi") else ""
+    found = re.search(r"\s(\d+(?:\.\d+)+)\s", text)
+    return found[1] if found else "there"

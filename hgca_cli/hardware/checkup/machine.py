@@ -17,10 +17,9 @@ from hgca_cli.errors import HgcaError
 from hgca_cli.hardware.checkup.facts import Card, Failure, Graphics, Host, Kernels
 from hgca_cli.hardware.machine import Gpu, Machine
 from hgca_cli.hardware.probe import cpu_quota, memory_limits, probe_gpus
-from hgca_cli.hardware.topology import cores, numa_nodes, processor_name
+from hgca_cli.hardware.topology import DRIVER, cores, driver_version, numa_nodes, processor_name
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-DRIVER = Path("/proc/driver/nvidia/version")
 SMI_SECONDS = 10.0  # a driver that hangs is not waited for
 
 
@@ -99,16 +98,6 @@ def look_at_graphics(driver: Path = DRIVER) -> Graphics:
         return Graphics(build, cards, there)
     failure = next((" ".join(str(one.message).split()) for one in said), "") or _why_not(build)
     return Graphics(build, (), there, _listed(), failure)
-
-
-def driver_version(file: Path = DRIVER) -> str:
-    """Of the NVIDIA driver; "there" if it does not tell, "" without one."""
-    try:
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "there" if shutil.which("nvidia-smi") else ""
-    found = re.search(r"\s(\d+(?:\.\d+)+)\s", text)
-    return found[1] if found else "there"
 
 
 def machine_from(host: Host, graphics: Graphics) -> Machine:

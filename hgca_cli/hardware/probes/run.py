@@ -109,8 +109,3 @@ def taken_off(host: HostRates) -> TakenOff:
 
     byte = 1e-9 / host.linear_gb_s["bf16"]
     return TakenOff(byte, row("dense", "fp32"), row("scan", "bf16"), row("rows", "bf16"))
-
-
-def renamed(profile: Profile, name: str) -> Profile:
-    """The same rates under another name."""
-    return replace(profile, name=name)
