@@ -12,9 +12,10 @@ import typer
 from hgca_cli.commands import options
 from hgca_cli.commands.flags import balance_of, exclude, naming_variables, plan_request, sampling_flags, sampling_of
 from hgca_cli.commands.inputs import prompt_text, read_document, read_stdin, read_text, stdin_has_text
-from hgca_cli.commands.keeping import DISK_LIMIT, Keeper, Keeping, latest_session, saved_session
+from hgca_cli.commands.keeping import DISK_LIMIT, Keeper, Keeping, latest_session
 from hgca_cli.commands.origins import setter
 from hgca_cli.commands.setup import ModelChoice, plan_model, start_engine
+from hgca_cli.engine.sessions import find_session
 from hgca_cli.errors import UsageError
 from hgca_cli.events import Notice
 from hgca_cli.hf.registry import DEFAULT
@@ -155,7 +156,7 @@ def _model_of(
     context: typer.Context, name: str | None, message: str | None, model: str, revision: str | None
 ) -> tuple[str, str | None]:
     """The model a session is of, unless another was asked for. Raises UsageError if it has a system message and gets another."""
-    there = saved_session(name) if name is not None else None
+    there = find_session(name) if name is not None else None
     if there is None or there.record is None:
         return model, revision
     if message is not None and there.record.turns:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hgca_cli.config import SamplingSettings
-from hgca_cli.engine.session_files import check_name, is_folder, sessions_dir
-from hgca_cli.engine.sessions import every_session, one_session, remove
+from hgca_cli.engine.session_files import sessions_dir
+from hgca_cli.engine.sessions import every_session, find_session, one_session, remove
 from hgca_cli.errors import HgcaError, ModelError, UsageError
 from hgca_cli.events import Done, Notice
 from hgca_cli.units import format_seconds
@@ -18,7 +18,6 @@ from hgca_cli.units import format_seconds
 if TYPE_CHECKING:
     from hgca_cli.engine.conversation import Conversation
     from hgca_cli.engine.session import Session
-    from hgca_cli.engine.sessions import Listed
     from hgca_cli.ui.console import Sink
 
 LONG = 2048  # tokens: what nobody named is kept with its rows, and of a single answer at all, if there are more
@@ -44,15 +43,6 @@ def latest_session() -> str:
     return found[0].name
 
 
-def saved_session(name: str) -> Listed | None:
-    """A session that is there; None if there is none of this name. Raises UsageError for what is no name."""
-    return one_session(name) if is_folder(sessions_dir() / check_name(name)) and _is_listed(name) else None
-
-
-def _is_listed(name: str) -> bool:
-    return any(one.name == name for one in every_session())
-
-
 class Keeper:
     """The session of a chat, which may change in the midst of it.
 
@@ -71,7 +61,7 @@ class Keeper:
         """This session from here on. new: it must, or must not, be there already. Errors as of Session."""
         from hgca_cli.engine.session import Session
 
-        there = saved_session(name) is not None
+        there = find_session(name) is not None
         if new is True and there:
             raise UsageError(f"there is a session {name} already.", "Choose another name, or remove it first.")
         if not there and (new is False or (new is None and not self._keeping.save)):

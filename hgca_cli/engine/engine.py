@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from functools import cached_property
 
 import hgca_cli.hf.attention
 from hgca_cli.config import CacheSettings, SamplingSettings
@@ -42,6 +43,11 @@ class Engine:
         loaded.model.set_attn_implementation(hgca_cli.hf.attention.NAME)
         if loaded.device.type == "cpu":
             quicken(loaded.model)
+
+    @cached_property
+    def watches(self) -> bool:
+        """Whether the policy looks at attention weights, so that a prompt must be read to it."""
+        return HybridCache(self.layout, self.settings).watches
 
     def new_sequence(self, settings: CacheSettings | None = None) -> Sequence:
         """An empty sequence, its rows kept by other settings if given. Its windows are allocated with its first token."""

@@ -155,7 +155,7 @@ def load_rows(engine: Engine, folder: Path, saved: SavedRows, ids: list[int], ro
     """
     sequence = engine.new_sequence()
     cache, settings = sequence.cache, engine.settings
-    watched = cache.watches  # what was learned is of all rows, in windows like these
+    watched = engine.watches  # what was learned is of all rows, in windows like these
     taken = saved.rows if watched else rows
     alike = (saved.window, saved.sinks) == (settings.window, settings.sinks)
     start = saved.start if alike and taken == saved.rows else None
@@ -191,7 +191,7 @@ def can_load(engine: Engine, saved: SavedRows) -> bool:
     """Whether saved rows are all a run needs: a policy that watches must have watched them, in windows like ours."""
     if saved.count > engine.context:
         return False
-    if not engine.new_sequence().cache.watches:
+    if not engine.watches:
         return True
     theirs = (saved.select, saved.window, saved.sinks)
     return saved.learned is not None and theirs == (

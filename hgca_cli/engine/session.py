@@ -49,14 +49,13 @@ from hgca_cli.engine.session_files import (
 from hgca_cli.engine.session_record import (
     FILE,
     MESSAGES,
-    SHARD,
-    TOKENS,
     Record,
     SavedRows,
     Shard,
     Stored,
     crc_of,
     dumps,
+    files_of,
     read_record,
 )
 from hgca_cli.engine.sessions import free_bytes, kept_bytes, make_room
@@ -194,7 +193,7 @@ class Session:
             self._automatic = self.record.automatic
             self._sweep()
         except FileNotFoundError:
-            if not any(MESSAGES.fullmatch(path.name) for path in self.folder.iterdir()):
+            if not self._has_text():
                 self._sweep()
                 return  # a new one, or one that was killed before its first save
             self.messages, self.damaged = transcript.rescue(self.folder), "not there"
@@ -222,14 +221,17 @@ class Session:
             new = messages[len(old) :]
             return transcript.append(self.folder, self.record.messages, new) if new else self.record.messages
         content = transcript.lines_of(messages)
-        first = not any(MESSAGES.fullmatch(path.name) for path in self.folder.iterdir())
-        name = "messages.jsonl" if first else f"messages-{self._next():06d}.jsonl"
+        name = "messages.jsonl" if not self._has_text() else f"messages-{self._next():06d}.jsonl"
         write_new(self.folder / name, content)
         return Stored(name, len(content), crc_of(content))
 
     def _holds(self, old: transcript.Messages) -> bool:
         """Whether the record's text is these messages: turns that were found behind it are written anew."""
         return self.record is not None and self.record.turns == len(old)
+
+    def _has_text(self) -> bool:
+        """Whether there is a file of text, of the record or of a save that was killed."""
+        return any(MESSAGES.fullmatch(name) for name, _ in files_of(self.folder))
 
     def _save_rows(
         self, conversation: Conversation, limit: int, old: SavedRows | None
@@ -325,23 +327,19 @@ class Session:
     def _last_number(self) -> int:
         """The highest number of a file that is, or was, there."""
         numbers = [self.record.number if self.record is not None else 0]
-        for folder, prefix in ((self.folder, ""), (self.folder / "kv", "kv/")):
-            for path in folder.iterdir() if folder.is_dir() else ():
-                if any(kind.fullmatch(prefix + path.name) for kind in (SHARD, TOKENS, MESSAGES)):
-                    numbers += [int(digits) for digits in re.findall(r"\d+", path.name)[:1]]
+        for _, path in files_of(self.folder):
+            numbers += [int(digits) for digits in re.findall(r"\d+", path.name)[:1]]
         return max(numbers)
 
     def _sweep(self) -> None:
         """Delete what was left by a save that was killed, and what the record no longer names."""
-        named = self.record.files if self.record is not None else {"lock"}
-        for folder, prefix in ((self.folder, ""), (self.folder / "kv", "kv/")):
-            with contextlib.suppress(OSError):
-                for path in folder.iterdir():
-                    name = prefix + path.name
-                    ours = any(kind.fullmatch(name) for kind in (SHARD, TOKENS, MESSAGES)) or name == f".{FILE}.new"
-                    if ours and name not in named:
-                        with contextlib.suppress(OSError):
-                            path.unlink()
+        named = self.record.files if self.record is not None else set()
+        spare = f".{FILE}.new"
+        with contextlib.suppress(OSError):
+            for name, path in [*files_of(self.folder), (spare, self.folder / spare)]:
+                if name not in named:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
 
 
 def _row_bytes(sequence: Sequence, first: int) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,15 @@ def read_record(folder: Path) -> Record:
     record: Record = build(Record, table, lambda what: DamagedError(f"{path}: {what}."), whole=True)
     _check(record, path)
     return record
+
+
+def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The files of rows, ids and text in a session's folder, by the names a record has for them. Raises OSError."""
+    for inside, prefix in ((folder, ""), (folder / "kv", "kv/")):
+        for path in inside.iterdir() if inside.is_dir() else ():
+            name = prefix + path.name
+            if any(kind.fullmatch(name) for kind in (SHARD, TOKENS, MESSAGES)):
+                yield name, path
 
 
 def crc_of(content: bytes) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from hgca_cli.engine import transcript
 from hgca_cli.engine.session_files import DamagedError, Lock, check_name, is_folder, sessions_dir
 from hgca_cli.engine.session_files import replace as replace_file
-from hgca_cli.engine.session_record import FILE, SHARD, TOKENS, Record, dumps, read_record
+from hgca_cli.engine.session_record import FILE, MESSAGES, SHARD, Record, dumps, files_of, read_record
 from hgca_cli.errors import HgcaError, ModelError, UsageError
 from hgca_cli.events import Notice
 
@@ -44,10 +44,15 @@ def every_session() -> list[Listed]:
     return sorted(found, key=lambda one: (-one.used, one.name))
 
 
+def find_session(name: str) -> Listed | None:
+    """The session of this name, None if there is none. Raises UsageError for what is no name."""
+    folder = sessions_dir() / check_name(name)
+    return _look(folder) if is_folder(folder) else None
+
+
 def one_session(name: str) -> Listed:
     """The session of this name. Raises UsageError for what is no name, ModelError if there is none."""
-    folder = sessions_dir() / check_name(name)
-    found = _look(folder) if is_folder(folder) else None
+    found = find_session(name)
     if found is None:
         raise ModelError(f"there is no session {name}.", "hgca sessions ls lists them.")
     return found
@@ -85,10 +90,9 @@ def drop_rows(session: Listed) -> bool:
         used = session.used
         replace_file(session.folder / FILE, dumps(replace(record, saved=None)))
         _set_used(session.folder, used)
-        for folder, prefix in ((session.folder, ""), (session.folder / "kv", "kv/")):
-            for path in list(folder.iterdir()):
-                if SHARD.fullmatch(prefix + path.name) or TOKENS.fullmatch(prefix + path.name):
-                    path.unlink(missing_ok=True)
+        for name, path in list(files_of(session.folder)):
+            if not MESSAGES.fullmatch(name):
+                path.unlink(missing_ok=True)
         return True
     except (HgcaError, OSError):
         return False
@@ -134,7 +138,7 @@ def _rows_files(root: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         for folder in root.iterdir():
             with contextlib.suppress(OSError):
-                yield from (path for path in (folder / "kv").iterdir() if SHARD.fullmatch(f"kv/{path.name}"))
+                yield from (path for name, path in files_of(folder) if SHARD.fullmatch(name))
 
 
 def _look(folder: Path) -> Listed | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hgca_cli.hf.checks import check_weights
+from hgca_cli.hf.checks import check_weights, tensor_bytes
 
 ROWS, COLUMNS = 16, 1024  # of a matrix, looked at
 
@@ -19,8 +19,7 @@ def packed_numbers(path: Path) -> dict[str, int]:
 
     found: dict[str, int] = {}
     files = check_weights(path)
-    names = {name: file for file in files for name in safe_open(file, framework="pt").keys()}  # noqa: SIM118
-    head = any("lm_head" in name for name in names)
+    head = any("lm_head" in name for file in files for name in tensor_bytes(file))
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (safe_open is no dict)
