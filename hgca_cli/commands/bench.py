@@ -75,9 +75,7 @@ def attention(
     llama_cpp: Annotated[
         bool, typer.Option("--llama-cpp/--no-llama-cpp", help="Compare with llama.cpp, where it is installed.")
     ] = True,
-    json: Annotated[
-        bool, typer.Option("--json", envvar="HGCA_JSON", help="One JSON object per line on standard output.")
-    ] = False,
+    json: options.JsonLines = False,
     record: Annotated[
         Path | None, typer.Option("--record", metavar="FILE", help="Append all figures to it as one JSON line.")
     ] = None,

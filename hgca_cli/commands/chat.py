@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hgca_cli.commands import options
-from hgca_cli.commands.flags import balance_of, exclude, naming_variables, plan_request, sampling_flags, sampling_of
+from hgca_cli.commands.flags import (
+    balance_of,
+    exclude,
+    exclude_prompt_flags,
+    naming_variables,
+    plan_request,
+    sampling_flags,
+    sampling_of,
+)
 from hgca_cli.commands.inputs import prompt_text, read_document, read_stdin, read_text, stdin_has_text
 from hgca_cli.commands.keeping import DISK_LIMIT, Keeper, Keeping, latest_session
 from hgca_cli.commands.origins import setter
@@ -82,9 +90,7 @@ def chat(
     no_cache: options.NoCache = False,
     kv_disk_limit: options.KvDiskLimit = DISK_LIMIT,
     reread: options.Reread = False,
-    json: Annotated[
-        bool, typer.Option("--json", envvar="HGCA_JSON", help="One JSON object per line on standard output.")
-    ] = False,
+    json: options.JsonLines = False,
     stats: Annotated[
         bool | None,
         typer.Option(
@@ -171,16 +177,9 @@ def _model_of(
 
 def _checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, Any]]:
     """What can be refused without looking at any file."""
-    for one, other in (
-        ("system", "system_file"),
-        ("raw", "system"),
-        ("raw", "system_file"),
-        ("raw", "chat_template"),
-        ("quiet", "verbose"),
-        ("json", "plain"),
-        ("raw", "session"),
-    ):
-        exclude(given, one, other)
+    exclude_prompt_flags(given)
+    exclude(given, "json", "plain")
+    exclude(given, "raw", "session")
     if given["continue_"] and (given["session"] or given["raw"]):
         other = "--session" if given["session"] else "--raw"
         raise UsageError(f"--continue and {other} exclude each other.", "Drop one of them.")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from json import dumps
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from hgca_cli.commands import options
 from hgca_cli.commands.diagnosis import diagnose
-from hgca_cli.commands.flags import balance_of, exclude, naming_variables, plan_request, sampling_flags
+from hgca_cli.commands.flags import balance_of, exclude_prompt_flags, naming_variables, plan_request, sampling_flags
 from hgca_cli.hf.registry import DEFAULT
 from hgca_cli.ui.doctor_table import doctor_lines, finding_lines
 from hgca_cli.ui.style import Style, style_of
@@ -60,9 +60,7 @@ def doctor(
     system_file: options.SystemFile = None,
     chat_template: options.ChatTemplate = None,
     raw: options.Raw = False,
-    json: Annotated[
-        bool, typer.Option("--json", envvar="HGCA_JSON", help="One JSON document on standard output.")
-    ] = False,
+    json: options.JsonDocument = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     color: options.Color = "auto",
@@ -98,9 +96,7 @@ def known_variables(context: typer.Context) -> set[str]:
 
 def _checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, Any]]:
     """What can be refused without looking at anything, as chat would."""
-    for one, other in (("system", "system_file"), ("raw", "system"), ("raw", "system_file"), ("raw", "chat_template"),
-                       ("quiet", "verbose")):  # fmt: skip
-        exclude(given, one, other)
+    exclude_prompt_flags(given)
     balance_of(given["balance"])
     request, sampling = plan_request(given), sampling_flags(given)
     return style_of(given["color"], plain=False, stream=sys.stdout), request, sampling

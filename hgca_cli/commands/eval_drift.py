@@ -55,7 +55,7 @@ def drift(
     kv_dtype: options.KvDtype = "auto",
     threads: options.Threads = "auto",
     prefill_chunk: options.PrefillChunk = "auto",
-    json: eval_options.JsonLines = False,
+    json: options.JsonLines = False,
     record: eval_options.Record = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,

@@ -56,7 +56,7 @@ def fidelity(
     kv_dtype: options.KvDtype = "auto",
     threads: options.Threads = "auto",
     prefill_chunk: options.PrefillChunk = "auto",
-    json: eval_options.JsonLines = False,
+    json: options.JsonLines = False,
     record: eval_options.Record = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw KL over bytes read: .svg or .png.")

@@ -32,9 +32,6 @@ QualitySeveral = Annotated[
         help="Share of the attention mass to be read. Policies that take one run with each. May be repeated.",
     ),
 ]
-JsonLines = Annotated[
-    bool, typer.Option("--json", envvar="HGCA_JSON", help="One JSON object per line on standard output.")
-]
 Record = Annotated[
     Path | None, typer.Option("--record", metavar="FILE", help="Append every result to it as a JSON line, as it comes.")
 ]

@@ -170,6 +170,18 @@ def policy_of(select: str, exact: bool, budget: str, quality: str) -> tuple[str 
     return named, share, mass
 
 
+def exclude_prompt_flags(given: Mapping[str, Any]) -> None:
+    """Raises UsageError for two flags that each say how a prompt begins, and for --quiet with --verbose."""
+    for one, other in (
+        ("system", "system_file"),
+        ("raw", "system"),
+        ("raw", "system_file"),
+        ("raw", "chat_template"),
+        ("quiet", "verbose"),
+    ):
+        exclude(given, one, other)
+
+
 def exclude(given: Mapping[str, Any], *names: str) -> None:
     """Raises UsageError, naming both, if more than one of these was given."""
     flags = ["--" + name.replace("_", "-") for name in names if given[name] not in (None, False, [], ())]

@@ -19,6 +19,11 @@ Color = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", envvar="HGCA_DEBUG", help="Show the traceback of an error.")]
 
+JsonLines = Annotated[
+    bool, typer.Option("--json", envvar="HGCA_JSON", help="One JSON object per line on standard output.")
+]
+JsonDocument = Annotated[bool, typer.Option("--json", envvar="HGCA_JSON", help="One JSON document on standard output.")]
+
 Model = Annotated[
     str,
     typer.Option(

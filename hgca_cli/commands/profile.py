@@ -62,9 +62,7 @@ def profile(
     gpu_mem: options.GpuMem = None,
     ram_limit: options.RamLimit = None,
     store_dir: options.StoreDir = None,
-    json: Annotated[
-        bool, typer.Option("--json", envvar="HGCA_JSON", help="One JSON document on standard output.")
-    ] = False,
+    json: options.JsonDocument = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw a token's time at each length: .svg or .png.")
     ] = None,

@@ -23,13 +23,12 @@ from hgca_cli.units import format_bytes, parse_age, parse_bytes
 FORMATS = ("md", "json", "openai")
 
 sessions = typer.Typer(help="What was kept of chats: list, show, remove, export, prune.", no_args_is_help=True)
-Json = Annotated[bool, typer.Option("--json", envvar="HGCA_JSON", help="One JSON document.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The session's name.")]
 
 
 @sessions.command("ls")
 def list_sessions(
-    json: Json = False,
+    json: options.JsonDocument = False,
     quiet: options.Quiet = False,
     color: options.Color = "auto",
     debug: options.Debug = False,
@@ -50,7 +49,7 @@ def list_sessions(
 
 
 @sessions.command("show")
-def show_session(name: Name, json: Json = False, debug: options.Debug = False) -> None:
+def show_session(name: Name, json: options.JsonDocument = False, debug: options.Debug = False) -> None:
     """What is kept of one session: the run it is of, its rows, its files."""
     found = one_session(name)
     if json:
@@ -107,7 +106,7 @@ def prune_sessions(
         typer.Option("--max-size", metavar="SIZE", help="The latest stay, as long as all have no more bytes."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing: show what would go.")] = False,
-    json: Json = False,
+    json: options.JsonDocument = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""A decoder layer of one token in two calls of the C library, and its attention between them.
+"""A decoder layer of one token in one call of the C library; in two, where its attention between them is not the library's.
 
 A family's own layer is nine modules and some thirty operations on a few hundred numbers; being called is most of their
 time. Which layers are such is found by trying, as for gated blocks (hf/gated.py): names and parts first, then what the
@@ -155,7 +155,7 @@ def _is_one(x: Tensor, width: int) -> bool:
 
 
 def quicken_decoder(layer: nn.Module) -> bool:
-    """Let a layer whose parts are quick be two calls, if it does what they do; returns whether it is."""
+    """Let the library do a layer whose parts are quick, if it does what they do; returns whether it is so."""
     attention = layer._modules.get("self_attn")
     if attention is None or isinstance(layer, QuickDecoder) or not _has_parts(layer, attention):
         return False

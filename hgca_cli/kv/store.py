@@ -57,12 +57,7 @@ class Store:
 
         Raises DoesNotFitError if the context is full or memory is refused; nothing was taken then.
         """
-        rows = self.rows + key.shape[1]
-        if rows > self.capacity:
-            raise DoesNotFitError(f"the context of {self.capacity:,} rows is full.", "Raise --ctx or start a new chat.")
-        for part in self._parts:
-            part.commit(rows)
-        new = slice(self.rows, rows)
+        new = self._room(key.shape[1])
         key_scale, value_scale = (None, None) if self.scales is None else self.scales[:, new].unbind(-1)
         convert.copy_rows(
             [
@@ -70,7 +65,7 @@ class Store:
                 convert.Copy(_packed(value), self.values[:, new], value_scale),
             ]
         )
-        self.rows = rows
+        self.rows = new.stop
 
     def append_scaled(self, numbers_of_keys: Tensor, numbers_of_values: Tensor, scales: Tensor) -> None:
         """Take int8 rows [kv_heads, n, dim] with their scales [kv_heads, n, 2], as `blocks` multiplies them: bit for bit.
@@ -78,14 +73,18 @@ class Store:
         Errors as of `append`.
         """
         assert self.scales is not None
-        rows = self.rows + scales.shape[1]
+        new = self._room(scales.shape[1])
+        self.keys[:, new], self.values[:, new], self.scales[:, new] = numbers_of_keys, numbers_of_values, scales
+        self.rows = new.stop
+
+    def _room(self, count: int) -> slice:
+        """Where so many more rows go, with memory behind it; none of them is the store's yet."""
+        rows = self.rows + count
         if rows > self.capacity:
             raise DoesNotFitError(f"the context of {self.capacity:,} rows is full.", "Raise --ctx or start a new chat.")
         for part in self._parts:
             part.commit(rows)
-        new = slice(self.rows, rows)
-        self.keys[:, new], self.values[:, new], self.scales[:, new] = numbers_of_keys, numbers_of_values, scales
-        self.rows = rows
+        return slice(self.rows, rows)
 
     def advise(self, in_order: bool) -> None:
         """How rows in a file will be read next: in order or here and there. Of those in memory nobody asks."""

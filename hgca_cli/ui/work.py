@@ -55,13 +55,35 @@ class Work:
         return f"tokens: {', '.join(parts)}{left}"
 
 
+class Line:
+    """A line with a spinner on a terminal, made when it is first needed."""
+
+    def __init__(self, *, color: bool) -> None:
+        self._color = color
+        self._bar: WorkBar | None = None
+
+    def show(self, text: str) -> None:
+        """Say this."""
+        if self._bar is None:
+            from hgca_cli.ui.progress import WorkBar
+
+            self._bar = WorkBar(color=self._color)
+        self._bar.show(text)
+
+    def clear(self) -> None:
+        """Nothing of it is left on the screen."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
 class WorkSink:
     """Hears events of an evaluation: shows Worked as progress, and hands everything else on."""
 
     def __init__(self, sink: HumanSink, style: Style, *, quiet: bool) -> None:
         self._sink, self._style, self._quiet = sink, style, quiet
         self._work = Work({})
-        self._bar: WorkBar | None = None
+        self._line = Line(color=style.color)
         self._told = time.monotonic()
         self._what = ""
 
@@ -83,20 +105,14 @@ class WorkSink:
         if self._quiet:
             return
         if self._style.bar:
-            if self._bar is None:
-                from hgca_cli.ui.progress import WorkBar
-
-                self._bar = WorkBar(color=self._style.color)
-            self._bar.show(f"{self._what}  {self._work.line}".strip())
+            self._line.show(f"{self._what}  {self._work.line}".strip())
         elif time.monotonic() - self._told > LINE_SECONDS:
             self._told = time.monotonic()
             self._sink.note(f"{self._what}  {self._work.line}".strip())
 
     def clear(self) -> None:
         """Nothing of it is left on the screen."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._line.clear()
 
 
 class StageSink:
@@ -104,7 +120,7 @@ class StageSink:
 
     def __init__(self, sink: HumanSink, style: Style, *, quiet: bool) -> None:
         self._sink, self._style, self._quiet = sink, style, quiet
-        self._bar: WorkBar | None = None
+        self._line = Line(color=style.color)
         self._told = -1
 
     def stage(self, what: str, done: int, of: int) -> None:
@@ -113,17 +129,11 @@ class StageSink:
             return
         line = f"measuring {what} ({done + 1} of {of})"
         if self._style.bar:
-            if self._bar is None:
-                from hgca_cli.ui.progress import WorkBar
-
-                self._bar = WorkBar(color=self._style.color)
-            self._bar.show(line)
+            self._line.show(line)
         elif done != self._told:
             self._told = done
             self._sink.note(line)
 
     def clear(self) -> None:
         """Nothing of it is left on the screen."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._line.clear()
