@@ -22,10 +22,10 @@ def numbered(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def held(window: Window) -> list[int]:
     """Positions attention would see."""
-    keys, values, bias = window.view()
-    seen = torch.ones(keys.shape[1], dtype=torch.bool) if bias is None else bias == 0
-    assert torch.equal(keys[0, seen, 0], values[0, seen, 0])
-    return sorted(int(x) for x in keys[0, seen, 0])
+    pieces = window.pieces()
+    assert len(pieces) <= 2
+    assert all(torch.equal(keys[0, :, 0], values[0, :, 0]) for keys, values in pieces)
+    return sorted(int(x) for keys, _ in pieces for x in keys[0, :, 0])
 
 
 @settings(max_examples=200, deadline=None)

@@ -58,16 +58,18 @@ def _window_attention(query: Tensor, layer: LayerState, scale: float, softcap: f
     """query [heads, key_dim] over sinks and ring -> out [heads, value_dim], lse [heads]; None if the CPU does that."""
     if layer.window.read is not None:
         return None
-    key, value, bias = layer.window.view()
-    heads = query.shape[0]
-    grouped = query.view(key.shape[0], -1, query.shape[-1])  # one read of a row serves the group
-    part = dense.attend(grouped, key, value, scale=scale, softcap=softcap, bias=bias)
-    return Partial(part.out.reshape(heads, -1), part.lse.reshape(heads))
+    grouped = query.view(layer.layout.kv_heads, -1, query.shape[-1])  # one read of a row serves the group
+    whole: Partial | None = None
+    for key, value in layer.window.pieces():
+        part = dense.attend(grouped, key, value, scale=scale, softcap=softcap)
+        whole = part if whole is None else merge(whole, part)
+    assert whole is not None  # the new row is there
+    return Partial(whole.out.reshape(query.shape[0], -1), whole.lse.reshape(query.shape[0]))
 
 
 def _ring_weights(query: Tensor, layer: LayerState, lse: Tensor, scale: float, softcap: float) -> Tensor:
     """Softmax weight f32 [heads, ring rows] the token gave each ring row, oldest first: shares of all it saw."""
-    key, _, _ = layer.window.view()
+    key = layer.window.keys
     grouped = query.view(key.shape[0], -1, query.shape[-1])
     score = dense.scores(grouped, key, scale=scale, softcap=softcap).view(query.shape[0], -1)
     return layer.window.in_order(torch.exp(score - lse.unsqueeze(-1)))

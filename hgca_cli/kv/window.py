@@ -1,7 +1,7 @@
 """The newest rows of one layer, on the device: a ring of slots behind a few slots that hold the first rows (sinks).
 
 A row keeps its slot until it is evicted: position p >= sinks lives in slot sinks + (p - sinks) % ring. Keys arrive
-already rotated, so attention does not care about the order of slots; what is in use is told by `bias`.
+already rotated, so attention does not care about the order of slots; what is in use are at most two runs of them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ class Window:
         self.ring = slots - self.sinks
         self.start = self.sinks
         self.end = 0
-        # zeros, not empty: an unused slot meets -inf in the softmax, and NaN + -inf would be NaN
+        # zeros, not empty: a policy that watches looks at every slot and drops the unused ones, which must be finite
         with torch.inference_mode(False):  # the caller may leave inference mode between a prompt and a rewind
             self.keys = torch.zeros(layout.kv_heads, slots, layout.key_dim, device=device, dtype=dtype)
             self.values = torch.zeros(layout.kv_heads, slots, layout.value_dim, device=device, dtype=dtype)
             self.read = native.Rows(self.keys, self.values) if device.type == "cpu" and dtype in native.DTYPES else None
-            self._bias = torch.full((slots,), float("-inf"), device=device, dtype=dtype)
 
     @property
     def rows(self) -> int:
@@ -66,7 +65,6 @@ class Window:
             target = slice(slot, slot + run)
             self.keys[:, target] = key[:, done : done + run]
             self.values[:, target] = value[:, done : done + run]
-            self._mark(target, 0.0)
             self.end += run
             done += run
 
@@ -83,8 +81,6 @@ class Window:
 
     def drop_oldest(self, count: int) -> None:
         """Forget the oldest `count` ring rows; their slots are free."""
-        for piece in self.slices(self.start, count):
-            self._mark(piece, float("-inf"))
         self.start += count
 
     def in_order(self, per_slot: Tensor) -> Tensor:
@@ -99,35 +95,26 @@ class Window:
 
     def rewind(self, length: int) -> None:
         """Forget positions `length` and later."""
-        kept = max(min(length, self.end), self.start)
-        for piece in self.slices(kept, self.end - kept):
-            self._mark(piece, float("-inf"))
-        if length < self.sinks:
-            self._mark(slice(length, self.sinks), float("-inf"))
         self.end = min(length, self.end)
         self.start = max(self.sinks, min(self.start, self.end))
 
-    def view(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """To be read: keys [kv_heads, n, key_dim], values, and bias [n]: 0 in use, -inf not, None if all are."""
-        if self.start == self.sinks and self.end <= self.sinks + self.ring:  # nothing evicted: a prefix
-            return self.keys[:, : self.end], self.values[:, : self.end], None
-        if self.ring_rows == self.ring:
-            return self.keys, self.values, None
-        if self.read is not None:
-            self._bias.fill_(float("-inf"))
-            for first, count in self.runs():
-                self._bias[first : first + count] = 0.0
-        return self.keys, self.values, self._bias
+    def pieces(self) -> list[tuple[Tensor, Tensor]]:
+        """Views of every row held, sinks too, as at most two pieces (keys, values) [kv_heads, n, dim]; in no order."""
+        spans = [slice(first, first + count) for first, count in self.runs() if count]
+        return [(self.keys[:, span], self.values[:, span]) for span in spans]
 
     def runs(self) -> tuple[tuple[int, int], ...]:
-        """Slots in use, as (first, how many): one run from slot 0 if no free slot lies between, else two or three."""
-        if self.start == self.sinks and self.end <= self.sinks + self.ring:
+        """Slots in use, as (first, how many): one run from slot 0 if no free slot lies between, else two."""
+        if self.start == self.sinks and self.end <= self.sinks + self.ring:  # nothing evicted
             return ((0, self.end),)
         if self.ring_rows == self.ring:
             return ((0, self.sinks + self.ring),)
-        used = [slice(0, self.sinks)] if self.sinks else []
-        used += self.slices(self.start, self.ring_rows)
-        return tuple((piece.start, piece.stop - piece.start) for piece in used)
+        used = sorted((piece.start, piece.stop) for piece in self.slices(self.start, self.ring_rows))
+        if used and used[0][0] == self.sinks:  # the ring's end came round: the sinks are just before it
+            used[0] = (0, used[0][1])
+        elif self.sinks:
+            used.insert(0, (0, self.sinks))
+        return tuple((first, stop - first) for first, stop in used)
 
     def slices(self, position: int, count: int) -> list[slice]:
         """Slots of positions position .. position + count - 1, in order, as at most two runs of the ring."""
@@ -138,11 +125,6 @@ class Window:
             position += run
             count -= run
         return pieces
-
-    def _mark(self, piece: slice, bias: float) -> None:
-        """Slots come into use or fall free. On the CPU the bias is made when it is asked for: decoding never does."""
-        if self.read is None:
-            self._bias[piece] = bias
 
     def _run(self, position: int, count: int) -> tuple[int, int]:
         """Slot of a position, and how many following positions have the following slots."""
