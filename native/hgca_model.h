@@ -98,6 +98,29 @@ typedef struct {
 int hgca_decode_layer(const hgca_layer *layer, const hgca_reading *reading, uintptr_t in, uintptr_t cosine, uintptr_t sine,
                       uintptr_t out);
 
+/* The attention of one token to a layer's store where a device has the token and the window. It is prepared before the device's
+ * step begins and run in the middle of it, by hgca_run_relay, from whatever thread.
+ *   chosen   choice of rows of the store: its near, beside and rows.query, out and lse are not looked at; null: none
+ *   far      without a choice: heads, and rows that are all read; rows = 0: none, and the result is nothing
+ *   query    [heads][key_dim], there when it is run; out [heads][value_dim] and lse [heads] are written
+ *   beside   [heads], lse of rows that the device attends to, which count as kept; null: of none
+ *   scale, softcap   of scores
+ *   ns, status       out: what it took, and whether it went well */
+typedef struct {
+    const hgca_selection *chosen;
+    hgca_attention far;
+    const float *query;
+    float *out;
+    float *lse;
+    const float *beside;
+    float scale;
+    float softcap;
+    int64_t ns;
+    int32_t status;
+} hgca_relay;
+
+void hgca_run_relay(void *relay);
+
 /* Whether two addresses have the same bytes behind them: 1 or 0. */
 int hgca_same(uintptr_t a, uintptr_t b, int64_t bytes);
 /* cffi:end */

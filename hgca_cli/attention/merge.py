@@ -14,7 +14,7 @@ from torch import Tensor
 class Partial(NamedTuple):
     """Softmax attention over some of the rows; leading shapes agree."""
 
-    out: Tensor  # f32 [..., value_dim], zeros over no rows
+    out: Tensor  # [..., value_dim], zeros over no rows; f32, but for what a GPU's kernels give
     lse: Tensor  # f32 [...], natural ln sum exp(score); -inf over no rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from torch import Tensor
 from hgca_cli.engine.session_record import Shard
 from hgca_cli.errors import DoesNotFitError
 from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.graph import GraphStep
 from hgca_cli.hf.load import LoadedModel
+
+GRAPHS = os.environ.get("HGCA_CUDA_GRAPHS", "1") != "0"
 
 
 class DeviceFullError(DoesNotFitError):
@@ -38,6 +42,7 @@ class Sequence:
         self.cache = cache
         self.tokens: list[int] = []
         self.on_disk: OnDisk | None = None
+        self._step: GraphStep | None = None
 
     @property
     def cached(self) -> int:
@@ -59,6 +64,8 @@ class Sequence:
         before = self.cached
         try:
             with torch.inference_mode():
+                if ids.shape[1] == 1 and (step := self._graph_step(loaded)) is not None:
+                    return step.step(ids)
                 output = loaded.forward(ids, self.cache, logits_to_keep=1)
                 logits: Tensor = output.logits[0, -1]
                 return logits
@@ -85,9 +92,18 @@ class Sequence:
 
     def close(self) -> None:
         """Give the memory back."""
+        self._step = None
         self.cache.close()
         self.tokens = []
         self.on_disk = None
+
+    def _graph_step(self, loaded: LoadedModel) -> GraphStep | None:
+        """What computes one more token as a CUDA graph, where that can be."""
+        if loaded.device.type != "cuda" or not GRAPHS or not self.cached:
+            return None
+        if self._step is None or not self._step.of(self.cache):
+            self._step = GraphStep(loaded.model, self.cache) if GraphStep.serves(self.cache) else None
+        return self._step if self._step is not None and self._step.failed is None else None
 
     def _forget_beyond(self, length: int) -> None:
         """Layers that had taken rows of a forward pass give them back; if one cannot, everything is read again."""

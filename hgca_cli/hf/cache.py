@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ from hgca_cli.hf.shape import kv_layout
 from hgca_cli.kv.held import Piece, Refill, held, natural_start
 from hgca_cli.kv.layout import KVLayout, LayerLayout
 from hgca_cli.kv.pieces import Pieces
+
+if TYPE_CHECKING:
+    from hgca_cli.attention.recorded import Recorder
 
 Policy = Callable[[LayerLayout, int], Selector]  # of a layer and its index
 
@@ -62,6 +65,7 @@ class HybridLayer(CacheLayerMixin):
         self.settings = settings
         self.is_sliding = layout.sliding is not None
         self.states: list[LayerState] = []
+        self.recorder: Recorder | None = None  # while a token is computed that may be captured
         self._expected = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

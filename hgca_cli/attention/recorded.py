@@ -1,0 +1,96 @@
+"""The attention of a token in all layers, such that a CUDA graph of it can be replayed for the next token.
+
+What changes from token to token is in memory whose address stays: the slot of the new row, the slots in use, and what the
+relays describe. The query leaves for the CPU before the window is attended to, and the answer is awaited after that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hgca_cli.attention.layer import LayerState
+from hgca_cli.attention.merge import absorb_sink
+from hgca_cli.attention.relay import Lane, Relay
+from hgca_cli.attention.slots import SlotAttention
+
+TOKEN, POSITION, SLOT, SPANS = 0, 1, 2, slice(3, 7)  # of the numbers that go to the device before a step
+NUMBERS = 7
+
+
+class Recorder:
+    """The layers of one sequence.
+
+    numbers  i64 [7] on the device: the token, its position, its slot, the slots in use
+    stored   whether rows of the store are attended to: a step with them is another than one without
+    """
+
+    def __init__(self, layers: Sequence[LayerState]) -> None:
+        window, shape = layers[0].window, layers[0].layout
+        device = window.keys.device
+        with torch.inference_mode(False):
+            self._sent = torch.zeros(NUMBERS, dtype=torch.int64, pin_memory=device.type == "cuda")
+            self.numbers = torch.zeros_like(self._sent, device=device)
+        self.relays = [Relay(layer, device) for layer in layers]
+        self.stored = False
+        self._slot = self.numbers[SLOT : SLOT + 1]
+        self._lane = Lane(device)
+        self._slots = SlotAttention(self.numbers[SPANS], shape.heads, window.keys.shape[1], shape.value_dim)
+
+    @staticmethod
+    def serves(layers: Sequence[LayerState]) -> bool:
+        """Whether these layers' attention can be recorded: they are alike, see everything, and no policy looks at weights."""
+        shape, device = layers[0].layout, layers[0].window.keys.device
+        return all(Relay.serves(layer) and layer.layout == shape for layer in layers) and SlotAttention.serves(
+            device, shape.key_dim, shape.value_dim
+        )
+
+    def begin(self) -> None:
+        """One more token, which is in `numbers` already. Errors as of LayerState.make_room."""
+        window = self.relays[0].layer.window
+        position = window.end
+        slots = {relay.begin() for relay in self.relays}
+        assert len(slots) == 1, "layers of one sequence move together"
+        self.stored = any(relay.described.far.rows or relay.described.chosen for relay in self.relays)
+        spans = [number for first, count in window.runs() for number in (first, first + count)]
+        self._sent[TOKEN] = -1
+        self._sent[POSITION:] = torch.tensor([position, slots.pop(), *spans, *[0] * (4 - len(spans))])
+        self.numbers[POSITION:].copy_(self._sent[POSITION:], non_blocking=True)
+
+    def attend(
+        self,
+        index: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        softcap: float,
+        sink: Tensor | None,
+    ) -> Tensor:
+        """Attention of the token in one layer, its row taken in.
+
+        query [heads, key_dim]; key, value [kv_heads, 1, dim]; returns [heads, value_dim] in the query's dtype
+        """
+        relay = self.relays[index]
+        relay.tell(scale, softcap)
+        window = relay.layer.window
+        if self.stored:
+            self._lane.ask(relay, query)
+        window.keys.index_copy_(1, self._slot, key)
+        window.values.index_copy_(1, self._slot, value)
+        near = self._slots.near(query, window.keys, window.values, scale=scale, softcap=softcap)
+        if self.stored:
+            self._lane.join()
+        whole, near_lse = near.finish(relay.far() if self.stored else None)
+        relay.near_lse.copy_(near_lse, non_blocking=True)
+        if sink is not None:
+            whole = absorb_sink(whole, sink)
+        return whole.out.to(query.dtype)
+
+    def end(self) -> None:
+        """The device is done with the token. Errors as of Relay.end."""
+        for relay in self.relays:
+            relay.end()

@@ -1,0 +1,160 @@
+"""The store's part of a token's attention inside a device's step, which Python prepares before and does not see happen.
+
+The device's stream sends the query to pinned memory, calls the C library, and fetches what it wrote there (native/relay.c).
+All addresses stay the same from token to token, so the step can be captured in a CUDA graph and replayed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hgca_cli import native
+from hgca_cli.attention.layer import LayerState
+from hgca_cli.attention.merge import Partial
+from hgca_cli.attention.reading import UNKNOWN
+from hgca_cli.attention.select.contract import Chosen
+from hgca_cli.attention.sparse import count_chosen
+from hgca_cli.errors import NativeError
+from hgca_cli.selection import Selection
+
+
+class Lane:
+    """The stream beside the main one on which queries leave and answers come; on the CPU everything happens at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def ask(self, relay: Relay, query: Tensor) -> None:
+        """Send a query [heads, key_dim] and have it answered, beside what the main stream does next."""
+        relay.asked.copy_(query)
+        if self._stream is None:
+            relay.query.copy_(relay.asked)
+            native.lib.hgca_run_relay(relay.described)
+            relay.answered.copy_(relay.answer)
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            relay.query.copy_(relay.asked, non_blocking=True)
+            launch_on_host(self._stream.cuda_stream, relay.described)
+            relay.answered.copy_(relay.answer, non_blocking=True)
+
+    def join(self) -> None:
+        """The main stream waits for the answer."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+
+
+class Relay:
+    """One layer of one sequence.
+
+    asked, answered  on the device: the query f32 [heads, key_dim]; out and, behind it, lse f32 [heads * (value_dim + 1)]
+    query, answer    the same in CPU memory, pinned where the device is a GPU
+    near_lse         f32 [heads] in CPU memory: of the window, of the last token the device is done with
+    """
+
+    def __init__(self, layer: LayerState, device: torch.device) -> None:
+        shape, pinned = layer.layout, device.type == "cuda"
+        self.layer = layer
+        with torch.inference_mode(False):
+            self.query = torch.zeros(shape.heads, shape.key_dim, pin_memory=pinned)
+            self.answer = torch.zeros(shape.heads * (shape.value_dim + 1), pin_memory=pinned)
+            self.near_lse = torch.full((shape.heads,), float("-inf"), pin_memory=pinned)
+            self.asked = torch.zeros(shape.heads, shape.key_dim, device=device)
+            self.answered = torch.zeros_like(self.answer, device=device)
+        self._chosen: Chosen | Selection | None = None
+        self._metered = False
+        self._scale, self._softcap = 1.0, 0.0
+        to = self.described = native.ffi.new("hgca_relay *")
+        out = shape.heads * shape.value_dim
+        to.query, to.out, to.lse = (native.address(one) for one in (self.query, self.answer[:out], self.answer[out:]))
+        if layer.store is not None:
+            to.far = layer.store.read.described[0]
+        to.far.heads, to.far.value_dim = shape.heads, shape.value_dim
+
+    @staticmethod
+    def serves(layer: LayerState) -> bool:
+        """Whether a layer can be read so: it sees everything, and its policy looks at no weights."""
+        return layer.layout.sliding is None and not layer.selector.watches
+
+    def tell(self, scale: float, softcap: float) -> None:
+        """How scores are made, the same for every token."""
+        self._scale = self.described.scale = scale
+        self._softcap = self.described.softcap = softcap
+
+    def far(self) -> Partial:
+        """What came back, on the device."""
+        shape = self.layer.layout
+        out, lse = self.answered.split([shape.heads * shape.value_dim, shape.heads])
+        return Partial(out.view(shape.heads, shape.value_dim), lse)
+
+    def begin(self) -> int:
+        """One more token: rows on their way arrive, what is read is described; returns the slot of the token's row."""
+        layer, to = self.layer, self.described
+        layer.settle()
+        store = layer.store
+        stored = store is not None and store.rows > 0
+        chosen = self._chosen = layer.selector.choose(UNKNOWN, store) if stored else None  # type: ignore[arg-type]
+        to.chosen, to.far.rows, self._metered = native.ffi.NULL, 0, False
+        if isinstance(chosen, Selection):
+            to.chosen = chosen.job
+            to.beside = native.address(self.near_lse)
+            self._metered = layer.meter.due()
+        elif chosen is not None:
+            assert chosen.row_start is None, "a list of rows that Python names needs the query"
+            to.far.rows = store.rows  # type: ignore[union-attr]
+        layer.make_room()
+        return layer.window.take()
+
+    def end(self) -> None:
+        """The device is done with the token: it is counted, now and then measured, and the ring's oldest rows may leave.
+
+        Raises NativeError if the library could not do its part.
+        """
+        layer, chosen = self.layer, self._chosen
+        if self.described.status:
+            native.check(self.described.status)
+        store = layer.store
+        if isinstance(chosen, Selection):
+            if self._metered:
+                self._measure(chosen)
+            count_chosen(layer, chosen)
+        elif store is not None and store.rows > 0:
+            share = 0.0 if chosen is None else chosen.share
+            layer.reads.add(share, share)
+        layer.near_lse = self.near_lse
+        layer.evict_overflow()
+
+    def _measure(self, chosen: Selection) -> None:
+        store = self.layer.store
+        assert store is not None
+        exact = native.Step(self.query, store.read, store.rows, self._scale, self._softcap)
+        (far,) = native.start([exact]).wait()
+        self.layer.meter.add(chosen.read_lse, far.lse, self.near_lse)
+
+
+def launch_on_host(stream: int, relay: Any) -> None:
+    """Let a CUDA stream, which may be capturing a graph, run a relay when it comes to it. Raises NativeError.
+
+    The driver is found at run time: nothing is linked with it.
+    """
+    status = _driver().cuLaunchHostFunc(
+        ctypes.c_void_p(stream),
+        ctypes.c_void_p(int(native.ffi.cast("uintptr_t", native.ffi.addressof(native.lib, "hgca_run_relay")))),
+        ctypes.c_void_p(int(native.ffi.cast("uintptr_t", relay))),
+    )
+    if status:
+        raise NativeError(f"the CUDA driver does not take work for the CPU (error {status}).")
+
+
+@lru_cache(maxsize=1)
+def _driver() -> Any:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise NativeError(f"the CUDA driver's library cannot be opened ({error}).") from error

@@ -1,0 +1,133 @@
+"""The GPU's kernels of attention/slots.py. Importing this needs Triton."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton  # type: ignore[import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
+from torch import Tensor
+
+from hgca_cli.attention.merge import Partial
+
+BLOCK = 64  # slots at a time
+MOST_SPLITS = 64  # parts of the slots; each is one program for each KV head
+LEAST = 256  # slots of a part
+GROUP = 16  # query heads of a KV head are padded to a multiple of this: the least a matrix unit takes
+
+
+@triton.jit
+def _part(  # type: ignore[no-untyped-def]
+    query, keys, values, spans, outs, lses, scale, softcap, key_head, key_row, value_head, value_row, each,
+    GROUPED: tl.constexpr, PADDED: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, SLOTS: tl.constexpr,
+    CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One part of the slots, for the query heads of one KV head: out f32 and lse of the part, zeros and -inf over none."""
+    head, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    a, b, c, d = tl.load(spans), tl.load(spans + 1), tl.load(spans + 2), tl.load(spans + 3)
+    group, at, to, some = tl.arange(0, PADDED), tl.arange(0, KEY), tl.arange(0, VALUE), tl.arange(0, SLOTS)
+    real = group < GROUPED
+    asked = tl.load(query + (head * GROUPED + group)[:, None] * KEY + at[None, :], mask=real[:, None], other=0.0)
+    most = tl.full([PADDED], float("-inf"), tl.float32)
+    total = tl.zeros([PADDED], tl.float32)
+    out = tl.zeros([PADDED, VALUE], tl.float32)
+    first = part * each
+    end = tl.minimum(first + each, tl.maximum(b, d))
+    key_at, value_at = keys + head * key_head, values + head * value_head
+    for start in range(first, end, SLOTS):
+        slot = start + some
+        used = ((slot >= a) & (slot < b)) | ((slot >= c) & (slot < d))
+        used = used & (slot < end)
+        key = tl.load(key_at + slot[None, :] * key_row + at[:, None], mask=used[None, :], other=0.0)
+        score = tl.dot(asked, key, input_precision=PRECISION) * scale
+        if CAPPED:
+            folded = 1.0 - 2.0 / (tl.exp(2.0 * score / softcap) + 1.0)  # tanh
+            score = softcap * folded
+        score = tl.where(used[None, :], score, float("-inf"))
+        higher = tl.maximum(most, tl.max(score, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing yet: -inf - -inf
+        weight = tl.exp(score - base[:, None])
+        fade = tl.exp(most - base)
+        value = tl.load(value_at + slot[:, None] * value_row + to[None, :], mask=used[:, None], other=0.0)
+        out = out * fade[:, None] + tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
+        total = total * fade + tl.sum(weight, 1)
+        most = higher
+    lse = tl.where(total > 0.0, most + tl.log(tl.where(total > 0.0, total, 1.0)), float("-inf"))
+    out = out / tl.where(total > 0.0, total, 1.0)[:, None]
+    line = (head * GROUPED + group) * parts + part
+    tl.store(lses + line, lse, mask=real)
+    tl.store(outs + line[:, None] * VALUE + to[None, :], out, mask=real[:, None])
+
+
+@triton.jit
+def _merged(  # type: ignore[no-untyped-def]
+    outs, lses, far, result, near_lse, whole_lse, parts,
+    HEADS: tl.constexpr, PARTS: tl.constexpr, VALUE: tl.constexpr, FAR: tl.constexpr,
+):  # fmt: skip
+    """The parts of one query head, and the store's if FAR, by log-sum-exp."""
+    head, some, to = tl.program_id(0), tl.arange(0, PARTS), tl.arange(0, VALUE)
+    here = some < parts
+    lse = tl.load(lses + head * parts + some, mask=here, other=float("-inf"))
+    most = tl.max(lse, 0)
+    base = tl.where(most == float("-inf"), 0.0, most)
+    share = tl.exp(lse - base)
+    total = tl.sum(share, 0)
+    out = tl.load(outs + (head * parts + some)[:, None] * VALUE + to[None, :], mask=here[:, None], other=0.0)
+    out = tl.sum(out * share[:, None], 0)
+    near = base + tl.log(total)
+    tl.store(near_lse + head, near)
+    if FAR:
+        far_lse = tl.load(far + HEADS * VALUE + head)
+        top = tl.maximum(near, far_lse)
+        mine, other = tl.exp(base - top), tl.exp(far_lse - top)
+        out = out * mine + tl.load(far + head * VALUE + to) * other
+        total = total * mine + other
+        near = top + tl.log(tl.exp(near - top) + other)
+    tl.store(whole_lse + head, near)
+    tl.store(result + head * VALUE + to, out / total)
+
+
+class Kernels:
+    """For layers of one shape; the memory for parts is used again by each."""
+
+    def __init__(self, heads: int, slots: int, value_dim: int, device: torch.device) -> None:
+        self.each = -(-max(LEAST, -(-slots // MOST_SPLITS)) // BLOCK) * BLOCK
+        self.parts = -(-slots // self.each)
+        self.outs = torch.empty(heads, self.parts, value_dim, device=device)
+        self.lses = torch.empty(heads, self.parts, device=device)
+
+    def near(
+        self, query: Tensor, keys: Tensor, values: Tensor, spans: Tensor, *, scale: float, softcap: float
+    ) -> Launched:
+        """Start the parts; arguments as of SlotAttention.near."""
+        heads, key_dim = query.shape
+        kv_heads, value_dim = keys.shape[0], values.shape[-1]
+        group = heads // kv_heads
+        exact = query.dtype == torch.float32
+        _part[(kv_heads, self.parts)](
+            query.contiguous(), keys, values, spans, self.outs, self.lses, scale, softcap or 1.0,
+            keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), self.each,
+            GROUPED=group, PADDED=max(GROUP, triton.next_power_of_2(group)), KEY=key_dim, VALUE=value_dim,
+            SLOTS=BLOCK // 2 if exact else BLOCK, CAPPED=softcap > 0.0, PRECISION="ieee" if exact else "tf32",
+        )  # fmt: skip
+        return Launched(self, heads, value_dim, query.dtype)
+
+
+class Launched:
+    """Parts on their way; see slots.Near."""
+
+    def __init__(self, kernels: Kernels, heads: int, value_dim: int, dtype: torch.dtype) -> None:
+        self._kernels, self._heads, self._value_dim, self._dtype = kernels, heads, value_dim, dtype
+
+    def finish(self, far: Partial | None) -> tuple[Partial, Tensor]:
+        """As slots.Near.finish; `far` is out with lse right behind it in memory. Out is in the query's dtype."""
+        kernels, device = self._kernels, self._kernels.outs.device
+        out = torch.empty(self._heads, self._value_dim, device=device, dtype=self._dtype)
+        near, whole = torch.empty(2, self._heads, device=device)
+        answered: Any = kernels.lses if far is None else far.out
+        _merged[(self._heads,)](
+            kernels.outs, kernels.lses, answered, out, near, whole, kernels.parts,
+            HEADS=self._heads, PARTS=triton.next_power_of_2(kernels.parts), VALUE=self._value_dim, FAR=far is not None,
+        )  # fmt: skip
+        return Partial(out, whole), near

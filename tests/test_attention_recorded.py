@@ -1,0 +1,190 @@
+"""A token as a CUDA graph takes it: the logits of one operation after another, and the same rows at the same places.
+
+On the CPU nothing is captured, but the same code runs: relays, slots in use, what is prepared before and counted after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hgca_cli.attention.recorded import Recorder
+from hgca_cli.attention.slots import SlotAttention
+from hgca_cli.config import CacheSettings
+from hgca_cli.errors import NativeError
+from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.graph import GraphStep
+from hgca_cli.hf.load import forward
+from tests.test_hf_families import TOKENS, ids, tiny
+
+PROMPT = 40
+SETTINGS = CacheSettings(window=16, sinks=2, context=TOKENS)
+POLICIES: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "scan": {"select": "scan", "quality": 0.9},
+    "all of scan": {"select": "scan", "quality": 1.0},
+    "cluster": {"select": "cluster", "quality": 0.9},
+    "page": {"select": "page", "quality": 0.9},
+    "window": {"select": "window"},
+    "two of three layers": {"select": "scan", "quality": 0.9, "dense_layers": 1},
+    "int8": {"kv_dtype": "int8"},
+}
+
+
+def filled(model: Any, settings: CacheSettings, tokens: Tensor) -> HybridCache:
+    cache = HybridCache(model.config, settings)
+    cache.expect(PROMPT)
+    with torch.inference_mode():
+        forward(model, tokens[:, :PROMPT], cache)
+    cache.expect(0)
+    return cache
+
+
+def as_on_a_device(cache: HybridCache) -> HybridCache:
+    """The window is not the C library's to read, so what it held a token ago tells a policy what it may leave out."""
+    for layer in cache.layers:
+        layer.states[0].window.read = None
+    return cache
+
+
+def stepwise(model: Any, cache: HybridCache, tokens: Tensor) -> Iterator[Tensor]:
+    for at in range(cache.get_seq_length(), tokens.shape[1]):
+        with torch.inference_mode():
+            yield forward(model, tokens[:, at : at + 1], cache, logits_to_keep=1).logits[0, -1]
+
+
+def recorded(step: GraphStep, cache: HybridCache, tokens: Tensor) -> Iterator[Tensor]:
+    for at in range(cache.get_seq_length(), tokens.shape[1]):
+        with torch.inference_mode():
+            yield step.step(tokens[:, at : at + 1])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("family", ["llama", "llama, no groups", "qwen3", "phi3"])
+def test_the_logits_are_those_of_operation_by_operation(family: str, policy: str) -> None:
+    model = tiny(family)
+    model.set_attn_implementation("hgca")
+    settings = CacheSettings(**vars(SETTINGS) | POLICIES[policy])
+    tokens = ids()
+    one, other = as_on_a_device(filled(model, settings, tokens)), filled(model, settings, tokens)
+    assert GraphStep.serves(other)
+    step = GraphStep(model, other)
+    for wanted, got in zip(stepwise(model, one, tokens), recorded(step, other, tokens), strict=True):
+        assert (wanted - got).abs().max() <= 2e-5
+    assert one.get_seq_length() == other.get_seq_length() == TOKENS
+    for mine, its in zip(one.every_row() or [], other.every_row() or [], strict=True):
+        assert all((a - b).abs().max() <= 1e-5 for a, b in zip(mine, its, strict=True))
+    assert one.rows().read_share == pytest.approx(other.rows().read_share, abs=0.02)
+
+
+def test_it_starts_with_an_empty_store_and_goes_on_after_rewinding() -> None:
+    model = tiny("llama")
+    model.set_attn_implementation("hgca")
+    tokens = ids()
+    settings = CacheSettings(window=60, sinks=2, context=TOKENS)
+    one, other = filled(model, settings, tokens), filled(model, settings, tokens)
+    step = GraphStep(model, other)
+    seen = []
+    for wanted, got in zip(stepwise(model, one, tokens), recorded(step, other, tokens), strict=True):
+        assert (wanted - got).abs().max() <= 2e-5
+        seen.append(step.recorder.stored)
+    assert not seen[0] and seen[-1], "rows went to the store on the way"
+    for cache in (one, other):
+        assert cache.rewind(70)
+    for wanted, got in zip(stepwise(model, one, tokens), recorded(step, other, tokens), strict=True):
+        assert (wanted - got).abs().max() <= 2e-5
+    assert step.of(other)
+    other.reset()
+    assert not step.of(other)
+
+
+def test_what_is_not_served_is_said_so() -> None:
+    tokens = ids()
+    for family, changes in (("gemma3", {}), ("llama", {"select": "moving-average"})):
+        model = tiny(family)
+        model.set_attn_implementation("hgca")
+        cache = filled(model, CacheSettings(**vars(SETTINGS) | changes), tokens)
+        assert not GraphStep.serves(cache), "layers slide, or a policy looks at weights"
+    model = tiny("llama")
+    model.set_attn_implementation("hgca")
+    cache = filled(model, SETTINGS, tokens)
+    cache.expect(5)
+    assert not GraphStep.serves(cache), "more of a prompt is to come"
+
+
+def test_a_failing_relay_is_an_error_after_the_step() -> None:
+    model = tiny("llama")
+    model.set_attn_implementation("hgca")
+    cache = filled(model, SETTINGS, ids())
+    step = GraphStep(model, cache)
+    with torch.inference_mode():
+        step.step(ids()[:, PROMPT : PROMPT + 1])
+    step.recorder.relays[1].described.far.dtype = 77
+    with torch.inference_mode(), pytest.raises(NativeError):
+        step.step(ids()[:, PROMPT + 1 : PROMPT + 2])
+    assert cache.rewind(PROMPT + 1)
+
+
+def test_the_meter_measures_what_a_relay_left_out() -> None:
+    model = tiny("llama")
+    model.set_attn_implementation("hgca")
+    cache = filled(model, CacheSettings(**vars(SETTINGS) | POLICIES["scan"]), ids())
+    for _ in recorded(GraphStep(model, cache), cache, ids()):
+        pass
+    quality = cache.rows().quality
+    assert quality is not None and 0.85 < quality <= 1.0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_captured_step_gives_the_same(dtype: torch.dtype, policy: str) -> None:
+    model = tiny("qwen3").to("cuda", dtype)
+    model.set_attn_implementation("hgca")
+    settings = CacheSettings(**vars(SETTINGS) | POLICIES[policy])
+    tokens = ids().cuda()
+    one, other = filled(model, settings, tokens), filled(model, settings, tokens)
+    assert GraphStep.serves(other)
+    step = GraphStep(model, other)
+    for wanted, got in zip(stepwise(model, one, tokens), recorded(step, other, tokens), strict=True):
+        if dtype == torch.float32:
+            assert (wanted - got).abs().max() <= 1e-3
+        else:
+            assert ((wanted - got).float().pow(2).mean() / wanted.float().pow(2).mean()) < 1e-2
+    assert step.failed is None and step.captured
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("heads", [(8, 2), (9, 3), (4, 4), (64, 2)])
+@pytest.mark.parametrize("spans", [(0, 5, 0, 0), (0, 700, 0, 0), (0, 40, 100, 700), (0, 4, 50, 333)])
+def test_slots_on_a_gpu_are_attended_to_as_on_the_cpu(
+    dtype: torch.dtype, heads: tuple[int, int], spans: tuple[int, ...], rng: torch.Generator
+) -> None:
+    query = torch.randn(heads[0], 64, generator=rng).to(dtype)
+    keys, values = torch.randn(2, heads[1], 700, 64, generator=rng).to(dtype)
+    for softcap in (0.0, 5.0):
+        results = []
+        for device in ("cpu", "cuda"):
+            slots = SlotAttention(torch.tensor(spans, device=device), heads[0], 700, 64)
+            there = (one.to(device) for one in (query.float() if device == "cpu" else query, keys, values))
+            q, k, v = (one.float() if device == "cpu" else one for one in there)
+            whole, near_lse = slots.near(q, k, v, scale=0.125, softcap=softcap).finish(None)
+            assert torch.equal(whole.lse, near_lse)
+            results.append((whole.out.float().cpu(), near_lse.cpu()))
+        off = 1e-5 if dtype == torch.float32 else 2e-2
+        assert (results[0][0] - results[1][0]).abs().max() <= off
+        assert (results[0][1] - results[1][1]).abs().max() <= 1e-4
+
+
+def test_layers_must_be_alike() -> None:
+    model = tiny("llama")
+    model.set_attn_implementation("hgca")
+    layers = [layer.states[0] for layer in filled(model, SETTINGS, ids()).layers]
+    assert Recorder.serves(layers)
+    layers[0].selector.watches = True  # type: ignore[misc]
+    assert not Recorder.serves(layers)
