@@ -147,6 +147,20 @@ def test_the_same_tokens_give_the_same_bytes(policy: str) -> None:
     assert torch.equal(outs[0], outs[1])
 
 
+def test_a_long_prompts_segments_are_taken_in_as_they_are_made(rng: torch.Generator) -> None:
+    text = Text(rng, 3 * SEGMENT + 900, SMALL, 0.0, None)
+    layer = state(SMALL, window=16, context=3 * SEGMENT + 900, select="cluster", quality=0.9)
+    layer.expect(3 * SEGMENT + 900)
+    assert isinstance(layer.selector, Cluster)
+    waiting = layer.selector._clusters._coming
+    for first in range(0, 3 * SEGMENT + 900, 300):
+        text.feed(layer, first, 300)
+        for _, coming in waiting:
+            coming.result()
+        assert len(waiting) <= 1, "one may be too young to be used"
+    assert clustered(layer) == 3 * SEGMENT, "before the first token"
+
+
 def test_sequences_of_a_step_keep_apart(rng: torch.Generator) -> None:
     """One of each policy, and one without a store to speak of, in one call."""
     texts = [Text(rng, DUE + 20, GQA, 0.0, None) for _ in range(5)]

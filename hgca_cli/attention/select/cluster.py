@@ -64,9 +64,12 @@ class Cluster(Scan):
         self._described_rows = 0
 
     def stored(self, store: Store) -> None:
-        """New rows get their codes, and full segments are clustered."""
+        """New rows get their codes, and full segments are clustered; a long prompt's are taken in as they are made, or its
+        segments would all be in memory twice until the first token.
+        """
         super().stored(store)
         self._clusters.extend(store)
+        self._clusters.settle(store, self._codes, wait=False)
 
     def truncate(self, store_rows: int, ring_rows: int) -> None:
         """Segments that are no longer whole are forgotten, and their rows get codes in their own order again."""

@@ -68,9 +68,11 @@ class Clusters:
             scales = None if store.scales is None else store.scales[:, : first + SEGMENT]
             self._coming.append((first, _thread().submit(_cluster, keys, values, scales, first)))
 
-    def settle(self, store: Store, codes: Codes) -> None:
-        """Take in the segments that are due."""
+    def settle(self, store: Store, codes: Codes, *, wait: bool = True) -> None:
+        """Take in the segments that are due; without waiting only those that are made."""
         while self._coming and store.rows >= self._coming[0][0] + SEGMENT + PATIENCE:
+            if not wait and not self._coming[0][1].done():
+                return
             first, coming = self._coming.pop(0)
             self._take(first, coming.result(), codes)
 
