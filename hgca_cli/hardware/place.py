@@ -12,7 +12,7 @@ from hgca_cli.hardware.memory import Choice, Memory, Model, needs, stored_rows
 from hgca_cli.hardware.rates import Profile
 from hgca_cli.hardware.settings import PlanRequest
 
-MARGIN = 1 << 30  # of a GPU's free memory: fragmentation, and what the desktop takes next
+MARGIN = 1 << 30  # of a GPU's memory: CUDA's own (0.7 GiB on an H200), fragmentation, and what the desktop takes next
 HOST_SHARE = 0.8  # of the available host memory, unless --ram-limit says otherwise
 SMALL_WINDOW = 1024  # rows at most that the window is taken for while other settings are decided
 STEP = 256  # contexts and windows that memory decides are multiples of this
@@ -44,8 +44,7 @@ class Place:
         self.gpu_limit = 0
         if device != "cpu":
             self.gpu = next(gpu for gpu in machine.gpus if f"cuda:{gpu.index}" == device)
-            free = max(0, self.gpu.free - MARGIN)
-            self.gpu_limit = free if request.gpu_memory is None else min(free, request.gpu_memory)
+            self.gpu_limit = max(0, min(self.gpu.free, request.gpu_memory or self.gpu.free) - MARGIN)
 
     def costs(self, quality: float | None) -> Costs:
         """What choices take here, if so much of the attention mass is kept."""
