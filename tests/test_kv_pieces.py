@@ -47,6 +47,7 @@ def whole(pieces: Pieces, store: Store, dtype: torch.dtype, device: torch.device
 def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of 10 rows of all KV heads, or of 30 of one."""
     monkeypatch.setattr(sizes, "PIECE_NUMBERS", 3 * 40 * 10)
+    monkeypatch.setattr(sizes, "GPU_PIECE_NUMBERS", 3 * 40 * 10)
     monkeypatch.setattr(sizes, "PIECE_ROWS", 10 if request.param == "whole heads" else 30)
 
 

@@ -30,7 +30,8 @@ def attend(
     bias    added to the scores: [rows], or [queries, rows]; -inf hides a row. Every query must see one:
             torch's flash kernels answer NaN otherwise
     causal  query i sees rows 0 .. i only (as many rows as queries)
-    returns out f32 [heads, queries, value_dim], lse f32 [heads, queries]; zeros and -inf over no rows
+    returns out [heads, queries, value_dim], f32 or, on a GPU, in the query's dtype; lse f32 [heads, queries]; zeros and -inf
+            over no rows
     """
     heads, queries, _ = query.shape
     rows = key.shape[1]
@@ -90,7 +91,7 @@ def _flash_cuda(query: Tensor, key: Tensor, value: Tensor, scale: float, causal:
     out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
         query[None], key[None], value[None], 0.0, causal, scale=scale
     )
-    return Partial(out[0].float(), lse[0].float())
+    return Partial(out[0], lse[0])
 
 
 def _plain(

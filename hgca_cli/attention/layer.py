@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +24,14 @@ from hgca_cli.kv.window import Window
 
 if TYPE_CHECKING:
     from hgca_cli.attention.reading import Reading
+
+
+@cache
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="hgca-evict")
+
+
+os.register_at_fork(after_in_child=_thread.cache_clear)  # the thread stays with the parent
 
 
 class LayerState:
@@ -62,6 +73,7 @@ class LayerState:
         # f32 [heads], log-sum-exp of the last token's window; None if the C library attends to it, as on the CPU
         self.near_lse: Tensor | None = None
         self.reads = ReadCounters()
+        self._settling: Future[None] | None = None
         self.reading: Reading | None = None  # made at the first token that is one call
 
     @property
@@ -70,7 +82,13 @@ class LayerState:
         return self.window.end
 
     def settle(self) -> None:
-        """Rows on their way have arrived."""
+        """Rows on their way have arrived. Errors as of Store.append."""
+        if self._settling is not None:
+            settling, self._settling = self._settling, None
+            settling.result()
+        self._take_in()
+
+    def _take_in(self) -> None:
         if self.evictor is not None and self.store is not None and self.evictor.settle():
             self.selector.stored(self.store)
 
@@ -132,6 +150,8 @@ class LayerState:
             window.skip(straight)
         window.append(key[:, straight:], value[:, straight:])
         self.evict_overflow()
+        if self.evictor is not None and self.evictor.pending and key.is_cuda:  # beside what the GPU has still to do
+            self._settling = _thread().submit(self._take_in)
 
     def every_row(self) -> tuple[Tensor, Tensor]:
         """All rows so far, oldest first: keys and values [kv_heads, length, dim], copies in CPU memory.

@@ -52,8 +52,7 @@ def _full_attention(
     """The chunk over itself, sinks and ring, and the store."""
     whole = _itself(query, key, value, scale, softcap)
     folded = query.reshape(key.shape[0], -1, query.shape[-1])
-    if layer.window.rows > 0:
-        take_in(whole, _near(folded, layer, scale, softcap))
+    _near(whole, folded, layer, scale, softcap)
     if layer.store is not None and layer.store.rows > 0:
         _far(whole, folded, layer, layer.store, scale, softcap)
     return _unfold(whole, query)
@@ -62,13 +61,13 @@ def _full_attention(
 def _itself(query: Tensor, key: Tensor, value: Tensor, scale: float, softcap: float) -> Partial:
     """The chunk over itself; folded."""
     part = dense.attend_causal(query, key, value, scale=scale, softcap=softcap)
-    return Partial(part.out.reshape(key.shape[0], -1, value.shape[-1]), part.lse.reshape(key.shape[0], -1))
+    return Partial(part.out.float().reshape(key.shape[0], -1, value.shape[-1]), part.lse.reshape(key.shape[0], -1))
 
 
-def _near(folded: Tensor, layer: LayerState, scale: float, softcap: float) -> Partial:
-    """The chunk over the window; folded."""
-    key, value, bias = layer.window.view()
-    return dense.attend(folded, key, value, scale=scale, softcap=softcap, bias=bias)
+def _near(whole: Partial, folded: Tensor, layer: LayerState, scale: float, softcap: float) -> None:
+    """The chunk over the window, taken into `whole`; folded."""
+    for key, value in layer.window.pieces():
+        take_in(whole, dense.attend(folded, key, value, scale=scale, softcap=softcap))
 
 
 def _far(whole: Partial, folded: Tensor, layer: LayerState, store: Store, scale: float, softcap: float) -> None:

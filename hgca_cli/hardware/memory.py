@@ -122,7 +122,7 @@ def pieces_bytes(model: Model, choice: Choice) -> tuple[int, int]:
         return 0, 0
     there = pinned = 0
     for layer in full:  # the buffers serve all layers
-        heads, rows = layer.piece(stored_rows(choice))
+        heads, rows = layer.piece(stored_rows(choice), gpu=choice.device != "cpu")
         numbers = heads * rows * (layer.key_dim + layer.value_dim)
         converted = numbers * ITEMSIZE[choice.dtype] if choice.kv_dtype != choice.dtype else 0
         if choice.device == "cpu" and choice.kv_dtype in SCALES and choice.dtype != "fp32":

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from hgca_cli.config import FOLLOWING
 
-PIECE_NUMBERS = 1 << 22  # of a store that are on the device at once: 8 MB of bf16, a third of a millisecond of PCIe
+PIECE_NUMBERS = 1 << 22  # of a store that are converted at once: 8 MB of bf16, which a processor's caches still hold
+GPU_PIECE_NUMBERS = 1 << 24  # on a GPU: what is merged once a piece is a tenth of what is computed for one
 PIECE_ROWS = 1024  # a piece has fewer KV heads before it has fewer rows than this
 
 
@@ -39,11 +40,11 @@ class LayerLayout:
             groups = 4 + (2 * (self.key_dim + self.value_dim) + 2 * (wide / 2 + wide / 32) + 1) / 16
         return self.kv_heads * math.ceil(codes + groups)
 
-    def piece(self, rows: int) -> tuple[int, int]:
+    def piece(self, rows: int, *, gpu: bool = False) -> tuple[int, int]:
         """KV heads and rows of a store of so many rows that prefill has before it at once (kv/pieces.py)."""
-        width = self.key_dim + self.value_dim
-        most = max(min(rows, PIECE_ROWS), PIECE_NUMBERS // (self.kv_heads * width))
-        heads = max(1, min(self.kv_heads, PIECE_NUMBERS // (width * min(rows, most) or 1)))
+        width, numbers = self.key_dim + self.value_dim, GPU_PIECE_NUMBERS if gpu else PIECE_NUMBERS
+        most = max(min(rows, PIECE_ROWS), numbers // (self.kv_heads * width))
+        heads = max(1, min(self.kv_heads, numbers // (width * min(rows, most) or 1)))
         return heads, max(1, min(rows, most))
 
     @property

@@ -64,7 +64,7 @@ class Pieces:
     def _copied(self, store: Store, layout: LayerLayout, device: torch.device, dtype: torch.dtype) -> Iterator[Piece]:
         """Two pieces at a time: the next is on its way while one is used."""
         lane = self._lane = self._lane or _Lane(device)
-        pieces = list(cut(store, layout))
+        pieces = list(cut(store, layout, gpu=device.type == "cuda"))
         coming = [self._send(store, piece, 0, device, lane) for piece in pieces[:1]]
         for number, (heads, _) in enumerate(pieces):
             if number + 1 < len(pieces):
@@ -161,9 +161,9 @@ class _Lane:
             self._used[side] = torch.cuda.current_stream(self._device).record_event()
 
 
-def cut(store: Store, layout: LayerLayout) -> Iterator[tuple[slice, slice]]:
+def cut(store: Store, layout: LayerLayout, *, gpu: bool = False) -> Iterator[tuple[slice, slice]]:
     """Heads and rows of each piece: one group of heads after the other, oldest rows first."""
-    heads, rows = layout.piece(store.rows)
+    heads, rows = layout.piece(store.rows, gpu=gpu)
     for head in range(0, layout.kv_heads, heads):
         for first in range(0, store.rows, rows):
             yield slice(head, min(head + heads, layout.kv_heads)), slice(first, min(first + rows, store.rows))
