@@ -35,7 +35,8 @@ def gpu_rates(**changes: Any) -> GpuRates:
     settings: dict[str, Any] = {
         "index": 0, "name": "card", "memory_total": 24 * GIB, "memory_free": 23 * GIB, "driver": "",
         "to_device_gb_s": 24.0, "from_device_gb_s": 24.0, "pageable_gb_s": 8.0, "copy_us": 10.0,
-        "memory_gb_s": 800.0, "matmul_tflop_s": {"bf16": 100.0, "fp32": 20.0}, "layer_us": 200.0,
+        "memory_gb_s": 800.0, "matmul_tflop_s": {"bf16": 100.0, "fp32": 20.0}, "layer_us": 50.0,
+        "relay_us": 20.0, "token_us": 200.0, "launch_us": 200.0,
     }  # fmt: skip
     return GpuRates(**settings | changes)
 

@@ -105,7 +105,7 @@ def test_bad_words_are_one_line(words: list[str], code: int, told: str, tmp_path
 
 def test_the_list(tmp_path: Path) -> None:
     files.write(replace(profile(), name="mine"), tmp_path / "mine.toml")
-    (tmp_path / "broken.toml").write_text("schema = 1\n")
+    (tmp_path / "broken.toml").write_text("schema = 2\n")
     run = here("profile", "--list", HGCA_PROFILE_DIR=str(tmp_path))
     names = [line.split()[0] for line in run.stdout.decode().splitlines()]
     assert run.returncode == 0 and {"mine", "h200", "rtx-4060-8gb", "laptop-cpu-only"} <= set(names)

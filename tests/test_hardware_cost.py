@@ -55,17 +55,25 @@ def test_a_gpu_hides_the_hosts_work_behind_its_window() -> None:
     step = decode(replace(GPU, select="scan"), CARD, quality=QUALITY)
     assert step.weights == pytest.approx((MODEL.body + MODEL.head) * 2 / (800e9 * GPU_SHARE))
     assert step.window == pytest.approx(32 * 1028 * 8 * 256 * 2 / (800e9 * GPU_SHARE))
-    assert step.copies == pytest.approx(32 * 2 * 10e-6)
+    assert step.copies == pytest.approx(32 * 20e-6)
+    assert step.layers == pytest.approx(32 * 50e-6 + 200e-6)
     assert step.hidden == pytest.approx(min(step.window, step.host)) and step.hidden > 0
     assert step.total == pytest.approx(sum(step.parts.values()))
     nothing_stored = decode(replace(GPU, window=32764), CARD)
     assert nothing_stored.host == 0 and nothing_stored.total < decode(GPU, CARD).total
 
 
-def test_launches_count_only_where_they_are_slower_than_weights() -> None:
+def test_launches_count_where_there_is_no_graph_and_they_are_slower_than_weights() -> None:
     small = replace(MODEL, parameters=100_000_000, vocabulary=1000)
-    assert decode(GPU, CARD, small).layers > 32 * 200e-6 * 0.5
-    assert decode(GPU, CARD).layers == pytest.approx(200e-6), "an 8B's weights take longer than its launches"
+    sliding = replace(small, layout=KVLayout((LAYER,) * 31 + (replace(LAYER, sliding=512),)))
+    odd = replace(small, layout=KVLayout((replace(LAYER, key_dim=96),) * 32))
+    graph = decode(GPU, CARD, small).layers
+    assert graph == pytest.approx(32 * 50e-6 + 200e-6)
+    for other, choice in ((sliding, GPU), (odd, GPU), (small, replace(GPU, select="moving-average"))):
+        step = decode(choice, CARD, other)
+        assert step.layers == pytest.approx(32 * 200e-6 + 200e-6 - step.weights)
+    large = replace(sliding, parameters=MODEL.parameters, vocabulary=MODEL.vocabulary)
+    assert decode(GPU, CARD, large).layers == pytest.approx(graph), "an 8B's weights take longer than its launches"
 
 
 def test_weights_by_what_holds_them() -> None:

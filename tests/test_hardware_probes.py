@@ -117,7 +117,9 @@ def test_overhead_tells_layers_from_tokens(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(ProbeModel, "use_layers", lambda self, count: depth.update(layers=count))
     monkeypatch.setattr(ProbeModel, "filled", lambda self, rows, window, select: Cache())
     monkeypatch.setattr(
-        layers, "_turns", lambda model, caches, tokens: {name: [seconds[name, depth["layers"]]] for name in caches}
+        layers,
+        "_turns",
+        lambda model, caches, tokens, graphs: {name: [seconds[name, depth["layers"]]] for name in caches},
     )
     found = layers.overhead(8, layers.TakenOff())
     assert (found.layer_us, found.store_us, found.token_us) == (

@@ -49,7 +49,10 @@ def assume(machine: Machine) -> Profile:
                 copy_us=12.0,
                 memory_gb_s=0.85 * sheet.memory_gb_s,
                 matmul_tflop_s={"bf16": 0.6 * sheet.tflop_s, "fp16": 0.6 * sheet.tflop_s, "fp32": 0.1 * sheet.tflop_s},
-                layer_us=250.0,
+                layer_us=75.0,
+                relay_us=30.0,
+                token_us=400.0,
+                launch_us=500.0,
             )
         )
     return Profile("assumed", "estimated", "", host, tuple(cards), note="nothing was measured")

@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 
 from hgca_cli.hardware.expected import rows_read, scored_share
 from hgca_cli.hardware.memory import ITEMSIZE, Choice, Model
-from hgca_cli.hardware.rates import GpuRates, Profile
+from hgca_cli.hardware.rates import GPU_SHARE, GpuRates, Profile
 from hgca_cli.hardware.row_rates import row_ns, thread_factor
 from hgca_cli.kv.layout import LayerLayout
 
 WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "grid8": 34 / 32, "grid4": 20 / 32}  # of a number, scales of a grid included
-GPU_SHARE = 0.8  # of a GPU's memory rate that reading weights and rows one after another reaches
 CHUNK_LAYERS = 3.0  # times what a token's layer costs, a chunk's does beyond its products: larger small operations
 KNEE = 0.9  # of the best throughput a batch could reach: beyond it latency grows and little is gained
 
@@ -98,11 +97,11 @@ class Costs:
             return StepCost(weights, fixed, window, 0.0, selection + batch * per_sequence, attention)
         read = sum(layer.row_elements * min(near, layer.sliding or near) for layer in layers) * ITEMSIZE[choice.dtype]
         window = batch * read / (gpu.memory_gb_s * GPU_SHARE * 1e9)
-        launches = max(0.0, len(layers) * gpu.layer_us * 1e-6 - weights)
-        copies = len(store) * 2 * gpu.copy_us * 1e-6 if stored else 0.0
-        return StepCost(
-            weights, launches + host.token_us * 1e-6, window, copies, selection + batch * per_sequence, attention, True
-        )
+        fixed = (len(layers) * gpu.layer_us + gpu.token_us) * 1e-6
+        if batch > 1 or not captured(self.model, choice):
+            fixed = max(fixed, (len(layers) * gpu.launch_us + gpu.token_us) * 1e-6 - weights)
+        copies = len(store) * gpu.relay_us * 1e-6 if stored else 0.0
+        return StepCost(weights, fixed, window, copies, selection, attention, True)
 
     def prefill(self, choice: Choice, tokens: int, threads: int) -> float:
         """Seconds to read a prompt of so many tokens."""
@@ -115,7 +114,7 @@ class Costs:
         attention_rate = _of(rate, choice.dtype) * 0.5 if gpu else host.prefill_attention_tflop_s
         attention = 2.0 * seen * factor / (attention_rate * 1e12)
         chunks = -(-tokens // choice.chunk)
-        fixed = chunks * len(layers) * CHUNK_LAYERS * (gpu.layer_us if gpu else host.layer_us) * 1e-6
+        fixed = chunks * len(layers) * CHUNK_LAYERS * (gpu.launch_us if gpu else host.layer_us) * 1e-6
         if gpu is None:
             return products + attention + fixed
         full = [layer for layer in layers if layer.sliding is None]
@@ -175,6 +174,17 @@ class Costs:
     def _rows_seconds(self, choice: Choice, layer: LayerLayout, rows: int, threads: int) -> float:
         host = self.profile.host
         return rows * layer.kv_heads * row_ns(host, "dense", choice.dtype, layer) * thread_factor(host, threads) * 1e-9
+
+
+def captured(model: Model, choice: Choice) -> bool:
+    """Whether a token on a GPU is a CUDA graph (hf/graph.py), and not started operation by operation."""
+    return choice.select != "moving-average" and all(
+        layer.sliding is None
+        and min(layer.key_dim, layer.value_dim) >= 16
+        and layer.key_dim.bit_count() == 1
+        and layer.value_dim.bit_count() == 1
+        for layer in model.layout.layers
+    )
 
 
 def _of(rates: dict[str, float], dtype: str) -> float:

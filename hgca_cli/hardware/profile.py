@@ -17,7 +17,7 @@ from hgca_cli.errors import DoesNotFitError, UsageError
 from hgca_cli.hardware.rates import HOW, Profile
 from hgca_cli.plain import build
 
-SCHEMA = 1
+SCHEMA = 2
 HEADER = """\
 # Rates of one machine, as `hgca profile` measured or somebody estimated them.
 # Units: *_gb_s is 1e9 bytes a second, *_tflop_s 1e12 operations a second, *_us microseconds, ns nanoseconds, memory bytes.

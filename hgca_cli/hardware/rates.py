@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 HOW = ("dense", "runs", "rows", "scan")  # ways a store's rows are read: all, runs of 64, single ones; scored by codes
+GPU_SHARE = 0.8  # of a GPU's memory rate that reading weights and rows one after another reaches
 WEIGHTS = ("fp32", "bf16", "grid8", "grid4")  # what holds a linear layer's weights for one token (hf/linear.py)
 
 
@@ -81,7 +82,10 @@ class GpuRates:
     copy_us            a copy of a few hundred bytes, started and waited for
     memory_gb_s        read bandwidth of its memory
     matmul_tflop_s     by dtype
-    layer_us           what a layer costs one token beyond its weights and rows: launches
+    layer_us           what a layer costs one token beyond its weights and rows, in a CUDA graph: its small kernels
+    relay_us           beyond that where rows of the store are read: the query's way to the processor, and the answer's back
+    token_us           what a token costs beyond its layers and weights
+    launch_us          a layer whose operations are started one by one, as a prompt's chunks are
     """
 
     index: int
@@ -96,6 +100,9 @@ class GpuRates:
     memory_gb_s: float
     matmul_tflop_s: dict[str, float]
     layer_us: float
+    relay_us: float
+    token_us: float
+    launch_us: float
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 import hgca_cli.hf.attention
 from hgca_cli.config import CacheSettings
 from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.graph import GraphStep
 from hgca_cli.hf.load import forward
 from hgca_cli.hf.quicken import quicken
 from hgca_cli.kv.layout import LayerLayout
@@ -71,9 +72,17 @@ class ProbeModel:
         cache.expect(0)
         return cache
 
-    def step(self, cache: HybridCache, token: int) -> int:
-        """One more token; the likeliest next one, as a number of Python's."""
-        return int(self._run(torch.tensor([[token]]), cache).argmax())
+    def step(self, cache: HybridCache, token: int, graph: GraphStep | None = None) -> int:
+        """One more token; the likeliest next one, as a number of Python's. graph: of this cache."""
+        ids = torch.tensor([[token]])
+        if graph is None:
+            return int(self._run(ids, cache).argmax())
+        with torch.inference_mode():
+            return int(graph.step(ids.to(self.device)).argmax())
+
+    def graph(self, cache: HybridCache) -> GraphStep | None:
+        """What computes a token of this cache in a CUDA graph; None where that cannot be."""
+        return GraphStep(self._model, cache) if self.device.type == "cuda" and GraphStep.serves(cache) else None
 
     def _run(self, ids: Tensor, cache: HybridCache) -> Tensor:
         with torch.inference_mode():

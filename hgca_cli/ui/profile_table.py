@@ -46,6 +46,10 @@ def profile_lines(profile: Any) -> list[str]:
             f"         memory {gpu.memory_gb_s:.0f} GB/s, products {_by_kind(gpu.matmul_tflop_s)} Tflop/s, "
             f"a layer {gpu.layer_us:.0f} us"
         )
+        lines.append(
+            f"         its store {gpu.relay_us:.0f} us more, a token {gpu.token_us:.0f} us; a layer without a graph "
+            f"{gpu.launch_us:.0f} us"
+        )
     if not profile.gpus:
         lines.append("  GPU    none")
     return [*lines, f"  note   {profile.note}"] if profile.note else lines

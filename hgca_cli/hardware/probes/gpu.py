@@ -11,7 +11,7 @@ import torch
 from hgca_cli.hardware.machine import Gpu
 from hgca_cli.hardware.probes.layers import TakenOff, overhead
 from hgca_cli.hardware.probes.products import matmul_tflop_s
-from hgca_cli.hardware.rates import GpuRates
+from hgca_cli.hardware.rates import GPU_SHARE, GpuRates
 from hgca_cli.hardware.timing import repeat
 
 COPY_BYTES = 256 << 20
@@ -34,6 +34,8 @@ def gpu_rates(gpu: Gpu, times: int) -> GpuRates:
     def rate(run: Callable[[], object], count: int) -> float:
         return count / _seconds(run, times, device) / 1e9
 
+    memory_gb_s = rate(numbers.sum, numbers.numel() * 4)
+    token = overhead(TOKENS, TakenOff(1e-9 / (GPU_SHARE * memory_gb_s)), device)
     return GpuRates(
         index=gpu.index,
         name=gpu.name,
@@ -44,9 +46,12 @@ def gpu_rates(gpu: Gpu, times: int) -> GpuRates:
         from_device_gb_s=rate(lambda: pinned.copy_(part, non_blocking=True), copied),
         pageable_gb_s=rate(lambda: part.copy_(plain), copied),
         copy_us=_seconds(lambda: back.copy_(small, non_blocking=True), 8 * times, device) * 1e6,
-        memory_gb_s=rate(numbers.sum, numbers.numel() * 4),
+        memory_gb_s=memory_gb_s,
         matmul_tflop_s=matmul_tflop_s(times, device, ("bf16", "fp16", "fp32")),
-        layer_us=overhead(TOKENS, TakenOff(), device).layer_us,
+        layer_us=token.layer_us,
+        relay_us=token.store_us,
+        token_us=token.token_us,
+        launch_us=overhead(TOKENS, TakenOff(), device, graphs=False).layer_us,
     )
 
 

@@ -35,8 +35,8 @@ class TakenOff:
     read: float = 0.0
 
 
-def overhead(tokens: int, taken_off: TakenOff, device: str = "cpu") -> Overhead:
-    """Typical of `tokens` tokens, without what the weights and rows took that were read."""
+def overhead(tokens: int, taken_off: TakenOff, device: str = "cpu", *, graphs: bool = True) -> Overhead:
+    """Typical of `tokens` tokens, without what the weights and rows took that were read. graphs: on a GPU, CUDA graphs."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = ProbeModel(MANY, device, dtype)
     seconds: dict[tuple[int, str], float] = {}
@@ -47,7 +47,7 @@ def overhead(tokens: int, taken_off: TakenOff, device: str = "cpu") -> Overhead:
             "near": model.filled(WINDOW // 2, WINDOW, "exact"),
             "store": model.filled(ROWS + WINDOW, WINDOW, "scan"),
         }
-        for which, taken in _turns(model, caches, tokens).items():
+        for which, taken in _turns(model, caches, tokens, graphs).items():
             seconds[layers, which] = typical(taken)
         read = caches["store"].rows().read_share * ROWS
     layer = (seconds[MANY, "near"] - seconds[FEW, "near"]) / (MANY - FEW)
@@ -62,16 +62,17 @@ def overhead(tokens: int, taken_off: TakenOff, device: str = "cpu") -> Overhead:
     )
 
 
-def _turns(model: ProbeModel, caches: dict[str, HybridCache], tokens: int) -> dict[str, list[float]]:
+def _turns(model: ProbeModel, caches: dict[str, HybridCache], tokens: int, graphs: bool) -> dict[str, list[float]]:
     """Seconds of each token, the caches taking turns; the first turn warms up."""
     taken: dict[str, list[float]] = {name: [] for name in caches}
+    steps = {name: model.graph(cache) if graphs else None for name, cache in caches.items()}
     each = max(1, tokens // TURNS)
     for turn in range(TURNS + 1):
         for name, cache in caches.items():
             token = 1
             for _ in range(each):
                 began = time.perf_counter()
-                token = model.step(cache, token)
+                token = model.step(cache, token, steps[name])
                 if turn:
                     taken[name].append(time.perf_counter() - began)
     return taken

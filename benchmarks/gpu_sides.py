@@ -1,0 +1,184 @@
+"""The sides of gpu.py: a model with random weights, and the ways its keys and values can be kept."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from hgca_cli.attention.recorded import Recorder
+from hgca_cli.config import CacheSettings
+from hgca_cli.hardware.memory import Model
+from hgca_cli.hf.attention import NAME
+from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.graph import GraphStep
+from hgca_cli.hf.load import forward
+
+FILLED = 4096  # rows a cache is filled with at once
+SPREAD = 0.02  # of the weights
+
+
+def random_model(shape: Model, device: torch.device) -> Any:
+    """A Llama of this shape in bf16, its weights drawn on the device."""
+    layer = shape.layout.layers[0]
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=len(shape.layout.layers),
+        num_attention_heads=layer.heads,
+        num_key_value_heads=layer.kv_heads,
+        max_position_embeddings=1 << 20,
+        rope_theta=500_000.0,
+        tie_word_embeddings=shape.tied,
+        dtype=torch.bfloat16,
+    )
+    with torch.device("meta"):
+        model: Any = LlamaForCausalLM(config)
+    model = model.to(torch.bfloat16).to_empty(device=device).eval().requires_grad_(False)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its frequencies were on meta, too
+    for parameter in model.parameters():
+        parameter.normal_(0.0, SPREAD) if parameter.dim() == 2 else parameter.fill_(1.0)
+    return model
+
+
+def made_up_rows(shape: Model, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Keys and values [kv_heads, rows, dim], bf16 in CPU memory: the same for every layer."""
+    layer = shape.layout.layers[0]
+    draw = torch.Generator(device).manual_seed(20250703)
+    size = layer.kv_heads, rows, layer.key_dim
+    return tuple(torch.randn(size, generator=draw, device=device, dtype=torch.bfloat16).cpu() for _ in "kv")  # type: ignore[return-value]
+
+
+class Side:
+    """A model with a cache that is full of made-up rows.
+
+    name  as it is printed; before_token: done before each token, not timed
+    graph  one token is a CUDA graph, where that can be
+    alone  in a graph: the store is not asked, which is what the device itself takes
+    """
+
+    graph = alone = False
+
+    def __init__(
+        self, name: str, model: Any, cache: Any, device: torch.device, before_token: Callable[[], object] | None = None
+    ) -> None:
+        self.name, self.model, self.cache, self.device = name, model, cache, device
+        self._before = before_token or (lambda: None)
+        self.sequences = 1
+
+    def tokens(self, count: int) -> list[float]:
+        """Seconds of `count` tokens, each the likeliest after the one before, after two that are not told."""
+        token = torch.ones(self.sequences, 1, dtype=torch.long, device=self.device)
+        taken = []
+        self.model.set_attn_implementation(NAME if isinstance(self.cache, HybridCache) else "sdpa")
+        step = GraphStep(self.model, self.cache) if self.graph and GraphStep.serves(self.cache) else None
+        if step is not None and self.alone:
+            leave_the_store(step.recorder)
+        with torch.inference_mode():
+            for turn in range(count + 2):
+                self._before()
+                began = time.perf_counter()
+                if step is not None:
+                    logits = step.step(token)[None]
+                else:
+                    logits = forward(self.model, token, self.cache, logits_to_keep=1).logits[:, -1]
+                token = logits.argmax(-1, keepdim=True)
+                token.cpu()
+                if turn >= 2:
+                    taken.append(time.perf_counter() - began)
+        if step is not None and step.failed:
+            print(f"{self.name}: not captured: {step.failed}")
+        return taken
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if isinstance(self.cache, HybridCache):
+            self.cache.close()
+        self.cache = None
+        settle(self.device)
+
+
+def leave_the_store(recorder: Recorder) -> None:
+    """Steps are as if nothing was stored."""
+    begin = recorder.begin
+
+    def begin_alone() -> None:
+        begin()
+        recorder.stored = False
+
+    recorder.begin = begin_alone  # type: ignore[method-assign]
+
+
+def hybrid(
+    name: str,
+    model: Any,
+    settings: CacheSettings,
+    rows: tuple[Tensor, Tensor],
+    device: torch.device,
+    sequences: int = 1,
+) -> Side:
+    """Ours: window on the device, everything older in CPU memory."""
+    cache = HybridCache(model.config, settings)
+    keys, values = (one.unsqueeze(0).expand(sequences, -1, -1, -1) for one in rows)
+    with torch.inference_mode():
+        for layer in cache.layers:
+            layer.lazy_initialization(keys[:, :, :1].to(device), values[:, :, :1].to(device))
+            for state in layer.states:
+                state.take_prompt(*rows, FILLED)
+            layer.expect(0)
+    side = Side(name, model, cache, device)
+    side.sequences = sequences
+    return side
+
+
+def streaming(model: Any, settings: CacheSettings, rows: tuple[Tensor, Tensor], device: torch.device) -> Side:
+    """The same store, brought to the device whole for every token, as for a prompt's chunk."""
+    side = hybrid("exact, streamed", model, settings, rows, device)
+    side._before = lambda: side.cache.expect(1)
+    return side
+
+
+def plain(name: str, model: Any, rows: tuple[Tensor, Tensor], device: torch.device, *, offloaded: bool = False) -> Side:
+    """transformers' own cache: on the device, or offloaded to CPU memory layer by layer."""
+    cache = DynamicCache(config=model.config, offloading=True) if offloaded else DynamicCache(config=model.config)
+    with torch.inference_mode():
+        for index in range(len(model.model.layers)):
+            cache.update(rows[0][None].to(device), rows[1][None].to(device), index)
+    return Side(name, model, cache, device)
+
+
+def read_prompt(model: Any, cache: Any, ids: Tensor, chunk: int) -> tuple[float, list[float]]:
+    """Seconds to read a prompt in chunks, and of each."""
+    device = ids.device
+    taken = []
+    model.set_attn_implementation(NAME if isinstance(cache, HybridCache) else "sdpa")
+    if isinstance(cache, HybridCache):
+        cache.expect(ids.shape[1])
+    with torch.inference_mode():
+        for piece in ids.split(chunk, dim=1):
+            began = time.perf_counter()
+            forward(model, piece, cache, logits_to_keep=1)
+            wait(device)
+            taken.append(time.perf_counter() - began)
+    return sum(taken), taken
+
+
+def wait(device: torch.device) -> None:
+    """Until the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def settle(device: torch.device) -> None:
+    """Memory nobody uses goes back to the device, and its peak is counted anew."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
