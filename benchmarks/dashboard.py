@@ -175,7 +175,7 @@ def terminal(columns: int, lines: int) -> Iterator[None]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     before = sys.stdout, sys.stderr
-    with subprocess.Popen(["cat"], stdin=ours, stdout=subprocess.DEVNULL) as reader:
+    with subprocess.Popen(["cat"], stdin=ours, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as reader:
         os.close(ours)
         sys.stdout, sys.stderr = os.fdopen(theirs, "w"), os.fdopen(os.dup(theirs), "w")
         try:
