@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 import signal
 import sys
 import time
@@ -41,11 +41,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 class Terminal:
     """A program in a terminal, whose screen is kept as a real one would show it."""
 
-    def __init__(self, words: list[str], columns: int, rows: int, env: dict[str, str]) -> None:
+    def __init__(self, words: list[str], *, env: dict[str, str]) -> None:
         self.child = pexpect.spawn(
-            sys.executable, words, dimensions=(rows, columns), timeout=60, env=env, cwd=str(ROOT), encoding=None
+            words[0], words[1:], dimensions=(24, 80), timeout=60, env=env, cwd=str(ROOT), encoding=None
         )
-        self.screen = pyte.Screen(columns, rows)
+        self.screen = pyte.Screen(80, 24)
         self._stream = pyte.ByteStream(self.screen)
 
     def until(self, true: Callable[[], bool], what: str) -> None:
@@ -92,7 +92,7 @@ class Terminal:
 def start(model: str, tmp_path: Path):  # type: ignore[no-untyped-def]
     started: list[Terminal] = []
 
-    def run(*words: str, columns: int = 80, rows: int = 24, script: str = "", **env: str) -> Terminal:
+    def run(*words: str, script: str = "", shell: bool = False, **env: str) -> Terminal:
         program = ["-c", script] if script else ["-m", "hgca_cli"]
         chat = [
             "chat",
@@ -111,8 +111,11 @@ def start(model: str, tmp_path: Path):  # type: ignore[no-untyped-def]
             *words,
         ]
         more = {"HGCA_DATA_DIR": str(tmp_path / "data"), "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONIOENCODING": "utf-8"}
-        terminal = Terminal([*program, *chat], columns, rows, environment(**more | env))
+        command = [sys.executable, *program, *chat]
+        terminal = Terminal(["bash", "--norc"] if shell else command, env=environment(**more | env))
         started.append(terminal)
+        if shell:
+            terminal.send(f"clear; {shlex.join(command)}\r")
         terminal.until_text(">>>")
         return terminal
 
@@ -178,13 +181,17 @@ def test_however_an_answer_ends(end: str, start) -> None:  # type: ignore[no-unt
 
 
 def test_a_stopped_program_leaves_the_shell_its_screen(start) -> None:  # type: ignore[no-untyped-def]
-    terminal = start()
+    terminal = start(shell=True)
     terminal.send("the cat\r")
     terminal.until(lambda: is_whole(terminal), "dashboard")
     terminal.child.send(b"\x1a")
+    terminal.until_text("Stopped")
     terminal.until(lambda: terminal.as_before, "screen as before")
-    os.kill(terminal.child.pid, signal.SIGCONT)
+    terminal.send("fg\r")
     terminal.until(lambda: is_whole(terminal), "dashboard again")
+    terminal.child.sendintr()
+    terminal.until_text("interrupted", ">>>")
+    terminal.until(lambda: terminal.as_before, "screen as before")
 
 
 @pytest.mark.parametrize("case", ["ascii", "no colour", "dumb", "plain"])

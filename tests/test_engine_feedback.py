@@ -82,7 +82,7 @@ def write(engine: Engine, sampling: SamplingSettings = DRAWN, sequence: Sequence
 
 def aims(sequence: Sequence) -> set[float]:
     selectors = [layer.states[0].selector for layer in sequence.cache.layers]
-    return {selector._mass for selector in selectors if isinstance(selector, Scan)}
+    return {selector.mass for selector in selectors if isinstance(selector, Scan)}
 
 
 def test_every_token_is_measured_and_some_are_timed() -> None:
