@@ -160,7 +160,7 @@ class Board:
             self._thread.join()
             self._thread = None
         for number, before in self._handlers.items():
-            signal.signal(number, before)
+            signal.signal(number, signal.SIG_DFL if before is None else before)  # None: not Python's
         self._handlers.clear()
         self._pinned = None
         self._watcher.end()
