@@ -293,6 +293,11 @@ class Selection:
         self.job.clustered, self.job.gate = 0, GATES["none"]
 
     @property
+    def rows(self) -> int:
+        """Rows of the store it is about."""
+        return int(self.job.rows.rows)
+
+    @property
     def read(self) -> int:
         """Rows the last step read, over all KV heads."""
         return int(self._stats.read)

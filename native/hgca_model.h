@@ -81,7 +81,8 @@ int hgca_after_attention(const hgca_layer *layer, uintptr_t in, uintptr_t attent
  *   chosen   choice of rows of a store: its `near` and rows.query, out and lse are not looked at; null: none
  *   far      without a choice: more rows that are read; rows = 0: none
  *   scale, softcap   of scores, for all of these
- *   query    out: [heads][dim], the query that was attended with; null: not wanted */
+ *   query    out: [heads][dim], the query that was attended with; null: not wanted
+ *   took     out: nanoseconds from the query to the result of its attention; null: not wanted */
 typedef struct {
     const hgca_attention *window;
     int64_t row;
@@ -91,6 +92,7 @@ typedef struct {
     float scale;
     float softcap;
     float *query;
+    int64_t *took;
 } hgca_reading;
 
 /* A whole decoder layer: hgca_before_attention, the attention of its query, hgca_after_attention. On an error the new row may have

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "hgca.h"
+#include "pool.h"
 #include "tickets.h"
 
 /* What has to fit together; hgca_linear and hgca_gated look at the rest. */
@@ -103,7 +104,10 @@ int hgca_decode_layer(const hgca_layer *l, const hgca_reading *r, uintptr_t in, 
     hgca_attention near = r->near;
     near.query = query, near.out = whole, near.lse = whole + l->out.inputs;
     near.heads = l->heads, near.tokens = 1, near.joins = 0, near.scale = r->scale, near.softcap = r->softcap;
+    int64_t *took = r->took;
+    const int64_t began = took ? hgca_now() : 0;
     if (!status) status = r->chosen ? attend_chosen(&near, r->chosen) : attend_near(&near, &r->far, more);
+    if (took) *took = hgca_now() - began;
     if (!status && r->query) memcpy(r->query, query, sizeof(float) * (size_t)queries);
     if (!status) status = hgca_after_attention(l, in, (uintptr_t)whole, out);
     hgca_give_memory(own.base);

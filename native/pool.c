@@ -66,7 +66,7 @@ static inline void relax(void) {
 #endif
 }
 
-static int64_t nanoseconds(void) {
+int64_t hgca_now(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
@@ -138,14 +138,14 @@ static void work_on(hgca_batch *batch) {
  * gets it: without that a caller that waits can keep the very worker it waits for off the core, for milliseconds. */
 static int spin(const _Atomic uint32_t *at, uint32_t seen, int64_t duration) {
     if (duration == 0) return 0;
-    int64_t until = nanoseconds() + duration;
+    int64_t until = hgca_now() + duration;
     do {
         for (int i = 0; i < 16; i++) {
             if (atomic_load_explicit(at, memory_order_acquire) != seen) return 1;
             relax();
         }
         sched_yield();
-    } while (nanoseconds() < until);
+    } while (hgca_now() < until);
     return 0;
 }
 

@@ -29,4 +29,7 @@ void hgca_pool_unlock(void);
 /* Counts the forks since the library was loaded: a batch of an earlier count belongs to the parent. */
 int32_t hgca_pool_generation(void);
 
+/* Nanoseconds of a clock that only goes forward. */
+int64_t hgca_now(void);
+
 #endif

@@ -13,7 +13,6 @@
 #include <math.h>
 #include <sched.h>
 #include <string.h>
-#include <time.h>
 
 #include "codes.h"
 
@@ -200,12 +199,6 @@ static void weigh_rows(hgca_unit *u) {
 
 /* ---- pieces of the pool */
 
-static int64_t now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 static void await_stage(hgca_head *h, int stage) {
     for (int turn = 0; atomic_load_explicit(&h->stage, memory_order_acquire) < stage; turn++)
         if (turn > PATIENCE) sched_yield();
@@ -220,9 +213,9 @@ void hgca_run_selection(hgca_batch *batch, int32_t piece) {
     hgca_head *h = u->head;
     hgca_unit *units = w->units + h->first_unit;
     await_stage(h, stage);
-    const int64_t began = h->job->stats ? now() : 0;
+    const int64_t began = h->job->stats ? hgca_now() : 0;
     work_of[stage](u);
-    if (h->job->stats) *(&u->stats.group_ns + stage) += now() - began;
+    if (h->job->stats) *(&u->stats.group_ns + stage) += hgca_now() - began;
     if (atomic_fetch_sub(&h->left[stage], 1) != 1) return;
     end_of[stage](h, units);
     if (stage == HGCA_STAGES - 1 && h->job->stats && atomic_fetch_sub(h->heads_left, 1) == 1) hgca_sum_up(h, units);

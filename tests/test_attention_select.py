@@ -168,7 +168,7 @@ def test_sequences_of_a_step_keep_apart(rng: torch.Generator) -> None:
     layers = [state(GQA, window=16, sinks=4, context=DUE + 20, select=kind) for kind in kinds]
     for layer in layers[:3]:
         assert isinstance(layer.selector, Scan)
-        layer.selector._mass = 1.0
+        layer.selector.mass = 1.0
     for text, layer, length in zip(texts, layers, (DUE, DUE, DUE, 300, 5), strict=True):
         text.feed(layer, 0, length)
     for _ in range(15):

@@ -126,6 +126,7 @@ def test_every_setting_of_chat_is_told(model: str, tmp_path: Path) -> None:
         "stats",
         "no_stream",
         "plain",
+        "dashboard",
         "quiet",
         "verbose",
         "color",

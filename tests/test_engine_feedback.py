@@ -82,7 +82,7 @@ def write(engine: Engine, sampling: SamplingSettings = DRAWN, sequence: Sequence
 
 def aims(sequence: Sequence) -> set[float]:
     selectors = [layer.states[0].selector for layer in sequence.cache.layers]
-    return {selector._mass for selector in selectors if isinstance(selector, Scan)}
+    return {selector.mass for selector in selectors if isinstance(selector, Scan)}
 
 
 def test_every_token_is_measured_and_some_are_timed() -> None:
@@ -218,11 +218,14 @@ def test_a_gpu_waits_between_its_own_part_and_the_next_work(monkeypatch: pytest.
     for on, layers in ((False, 2), (True, 2), (True, 5), (True, 1)):
         clock.on = on
         for layer in range(layers):
+            clock.start(gpu)
             FakeEvent.now += 1.0
             clock.begin(gpu)
             FakeEvent.now += 0.25 * layer
             clock.end(gpu)
         assert clock.take() == pytest.approx(sum(0.25 * layer for layer in range(layers)) if on else 0.0)
+        assert clock.last == (pytest.approx((1.0 * layers, 0.25 * sum(range(layers)))) if on else None)
+    clock.start(gpu)
     clock.begin(gpu)  # a forward pass that was interrupted
     assert clock.take() == 0.0
     assert len(clock._events) == 5, "events are made once"
@@ -232,6 +235,7 @@ def test_a_gpu_waits_between_its_own_part_and_the_next_work(monkeypatch: pytest.
 def test_a_real_gpu_waits() -> None:
     clock, gpu = Clock(), torch.device("cuda", 0)
     clock.on = True
+    clock.start(gpu)
     torch.zeros(8, device=gpu)
     clock.begin(gpu)
     torch.cuda.synchronize()

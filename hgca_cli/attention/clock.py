@@ -1,7 +1,8 @@
 """How long the device had nothing to do but wait for the C library, measured on some of the tokens.
 
 A GPU works on its own part meanwhile, so two events a layer tell when that was done and when the next work came: what lies
-between is the wait that nothing hid. A CPU device has nothing to hide behind, and needs no clock.
+between is the wait that nothing hid. One event before its own part tells how long that took. A CPU device has nothing to hide
+behind, and needs no clock.
 """
 
 from __future__ import annotations
@@ -14,34 +15,45 @@ import torch
 class Clock:
     """Shared by the layers of one cache.
 
-    on  whether tokens are timed at present
+    on    whether tokens are timed at present
+    last  seconds of the token `take` was last asked for: its own part, and the wait; None before
     """
 
     def __init__(self) -> None:
         self.on = False
-        self._events: list[tuple[Any, Any]] = []  # of a GPU: own part done, next work begins
+        self.last: tuple[float, float] | None = None
+        self._events: list[tuple[Any, Any, Any]] = []  # of a GPU: own part begins, it is done, next work begins
         self._used = 0
 
-    def begin(self, device: torch.device) -> None:
-        """A layer's own part was given to the device; the wait begins."""
+    def start(self, device: torch.device) -> None:
+        """A layer's own part is about to be given to the device."""
         if not self.on or device.type == "cpu":
             return
         if self._used == len(self._events):
-            self._events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
-        self._events[self._used][0].record(torch.cuda.current_stream(device))
+            self._events.append(tuple(torch.cuda.Event(enable_timing=True) for _ in range(3)))  # type: ignore[arg-type]
+        self._record(0, device)
+
+    def begin(self, device: torch.device) -> None:
+        """It was given; the wait begins."""
+        if self.on and device.type != "cpu":
+            self._record(1, device)
 
     def end(self, device: torch.device) -> None:
         """The library is done, and the device goes on."""
-        if not self.on or device.type == "cpu":
-            return
-        self._events[self._used][1].record(torch.cuda.current_stream(device))
-        self._used += 1
+        if self.on and device.type != "cpu":
+            self._record(2, device)
+            self._used += 1
 
     def take(self) -> float:
         """Seconds since it was last asked. What a GPU was given must be done soon: this waits for it."""
         seconds = 0.0
         if self._used:
-            self._events[self._used - 1][1].synchronize()
-            seconds = sum(own.elapsed_time(then) for own, then in self._events[: self._used]) / 1000
+            used = self._events[: self._used]
+            used[-1][2].synchronize()
+            seconds = sum(done.elapsed_time(then) for _, done, then in used) / 1000
+            self.last = sum(own.elapsed_time(done) for own, done, _ in used) / 1000, seconds
             self._used = 0
         return seconds
+
+    def _record(self, which: int, device: torch.device) -> None:
+        self._events[self._used][which].record(torch.cuda.current_stream(device))

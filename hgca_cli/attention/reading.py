@@ -34,6 +34,16 @@ class Reading:
         to.near = to.window[0]
         if layer.store is not None:
             to.far = layer.store.read.described[0]
+        self._took = native.ffi.new("int64_t *")
+
+    def watch(self, on: bool) -> None:
+        """Whether `took` tells how long attention takes, from the next token on. May be called from any thread."""
+        self._described.took = self._took if on else native.ffi.NULL
+
+    @property
+    def took(self) -> float | None:
+        """Seconds of the last token's attention, choosing its rows included; None before `watch` was called and a token came."""
+        return self._took[0] * 1e-9 or None
 
     @staticmethod
     def serves(layer: LayerState) -> bool:

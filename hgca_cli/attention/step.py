@@ -35,8 +35,9 @@ def decode_attention(
         layer.make_room()
         layer.window.append(new_key, new_value)
     old = start_host_attention(query, layers, scale=scale, softcap=softcap)  # CPU threads work ...
-    new = [_window_attention(q, layer, scale, softcap) for q, layer in zip(query, layers, strict=True)]  # ... meanwhile
     clock = layers[0].clock
+    clock.start(query.device)
+    new = [_window_attention(q, layer, scale, softcap) for q, layer in zip(query, layers, strict=True)]  # ... meanwhile
     clock.begin(query.device)
     waited_for = old.wait()
     clock.end(query.device)

@@ -12,6 +12,7 @@ import typer
 from hgca_cli.commands import options
 from hgca_cli.commands.flags import (
     balance_of,
+    dashboard_of,
     exclude,
     exclude_prompt_flags,
     naming_variables,
@@ -103,6 +104,7 @@ def chat(
     plain: Annotated[
         bool, typer.Option("--plain", envvar="HGCA_PLAIN", help="No colours, no bar, no line editor.")
     ] = False,
+    dashboard: options.Dashboard = "auto",
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     color: options.Color = "auto",
@@ -116,6 +118,7 @@ def chat(
     with naming_variables(context):
         style, request, sampling = _checked(given)
         balanced = balance_of(balance)
+        shown = dashboard_of(given)
         template = read_text(chat_template.expanduser(), str(chat_template)) if chat_template else None
         message = _system_message(system, system_file)
         keeping = _keeping(given)
@@ -141,8 +144,10 @@ def chat(
     settings, origins, wrong = sampling_of(sampling, engine.loaded.model.generation_config.to_diff_dict())
     for text in wrong:
         sink.show(Notice(text))
+    from hgca_cli.commands.board import with_board
     from hgca_cli.commands.talk import Talk
 
+    sink = with_board(sink, engine, planned, style, shown, as_json=json)
     talk = Talk(engine, message, settings, origins, sink, raw=raw, keeper=keeper)
     for document in documents:
         talk.attach(document)

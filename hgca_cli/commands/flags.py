@@ -138,6 +138,15 @@ def balance_of(text: str) -> bool:
     return choice_of(text, "--balance", ("off",)) is None
 
 
+def dashboard_of(given: Mapping[str, Any]) -> str:
+    """What --dashboard asks for. Raises UsageError naming the choices, or the flag that shows nothing of it."""
+    mode = choice_of(given["dashboard"], "--dashboard", ("line", "full", "off"))
+    for name in ("json", "quiet"):
+        if mode == "full" and given[name]:
+            raise UsageError(f"--dashboard full and --{name} exclude each other.", "Drop one of them.")
+    return mode or "line"
+
+
 def policy_of(select: str, exact: bool, budget: str, quality: str) -> tuple[str | None, float | None, float | None]:
     """Policy (None: the planner's), budget and quality from --select, --exact, --budget and --quality.
 

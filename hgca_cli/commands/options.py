@@ -19,6 +19,15 @@ Color = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", envvar="HGCA_DEBUG", help="Show the traceback of an error.")]
 
+Dashboard = Annotated[
+    str,
+    typer.Option(
+        "--dashboard", envvar="HGCA_DASHBOARD", metavar="auto|line|full|off",
+        help="While the model works: a bar as long as a prompt is read (line), or figures in the lower half of the"
+        " terminal (full). auto: line.",
+    ),
+]  # fmt: skip
+
 JsonLines = Annotated[
     bool, typer.Option("--json", envvar="HGCA_JSON", help="One JSON object per line on standard output.")
 ]

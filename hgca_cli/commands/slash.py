@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -15,6 +16,7 @@ from hgca_cli.config import SamplingSettings
 from hgca_cli.engine.session_files import check_name
 from hgca_cli.engine.sessions import every_session, messages_of
 from hgca_cli.errors import UsageError
+from hgca_cli.ui.board import Board
 from hgca_cli.ui.figures import figures
 from hgca_cli.ui.session_table import sessions_table
 
@@ -154,6 +156,18 @@ def _sessions(talk: Talk, rest: str) -> None:
     talk.sink.tell(sessions_table(found, begins, time.time(), color=False) if found else "no sessions yet")
 
 
+def _dashboard(talk: Talk, rest: str) -> None:
+    board = talk.sink
+    if not isinstance(board, Board):
+        raise UsageError("there is no dashboard here.", "hgca chat has one.")
+    if rest:
+        board.switch(rest)
+        talk.sink.tell(f"dashboard {rest}, from the next answer on")
+        return
+    columns, rows = shutil.get_terminal_size()
+    talk.sink.tell("\n".join([*board.drawn(columns, rows), f"dashboard {board.mode}; /dashboard full shows it live"]))
+
+
 def _exit(talk: Talk, rest: str) -> None:
     raise Leave
 
@@ -170,6 +184,7 @@ COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
     "save": (_save, "[NAME]", "save the conversation now, as the session NAME"),
     "load": (_load, "NAME", "go on with another session"),
     "sessions": (_sessions, "", "the sessions there are"),
+    "dashboard": (_dashboard, "[line|full|off]", "what goes on while the model works; without a word: now"),
     "exit": (_exit, "", "leave"),
 }
 SAME = {"bye": "exit", "quit": "exit", "read": "file", "?": "help"}

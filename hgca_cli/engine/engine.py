@@ -29,6 +29,7 @@ class Engine:
     context        most tokens of a sequence, prompt and answer together
     prefill_chunk  prompt tokens read at once
     balance        threads, and the mass that is aimed at, follow what is measured while answers are written
+    sequence       of the latest answer; None before the first
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Engine:
         self.prefill_chunk = prefill_chunk
         self.context = settings.context
         self._feedback = Feedback(loaded.device) if balance else None
+        self.sequence: Sequence | None = None
         self.layout = kv_layout(loaded.model.config, loaded.dtype.itemsize, loaded.dtype.itemsize)
         loaded.model.set_attn_implementation(hgca_cli.hf.attention.NAME)
         if loaded.device.type == "cpu":
@@ -91,6 +93,7 @@ class Engine:
         cached = sequence.cached
         prompt_tokens = len(sequence.tokens) + len(new)
         sequence.cache.reset_counters()
+        self.sequence = sequence
         sampler = Sampler(sampling)
         stream = TextStream(self.loaded.tokenizer.decode, sampling.stop, before or ())
         reading = time.perf_counter()

@@ -46,6 +46,7 @@ class Prediction:
     prefill_seconds  to read a full context
     batch            sequences at once beyond which throughput hardly grows
     profile, origin  whose rates these are, "measured" or "estimated"
+    read_gb_s        memory's, by these rates
     """
 
     step: StepCost
@@ -54,6 +55,7 @@ class Prediction:
     batch: int
     profile: str
     origin: str
+    read_gb_s: float
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ def predict(place: Place, choice: Choice, quality: float | None, threads: int) -
         batch=costs.knee(choice, threads, most),
         profile=place.case.profile.name,
         origin=place.case.profile.origin,
+        read_gb_s=place.case.profile.host.best_read_gb_s,
     )
 
 

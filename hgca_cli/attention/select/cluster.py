@@ -37,6 +37,11 @@ class Cluster(Scan):
         self._clusters = Clusters(layout, capacity)
         self._described_rows = 0  # clustered ones that the description knows of
 
+    @property
+    def clustered(self) -> int:
+        """Rows that stand in groups."""
+        return self._clusters.rows
+
     def choose(self, query: Tensor, store: Store) -> Selection | None:
         """The standing description, brought up to date; segments that are due are taken in."""
         described = self._described(store)
@@ -52,7 +57,7 @@ class Cluster(Scan):
                 clusters.means,
                 clusters.apart,
                 spread_codes=clusters.spread_codes,
-                gate=self.gate if self._mass < 1.0 or self._budget is not None else "none",
+                gate=self.gate if self.mass < 1.0 or self._budget is not None else "none",
                 mass=mass,
                 most=most,
             )
@@ -83,7 +88,7 @@ class Cluster(Scan):
 
     def _gate(self, groups: int) -> tuple[float, int]:
         """Mass and number of groups that are let through."""
-        return self._mass, groups if self._budget is None else max(1, round(self._budget * groups))
+        return self.mass, groups if self._budget is None else max(1, round(self._budget * groups))
 
 
 class TwoLevel(Cluster):

@@ -80,6 +80,12 @@ class MovingAverage:
             self._chosen = Chosen(start, torch.cat(kept), share)
         return self._chosen
 
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each list that was last read; empty before."""
+        start = None if self._chosen is None else self._chosen.row_start
+        return [] if start is None else start.diff().tolist()
+
     def stored(self, store: Store) -> None:
         """Rows were judged when they left."""
 

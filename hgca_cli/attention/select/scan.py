@@ -27,7 +27,7 @@ class Scan(Unwatching):
     """
 
     def __init__(self, layout: LayerLayout, capacity: int, *, mass: float, budget: float | None = None) -> None:
-        self._mass, self._budget = mass, budget
+        self.mass, self._budget = mass, budget
         self._layout, self._capacity = layout, capacity
         self._codes = Codes(layout, capacity)
         self._selection: Selection | None = None
@@ -38,7 +38,7 @@ class Scan(Unwatching):
 
     def aim_at(self, mass: float) -> None:
         """Keep this share of the mass from the next token on."""
-        self._mass = mass
+        self.mass = mass
 
     def stored(self, store: Store) -> None:
         """New rows get their codes."""
@@ -57,9 +57,9 @@ class Scan(Unwatching):
                 self._codes.whole,
                 scales=store.scales,
                 block_means=self._codes.means,
-                mass=self._mass,
+                mass=self.mass,
             )
         self._selection.hold(store.rows, self._codes.rows)
         most = EVERY if self._budget is None else max(1, round(self._budget * store.rows))
-        self._selection.limit(self._mass, min(LEAST, most), most)
+        self._selection.limit(self.mass, min(LEAST, most), most)
         return self._selection
