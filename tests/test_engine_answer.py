@@ -13,7 +13,7 @@ import torch
 
 from hgca_cli.config import CacheSettings, SamplingSettings
 from hgca_cli.engine.engine import Engine
-from hgca_cli.engine.sequence import DeviceFullError
+from hgca_cli.engine.sequence import DeviceFullError, Sequence
 from hgca_cli.errors import ContextOverflowError, ModelError, UsageError
 from hgca_cli.events import Done, Notice, PrefillProgress, Text
 from tests.tiny_engine import tiny_engine, tiny_loaded, tiny_model
@@ -144,6 +144,13 @@ def test_stop_before_and_between_chunks_keeps_what_was_read() -> None:
     stop.set()
     fresh, _, done = run(engine, PROMPT, stop=stop)
     assert fresh.cached == 0 and done.finish_reason == "interrupted"
+
+
+def test_a_model_that_cannot_be_captured_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine()
+    monkeypatch.setattr(Sequence, "no_graph", "it looks at its numbers")
+    told = [event for _ in range(2) for event in run(engine, PROMPT)[1] if isinstance(event, Notice)]
+    assert len(told) == 1 and "it looks at its numbers" in told[0].text
 
 
 def test_stop_within_a_token_of_the_answer() -> None:

@@ -16,7 +16,7 @@ from hgca_cli.engine.prefill import prefill
 from hgca_cli.engine.sampling import Sampler
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.engine.text import TextStream
-from hgca_cli.events import Balanced, Done, Event, Text
+from hgca_cli.events import Balanced, Done, Event, Notice, Text
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.load import LoadedModel
 from hgca_cli.hf.quicken import quicken
@@ -41,6 +41,7 @@ class Engine:
         self.context = settings.context
         self._feedback = Feedback(loaded.device) if balance else None
         self.sequence: Sequence | None = None
+        self._told_no_graph = False
         self.layout = kv_layout(loaded.model.config, loaded.dtype.itemsize, loaded.dtype.itemsize)
         loaded.model.set_attn_implementation(hgca_cli.hf.attention.NAME)
         if loaded.device.type == "cpu":
@@ -84,7 +85,7 @@ class Engine:
         began   time.perf_counter() of the request, None for now; times count from it
         before  ids whose text the answer continues, None if it begins a text of its own
 
-        Yields PrefillProgress, Text, Balanced and one Done. `stop` ends it after the current chunk or token.
+        Yields PrefillProgress, Text, Balanced, maybe a Notice, and one Done. `stop` ends it after the current chunk or token.
 
         Raises ContextOverflowError or UsageError with nothing read, DoesNotFitError if memory runs out, ModelError for
         logits that are not finite; what was read and written until then is in the sequence.
@@ -126,6 +127,9 @@ class Engine:
                 yield Text(rest)
             if stream.stopped:  # the last piece, given up as a whole, held a stop string
                 reason = "stop"
+        if (why := sequence.no_graph) is not None and not self._told_no_graph:
+            self._told_no_graph = True
+            yield Notice(f"no CUDA graph of this model ({why}): its operations are started one by one, which is slower.")
         yield Done(
             finish_reason=reason,
             prompt_tokens=prompt_tokens,

@@ -97,6 +97,11 @@ class Sequence:
         self.tokens = []
         self.on_disk = None
 
+    @property
+    def no_graph(self) -> str | None:
+        """Why tokens on a GPU are computed operation by operation, though they should not be; None: they are not."""
+        return self._step.failed if self._step is not None else None
+
     def _graph_step(self, loaded: LoadedModel) -> GraphStep | None:
         """What computes one more token as a CUDA graph, where that can be."""
         if loaded.device.type != "cuda" or not GRAPHS or not self.cached:
