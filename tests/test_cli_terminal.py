@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import time
@@ -87,6 +88,71 @@ def test_a_conversation(spawn, tmp_path: Path) -> None:  # type: ignore[no-untyp
         child.sendline(said)
         child.expect(answered)
     child.expect(PROMPT)
+    child.sendline("/exit")
+    leave(child)
+
+
+def test_answers_are_given_again_gone_on_with_and_taken_back(spawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} cat sat on the mat. " * 5)
+    editor = tmp_path / "editor"
+    editor.write_text(f"#!{sys.executable}\nimport sys\nopen(sys.argv[1], 'w').write('from an editor')\n")
+    editor.chmod(0o700)
+    child = spawn("--plain", "-n", "5", "--temp", "0", "--quality", "0.9", "--window", "16", EDITOR=str(editor))
+    for said, answered in (
+        ("/regen", "there is no answer to give again"),
+        ("/undo", "there is no answer to take back"),
+        ("/copy", "there is no answer yet"),
+        (f"/glob '{tmp_path}/*.txt'", r"one.txt: \d+ tokens.*two.txt: \d+ tokens"),
+        ("/glob ./nowhere/*", "no file matches"),
+        ("what?", r"5 tokens, .*prompt (\d+) \|"),
+        ("/regen", r"the answer will be the same.*5 tokens, .*prompt (\d+) \((\d+) cached\)"),
+        ("/continue", r"5 tokens, "),
+        ("/undo", r"taken back: 'what\?'; 2 documents are attached again"),
+        ("/ctx", r"attached +\d+ tokens.*attached +\d+ tokens"),
+        ("why?", r"5 tokens, .*prompt (\d+) \((\d+) cached\)"),
+        ("/copy", "characters sent"),
+        ("/edit", r"from an editor\r\n.*5 tokens"),
+        ("/exact", "rows are chosen by scan"),
+        ("/exact on", "every row is read"),
+        ("/exact maybe", "neither on nor off"),
+        ("/regen", r"100% of it read"),
+        ("/exact off", "rows are chosen by scan"),
+        ("/set quality 0.5", "quality = 0.5"),
+        ("/set quality 2", "is not a share|out of range"),
+        ("/set markdown off", "markdown = off"),
+        ("/set markdown maybe", "no such choice"),
+        ("/think on", "has no switch for thinking"),
+        ("/plan", r"window: given"),
+        (f"/export {tmp_path}/talk.md", "4 messages written"),
+        (f"/export {tmp_path}/talk.md", "is there already"),
+        (f"/export {tmp_path}/talk.json", "4 messages written"),
+        ("/export talk.doc", "neither in .md nor in .json"),
+    ):
+        child.sendline(said)
+        child.expect(answered)
+        if said in ("/regen", "why?") and child.match.lastindex == 2:
+            assert int(child.match[2]) >= int(child.match[1]) - 20, "what was read is not read again"
+        child.expect(PROMPT)
+    child.sendline("/exit")
+    leave(child)
+    assert "## user" in (tmp_path / "talk.md").read_text()
+    messages = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert [one["role"] for one in messages] == ["user", "assistant"] * 2 and messages[2]["content"] == "from an editor"
+
+
+def test_a_context_that_fills_up(spawn) -> None:  # type: ignore[no-untyped-def]
+    child = spawn("--plain", "-n", "20", "--ctx", "128", "--overflow", "trim-oldest")
+    said = []
+    for number in range(9):
+        child.sendline(f"question {number}")
+        child.expect(r"tokens, .*tok/s")
+        said.append(child.before)
+        child.expect(PROMPT)
+        said.append(child.before)
+    told = "".join(said)
+    assert "the context is full: the oldest" in told and "'question 0'" in told and "are dropped" in told
+    assert "full, " in told and "the oldest turns will be dropped" in told
     child.sendline("/exit")
     leave(child)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 1 << 30
 MOST_THREADS = 1024
+OVERFLOW = ("error", "trim-oldest")
 SAMPLING = {
     "temp": "temperature",
     "repeat_penalty": "repetition_penalty",
@@ -133,6 +134,13 @@ def choice_of(text: str, flag: str, choices: tuple[str, ...]) -> str | None:
     return text
 
 
+def one_of(text: str, flag: str, choices: tuple[str, ...]) -> str:
+    """One of the choices. Raises UsageError naming them."""
+    if text not in choices:
+        raise UsageError(f"{flag}: no such choice {text!r}.", f"Choose from {', '.join(choices)}.")
+    return text
+
+
 def balance_of(text: str) -> bool:
     """Whether settings may follow what is measured. Raises UsageError naming the choices."""
     return choice_of(text, "--balance", ("off",)) is None
@@ -177,9 +185,12 @@ def exclude_prompt_flags(given: Mapping[str, Any]) -> None:
         ("raw", "system"),
         ("raw", "system_file"),
         ("raw", "chat_template"),
+        ("raw", "think"),
         ("quiet", "verbose"),
     ):
         exclude(given, one, other)
+    if given["raw"] and given["think"] is False:
+        raise UsageError("--raw and --no-think exclude each other.", "Drop one of them.")
 
 
 def exclude(given: Mapping[str, Any], *names: str) -> None:

@@ -227,6 +227,30 @@ ChatTemplate = Annotated[
 Raw = Annotated[
     bool, typer.Option("--raw", envvar="HGCA_RAW", help="Continue the text as it stands: no chat template.")
 ]
+Overflow = Annotated[
+    str,
+    typer.Option(
+        "--overflow", envvar="HGCA_OVERFLOW", metavar="error|trim-oldest",
+        help="A question the context has no room for is refused, or the oldest turns are dropped, and named.",
+    ),
+]  # fmt: skip
+Think = Annotated[
+    bool | None,
+    typer.Option(
+        "--think/--no-think", envvar="HGCA_THINK",
+        help="Whether the model thinks before it answers, where its template has a switch. Default: the template's.",
+    ),
+]  # fmt: skip
+HideThinking = Annotated[
+    bool, typer.Option("--hide-thinking", envvar="HGCA_HIDE_THINKING", help="Show only that the model thinks.")
+]
+Markdown = Annotated[
+    str,
+    typer.Option(
+        "--markdown", envvar="HGCA_MARKDOWN", metavar="auto|on|off",
+        help="Show answers as Markdown. auto: on a terminal.",
+    ),
+]  # fmt: skip
 
 SessionName = Annotated[
     str | None,

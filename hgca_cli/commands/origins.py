@@ -37,8 +37,9 @@ AFTER = {  # None means
     "ram_limit": "80 % of the free",
     "store_dir": "in memory",
     "revision": "the newest",
+    "think": "as the template has it",
 }
-TOLD = ("system", "system_file", "chat_template", "raw")
+TOLD = ("system", "system_file", "chat_template", "raw", "think", "overflow")
 LATER = "not planned: see the findings"
 
 By = Callable[[str], tuple[str, str] | None]

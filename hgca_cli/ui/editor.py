@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import Protocol
 
 from hgca_cli.errors import UsageError
 from hgca_cli.ui.style import is_terminal
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 BLOCK = '"""'
 PROMPT = ">>> "
+EDITORS = ("editor", "nano", "vim", "vi")  # without VISUAL and EDITOR
 
 
 class Reader(Protocol):
@@ -78,6 +81,23 @@ class Editor:
     def read(self) -> str:
         """One message; a block in triple quotes loses them."""
         return without_quotes(self._session.prompt(PROMPT))
+
+
+def edited_elsewhere(text: str) -> str:
+    """What a person makes of a text in the editor of their choice. Raises UsageError without one, or if it fails."""
+    chosen = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    words = shlex.split(chosen) if chosen else [next((one for one in EDITORS if shutil.which(one)), "")]
+    if not words or not words[0] or not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
+        why = "there is no terminal to edit in" if words and words[0] else "there is no editor"
+        raise UsageError(f"{why}.", "Set EDITOR, or write several lines between triple quotes.")
+    with tempfile.TemporaryDirectory(prefix="hgca-") as folder:
+        file = Path(folder) / "message.md"
+        file.write_text(text, encoding="utf-8")
+        try:
+            subprocess.run([*words, str(file)], check=True)
+            return file.read_text(encoding="utf-8")
+        except (OSError, subprocess.CalledProcessError, UnicodeDecodeError) as error:
+            raise UsageError(f"{words[0]} failed: {error}.", "Set EDITOR to one that works.") from error
 
 
 def make_reader(
