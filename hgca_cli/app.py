@@ -17,11 +17,14 @@ import typer
 
 from hgca_cli import __version__
 from hgca_cli.commands import options
-from hgca_cli.commands.aliases import rename_aliases, split_words
+from hgca_cli.commands.aliases import config_first, rename_aliases, split_words
 from hgca_cli.commands.bench import bench
 from hgca_cli.commands.chat import chat
+from hgca_cli.commands.config import config as config_group
+from hgca_cli.commands.defaults import take_config
 from hgca_cli.commands.doctor import doctor
 from hgca_cli.commands.eval import evaluate
+from hgca_cli.commands.models import models
 from hgca_cli.commands.output import report
 from hgca_cli.commands.profile import profile
 from hgca_cli.commands.pull import pull
@@ -30,7 +33,13 @@ from hgca_cli.errors import HgcaError, HgcaWarning
 from hgca_cli.ui.inert import inert
 
 COMMANDS: dict[str, Callable[..., None]] = {"chat": chat, "profile": profile, "pull": pull, "doctor": doctor}
-GROUPS: dict[str, typer.Typer] = {"bench": bench, "eval": evaluate, "sessions": sessions}
+GROUPS: dict[str, typer.Typer] = {
+    "bench": bench,
+    "eval": evaluate,
+    "sessions": sessions,
+    "models": models,
+    "config": config_group,
+}
 TRUE = ("1", "true", "t", "yes", "y", "on")
 
 app = typer.Typer(
@@ -67,12 +76,12 @@ def _before_any_command(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     color: options.Color = "auto",
+    config: options.ConfigFile = None,
     debug: options.Debug = False,
 ) -> None:
-    """What stands before the command is the default of what stands after it."""
-    general = {"quiet": quiet, "verbose": verbose, "color": color}
-    in_groups = {name: dict.fromkeys(command_names(group), general) for name, group in GROUPS.items()}
-    context.default_map = dict.fromkeys(COMMANDS, general) | in_groups
+    """What stands before the command, or in a config file, is the default of what stands after it."""
+    if context.invoked_subcommand != "config":  # that is how a file with a mistake is mended
+        take_config(context, config)
 
 
 def run(arguments: list[str]) -> int:
@@ -84,7 +93,7 @@ def run(arguments: list[str]) -> int:
     warnings.showwarning = _show_warning
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        code = app(rename_aliases(arguments) or ["--help"], prog_name="hgca", standalone_mode=False)
+        code = app(config_first(rename_aliases(arguments)) or ["--help"], prog_name="hgca", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
     except BrokenPipeError:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hgca_cli.hardware.settings import PlanRequest
 
 # Variables that are no option's
-VARIABLES = ("HGCA_CACHE_DIR", "HGCA_DATA_DIR", "HGCA_PROFILE_DIR", "HGCA_ISA")
+VARIABLES = ("HGCA_CACHE_DIR", "HGCA_CONFIG", "HGCA_DATA_DIR", "HGCA_PROFILE_DIR", "HGCA_ISA")
 
 
 def doctor(

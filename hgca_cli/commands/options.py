@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from hgca_cli.commands.completion import complete_model, complete_session
+from hgca_cli.commands.defaults import model_chosen
+
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", envvar="HGCA_QUIET", help="Show the answer and errors, nothing else.")
 ]
@@ -18,6 +21,13 @@ Color = Annotated[
     typer.Option("--color", envvar="HGCA_COLOR", metavar="auto|always|never", help="Colours on the terminal."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", envvar="HGCA_DEBUG", help="Show the traceback of an error.")]
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="Config file in place of ./hgca.toml. Before the command or after it."
+    ),
+]
 
 JsonLines = Annotated[
     bool, typer.Option("--json", envvar="HGCA_JSON", help="One JSON object per line on standard output.")
@@ -31,6 +41,9 @@ Model = Annotated[
         "-m",
         envvar="HGCA_MODEL",
         metavar="NAME",
+        is_eager=True,  # what is set for a model must be known before other options are looked at
+        callback=model_chosen,
+        autocompletion=complete_model,
         help="Alias, hub id, safetensors directory or .gguf file.",
     ),
 ]
@@ -255,7 +268,7 @@ Markdown = Annotated[
 SessionName = Annotated[
     str | None,
     typer.Option(
-        "--session", envvar="HGCA_SESSION", metavar="NAME",
+        "--session", envvar="HGCA_SESSION", metavar="NAME", autocompletion=complete_session,
         help="Go on where the session of this name was, or begin it; saved after every turn.",
     ),
 ]  # fmt: skip
