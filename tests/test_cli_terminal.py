@@ -50,6 +50,13 @@ def say(child: pexpect.spawn, text: str) -> None:
     child.send(text + "\r")
 
 
+def complete(child: pexpect.spawn, text: str, rest: str = "") -> None:
+    time.sleep(0.3)
+    child.send(text + "\t")
+    time.sleep(1.0)  # completions come when they come
+    child.send(rest + "\r")
+
+
 def leave(child: pexpect.spawn, code: int = 0) -> None:
     child.expect(pexpect.EOF)
     child.close()
@@ -222,6 +229,60 @@ def test_the_editor_keeps_a_paste_whole_and_its_history(spawn, tmp_path: Path) -
     leave(child)
     history = tmp_path / "data" / "history"
     assert "third end" in history.read_text() and history.stat().st_mode & 0o077 == 0
+
+
+def test_the_editor_completes_and_finds_and_its_history_is_there_next_time(spawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a-long-name.txt").write_text("the cat")
+    editor = tmp_path / "editor"
+    editor.write_text(f"#!{sys.executable}\nimport sys\nopen(sys.argv[1], 'a').write(' and more')\n")
+    editor.chmod(0o700)
+    child = spawn("-n", "2", "--session", "notes", EDITOR=str(editor))
+    say(child, "something rare")
+    child.expect("2 tokens")
+    say(child, "/clear")
+    child.expect("forgotten")
+    complete(child, f"/file {tmp_path}/a-lo")
+    child.expect(r"a-long-name.txt: \d+ tokens")
+    complete(child, "/sta")
+    child.expect("2 tokens, ")
+    complete(child, "/load no")
+    child.expect("session notes is the one you are in")
+    complete(child, "/set max_t", " 3")
+    child.expect("max_tokens = 3")
+    time.sleep(0.3)
+    child.send("edit this\x07")  # Ctrl-G
+    time.sleep(1.0)
+    say(child, "")
+    child.expect("3 tokens")
+    say(child, "/ctx")
+    child.expect("edit this and more")
+    time.sleep(0.3)
+    child.sendeof()
+    leave(child)
+    child = spawn("-n", "2")
+    time.sleep(0.3)
+    child.send("\x12rare")  # Ctrl-R
+    time.sleep(0.5)
+    child.send("\r")  # takes it
+    say(child, "")
+    child.expect("2 tokens")
+    say(child, "/ctx")
+    child.expect(r"user +\d+ tokens +something rare")
+    time.sleep(0.3)
+    child.sendeof()
+    leave(child)
+
+
+def test_answers_are_rendered_where_a_person_looks(spawn) -> None:  # type: ignore[no-untyped-def]
+    child = spawn("-n", "12", "--temp", "0")
+    say(child, "the cat")
+    child.expect("12 tokens")
+    assert "\x1b[J" in child.before, "what was written was replaced"
+    say(child, "/set markdown off")
+    child.expect("markdown = off")
+    time.sleep(0.3)
+    child.sendeof()
+    leave(child)
 
 
 def test_a_dumb_terminal_gets_no_escape_codes(spawn) -> None:  # type: ignore[no-untyped-def]

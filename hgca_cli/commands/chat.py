@@ -246,14 +246,15 @@ def _inputs(given: Mapping[str, Any]) -> tuple[str | None, list[Document]]:
 
 
 def _converse(talk: Talk, sink: Sink, *, plain: bool, color: bool) -> None:
-    from hgca_cli.commands.slash import COMMANDS
+    from hgca_cli.commands.slash import COMMANDS, FOLLOWING
     from hgca_cli.ui.editor import Editor, make_reader
     from hgca_cli.ui.history import history_file
 
     def bar() -> str:
         return f" {talk.meter()}   /help   Ctrl-D leaves "
 
-    reader = make_reader([f"/{name}" for name in COMMANDS], bar, history_file, plain=plain, color=color)
+    commands = [f"/{name}" for name in COMMANDS]
+    reader = make_reader(commands, FOLLOWING, bar, history_file, plain=plain, color=color)
     if isinstance(reader, Editor):
         sink.note("/help lists what can be typed; Esc Enter begins a new line; Ctrl-D leaves")
     talk.converse(reader)

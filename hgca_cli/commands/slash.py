@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from hgca_cli.commands.slash_files import attach_clipboard, attach_files, attach_matching, copy_answer, export_chat
-from hgca_cli.commands.slash_settings import set_setting, switch_exact, switch_thinking
+from hgca_cli.commands.slash_settings import set_setting, setting_names, switch_exact, switch_thinking
 from hgca_cli.commands.slash_turns import edit_message, go_on, regenerate, undo
 from hgca_cli.engine.session_files import check_name
 from hgca_cli.engine.sessions import every_session, messages_of
@@ -153,3 +153,11 @@ COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
     "exit": (_exit, "", "leave"),
 }
 SAME = {"bye": "exit", "quit": "exit", "read": "file", "?": "help", "regenerate": "regen", "retry": "regen"}
+SWITCH = ("on", "off")
+FOLLOWING: dict[str, Callable[[], Iterable[str]]] = {  # words that can follow
+    "load": lambda: [one.name for one in every_session()],
+    "save": lambda: [one.name for one in every_session()],
+    "set": setting_names,
+    "exact": lambda: SWITCH,
+    "think": lambda: SWITCH,
+}

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -55,11 +55,17 @@ class PlainReader:
 class Editor:
     """A line editor: history, paste kept whole, several lines, completion of commands and paths.
 
-    commands  slash commands to complete; status  gives the text of the bar below the line
+    commands  slash commands to complete; words  what may follow one; status  gives the text of the bar below the line
     """
 
     def __init__(
-        self, commands: Iterable[str], status: Callable[[], str], history: Path | None, *, color: bool
+        self,
+        commands: Iterable[str],
+        words: Mapping[str, Callable[[], Iterable[str]]],
+        status: Callable[[], str],
+        history: Path | None,
+        *,
+        color: bool,
     ) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import FileHistory, InMemoryHistory
@@ -70,8 +76,9 @@ class Editor:
         self._session: PromptSession[str] = PromptSession(
             history=FileHistory(str(history)) if history else InMemoryHistory(),
             multiline=True,
+            tempfile_suffix=".md",
             key_bindings=editor_keys(),
-            completer=SlashCompleter(commands),
+            completer=SlashCompleter(commands, words),
             complete_while_typing=False,
             bottom_toolbar=status,
             prompt_continuation="... ",
@@ -102,6 +109,7 @@ def edited_elsewhere(text: str) -> str:
 
 def make_reader(
     commands: Iterable[str],
+    words: Mapping[str, Callable[[], Iterable[str]]],
     status: Callable[[], str],
     history: Callable[[], Path | None],
     *,
@@ -111,7 +119,7 @@ def make_reader(
     """The editor if a person sits at both ends of a terminal that can move its cursor, else plain lines."""
     if plain or os.environ.get("TERM") == "dumb" or not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
         return PlainReader()
-    return Editor(commands, status, history(), color=color)
+    return Editor(commands, words, status, history(), color=color)
 
 
 def in_block(text: str) -> bool:
