@@ -40,6 +40,9 @@ GROUPS: dict[str, typer.Typer] = {
     "models": models,
     "config": config_group,
 }
+ENDING = (
+    (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
+)  # told, and what there is is kept
 TRUE = ("1", "true", "t", "yes", "y", "on")
 
 app = typer.Typer(
@@ -91,21 +94,22 @@ def run(arguments: list[str]) -> int:
     as_json = "--json" in words or os.environ.get("HGCA_JSON", "").lower() in TRUE
     _prepare_streams()
     warnings.showwarning = _show_warning
-    before = signal.signal(signal.SIGTERM, _terminated)
+    before = {number: signal.signal(number, _terminated) for number in ENDING}
     try:
         code = app(config_first(rename_aliases(arguments)) or ["--help"], prog_name="hgca", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
     except BrokenPipeError:
         return _reader_left()
-    except SystemExit as stop:  # SIGTERM; Typer, too, when the reader has left
+    except SystemExit as stop:  # SIGTERM, SIGHUP; Typer, too, when the reader has left
         if isinstance(stop.__context__, BrokenPipeError):
             return _reader_left()
         return int(stop.code or 0) if isinstance(stop.code, (int, type(None))) else 1
     except BaseException as error:
         return _failed(error, debug, as_json)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _failed(error: BaseException, debug: bool, as_json: bool) -> int:

@@ -184,7 +184,7 @@ def test_figures_only_where_somebody_looks_or_asks(model: str) -> None:
     assert "threads: " in here(*base, "-v").stderr.decode()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_one_shot_that_is_stopped(number: int, code: int, model: str) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "hgca_cli", "chat", "-m", model, "-p", "the cat", "-n", "9999", "--ctx", "20k", "-q"],

@@ -98,6 +98,19 @@ def test_documents_of_a_turn_that_is_taken_back_are_attached_again() -> None:
     assert read_tokens(events) < 20, "the documents were read before"
 
 
+def test_documents_wait_for_the_next_question_whatever_the_last_one_does() -> None:
+    conversation = Conversation(tiny_engine())
+    ask(conversation, "the cat")
+    conversation.attach("a.txt", "a dog")
+    regenerate(conversation, DRAWN)
+    go_on(conversation)
+    assert conversation.waiting == [("a.txt", "a dog")]
+    events = conversation.ask("what?", GREEDY, threading.Event())
+    next(event for event in events if isinstance(event, Text))
+    events.close()  # type: ignore[attr-defined]
+    assert conversation.waiting == [], "it was asked with them, and some of an answer was heard"
+
+
 def test_a_template_that_rewrites_history_can_go_back_too() -> None:
     conversation = Conversation(tiny_engine(template=FORGETFUL))
     ask(conversation, "the cat")

@@ -6,11 +6,9 @@ import json as jsons
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import tomlkit
 import typer
-from tomlkit.exceptions import TOMLKitError
 
 from hgca_cli.commands import options
 from hgca_cli.commands.config_file import LOCAL, NEGATED, SAMPLING, SESSIONS, UI, check_table, user_file
@@ -20,6 +18,9 @@ from hgca_cli.engine.session_files import replace
 from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.ui.editor import edited_elsewhere
 from hgca_cli.ui.inert import inert
+
+if TYPE_CHECKING:
+    from tomlkit import TOMLDocument
 
 config = typer.Typer(help="What is set in files: path, show, get, set, edit.", no_args_is_help=True)
 Key = Annotated[str, typer.Argument(metavar="KEY", help="Like model, sampling.temp, aliases.NAME, models.NAME.window.")]
@@ -77,6 +78,8 @@ def set_setting(
     debug: options.Debug = False,
 ) -> None:
     """Set one key in the user's file. Comments and everything else stay as they are."""
+    import tomlkit  # here: help and Tab need not wait for it
+
     file = user_file()
     document = _document(file)
     path = _path_of(key)
@@ -149,7 +152,10 @@ def _parsed(value: str) -> Any:
         return value
 
 
-def _document(file: Path) -> tomlkit.TOMLDocument:
+def _document(file: Path) -> TOMLDocument:
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
     try:
         return tomlkit.parse(file.read_text(encoding="utf-8")) if file.is_file() else tomlkit.document()
     except (TOMLKitError, UnicodeDecodeError) as error:

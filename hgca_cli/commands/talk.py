@@ -75,7 +75,7 @@ class Talk:
         else:
             before = "".join(f"{document.text}\n\n" for document, _ in self.attached)
             code = self._turn(lambda stop: self.engine.complete(before + text, self.sampling, stop))
-        if code == 0:
+        if code == 0 or not (self._raw or self.conversation.waiting):  # also where some of an answer was said
             self.attached = []
         return code
 

@@ -78,6 +78,11 @@ class Conversation:
         return self._history
 
     @property
+    def waiting(self) -> list[Document]:
+        """Documents before the next question."""
+        return self._documents
+
+    @property
     def sequence(self) -> Sequence:
         """The tokens that were read and written, and their rows."""
         return self._sequence
