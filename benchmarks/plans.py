@@ -23,7 +23,8 @@ TOP = """\
 # Plans for machines one doesn't have
 
 What `hgca profile --profile MACHINE -m MODEL --ctx LENGTH` says for the machines that ship in `profiles/`, whose rates are
-estimated from data sheets, but for the H200's, which were measured: read them as what to expect. Figures are of a full context; a short one is faster.
+estimated from data sheets, but for the H200's, which were measured: read them as what to expect. Figures are of a full
+context; a short one is faster.
 Written by `benchmarks/plans.py`; a test holds this page to it. "+" after a length: beyond what the model was trained on.
 """
 

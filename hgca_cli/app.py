@@ -17,11 +17,14 @@ import typer
 
 from hgca_cli import __version__
 from hgca_cli.commands import options
-from hgca_cli.commands.aliases import rename_aliases, split_words
+from hgca_cli.commands.aliases import config_first, rename_aliases, split_words
 from hgca_cli.commands.bench import bench
 from hgca_cli.commands.chat import chat
+from hgca_cli.commands.config import config as config_group
+from hgca_cli.commands.defaults import take_config
 from hgca_cli.commands.doctor import doctor
 from hgca_cli.commands.eval import evaluate
+from hgca_cli.commands.models import models
 from hgca_cli.commands.output import report
 from hgca_cli.commands.profile import profile
 from hgca_cli.commands.pull import pull
@@ -30,7 +33,16 @@ from hgca_cli.errors import HgcaError, HgcaWarning
 from hgca_cli.ui.inert import inert
 
 COMMANDS: dict[str, Callable[..., None]] = {"chat": chat, "profile": profile, "pull": pull, "doctor": doctor}
-GROUPS: dict[str, typer.Typer] = {"bench": bench, "eval": evaluate, "sessions": sessions}
+GROUPS: dict[str, typer.Typer] = {
+    "bench": bench,
+    "eval": evaluate,
+    "sessions": sessions,
+    "models": models,
+    "config": config_group,
+}
+ENDING = (
+    (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
+)  # told, and what there is is kept
 TRUE = ("1", "true", "t", "yes", "y", "on")
 
 app = typer.Typer(
@@ -67,12 +79,12 @@ def _before_any_command(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     color: options.Color = "auto",
+    config: options.ConfigFile = None,
     debug: options.Debug = False,
 ) -> None:
-    """What stands before the command is the default of what stands after it."""
-    general = {"quiet": quiet, "verbose": verbose, "color": color}
-    in_groups = {name: dict.fromkeys(command_names(group), general) for name, group in GROUPS.items()}
-    context.default_map = dict.fromkeys(COMMANDS, general) | in_groups
+    """What stands before the command, or in a config file, is the default of what stands after it."""
+    if context.invoked_subcommand != "config":  # that is how a file with a mistake is mended
+        take_config(context, config)
 
 
 def run(arguments: list[str]) -> int:
@@ -82,21 +94,22 @@ def run(arguments: list[str]) -> int:
     as_json = "--json" in words or os.environ.get("HGCA_JSON", "").lower() in TRUE
     _prepare_streams()
     warnings.showwarning = _show_warning
-    before = signal.signal(signal.SIGTERM, _terminated)
+    before = {number: signal.signal(number, _terminated) for number in ENDING}
     try:
-        code = app(rename_aliases(arguments) or ["--help"], prog_name="hgca", standalone_mode=False)
+        code = app(config_first(rename_aliases(arguments)) or ["--help"], prog_name="hgca", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
     except BrokenPipeError:
         return _reader_left()
-    except SystemExit as stop:  # SIGTERM; Typer, too, when the reader has left
+    except SystemExit as stop:  # SIGTERM, SIGHUP; Typer, too, when the reader has left
         if isinstance(stop.__context__, BrokenPipeError):
             return _reader_left()
         return int(stop.code or 0) if isinstance(stop.code, (int, type(None))) else 1
     except BaseException as error:
         return _failed(error, debug, as_json)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _failed(error: BaseException, debug: bool, as_json: bool) -> int:

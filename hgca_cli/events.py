@@ -64,6 +64,13 @@ class Text(Event):
 
 
 @dataclass(frozen=True)
+class Thought(Event):
+    """A piece of what the model thinks before it answers."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Rows:
     """Where the rows of one layer and KV head are, and how many of the store's were read per step."""
 
@@ -91,6 +98,7 @@ class Done(Event):
     rows: Rows
     seed: int = 0  # what the tokens were drawn with
     text: str = field(default="", repr=False)  # the whole answer
+    thought: str = field(default="", repr=False)  # what the model thought before it
 
     @property
     def tokens_per_second(self) -> float:

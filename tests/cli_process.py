@@ -27,7 +27,7 @@ def environment(**more: str) -> dict[str, str]:
     """Without what the person running the tests has set."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HGCA_")}
     kept |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TERM": "xterm", "HGCA_PROFILE": "none"}
-    kept["HGCA_DATA_DIR"] = DATA
+    kept |= {"HGCA_DATA_DIR": DATA, "XDG_CONFIG_HOME": DATA}
     return {name: value for name, value in kept.items() if name not in ("NO_COLOR", "FORCE_COLOR")} | more
 
 

@@ -159,6 +159,22 @@ def test_stop_strings_end_the_answer(model: str) -> None:
     assert cut["text"] == whole[: whole.index(whole[10:13])] and cut["finish_reason"] == "stop"
 
 
+def test_markdown_is_for_screens_unless_asked_for(model: str) -> None:
+    words = ["chat", "-m", model, "-p", "the cat", "-n", "12", "--seed", "7"]
+    raw = here(*words).stdout
+    assert here(*words, "--markdown", "off").stdout == here(*words, "--markdown", "auto").stdout == raw
+    rendered = here(*words, "--markdown", "on").stdout
+    assert rendered and b"\x1b[2K" not in rendered
+    assert here(*words, HGCA_MARKDOWN="maybe").returncode == 2
+    both = here(*words, "--markdown", "on", "--json")
+    assert both.returncode == 2 and b"--markdown on and --json exclude each other" in both.stderr
+
+
+def test_thinking_where_there_is_no_switch(model: str) -> None:
+    done = here("chat", "-m", model, "-p", "x", "-n", "1", "--no-think")
+    assert done.returncode == 2 and b"no switch for thinking" in done.stderr
+
+
 def test_figures_only_where_somebody_looks_or_asks(model: str) -> None:
     base = ["chat", "-m", model, "-p", "the cat", "-n", "5", "--seed", "3"]
     assert here(*base).stderr == b""
@@ -168,7 +184,7 @@ def test_figures_only_where_somebody_looks_or_asks(model: str) -> None:
     assert "threads: " in here(*base, "-v").stderr.decode()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_one_shot_that_is_stopped(number: int, code: int, model: str) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "hgca_cli", "chat", "-m", model, "-p", "the cat", "-n", "9999", "--ctx", "20k", "-q"],

@@ -46,6 +46,8 @@ def test_every_alias_variable_command_and_event_is_on_the_page(capsys: pytest.Ca
     assert len(variables) > 30 and set(re.findall(r"HGCA_[A-Z_]+", PAGE)) - variables == {
         "HGCA_DATA_DIR",
         "HGCA_CACHE_DIR",
+        "HGCA_CONFIG",
+        "HGCA_CUDA_GRAPHS",
         "HGCA_ISA",
         "HGCA_PROFILE_DIR",
     }

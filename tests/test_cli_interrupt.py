@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from hgca_cli.app import run
 from hgca_cli.commands import interrupt
+from hgca_cli.commands.talk import Talk
 
 
 def test_once_stops_and_twice_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,6 +27,25 @@ def test_once_stops_and_twice_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
         clock[0] += 0.1
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_twice_in_an_answer_that_a_slash_command_asked_for_leaves_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    talk: Any = Talk.__new__(Talk)
+    talk.sink = SimpleNamespace(tell=told.append)
+
+    def pressed(kind: type[BaseException]) -> Any:
+        def raises(*_: object) -> None:
+            raise kind
+
+        return raises
+
+    monkeypatch.setattr("hgca_cli.commands.talk.run_slash", pressed(KeyboardInterrupt))
+    talk._do("/file large.txt")
+    assert told == ["stopped"]
+    monkeypatch.setattr("hgca_cli.commands.talk.run_slash", pressed(interrupt.Twice))
+    with pytest.raises(KeyboardInterrupt):
+        talk._do("/regen")
 
 
 def test_interrupted_before_there_is_an_answer(

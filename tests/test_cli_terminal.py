@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import time
@@ -49,6 +50,13 @@ def say(child: pexpect.spawn, text: str) -> None:
     child.send(text + "\r")
 
 
+def complete(child: pexpect.spawn, text: str, rest: str = "") -> None:
+    time.sleep(0.3)
+    child.send(text + "\t")
+    time.sleep(1.0)  # completions come when they come
+    child.send(rest + "\r")
+
+
 def leave(child: pexpect.spawn, code: int = 0) -> None:
     child.expect(pexpect.EOF)
     child.close()
@@ -87,6 +95,71 @@ def test_a_conversation(spawn, tmp_path: Path) -> None:  # type: ignore[no-untyp
         child.sendline(said)
         child.expect(answered)
     child.expect(PROMPT)
+    child.sendline("/exit")
+    leave(child)
+
+
+def test_answers_are_given_again_gone_on_with_and_taken_back(spawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} cat sat on the mat. " * 5)
+    editor = tmp_path / "editor"
+    editor.write_text(f"#!{sys.executable}\nimport sys\nopen(sys.argv[1], 'w').write('from an editor')\n")
+    editor.chmod(0o700)
+    child = spawn("--plain", "-n", "5", "--temp", "0", "--quality", "0.9", "--window", "16", EDITOR=str(editor))
+    for said, answered in (
+        ("/regen", "there is no answer to give again"),
+        ("/undo", "there is no answer to take back"),
+        ("/copy", "there is no answer yet"),
+        (f"/glob '{tmp_path}/*.txt'", r"one.txt: \d+ tokens.*two.txt: \d+ tokens"),
+        ("/glob ./nowhere/*", "no file matches"),
+        ("what?", r"5 tokens, .*prompt (\d+) \|"),
+        ("/regen", r"the answer will be the same.*5 tokens, .*prompt (\d+) \((\d+) cached\)"),
+        ("/continue", r"5 tokens, "),
+        ("/undo", r"taken back: 'what\?'; 2 documents are attached again"),
+        ("/ctx", r"attached +\d+ tokens.*attached +\d+ tokens"),
+        ("why?", r"5 tokens, .*prompt (\d+) \((\d+) cached\)"),
+        ("/copy", "characters sent"),
+        ("/edit", r"from an editor\r\n.*5 tokens"),
+        ("/exact", "rows are chosen by scan"),
+        ("/exact on", "every row is read"),
+        ("/exact maybe", "neither on nor off"),
+        ("/regen", r"100% of it read"),
+        ("/exact off", "rows are chosen by scan"),
+        ("/set quality 0.5", "quality = 0.5"),
+        ("/set quality 2", "is not a share|out of range"),
+        ("/set markdown off", "markdown = off"),
+        ("/set markdown maybe", "no such choice"),
+        ("/think on", "has no switch for thinking"),
+        ("/plan", r"window: given"),
+        (f"/export {tmp_path}/talk.md", "4 messages written"),
+        (f"/export {tmp_path}/talk.md", "is there already"),
+        (f"/export {tmp_path}/talk.json", "4 messages written"),
+        ("/export talk.doc", "neither in .md nor in .json"),
+    ):
+        child.sendline(said)
+        child.expect(answered)
+        if said in ("/regen", "why?") and child.match.lastindex == 2:
+            assert int(child.match[2]) >= int(child.match[1]) - 20, "what was read is not read again"
+        child.expect(PROMPT)
+    child.sendline("/exit")
+    leave(child)
+    assert "## user" in (tmp_path / "talk.md").read_text()
+    messages = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert [one["role"] for one in messages] == ["user", "assistant"] * 2 and messages[2]["content"] == "from an editor"
+
+
+def test_a_context_that_fills_up(spawn) -> None:  # type: ignore[no-untyped-def]
+    child = spawn("--plain", "-n", "20", "--ctx", "128", "--overflow", "trim-oldest")
+    said = []
+    for number in range(9):
+        child.sendline(f"question {number}")
+        child.expect(r"tokens, .*tok/s")
+        said.append(child.before)
+        child.expect(PROMPT)
+        said.append(child.before)
+    told = "".join(said)
+    assert "the context is full: the oldest" in told and "'question 0'" in told and "are dropped" in told
+    assert "full, " in told and "the oldest turns will be dropped" in told
     child.sendline("/exit")
     leave(child)
 
@@ -156,6 +229,60 @@ def test_the_editor_keeps_a_paste_whole_and_its_history(spawn, tmp_path: Path) -
     leave(child)
     history = tmp_path / "data" / "history"
     assert "third end" in history.read_text() and history.stat().st_mode & 0o077 == 0
+
+
+def test_the_editor_completes_and_finds_and_its_history_is_there_next_time(spawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a-long-name.txt").write_text("the cat")
+    editor = tmp_path / "editor"
+    editor.write_text(f"#!{sys.executable}\nimport sys\nopen(sys.argv[1], 'a').write(' and more')\n")
+    editor.chmod(0o700)
+    child = spawn("-n", "2", "--session", "notes", EDITOR=str(editor))
+    say(child, "something rare")
+    child.expect("2 tokens")
+    say(child, "/clear")
+    child.expect("forgotten")
+    complete(child, f"/file {tmp_path}/a-lo")
+    child.expect(r"a-long-name.txt: \d+ tokens")
+    complete(child, "/sta")
+    child.expect("2 tokens, ")
+    complete(child, "/load no")
+    child.expect("session notes is the one you are in")
+    complete(child, "/set max_t", " 3")
+    child.expect("max_tokens = 3")
+    time.sleep(0.3)
+    child.send("edit this\x07")  # Ctrl-G
+    time.sleep(1.0)
+    say(child, "")
+    child.expect("3 tokens")
+    say(child, "/ctx")
+    child.expect("edit this and more")
+    time.sleep(0.3)
+    child.sendeof()
+    leave(child)
+    child = spawn("-n", "2")
+    time.sleep(0.3)
+    child.send("\x12rare")  # Ctrl-R
+    time.sleep(0.5)
+    child.send("\r")  # takes it
+    say(child, "")
+    child.expect("2 tokens")
+    say(child, "/ctx")
+    child.expect(r"user +\d+ tokens +something rare")
+    time.sleep(0.3)
+    child.sendeof()
+    leave(child)
+
+
+def test_answers_are_rendered_where_a_person_looks(spawn) -> None:  # type: ignore[no-untyped-def]
+    child = spawn("-n", "12", "--temp", "0")
+    say(child, "the cat")
+    child.expect("12 tokens")
+    assert "\x1b[2K" in child.before, "what was written was replaced"
+    say(child, "/set markdown off")
+    child.expect("markdown = off")
+    time.sleep(0.3)
+    child.sendeof()
+    leave(child)
 
 
 def test_a_dumb_terminal_gets_no_escape_codes(spawn) -> None:  # type: ignore[no-untyped-def]

@@ -28,6 +28,7 @@ OWNERS = {
     "rich": {"ui"}, "prompt_toolkit": {"ui"},
     "typer": {"app", "commands", "__main__"},
     "psutil": {"hardware"}, "tomli_w": {"hardware"}, "matplotlib": {"ui"}, "llama_cpp": {"measure"}, "lm_eval": {"commands"},
+    "tomlkit": {"commands"}, "markdown_it": {"ui"},
     "safetensors": {"engine", "hf"},
     "cffi": {"native"}, "hgca_cli._native": {"native"},
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -241,7 +242,7 @@ def test_a_dashboard_that_fails_lets_the_answer_go_on(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("no")
 
-    monkeypatch.setattr("hgca_cli.ui.pinned.os.get_terminal_size", lambda _: (80, 24))
+    monkeypatch.setattr("hgca_cli.ui.pinned.os.get_terminal_size", lambda _: os.terminal_size((80, 24)))
     monkeypatch.setattr("hgca_cli.ui.pinned.Pinned._put", lambda self, text: None)
     monkeypatch.setattr("sys.stderr", Lively())
     monkeypatch.setattr(boards, "block", broken)

@@ -13,7 +13,7 @@ from torch import Tensor
 from hgca_cli.attention.clock import Clock
 from hgca_cli.attention.counters import ReadCounters
 from hgca_cli.attention.meter import QualityMeter
-from hgca_cli.attention.select.contract import Selector
+from hgca_cli.attention.select.contract import EVERY, Chosen, Selector
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ContextOverflowError
 from hgca_cli.kv.evict import Evictor, evict_oldest
@@ -21,6 +21,7 @@ from hgca_cli.kv.layout import LayerLayout, window_slots
 from hgca_cli.kv.pieces import Pieces
 from hgca_cli.kv.store import Store
 from hgca_cli.kv.window import Window
+from hgca_cli.selection import Selection
 
 if TYPE_CHECKING:
     from hgca_cli.attention.reading import Reading
@@ -68,6 +69,7 @@ class LayerState:
             self.store = Store(layout, capacity, store_dtype, settings.store_dir)
             self.evictor = Evictor(self.store, device)
         self.selector = selector
+        self.read_all = False  # every row of the store is read, whatever the policy; it goes on learning of rows
         self.prompt_left = 0  # tokens of the current turn's prompt not seen yet
         self.first_turn = True  # the store was empty when the turn began
         # f32 [heads], log-sum-exp of the last token's window; None if the C library attends to it, as on the CPU
@@ -107,6 +109,10 @@ class LayerState:
         before, self.prompt_left = self.prompt_left, max(0, self.prompt_left - tokens)
         if before and not self.prompt_left and self.store is not None:
             self.store.advise(self.settings.select == "exact")
+
+    def choose(self, query: Tensor, store: Store) -> Chosen | Selection | None:
+        """Rows of the store to read for one token, as of Selector.choose."""
+        return EVERY if self.read_all else self.selector.choose(query, store)
 
     def make_room(self) -> None:
         """One more row fits into the window.

@@ -55,7 +55,7 @@ class Reading:
         layer.settle()
         store, to = layer.store, self._described
         stored = store is not None and store.rows > 0
-        chosen = self._chosen = layer.selector.choose(UNKNOWN, store) if stored else None  # type: ignore[arg-type]
+        chosen = self._chosen = layer.choose(UNKNOWN, store) if stored else None  # type: ignore[arg-type]
         to.chosen, to.query, to.far.rows, self._metered = native.ffi.NULL, native.ffi.NULL, 0, False
         if isinstance(chosen, Selection):
             to.chosen = chosen.job

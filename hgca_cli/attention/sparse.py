@@ -89,7 +89,7 @@ def start_host_attention(query: Tensor, layers: Sequence[LayerState], *, scale: 
         if store is None or not stored:
             work.name(index, [] if near is None else [near])
             continue
-        chosen = layer.selector.choose(host[index], store)
+        chosen = layer.choose(host[index], store)
         if isinstance(chosen, Selection):
             beside = None if layer.near_lse is None else layer.near_lse.cpu()  # a token old: the device is done with it
             work.choose(index, layer, Aimed(chosen, host[index], scale, softcap, near, beside))

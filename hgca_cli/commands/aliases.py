@@ -38,6 +38,17 @@ def rename_aliases(arguments: list[str]) -> list[str]:
     return renamed + rest
 
 
+def config_first(arguments: list[str]) -> list[str]:
+    """With --config before the command, wherever it stood: what a file says must be known before a command is looked at."""
+    own, rest = split_words(arguments)
+    for at, word in enumerate(own):
+        if word.startswith("--config="):
+            return [word, *own[:at], *own[at + 1 :], *rest]
+        if word == "--config" and at + 1 < len(own):
+            return [word, own[at + 1], *own[:at], *own[at + 2 :], *rest]
+    return arguments
+
+
 def split_words(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Arguments before `--`, and those from there on: words that are no flags, whatever they look like."""
     end = arguments.index("--") if "--" in arguments else len(arguments)

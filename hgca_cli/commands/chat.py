@@ -11,11 +11,13 @@ import typer
 
 from hgca_cli.commands import options
 from hgca_cli.commands.flags import (
+    OVERFLOW,
     balance_of,
     dashboard_of,
     exclude,
     exclude_prompt_flags,
     naming_variables,
+    one_of,
     plan_request,
     sampling_flags,
     sampling_of,
@@ -28,7 +30,7 @@ from hgca_cli.engine.sessions import find_session
 from hgca_cli.errors import UsageError
 from hgca_cli.events import Notice
 from hgca_cli.hf.registry import DEFAULT
-from hgca_cli.ui.console import make_sink
+from hgca_cli.ui.console import MARKDOWN, make_sink
 from hgca_cli.ui.figures import plan_table
 from hgca_cli.ui.style import Style, is_terminal, style_of
 from hgca_cli.units import parse_bytes
@@ -84,6 +86,9 @@ def chat(
     system_file: options.SystemFile = None,
     chat_template: options.ChatTemplate = None,
     raw: options.Raw = False,
+    think: options.Think = None,
+    hide_thinking: options.HideThinking = False,
+    overflow: options.Overflow = "error",
     session: options.SessionName = None,
     continue_: options.Continue = False,
     no_save: options.NoSave = False,
@@ -101,6 +106,7 @@ def chat(
     no_stream: Annotated[
         bool, typer.Option("--no-stream", envvar="HGCA_NO_STREAM", help="Show an answer when it is whole.")
     ] = False,
+    markdown: options.Markdown = "auto",
     plain: Annotated[
         bool, typer.Option("--plain", envvar="HGCA_PLAIN", help="No colours, no bar, no line editor.")
     ] = False,
@@ -148,7 +154,10 @@ def chat(
     from hgca_cli.commands.talk import Talk
 
     sink = with_board(sink, engine, planned, style, shown, as_json=json)
-    talk = Talk(engine, message, settings, origins, sink, raw=raw, keeper=keeper)
+    trim = overflow == "trim-oldest"
+    talk = Talk(engine, message, settings, origins, sink, raw=raw, keeper=keeper, plan=planned, trim=trim)
+    if think is not None:
+        talk.think(think)
     for document in documents:
         talk.attach(document)
     if question is not None:
@@ -185,6 +194,10 @@ def _checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, An
     exclude_prompt_flags(given)
     exclude(given, "json", "plain")
     exclude(given, "raw", "session")
+    one_of(given["overflow"], "--overflow", OVERFLOW)
+    if one_of(given["markdown"], "--markdown", MARKDOWN) == "on" and (given["json"] or given["plain"]):
+        other = "--json" if given["json"] else "--plain"
+        raise UsageError(f"--markdown on and {other} exclude each other.", "Drop one of them.")
     if given["continue_"] and (given["session"] or given["raw"]):
         other = "--session" if given["session"] else "--raw"
         raise UsageError(f"--continue and {other} exclude each other.", "Drop one of them.")
@@ -198,7 +211,16 @@ def _checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, An
 def _sink(given: Mapping[str, Any], style: Style) -> Sink:
     stats = given["stats"] if given["stats"] is not None else is_terminal(sys.stderr) and not given["quiet"]
     stream, quiet, verbose = not given["no_stream"], given["quiet"], given["verbose"]
-    return make_sink(style, as_json=given["json"], stats=stats, stream=stream, quiet=quiet, verbose=verbose)
+    return make_sink(
+        style,
+        as_json=given["json"],
+        stats=stats,
+        stream=stream,
+        quiet=quiet,
+        verbose=verbose,
+        markdown="off" if given["plain"] or given["raw"] else given["markdown"],
+        thoughts=not given["hide_thinking"],
+    )
 
 
 def _system_message(text: str | None, file: Path | None) -> str | None:
@@ -229,14 +251,15 @@ def _inputs(given: Mapping[str, Any]) -> tuple[str | None, list[Document]]:
 
 
 def _converse(talk: Talk, sink: Sink, *, plain: bool, color: bool) -> None:
-    from hgca_cli.commands.slash import COMMANDS
+    from hgca_cli.commands.slash import COMMANDS, FOLLOWING
     from hgca_cli.ui.editor import Editor, make_reader
     from hgca_cli.ui.history import history_file
 
     def bar() -> str:
-        return f" {talk.status()}   /help   Ctrl-D leaves "
+        return f" {talk.meter()}   /help   Ctrl-D leaves "
 
-    reader = make_reader([f"/{name}" for name in COMMANDS], bar, history_file, plain=plain, color=color)
+    commands = [f"/{name}" for name in COMMANDS]
+    reader = make_reader(commands, FOLLOWING, bar, history_file, plain=plain, color=color)
     if isinstance(reader, Editor):
         sink.note("/help lists what can be typed; Esc Enter begins a new line; Ctrl-D leaves")
     talk.converse(reader)

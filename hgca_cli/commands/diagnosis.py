@@ -15,7 +15,7 @@ from hgca_cli.commands.inputs import read_text
 from hgca_cli.commands.origins import Setting, setter, settings_of
 from hgca_cli.commands.setup import ModelChoice
 from hgca_cli.errors import HgcaError, NotHereError, UsageError
-from hgca_cli.hf.registry import ALIASES, PACKAGED, ModelFiles, ignore, resolve, resolve_config
+from hgca_cli.hf.registry import PACKAGED, ModelFiles, ignore, resolve, resolve_config, target_of
 
 if TYPE_CHECKING:
     from hgca_cli.hardware.checkup.checks import Finding
@@ -118,7 +118,7 @@ class _Rehearsal:
         from hgca_cli.hf.places import CONVERTED, HUB
 
         name = self._given["model"].strip()
-        packaged = ALIASES.get(name) == PACKAGED
+        packaged = target_of(name) == PACKAGED
         fetched = packaged or self._missing is None or not Path(name).expanduser().exists()  # else a .gguf file is here
         kind = HUB if fetched and not packaged else CONVERTED
         return Run(

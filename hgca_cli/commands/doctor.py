@@ -11,7 +11,15 @@ import typer
 
 from hgca_cli.commands import options
 from hgca_cli.commands.diagnosis import diagnose
-from hgca_cli.commands.flags import balance_of, exclude_prompt_flags, naming_variables, plan_request, sampling_flags
+from hgca_cli.commands.flags import (
+    OVERFLOW,
+    balance_of,
+    exclude_prompt_flags,
+    naming_variables,
+    one_of,
+    plan_request,
+    sampling_flags,
+)
 from hgca_cli.hf.registry import DEFAULT
 from hgca_cli.ui.doctor_table import doctor_lines, finding_lines
 from hgca_cli.ui.style import Style, style_of
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
     from hgca_cli.hardware.settings import PlanRequest
 
 # Variables that are no option's
-VARIABLES = ("HGCA_CACHE_DIR", "HGCA_DATA_DIR", "HGCA_PROFILE_DIR", "HGCA_ISA", "HGCA_CUDA_GRAPHS")
+VARIABLES = ("HGCA_CACHE_DIR", "HGCA_CONFIG", "HGCA_DATA_DIR", "HGCA_PROFILE_DIR", "HGCA_ISA", "HGCA_CUDA_GRAPHS")
 
 
 def doctor(
@@ -60,6 +68,8 @@ def doctor(
     system_file: options.SystemFile = None,
     chat_template: options.ChatTemplate = None,
     raw: options.Raw = False,
+    think: options.Think = None,
+    overflow: options.Overflow = "error",
     json: options.JsonDocument = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -98,5 +108,6 @@ def _checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, An
     """What can be refused without looking at anything, as chat would."""
     exclude_prompt_flags(given)
     balance_of(given["balance"])
+    one_of(given["overflow"], "--overflow", OVERFLOW)
     request, sampling = plan_request(given), sampling_flags(given)
     return style_of(given["color"], plain=False, stream=sys.stdout), request, sampling

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hgca_cli.commands.config_file import Config
 from hgca_cli.config import DTYPES, KV_DTYPES, SELECTORS, SamplingSettings
 from hgca_cli.errors import HgcaError, UsageError
 from hgca_cli.units import parse_bytes, parse_count, parse_share
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 1 << 30
 MOST_THREADS = 1024
+OVERFLOW = ("error", "trim-oldest")
 SAMPLING = {
     "temp": "temperature",
     "repeat_penalty": "repetition_penalty",
@@ -133,6 +135,13 @@ def choice_of(text: str, flag: str, choices: tuple[str, ...]) -> str | None:
     return text
 
 
+def one_of(text: str, flag: str, choices: tuple[str, ...]) -> str:
+    """One of the choices. Raises UsageError naming them."""
+    if text not in choices:
+        raise UsageError(f"{flag}: no such choice {text!r}.", f"Choose from {', '.join(choices)}.")
+    return text
+
+
 def balance_of(text: str) -> bool:
     """Whether settings may follow what is measured. Raises UsageError naming the choices."""
     return choice_of(text, "--balance", ("off",)) is None
@@ -186,9 +195,12 @@ def exclude_prompt_flags(given: Mapping[str, Any]) -> None:
         ("raw", "system"),
         ("raw", "system_file"),
         ("raw", "chat_template"),
+        ("raw", "think"),
         ("quiet", "verbose"),
     ):
         exclude(given, one, other)
+    if given["raw"] and given["think"] is False:
+        raise UsageError("--raw and --no-think exclude each other.", "Drop one of them.")
 
 
 def exclude(given: Mapping[str, Any], *names: str) -> None:
@@ -200,18 +212,23 @@ def exclude(given: Mapping[str, Any], *names: str) -> None:
 
 @contextmanager
 def naming_variables(context: typer.Context) -> Iterator[None]:
-    """Inside, a UsageError about a flag that was set by an environment variable names the variable."""
+    """Inside, a UsageError about a flag that was set by an environment variable names the variable,
+    and one about a flag that a config file set the file."""
     try:
         yield
     except UsageError as error:
         flags = dict.fromkeys(re.findall(r"--[a-z][a-z-]*", error.message))
         names = [flag[2:].replace("-", "_") for flag in flags]
-        found = [f"HGCA_{name.upper()}" for name in names if _from_environment(context, name)]
+        found = [told for name in names if (told := _set_by(context, name))]
         if found:
-            error.message = f"{error.message.rstrip('.')} (set by {', '.join(found)} in the environment)."
+            error.message = f"{error.message.rstrip('.')} (set by {', '.join(found)})."
         raise
 
 
-def _from_environment(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return getattr(source, "name", "") == "ENVIRONMENT"
+def _set_by(context: typer.Context, name: str) -> str:
+    """The variable or the file that set an option; "" if that was a flag, or nobody."""
+    source = getattr(context.get_parameter_source(name), "name", "")
+    config = context.find_root().obj
+    if source == "DEFAULT_MAP" and isinstance(config, Config):
+        return config.origins.get(name, "")
+    return f"HGCA_{name.upper()} in the environment" if source == "ENVIRONMENT" else ""

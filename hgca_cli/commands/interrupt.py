@@ -11,9 +11,13 @@ from contextlib import contextmanager
 TWICE_SECONDS = 2.0
 
 
+class Twice(KeyboardInterrupt):
+    """Ctrl-C while the last one was about to stop the answer: the person wants to leave."""
+
+
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets; a second Ctrl-C within two seconds raises KeyboardInterrupt."""
+    """An event that Ctrl-C sets; a second Ctrl-C within two seconds raises Twice."""
     stop = threading.Event()
     pressed = float("-inf")
 
@@ -21,7 +25,7 @@ def interruptible() -> Iterator[threading.Event]:
         nonlocal pressed
         now = time.monotonic()
         if now - pressed < TWICE_SECONDS:
-            raise KeyboardInterrupt
+            raise Twice
         pressed = now
         stop.set()
 

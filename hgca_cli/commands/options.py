@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from hgca_cli.commands.completion import complete_model, complete_session
+from hgca_cli.commands.defaults import model_chosen
+
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", envvar="HGCA_QUIET", help="Show the answer and errors, nothing else.")
 ]
@@ -27,6 +30,12 @@ Dashboard = Annotated[
         " terminal (full). auto: line.",
     ),
 ]  # fmt: skip
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="Config file in place of ./hgca.toml. Before the command or after it."
+    ),
+]
 
 JsonLines = Annotated[
     bool, typer.Option("--json", envvar="HGCA_JSON", help="One JSON object per line on standard output.")
@@ -40,6 +49,9 @@ Model = Annotated[
         "-m",
         envvar="HGCA_MODEL",
         metavar="NAME",
+        is_eager=True,  # what is set for a model must be known before other options are looked at
+        callback=model_chosen,
+        autocompletion=complete_model,
         help="Alias, hub id, safetensors directory or .gguf file.",
     ),
 ]
@@ -236,11 +248,35 @@ ChatTemplate = Annotated[
 Raw = Annotated[
     bool, typer.Option("--raw", envvar="HGCA_RAW", help="Continue the text as it stands: no chat template.")
 ]
+Overflow = Annotated[
+    str,
+    typer.Option(
+        "--overflow", envvar="HGCA_OVERFLOW", metavar="error|trim-oldest",
+        help="A question the context has no room for is refused, or the oldest turns are dropped, and named.",
+    ),
+]  # fmt: skip
+Think = Annotated[
+    bool | None,
+    typer.Option(
+        "--think/--no-think", envvar="HGCA_THINK",
+        help="Whether the model thinks before it answers, where its template has a switch. Default: the template's.",
+    ),
+]  # fmt: skip
+HideThinking = Annotated[
+    bool, typer.Option("--hide-thinking", envvar="HGCA_HIDE_THINKING", help="Show only that the model thinks.")
+]
+Markdown = Annotated[
+    str,
+    typer.Option(
+        "--markdown", envvar="HGCA_MARKDOWN", metavar="auto|on|off",
+        help="Show answers as Markdown. auto: on a terminal.",
+    ),
+]  # fmt: skip
 
 SessionName = Annotated[
     str | None,
     typer.Option(
-        "--session", envvar="HGCA_SESSION", metavar="NAME",
+        "--session", envvar="HGCA_SESSION", metavar="NAME", autocompletion=complete_session,
         help="Go on where the session of this name was, or begin it; saved after every turn.",
     ),
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hgca_cli.commands.config_file import Config
 from hgca_cli.commands.flags import SAMPLING, sampling_of
 from hgca_cli.config import QUALITY, SamplingSettings
 
@@ -37,8 +38,9 @@ AFTER = {  # None means
     "ram_limit": "80 % of the free",
     "store_dir": "in memory",
     "revision": "the newest",
+    "think": "as the template has it",
 }
-TOLD = ("system", "system_file", "chat_template", "raw")
+TOLD = ("system", "system_file", "chat_template", "raw", "think", "overflow")
 LATER = "not planned: see the findings"
 
 By = Callable[[str], tuple[str, str] | None]
@@ -46,9 +48,9 @@ By = Callable[[str], tuple[str, str] | None]
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting. name: its flag without dashes; origin: flag, environment, profile, plan, model or default.
+    """One setting. name: its flag without dashes; origin: flag, environment, config, profile, plan, model or default.
 
-    by  the flag, variable or profile; reason: why it is so, where the plan says
+    by  the flag, variable, file and key, or profile; reason: why it is so, where the plan says
     """
 
     name: str
@@ -77,10 +79,15 @@ def settings_of(
 
 
 def setter(context: typer.Context, name: str) -> tuple[str, str] | None:
-    """Origin and name of what set an option: ("flag", "--ctx"), ("environment", "HGCA_CTX"); None if nobody did."""
+    """Origin and name of what set an option: ("flag", "--ctx"), ("environment", "HGCA_CTX"), ("config", the file and its key);
+    None if nobody did.
+    """
     source = getattr(context.get_parameter_source(name), "name", "")
     if source == "COMMANDLINE":
         return "flag", "--" + name.replace("_", "-")
+    if source == "DEFAULT_MAP":
+        config = context.find_root().obj
+        return ("config", config.origins[name]) if isinstance(config, Config) and name in config.origins else None
     return ("environment", f"HGCA_{name.upper()}") if source == "ENVIRONMENT" else None
 
 
@@ -146,4 +153,5 @@ def _told(by: By, given: Mapping[str, Any]) -> Iterator[Setting]:
         value = given[name]
         if name == "system" and value is not None:  # what is told to a model does not belong into a report
             value = f"{len(value)} characters"
-        yield Setting(name, str(value) if isinstance(value, Path) else value, *(by(name) or ("default", "")))
+        reason = AFTER.get(name, "") if value is None else ""
+        yield Setting(name, str(value) if isinstance(value, Path) else value, *(by(name) or ("default", "")), reason)

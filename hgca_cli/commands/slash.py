@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hgca_cli.commands.flags import SAMPLING
-from hgca_cli.commands.inputs import read_document
-from hgca_cli.config import SamplingSettings
+from hgca_cli.commands.slash_files import attach_clipboard, attach_files, attach_matching, copy_answer, export_chat
+from hgca_cli.commands.slash_settings import set_setting, setting_names, switch_exact, switch_thinking
+from hgca_cli.commands.slash_turns import edit_message, go_on, regenerate, undo
 from hgca_cli.engine.session_files import check_name
 from hgca_cli.engine.sessions import every_session, messages_of
 from hgca_cli.errors import UsageError
 from hgca_cli.ui.board import Board
-from hgca_cli.ui.figures import figures
+from hgca_cli.ui.figures import figures, plan_table
 from hgca_cli.ui.session_table import sessions_table
 
 if TYPE_CHECKING:
@@ -40,19 +39,6 @@ def run_slash(talk: Talk, line: str) -> None:
     COMMANDS[name][0](talk, rest.strip())
 
 
-def setting_of(name: str, value: str) -> Any:
-    """A sampling setting from what was typed. Raises UsageError if it is no number; its range is checked when set."""
-    if name == "stop":
-        return (value,) if value else ()
-    if name == "seed" and value in ("", "none", "random"):
-        return None
-    kind = {field.name: field.type for field in fields(SamplingSettings)}[name]
-    try:
-        return float(value) if kind == "float" else int(value)
-    except ValueError as error:
-        raise UsageError(f"{name}: {value!r} is not a number.", f"Like /set {name} 1") from error
-
-
 def _help(talk: Talk, rest: str) -> None:
     lines = [f"  {'/' + name + ' ' + words:<20}  {text}" for name, (_, words, text) in COMMANDS.items()]
     lines += [
@@ -63,19 +49,6 @@ def _help(talk: Talk, rest: str) -> None:
     talk.sink.tell("\n".join(lines))
 
 
-def _file(talk: Talk, rest: str) -> None:
-    try:
-        paths = shlex.split(rest)
-    except ValueError as error:
-        raise UsageError(f"/file: {error}.", "Quote paths with blanks: /file 'my notes.txt'") from error
-    if not paths:
-        raise UsageError("/file needs a path.", "Like /file notes.txt")
-    if "-" in paths:
-        raise UsageError("/file: - is what you are typing into.", "Name a file.")
-    for document in [read_document(path) for path in paths]:  # all of them, or none
-        talk.attach(document)
-
-
 def _system(talk: Talk, rest: str) -> None:
     if rest:
         talk.clear(rest)
@@ -83,18 +56,6 @@ def _system(talk: Talk, rest: str) -> None:
         return
     said = [message["content"] for message in talk.conversation.messages if message["role"] == "system"]
     talk.sink.tell(said[0] if said else "no system message but the model's own")
-
-
-def _set(talk: Talk, rest: str) -> None:
-    word, _, value = rest.partition(" ")
-    name = word.lstrip("-").replace("-", "_")
-    name = SAMPLING.get(name, name)
-    if name not in talk.origins:
-        near = difflib.get_close_matches(name, [*talk.origins, *SAMPLING], n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise UsageError(f"/set: no setting {word!r}.", f"{hint}There are {', '.join(talk.origins)}.")
-    talk.set(name, setting_of(name, value.strip()))
-    talk.sink.tell(f"{name} = {getattr(talk.sampling, name)}")
 
 
 def _show(talk: Talk, rest: str) -> None:
@@ -172,14 +133,33 @@ def _exit(talk: Talk, rest: str) -> None:
     raise Leave
 
 
+def _plan(talk: Talk, rest: str) -> None:
+    talk.sink.tell(plan_table(talk.plan, talk.engine.loaded.name) if talk.plan is not None else "nothing was planned")
+
+
 COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
     "help": (_help, "", "this list"),
-    "file": (_file, "PATH", "read text files before the next question"),
+    "file": (attach_files, "PATH", "read text files before the next question"),
+    "glob": (attach_matching, "PATTERN", "read all text files that match, like notes/*.txt"),
+    "paste": (attach_clipboard, "", "read the clipboard's text before the next question"),
+    "edit": (edit_message, "[TEXT]", "write a message in your editor ($VISUAL, $EDITOR); so does Ctrl-G"),
+    "regen": (regenerate, "", "another answer to the last question"),
+    "continue": (go_on, "", "more of the last answer"),
+    "undo": (undo, "", "take the last question and its answer back"),
+    "copy": (copy_answer, "", "the last answer to the terminal's clipboard"),
     "system": (_system, "TEXT", "set the system message and begin anew"),
-    "set": (_set, "NAME VALUE", "temp, top_p, top_k, min_p, repeat_penalty, seed, max_tokens, stop"),
+    "set": (
+        set_setting,
+        "NAME VALUE",
+        "temp, top_p, top_k, min_p, repeat_penalty, seed, max_tokens, stop, markdown, quality",
+    ),
+    "exact": (switch_exact, "on|off", "read every row, or those the policy chooses"),
+    "think": (switch_thinking, "on|off", "let the model think before it answers, where its template has a switch"),
     "show": (_show, "", "the settings in force, and where they come from"),
+    "plan": (_plan, "", "what is where, in bytes, and why"),
     "stats": (_stats, "", "figures of the last answer"),
     "ctx": (_ctx, "", "what fills the context"),
+    "export": (export_chat, "FILE", "write the conversation to a new file, .md or .json"),
     "clear": (_clear, "", "forget the conversation"),
     "save": (_save, "[NAME]", "save the conversation now, as the session NAME"),
     "load": (_load, "NAME", "go on with another session"),
@@ -187,4 +167,12 @@ COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
     "dashboard": (_dashboard, "[line|full|off]", "what goes on while the model works; without a word: now"),
     "exit": (_exit, "", "leave"),
 }
-SAME = {"bye": "exit", "quit": "exit", "read": "file", "?": "help"}
+SAME = {"bye": "exit", "quit": "exit", "read": "file", "?": "help", "regenerate": "regen", "retry": "regen"}
+SWITCH = ("on", "off")
+FOLLOWING: dict[str, Callable[[], Iterable[str]]] = {  # words that can follow
+    "load": lambda: [one.name for one in every_session()],
+    "save": lambda: [one.name for one in every_session()],
+    "set": setting_names,
+    "exact": lambda: SWITCH,
+    "think": lambda: SWITCH,
+}

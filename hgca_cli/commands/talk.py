@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hgca_cli.commands.inputs import Document, prompt_text
-from hgca_cli.commands.interrupt import interruptible
+from hgca_cli.commands.interrupt import Twice, interruptible
 from hgca_cli.commands.keeping import Keeper
 from hgca_cli.commands.slash import Leave, run_slash
 from hgca_cli.config import SamplingSettings
 from hgca_cli.engine.conversation import Conversation
 from hgca_cli.engine.engine import Engine
-from hgca_cli.errors import HgcaError
-from hgca_cli.events import Done
+from hgca_cli.errors import HgcaError, UsageError
+from hgca_cli.events import Done, Event, Notice
 from hgca_cli.ui.console import Sink
 from hgca_cli.ui.editor import Reader
 
+if TYPE_CHECKING:
+    from hgca_cli.hardware.settings import Plan
+
 LEAVE = ("exit", "quit")
+FULL = 0.85  # of the context: a warning
+SWITCH = "enable_thinking"  # what chat templates call it
 
 
 class Talk:
@@ -26,6 +32,7 @@ class Talk:
 
     origins   where each sampling setting comes from
     keeper    saves it, None with --raw
+    plan      what the engine was started with
     attached  documents before the next question, with their tokens
     """
 
@@ -39,14 +46,18 @@ class Talk:
         *,
         raw: bool = False,
         keeper: Keeper | None = None,
+        plan: Plan | None = None,
+        trim: bool = False,
     ) -> None:
         self.engine = engine
-        self.conversation = Conversation(engine, system)
+        self.conversation = Conversation(engine, system, trim=trim)
         self.sampling, self.origins = sampling, origins
         self.sink = sink
+        self.plan = plan
         self.last: Done | None = None
         self.attached: list[tuple[Document, int]] = []
         self._raw = raw
+        self._warned = 0  # 1: nearly full, 2: full
         self.keeper = keeper
         if keeper is not None:
             keeper.begin(self.conversation, sink)
@@ -59,34 +70,46 @@ class Talk:
 
     def answer(self, text: str) -> int:
         """One turn, saved; returns the exit code a one-shot ends with. Errors as of Conversation.ask and Keeper.after_turn."""
-        done: Done | None = None
-        try:
-            with interruptible() as stop:
-                if self._raw:
-                    before = "".join(f"{document.text}\n\n" for document, _ in self.attached)
-                    events = self.engine.complete(before + text, self.sampling, stop)
-                else:
-                    events = self.conversation.ask(text, self.sampling, stop)
-                for event in events:
-                    self.sink.show(event)
-                    if isinstance(event, Done):
-                        done = self.last = event
-        except BaseException:
-            self._save(None)  # what was said
-            raise
-        finally:
-            self.sink.close()
-        self._save(done)
-        if done is not None and done.finish_reason == "interrupted":
-            return 130
-        self.attached = []
-        return 0
+        if not self._raw:
+            code = self._turn(lambda stop: self.conversation.ask(text, self.sampling, stop))
+        else:
+            before = "".join(f"{document.text}\n\n" for document, _ in self.attached)
+            code = self._turn(lambda stop: self.engine.complete(before + text, self.sampling, stop))
+        if code == 0 or not (self._raw or self.conversation.waiting):  # also where some of an answer was said
+            self.attached = []
+        return code
+
+    def regenerate(self) -> None:
+        """Another answer in place of the last one, with another seed than it had. Errors as of Conversation.regenerate."""
+        self._check_turns()
+        sampling = self.sampling
+        if sampling.seed is not None and self.last is not None:
+            sampling = replace(sampling, seed=(self.last.seed + 1) % 2**63)
+        if sampling.temperature == 0:
+            self.sink.note("the temperature is 0: the answer will be the same (/set temp 0.7 changes that)")
+        self._turn(lambda stop: self.conversation.regenerate(sampling, stop))
+
+    def go_on(self) -> None:
+        """More of the last answer. Errors as of Conversation.go_on."""
+        self._check_turns()
+        self._turn(lambda stop: self.conversation.go_on(self.sampling, stop))
+
+    def undo(self) -> str:
+        """Take the last turn back; returns what was asked. Errors as of Conversation.undo."""
+        self._check_turns()
+        text, documents = self.conversation.undo()
+        encode = self.engine.loaded.tokenizer.encode
+        again = [(Document(name, body), len(encode(body))) for name, body in documents]
+        self.attached = again + self.attached
+        return text
 
     def converse(self, reader: Reader) -> None:
         """Turns until the person leaves. An error ends the turn, not the conversation."""
+        self._warn()
         for text in self._messages(reader):
             try:
                 self._do(text)
+                self._warn()
             except Leave:
                 return
             except HgcaError as error:
@@ -104,10 +127,74 @@ class Talk:
         used, context = self.conversation.used_tokens, self.engine.context
         return f"{used:,} of {context:,} tokens ({used / context:.0%})"
 
+    def meter(self) -> str:
+        """How full the context is, and where its rows are, in a few words."""
+        used, context = self.conversation.used_tokens, self.engine.context
+        rows = self.conversation.sequence.cache.rows()
+        waiting = sum(tokens for _, tokens in self.attached)
+        more = f" + {waiting:,} attached" if waiting else ""
+        exact = " | exact" if self.conversation.exact else ""
+        return (
+            f"ctx {used:,}/{context:,} {used / context:.0%}{more} | window {rows.window:,} store {rows.store:,}{exact}"
+        )
+
     def set(self, name: str, value: Any) -> None:
         """Change a sampling setting. Raises UsageError for a bad value."""
         self.sampling = replace(self.sampling, **{name: value})
         self.origins = self.origins | {name: "set here"}
+
+    def think(self, on: bool) -> None:
+        """Whether the model thinks before it answers. Raises UsageError if its template has no switch for that."""
+        if not self.engine.loaded.tokenizer.template_knows(SWITCH):
+            raise UsageError(
+                f"the chat template of {self.engine.loaded.name} has no switch for thinking ({SWITCH}).",
+                "Leave --think and --no-think out.",
+            )
+        self.conversation.options = self.conversation.options | {SWITCH: on}
+
+    def _turn(self, begin: Callable[[threading.Event], Iterator[Event]]) -> int:
+        """Events of one turn as they come, and what was said saved; returns an exit code."""
+        done: Done | None = None
+        try:
+            with interruptible() as stop:
+                for event in begin(stop):
+                    self.sink.show(event)
+                    if isinstance(event, Done):
+                        done = self.last = event
+        except BaseException:
+            self._save(None)  # what was said
+            raise
+        finally:
+            self.sink.close()
+        self._save(done)
+        return 130 if done is not None and done.finish_reason == "interrupted" else 0
+
+    def _check_turns(self) -> None:
+        if self._raw:
+            raise UsageError("with --raw there are no turns.", "Leave it out.")
+
+    def _warn(self) -> None:
+        """Say that the context will soon be full, or is, once each time."""
+        used, context = self.conversation.used_tokens, self.engine.context
+        waiting = sum(tokens for _, tokens in self.attached)
+        left = context - used - waiting
+        full = 0 if used + waiting < FULL * context or self._raw else 1 if left > 1 else 2
+        before, self._warned = self._warned, full
+        if full <= before:
+            return
+        room = (
+            f"{left:,} tokens are left"
+            if left > 1
+            else f"{1 - left:,} tokens too many"
+            if left < 1
+            else "no room is left"
+        )
+        turns = sum(message["role"] == "user" for message in self.conversation.messages)
+        if self.conversation.trim and turns:
+            remedy = "the oldest turns will be dropped"
+        else:
+            remedy = "/undo or /clear make room, a larger --ctx has more, --overflow trim-oldest drops the oldest turns"
+        self.sink.show(Notice(f"the context is {(used + waiting) / context:.0%} full, {room}: {remedy}"))
 
     def _save(self, done: Done | None) -> None:
         if self.keeper is not None:
@@ -118,6 +205,8 @@ class Talk:
         if text.strip() in LEAVE or (text.startswith("/") and not text.startswith("//")):
             try:
                 run_slash(self, text.strip())
+            except Twice:
+                raise
             except KeyboardInterrupt:  # while a large file is counted
                 self.sink.tell("stopped")
         elif text.strip():

@@ -5,48 +5,67 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from hgca_cli.config import SamplingSettings
+from hgca_cli.engine import turns
 from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.prefill import check_room
+from hgca_cli.engine.reasoning import BEGIN, ThoughtStream
 from hgca_cli.engine.sequence import Sequence
+from hgca_cli.engine.turns import Document, Messages
+from hgca_cli.errors import UsageError
 from hgca_cli.events import Done, Event, Notice, Text
 
 LONG = 256  # tokens of a prompt whose time is worth knowing
+FREE_SHARE = 4  # a quarter of the context is free again once turns were dropped: not every question drops some
 
 
 class Conversation:
     """Messages, and the sequence that holds them as tokens.
 
     system           the system message, None for the template's own
-    template_options passed to the chat template
+    options          passed to the chat template; they may change between turns
+    trim             a context that is full loses its oldest turns; else the question is refused
     reuse            asked before a prompt is read: a sequence that holds more of its beginning than so many tokens
     seconds_per_token  of the last long prompt that was read, None without one
 
     A turn whose prompt could not be read, or was stopped while it was read, leaves the conversation as it was; rows
     that were read stay, so asking the same again goes on from there. An answer that was stopped, or broke off, stays
-    with what was said.
+    with what was said. What a model thinks before it answers stands apart in its message ("reasoning_content").
     """
 
     def __init__(
-        self, engine: Engine, system: str | None = None, template_options: dict[str, Any] | None = None
+        self, engine: Engine, system: str | None = None, options: dict[str, Any] | None = None, *, trim: bool = False
     ) -> None:
         self._engine = engine
-        self._options = template_options or {}
+        self.options = options or {}
+        self.trim = trim
+        self._exact = False
         self._sequence = engine.new_sequence()
         self._history: list[int] = []  # ids of the messages up to the end of the last answer; [] if there is none
-        self._documents: list[tuple[str, str]] = []
+        self._asked_with = dict(self.options)  # options of the last turn
+        self._documents: list[Document] = []
+        self._counted: tuple[Messages, int] | None = None
         self.reuse: Callable[[list[int], int], tuple[Sequence | None, list[Notice]]] | None = None
         self.seconds_per_token: float | None = None
-        self.messages: list[dict[str, str]] = []
+        self.messages: Messages = []
         if system is not None:
             self.messages.append({"role": "system", "content": system})
 
     @property
     def used_tokens(self) -> int:
         """Tokens of the conversation so far."""
-        return len(self._history)
+        if self._history or not any(message["role"] == "user" for message in self.messages):
+            return len(self._history)
+        if self._counted is None or self._counted[0] is not self.messages:
+            ids = self._engine.loaded.tokenizer.encode_chat(
+                turns.for_template(self.messages), add_generation_prompt=False, **self.options
+            )
+            self._counted = self.messages, len(ids)
+        return self._counted[1]
 
     @property
     def engine(self) -> Engine:
@@ -59,16 +78,29 @@ class Conversation:
         return self._history
 
     @property
+    def waiting(self) -> list[Document]:
+        """Documents before the next question."""
+        return self._documents
+
+    @property
     def sequence(self) -> Sequence:
         """The tokens that were read and written, and their rows."""
         return self._sequence
 
-    def resume(self, messages: list[dict[str, str]], history: list[int], sequence: Sequence | None) -> None:
+    @property
+    def exact(self) -> bool:
+        """Whether every row is read, whatever the policy. It can be switched between turns."""
+        return self._exact
+
+    @exact.setter
+    def exact(self, on: bool) -> None:
+        self._exact = on
+        self._sequence.cache.set_read_all(on)
+
+    def resume(self, messages: Messages, history: list[int], sequence: Sequence | None) -> None:
         """Go on from where another conversation was: its messages, history and, if its rows are there, sequence."""
         self.messages, self._history, self._documents = list(messages), history, []
-        self._restart()
-        if sequence is not None:
-            self._sequence = sequence
+        self._use(sequence or self._engine.new_sequence())
 
     def attach(self, name: str, text: str) -> int:
         """Put a document before the next question; returns its tokens.
@@ -85,57 +117,188 @@ class Conversation:
         self.messages = kept if system is None else [{"role": "system", "content": system}]
         self._documents = []
         self._history = []
-        self._restart()
+        self._use(self._engine.new_sequence())
 
     def ask(self, text: str, sampling: SamplingSettings, stop: threading.Event) -> Iterator[Event]:
-        """One turn: yields Notice, PrefillProgress, Text and Done. Times count from this call.
+        """One turn: yields Notice, PrefillProgress, Thought, Text and Done. Times count from this call.
 
         Raises ContextOverflowError if it does not fit; the conversation is as it was. Other errors as of Engine.answer.
         """
         return self._turn(text, sampling, stop, time.perf_counter())
 
+    def regenerate(self, sampling: SamplingSettings, stop: threading.Event) -> Iterator[Event]:
+        """Another answer to the last question, in place of the one there is; rows of the question stay. Events and errors
+        as of `ask`; UsageError if there is no answer.
+        """
+        self._check_answered("to give again")
+        began, asked = time.perf_counter(), self.messages[:-1]
+        return self._answer(asked, self._question_ids(asked), sampling, stop, began, self._documents)
+
+    def go_on(self, sampling: SamplingSettings, stop: threading.Event) -> Iterator[Event]:
+        """More of the last answer, from where it ended. Events and errors as of `ask`; UsageError if there is none."""
+        self._check_answered("to go on with")
+        began, asked, last = time.perf_counter(), self.messages[:-1], self.messages[-1]
+        thought, text = last.get("reasoning_content", ""), last["content"]
+        prompt = self._history
+        if not prompt:
+            said = f"{BEGIN}\n{thought}{'' if not text else chr(10) + '</think>' + 2 * chr(10)}" if thought else ""
+            prompt = self._question_ids(asked) + self._engine.loaded.tokenizer.encode(said + text)
+        return self._answer(asked, prompt, sampling, stop, began, self._documents, said=(thought, text))
+
+    def undo(self) -> tuple[str, list[Document]]:
+        """Take the last question and its answer back; its documents are attached again. Rows before them stay.
+
+        returns  what was asked, and those documents. Raises UsageError if there is nothing to take back.
+        """
+        self._check_answered("to take back")
+        text, documents = turns.taken_apart(self.messages[-2])
+        before = self.messages[:-2]
+        self._history = self._history_of(before)
+        self.messages = before
+        self._documents = documents + self._documents
+        return text, documents
+
+    def _check_answered(self, what: str) -> None:
+        if [message["role"] for message in self.messages[-2:]] != ["user", "assistant"]:
+            raise UsageError(f"there is no answer {what}.", "Ask something first.")
+
     def _turn(
         self, text: str, sampling: SamplingSettings, stop: threading.Event, began: float
     ) -> Generator[Event, None, None]:
-        documents = "".join(f"{name}:\n\n{body.strip()}\n\n" for name, body in self._documents)
-        asked = [*self.messages, {"role": "user", "content": documents + text}]
+        asked = [*self.messages, turns.question(text, self._documents)]
         prompt = self._prompt(asked)
-        check_room(len(prompt), self._engine.context, self._engine.loaded.trained_context)
+        if self.trim and len(prompt) >= self._engine.context:
+            before = len(prompt)
+            gone: list[str] = []
+            free = max(1, min(sampling.max_tokens, self._engine.context // FREE_SHARE))
+            while len(prompt) >= self._engine.context:
+                shorter = turns.trim_oldest(asked, self._sizes(asked), len(prompt) + free - self._engine.context)
+                if not shorter.gone:
+                    break
+                asked, gone = shorter.messages, gone + shorter.gone
+                prompt = self._encoded(asked)
+            if gone:
+                yield Notice(_told(gone, before - len(prompt)))
+        yield from self._answer(asked, prompt, sampling, stop, began, [])
+
+    def _answer(
+        self,
+        asked: Messages,
+        prompt: list[int],
+        sampling: SamplingSettings,
+        stop: threading.Event,
+        began: float,
+        waiting: list[Document],
+        said: tuple[str, str] | None = None,
+    ) -> Generator[Event, None, None]:
+        """Read a prompt and write what follows.
+
+        waiting  documents before the next question, once this one is answered
+        said     thought and text of the answer whose end the prompt is
+        """
+        context, trained = self._engine.context, self._engine.loaded.trained_context
+        check_room(len(prompt), context, trained, "" if self.trim else "use --overflow trim-oldest, /undo or /clear")
         if notice := self._rewind_to(prompt):
             yield notice
         if self.reuse is not None:
             sequence, told = self.reuse(prompt, self._sequence.cached)
             yield from told
             if sequence is not None:
-                self._sequence.close()
-                self._sequence = sequence
+                self._use(sequence)
         new = prompt[len(self._sequence.tokens) :]
-        said: list[str] = []
-        done = False
-        try:
-            for event in self._engine.answer(self._sequence, new, sampling, stop, began=began):
-                if isinstance(event, Text):
-                    said.append(event.text)
-                elif isinstance(event, Done):
-                    done = True
-                    read = event.prompt_tokens - event.cached_tokens
-                    if read >= LONG and event.finish_reason != "interrupted":
-                        self.seconds_per_token = event.prefill_seconds / read
-                    if said or event.finish_reason != "interrupted":  # else stopped before a word: it did not happen
-                        self._take(asked, prompt, event.text)
-                yield event
-        finally:
-            if said and not done:  # an error, or the caller has heard enough
-                self._take(asked, prompt, "".join(said))
-
-    def _prompt(self, asked: list[dict[str, str]]) -> list[int]:
-        """Ids of the messages and the beginning of the answer; those of earlier answers as they were drawn."""
         tokenizer = self._engine.loaded.tokenizer
-        if self._history:
-            answer = self.messages[-1]["content"]
-            if (tail := tokenizer.turn_ids(self.messages[:-1], answer, asked, **self._options)) is not None:
-                return self._history + tail
-        return tokenizer.encode_chat(asked, add_generation_prompt=True, **self._options)
+        stream = ThoughtStream(
+            open=tokenizer.ends_with(prompt, BEGIN) if said is None else bool(said[0] and not said[1])
+        )
+        if said is not None and said[1]:
+            stream.answer_only()
+        written: list[str] = []
+        done = False
+
+        def take() -> None:
+            self._take(asked, prompt, "".join(written), stream, said or ("", ""))
+            self._documents = waiting
+
+        events = self._engine.answer(
+            self._sequence, new, sampling, stop, began=began, before=prompt if said is not None else None
+        )
+        try:
+            with closing(events):
+                for event in events:
+                    if isinstance(event, Text):
+                        written.append(event.text)
+                        yield from stream.push(event.text)
+                        continue
+                    if isinstance(event, Done):
+                        yield from stream.finish()
+                        done = True
+                        read = event.prompt_tokens - event.cached_tokens
+                        if read >= LONG and event.finish_reason != "interrupted":
+                            self.seconds_per_token = event.prefill_seconds / read
+                        if (
+                            written or event.finish_reason != "interrupted"
+                        ):  # else stopped before a word: nothing happened
+                            take()
+                        event = replace(event, text=stream.text, thought=stream.thought)
+                    yield event
+        finally:
+            if written and not done:  # an error, or the caller has heard enough
+                stream.finish()
+                take()
+
+    def _prompt(self, asked: Messages) -> list[int]:
+        """Ids of the messages and the beginning of the answer; those of earlier answers as they were drawn, if the template
+        repeats them.
+        """
+        tokenizer = self._engine.loaded.tokenizer
+        if not self._history:
+            return self._encoded(asked)
+        before, plain = turns.for_template(self.messages[:-1]), turns.for_template(asked)
+        tail: list[int] | None = None
+        if "reasoning_content" not in self.messages[-1] and self._asked_with == self.options:
+            tail = tokenizer.turn_ids(before, self.messages[-1]["content"], plain, **self.options)
+        if tail is not None:
+            return self._history + tail
+        question = self._without_answer()
+        if question is not None:
+            tail = tokenizer.tail_ids(before, plain, **self.options)
+        if question is not None and tail is not None:
+            return question + tail
+        return self._encoded(asked)
+
+    def _encoded(self, asked: Messages) -> list[int]:
+        tokenizer = self._engine.loaded.tokenizer
+        return tokenizer.encode_chat(turns.for_template(asked), add_generation_prompt=True, **self.options)
+
+    def _without_answer(self) -> list[int] | None:
+        """Ids of the messages up to the end of the last question; None if nobody knows where that is."""
+        before = turns.for_template(self.messages[:-1])
+        begin = self._engine.loaded.tokenizer.generation_ids(before, **self._asked_with)
+        place = _last_place(self._history, begin) if begin else None
+        return None if place is None else self._history[:place]
+
+    def _question_ids(self, asked: Messages) -> list[int]:
+        """Ids of the messages up to the last question, and the beginning of an answer."""
+        question = self._without_answer() if self._history else None
+        begin = self._engine.loaded.tokenizer.generation_ids(turns.for_template(asked), **self.options)
+        return question + begin if question is not None and begin else self._encoded(asked)
+
+    def _history_of(self, before: Messages) -> list[int]:
+        """The history of these messages, which the last turn followed; [] if it is not what the present one begins with."""
+        if not self._history or not before or before[-1]["role"] != "assistant" or "reasoning_content" in before[-1]:
+            return []
+        plain = turns.for_template(self.messages[:-1])
+        tail = self._engine.loaded.tokenizer.turn_ids(
+            turns.for_template(before[:-1]), before[-1]["content"], plain, **self._asked_with
+        )
+        place = _last_place(self._history, tail) if tail else None
+        return [] if place is None else self._history[:place]
+
+    def _sizes(self, asked: Messages) -> list[int]:
+        """Tokens of what each message says, without documents."""
+        encode = self._engine.loaded.tokenizer.encode
+        said = (turns.taken_apart(one)[0] if one["role"] == "user" else one["content"] for one in asked)
+        return [len(encode(text)) for text in said]
 
     def _rewind_to(self, prompt: list[int]) -> Notice | None:
         """Back to the longest beginning of a prompt that is cached; a Notice if all must be read again."""
@@ -148,27 +311,51 @@ class Conversation:
         if self._sequence.rewind(shared):
             return None
         lost = len(tokens)
-        self._restart()
+        self._use(self._engine.new_sequence())
         return Notice(
-            f"reading the conversation again ({lost:,} tokens): the template changed what came before, "
+            f"reading the conversation again ({lost:,} tokens): what came before has changed, "
             "and rows needed to go back are gone."
         )
 
-    def _take(self, asked: list[dict[str, str]], prompt: list[int], answer: str) -> None:
+    def _take(
+        self, asked: Messages, prompt: list[int], written: str, stream: ThoughtStream, said: tuple[str, str]
+    ) -> None:
         """The turn happened: its messages, and its ids."""
-        self.messages = [*asked, {"role": "assistant", "content": answer}]
-        self._documents = []
-        self._history = prompt + self._ids_of(answer, self._sequence.tokens[len(prompt) :])
+        self.messages = [*asked, turns.answer(said[1] + stream.text, said[0] + stream.thought)]
+        self._asked_with = dict(self.options)
+        self._history = prompt + self._ids_of(written, self._sequence.tokens[len(prompt) :])
 
-    def _ids_of(self, answer: str, drawn: list[int]) -> list[int]:
-        """The drawn ids that say `answer`: without a stop string that was cut off, or what nobody heard."""
+    def _ids_of(self, written: str, drawn: list[int]) -> list[int]:
+        """The drawn ids that say what was written: without a stop string that was cut off, or what nobody heard."""
         tokenizer = self._engine.loaded.tokenizer
         for kept in range(len(drawn), 0, -1):  # from the end: a stop string is a few tokens
             text = tokenizer.decode(drawn[:kept])
-            if answer.startswith(text):
-                return drawn[:kept] + tokenizer.encode(answer[len(text) :]) if text != answer else drawn[:kept]
-        return tokenizer.encode(answer)
+            if written.startswith(text):
+                return drawn[:kept] + tokenizer.encode(written[len(text) :]) if text != written else drawn[:kept]
+        return tokenizer.encode(written)
 
-    def _restart(self) -> None:
+    def _use(self, sequence: Sequence) -> None:
+        """Go on in another sequence."""
         self._sequence.close()
-        self._sequence = self._engine.new_sequence()
+        self._sequence = sequence
+        sequence.cache.set_read_all(self._exact)
+
+
+def _told(gone: list[str], tokens: int) -> str:
+    """Which turns were dropped."""
+    begins = ", ".join(f"'{' '.join(text.split())[:40]}'" for text in (gone if len(gone) < 4 else [gone[0], gone[-1]]))
+    between = (
+        f"{len(gone):,} turns, from first to last" if len(gone) >= 4 else f"{len(gone)} turn{'s' * (len(gone) > 1)}"
+    )
+    return (
+        f"the context is full: the oldest {between} ({begins}; {tokens:,} tokens) are dropped. "
+        "System message and documents stay."
+    )
+
+
+def _last_place(ids: list[int], wanted: list[int]) -> int | None:
+    """Where ids hold `wanted` last."""
+    for place in range(len(ids) - len(wanted), -1, -1):
+        if ids[place] == wanted[0] and ids[place : place + len(wanted)] == wanted:
+            return place
+    return None

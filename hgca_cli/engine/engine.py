@@ -6,16 +6,18 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 
 import hgca_cli.hf.attention
-from hgca_cli.config import CacheSettings, SamplingSettings
+from hgca_cli.config import FOLLOWING, CacheSettings, SamplingSettings
 from hgca_cli.engine.decode import decode
 from hgca_cli.engine.feedback import Feedback
 from hgca_cli.engine.prefill import prefill
 from hgca_cli.engine.sampling import Sampler
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.engine.text import TextStream
+from hgca_cli.errors import UsageError
 from hgca_cli.events import Balanced, Done, Event, Notice, Text
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.load import LoadedModel
@@ -51,6 +53,22 @@ class Engine:
     def watches(self) -> bool:
         """Whether the policy looks at attention weights, so that a prompt must be read to it."""
         return HybridCache(self.layout, self.settings).watches
+
+    def set_quality(self, quality: float, sequence: Sequence) -> None:
+        """Keep this share of the attention mass per head from the next answer on, in a sequence and in new ones.
+
+        Raises UsageError if the policy aims at no share.
+        """
+        if self.settings.select not in FOLLOWING or self.settings.budget is not None:
+            kept = "a budget" if self.settings.budget is not None else f"--select {self.settings.select}"
+            raise UsageError(
+                f"the quality cannot change: this chat was begun with {kept}.",
+                f"Begin one with --select {FOLLOWING[0]} --quality {quality:g}.",
+            )
+        self.settings = replace(self.settings, quality=quality)
+        sequence.cache.aim_for(quality)
+        if self._feedback is not None:
+            self._feedback.forget()
 
     def new_sequence(self, settings: CacheSettings | None = None) -> Sequence:
         """An empty sequence, its rows kept by other settings if given. Its windows are allocated with its first token."""
@@ -129,7 +147,9 @@ class Engine:
                 reason = "stop"
         if (why := sequence.no_graph) is not None and not self._told_no_graph:
             self._told_no_graph = True
-            yield Notice(f"no CUDA graph of this model ({why}): its operations are started one by one, which is slower.")
+            yield Notice(
+                f"no CUDA graph of this model ({why}): its operations are started one by one, which is slower."
+            )
         yield Done(
             finish_reason=reason,
             prompt_tokens=prompt_tokens,

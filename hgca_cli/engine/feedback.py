@@ -64,6 +64,10 @@ class Feedback:
             self._balance.rest()  # no trial goes on in the next answer
             self._set_threads(self._planned)
 
+    def forget(self) -> None:
+        """What is aimed at was changed: the next answer begins as planned."""
+        self._of = None
+
     def _begin(self, sequence: Sequence, active: bool, fresh: bool) -> None:
         cache = sequence.cache
         if fresh or self._of is None or self._of() is not sequence:

@@ -62,12 +62,12 @@ def prefill(
     return logits
 
 
-def check_room(tokens: int, context: int, trained: int = 0) -> None:
-    """Raises ContextOverflowError unless a prompt of so many tokens leaves room for one more."""
+def check_room(tokens: int, context: int, trained: int = 0, remedy: str = "") -> None:
+    """Raises ContextOverflowError unless a prompt of so many tokens leaves room for one more; remedy: what else would help."""
     if tokens >= context:
         largest = f" (the model was made for {trained:,})" if trained else ""
         raise ContextOverflowError(
             f"prompt is {tokens:,} tokens, context is {context:,} ({tokens + 1 - context:,} over, "
             "with one for the answer).",
-            f"Shorten it, or raise --ctx{largest}.",
+            f"Shorten it, {'' if remedy else 'or '}raise --ctx{largest}{remedy and f', or {remedy}'}.",
         )

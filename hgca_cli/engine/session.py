@@ -60,6 +60,7 @@ from hgca_cli.engine.session_record import (
 )
 from hgca_cli.engine.sessions import free_bytes, kept_bytes, make_room
 from hgca_cli.engine.shards import write_tensors
+from hgca_cli.engine.turns import Messages
 from hgca_cli.errors import HgcaError
 from hgca_cli.events import Notice
 from hgca_cli.units import format_bytes
@@ -94,7 +95,7 @@ class Session:
         self.folder = sessions_dir() / name
         self._automatic = automatic
         self.record: Record | None = None
-        self.messages: transcript.Messages = []
+        self.messages: Messages = []
         self.damaged = ""
         make_folder(self.folder)
         self._lock = Lock(self.folder)
@@ -214,7 +215,7 @@ class Session:
             f"--reread opens it with its text; hgca sessions export {self.name} prints that.",
         )
 
-    def _save_text(self, messages: transcript.Messages) -> Stored:
+    def _save_text(self, messages: Messages) -> Stored:
         """Append what is new; a conversation that does not begin as the saved one did gets a file of its own."""
         old = self.messages
         if self.record is not None and messages[: len(old)] == old and self._holds(old):
@@ -225,7 +226,7 @@ class Session:
         write_new(self.folder / name, content)
         return Stored(name, len(content), crc_of(content))
 
-    def _holds(self, old: transcript.Messages) -> bool:
+    def _holds(self, old: Messages) -> bool:
         """Whether the record's text is these messages: turns that were found behind it are written anew."""
         return self.record is not None and self.record.turns == len(old)
 

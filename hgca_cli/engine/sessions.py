@@ -13,6 +13,7 @@ from hgca_cli.engine import transcript
 from hgca_cli.engine.session_files import DamagedError, Lock, check_name, is_folder, sessions_dir
 from hgca_cli.engine.session_files import replace as replace_file
 from hgca_cli.engine.session_record import FILE, MESSAGES, SHARD, Record, dumps, files_of, read_record
+from hgca_cli.engine.turns import Messages
 from hgca_cli.errors import HgcaError, ModelError, UsageError
 from hgca_cli.events import Notice
 
@@ -58,7 +59,7 @@ def one_session(name: str) -> Listed:
     return found
 
 
-def messages_of(session: Listed) -> transcript.Messages:
+def messages_of(session: Listed) -> Messages:
     """What was said in it; of a damaged one what can be read."""
     if session.record is not None:
         with contextlib.suppress(DamagedError):

@@ -93,7 +93,7 @@ class StopWatch:
             self.found = True
             self._held = ""
             return text[: end + size]
-        held = max(_overlap(text, word) for word in self._stop)
+        held = max(overlap(text, word) for word in self._stop)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
@@ -103,7 +103,7 @@ class StopWatch:
         return "" if self.found else rest
 
 
-def _overlap(text: str, word: str) -> int:
+def overlap(text: str, word: str) -> int:
     """Characters at the end of `text` that are a beginning of `word`, but not all of it."""
     for size in range(min(len(word) - 1, len(text)), 0, -1):
         if text.endswith(word[:size]):

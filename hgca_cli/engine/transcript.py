@@ -9,8 +9,8 @@ from typing import Any
 
 from hgca_cli.engine.session_files import DamagedError, open_regular, read_file, writing
 from hgca_cli.engine.session_record import MESSAGES, Stored, crc_of
+from hgca_cli.engine.turns import Messages, for_template
 
-Messages = list[dict[str, str]]
 ROLES = ("system", "user", "assistant")
 MOST_BYTES = 4 << 30
 
@@ -45,8 +45,23 @@ def recovered(content: bytes) -> Messages:
         except (ValueError, RecursionError):
             continue
         if isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str):
-            messages.append({"role": message["role"], "content": message["content"]})
+            messages.append({"role": message["role"], "content": message["content"]} | _more(message))
     return messages
+
+
+def _more(message: dict[str, Any]) -> dict[str, Any]:
+    """What else a message may hold: what the model thought, or how long the documents before a question are."""
+    found: dict[str, Any] = {}
+    documents, left = message.get("documents"), len(message["content"])
+    if message["role"] == "user" and isinstance(documents, list) and documents:
+        good = True
+        for one in documents:
+            good &= isinstance(one, list) and [type(part) for part in one] == [str, int] and 0 < one[1] <= left
+            left -= one[1] if good else 0
+        found |= {"documents": documents} if good else {}
+    if message["role"] == "assistant" and isinstance(message.get("reasoning_content"), str):
+        found["reasoning_content"] = message["reasoning_content"]
+    return found
 
 
 def rescue(folder: Path) -> Messages:
@@ -80,9 +95,13 @@ def exported(messages: Messages, kind: str, about: dict[str, Any]) -> str:
     OpenAI API (`openai`).
     """
     if kind == "openai":
-        return json.dumps({"model": about.get("model"), "messages": messages}, indent=2, ensure_ascii=False)
+        plain = for_template(messages)
+        return json.dumps({"model": about.get("model"), "messages": plain}, indent=2, ensure_ascii=False)
     if kind == "json":
         return json.dumps({**about, "messages": messages}, indent=2, ensure_ascii=False)
     parts = [f"# {about.get('name', 'conversation')}"]
-    parts += [f"## {message['role']}\n\n{message['content'].strip()}" for message in messages]
+    for message in messages:
+        thought = message.get("reasoning_content", "").strip()
+        quoted = "".join(f"> {line}".rstrip() + "\n" for line in thought.splitlines())
+        parts.append(f"## {message['role']}\n\n{quoted and quoted + chr(10)}{message['content'].strip()}")
     return "\n\n".join(parts)

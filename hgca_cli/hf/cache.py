@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ class HybridLayer(CacheLayerMixin):
         self.states: list[LayerState] = []
         self.recorder: Recorder | None = None  # while a token is computed that may be captured
         self._expected = 0
+        self.read_all = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """The first rows tell batch size, device and dtype; their shape must be what the config said."""
@@ -92,6 +94,7 @@ class HybridLayer(CacheLayerMixin):
             )
             for _ in range(key_states.shape[0])
         ]
+        self.set_read_all(self.read_all)
         self.expect(self._expected)
         self.is_initialized = True
 
@@ -112,6 +115,12 @@ class HybridLayer(CacheLayerMixin):
         self._expected = 0 if self.states else tokens  # before the first rows there is no state to tell
         for state in self.states:
             state.expect(tokens)
+
+    def set_read_all(self, on: bool) -> None:
+        """Read every row of the store from the next token on, or what the policy chooses."""
+        self.read_all = on
+        for state in self.states:
+            state.read_all = on
 
     def get_seq_length(self) -> int:
         """Tokens seen."""
@@ -221,6 +230,20 @@ class HybridCache(Cache):
             for state in layer.states:
                 if isinstance(state.selector, Scan):
                     state.selector.aim_at(mass)
+
+    def aim_for(self, quality: float) -> None:
+        """This quality in place of the one in the settings."""
+        self.settings = replace(self.settings, quality=quality)
+        policy = partial(make_selector, self.settings)
+        for layer in self.layers:
+            if not layer.states:  # those that are there are told
+                layer.policy, layer.settings = policy, self.settings
+        self.aim_at(quality)
+
+    def set_read_all(self, on: bool) -> None:
+        """Read every row of the stores from the next token on, or what the policies choose, which never stop learning."""
+        for layer in self.layers:
+            layer.set_read_all(on)
 
     def last_reads(self) -> tuple[float, float] | None:
         """Of the last token, where the C library chose the rows: mean share of the store's rows that were read, and for how

@@ -6,7 +6,7 @@ Nothing here imports torch or transformers: names are resolved, and wrong ones r
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,24 @@ Notify = Callable[[Event], None]
 DEFAULT = "smollm2-135m"
 PACKAGED = "package"  # what DEFAULT stands for: a model inside a Python package, not on a hub
 ALIASES = {DEFAULT: PACKAGED}  # short name -> hub id, directory or file
+_users: dict[str, str] = {}  # the person's own short names
+
+
+def set_aliases(aliases: Mapping[str, str]) -> None:
+    """The person's own short names, in place of those there were; one may stand for another of ALIASES."""
+    _users.clear()
+    _users.update(aliases)
+
+
+def aliases() -> dict[str, str]:
+    """All short names, and what they stand for."""
+    return ALIASES | _users
+
+
+def target_of(name: str) -> str:
+    """What a name stands for, itself if it is no short name."""
+    target = _users.get(name, name)
+    return ALIASES.get(target, target)
 
 
 @dataclass(frozen=True)
@@ -48,7 +66,7 @@ def resolve(
     the way.
     """
     name = spec.strip()
-    target = ALIASES.get(name, name)
+    target = target_of(name)
     if target == PACKAGED:
         from hgca_cli.hf.default_model import default_model
 
@@ -60,7 +78,7 @@ def resolve(
     parts = target.split("/")
     if len(parts) != 2 or not all(parts) or any(ord(c) <= 32 for c in target):
         raise ModelError(
-            f"no model {name[:100]!r}: neither an alias ({', '.join(ALIASES)}), a file or directory, nor a hub id "
+            f"no model {name[:100]!r}: neither an alias ({', '.join(aliases())}), a file or directory, nor a hub id "
             "(org/name).",
             "See hgca pull --help.",
         )
@@ -76,7 +94,7 @@ def resolve_config(spec: str, *, revision: str | None = None, offline: bool = Fa
     Raises ModelError as `resolve` does.
     """
     name = spec.strip()
-    target = ALIASES.get(name, name)
+    target = target_of(name)
     if target == PACKAGED:
         return None
     if _looks_like_path(target) or _exists(Path(target)):

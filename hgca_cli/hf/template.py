@@ -20,7 +20,7 @@ class _TimeUp(BaseException):
     """Raised inside the rendering thread; no `except Exception` on the way may swallow it."""
 
 
-def render(tokenizer: Any, messages: list[dict[str, str]], seconds: float = SECONDS, **options: Any) -> str:
+def render(tokenizer: Any, messages: list[dict[str, Any]], seconds: float = SECONDS, **options: Any) -> str:
     """The text of a conversation by the tokenizer's chat template. Raises ModelError if it fails or takes too long."""
     result: list[str] = []
     failure: list[BaseException] = []

@@ -14,7 +14,7 @@ from hgca_cli.hf.checks import FETCH_AGAIN, reason
 from hgca_cli.hf.quiet import quiet
 
 _FILES = ("tokenizer.*", "vocab.*", "*.model", "*.tiktoken", "tekken.json")  # one of these holds the vocabulary
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,31 @@ class Tokenizer:
         if not new.startswith(old + answer):  # nor does it where the model wrote a control token as text
             return None
         return self._encode_guarded(new[len(old) + len(answer) :], marks, sign)
+
+    def tail_ids(self, before: Messages, after: Messages, **options: Any) -> list[int] | None:
+        """What comes after a conversation that ends with a question: its answer as the template writes it, the new turn,
+        the generation prompt; None if the template changes what came before.
+        """
+        sign = _sign_for(after)
+        old = self.render(self._guard(before, sign)[0], add_generation_prompt=False, **options)
+        guarded, marks = self._guard(after, sign)
+        new = self.render(guarded, add_generation_prompt=True, **options)
+        return self._encode_guarded(new[len(old) :], marks, sign) if new.startswith(old) else None
+
+    def generation_ids(self, messages: Messages, **options: Any) -> list[int]:
+        """What the template puts before an answer to these messages; [] if that is not at the end."""
+        guarded, _ = self._guard(messages, _sign_for(messages))
+        old = self.render(guarded, add_generation_prompt=False, **options)
+        new = self.render(guarded, add_generation_prompt=True, **options)
+        return self.encode(new[len(old) :], special=True) if new.startswith(old) else []
+
+    def ends_with(self, ids: list[int], text: str) -> bool:
+        """Whether the text of ids ends so, control tokens and all; blanks after it do not count."""
+        return str(self.hf.decode(ids[-2 * len(text) :], skip_special_tokens=False)).rstrip().endswith(text)
+
+    def template_knows(self, option: str) -> bool:
+        """Whether the chat template looks at an option of this name."""
+        return option in str(self.hf.chat_template or "")
 
     def _end_of_turn(self) -> frozenset[int]:
         mark = "\ue000end\ue001"

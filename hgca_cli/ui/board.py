@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import sys
 import threading
@@ -95,6 +96,14 @@ class Board:
         with self._printing():
             self._sink.error(error)
 
+    def render(self, markdown: str) -> None:
+        """As of the other sink."""
+        self._sink.render(markdown)
+
+    def cover(self, rows: int) -> None:
+        """As of the other sink."""
+        self._sink.cover(rows)
+
     def close(self) -> None:
         """The turn is over, however it ended."""
         self._end()
@@ -138,6 +147,7 @@ class Board:
 
         self._pinned = Pinned(block_rows, color=self._style.color)
         self._pinned.open()
+        self._sink.cover(block_rows(*shutil.get_terminal_size()))  # before it is drawn: an answer may begin first
         self._ended, self._failed = False, ""
         self._wake.clear()
         if threading.current_thread() is threading.main_thread():
@@ -155,6 +165,7 @@ class Board:
         self._turn, self._ended = False, True
         if self._pinned is not None:
             self._pinned.close()
+            self._sink.cover(0)
         self._wake.set()
         if self._thread is not None:
             self._thread.join()
@@ -182,6 +193,7 @@ class Board:
                     return block(taken, columns, height, self._glyphs) if height > 1 else [short(taken, columns, rows)]
 
                 drawn = pinned.draw(make)
+                self._sink.cover(pinned.rows)
                 spent = time.thread_time() - began
                 self.computed += spent
                 pause = max(SECONDS, spent / SHARE) if drawn else SECONDS / 2

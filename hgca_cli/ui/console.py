@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hgca_cli.errors import HgcaError
-from hgca_cli.events import Balanced, Done, Event, Notice, PrefillProgress, Text
+from hgca_cli.errors import HgcaError, UsageError
+from hgca_cli.events import Balanced, Done, Event, Notice, PrefillProgress, Text, Thought
 from hgca_cli.ui.eta import Eta
 from hgca_cli.ui.figures import balanced_line, figures, plan_line, plan_table
 from hgca_cli.ui.inert import inert
 from hgca_cli.ui.json_lines import JsonSink
 from hgca_cli.ui.style import Style, is_terminal
+from hgca_cli.ui.thoughts import ThoughtLines
 from hgca_cli.units import format_seconds
 
 if TYPE_CHECKING:
+    from hgca_cli.ui.markdown import MarkdownStream
     from hgca_cli.ui.progress import Bar
+
+MARKDOWN = ("auto", "on", "off")
 
 LINE_SECONDS = 5.0  # between progress lines where there is no terminal
 
@@ -48,22 +53,44 @@ class Sink(Protocol):
         """What went wrong in a turn; the conversation goes on."""
         ...
 
+    def render(self, markdown: str) -> None:
+        """How answers are shown from here on: one of MARKDOWN. Raises UsageError where there is no choice."""
+        ...
+
+    def cover(self, rows: int) -> None:
+        """So many rows at the lower end of the terminal do not scroll with what is shown."""
+        ...
+
     def close(self) -> None:
         """The turn is over, however it ended."""
         ...
 
 
-def make_sink(style: Style, *, as_json: bool, stats: bool, stream: bool, quiet: bool, verbose: bool) -> Sink:
+def make_sink(
+    style: Style,
+    *,
+    as_json: bool,
+    stats: bool,
+    stream: bool,
+    quiet: bool,
+    verbose: bool,
+    markdown: str = "off",
+    thoughts: bool = True,
+) -> Sink:
     """The sink the flags ask for."""
     if as_json:
-        return JsonSink(stream=stream, quiet=quiet)
-    return HumanSink(style, stats=stats, stream=stream, quiet=quiet, verbose=verbose)
+        return JsonSink(stream=stream, quiet=quiet, thoughts=thoughts)
+    sink = HumanSink(style, stats=stats, stream=stream, quiet=quiet, verbose=verbose, thoughts=thoughts)
+    sink.render(markdown)
+    return sink
 
 
 class HumanSink:
     """For a person: the answer as it comes, a progress bar while a prompt is read, one line of figures after."""
 
-    def __init__(self, style: Style, *, stats: bool, stream: bool, quiet: bool, verbose: bool = False) -> None:
+    def __init__(
+        self, style: Style, *, stats: bool, stream: bool, quiet: bool, verbose: bool = False, thoughts: bool = True
+    ) -> None:
         self._style, self._stats, self._stream = style, stats, stream
         self._quiet, self._verbose = quiet, verbose
         self._to_terminal = is_terminal(sys.stdout)
@@ -71,6 +98,26 @@ class HumanSink:
         self._eta = Eta()
         self._told = 0.0
         self._line_open = False
+        self._markdown: MarkdownStream | None = None
+        shown = is_terminal(sys.stderr) and not quiet
+        self._thoughts = ThoughtLines(color=style.color, hidden=not thoughts) if shown else None
+
+    def render(self, markdown: str) -> None:
+        """Answers as Markdown: always (on), on a terminal whose cursor moves (auto), or as the model wrote them (off)."""
+        if markdown not in MARKDOWN:
+            raise UsageError(f"--markdown: no such choice {markdown!r}.", f"Choose from {', '.join(MARKDOWN)}.")
+        lively = self._to_terminal and os.environ.get("TERM") != "dumb"
+        self._markdown = None
+        if markdown == "on" or (markdown == "auto" and lively):
+            from hgca_cli.ui.markdown import MarkdownStream
+
+            color = self._style.color and self._to_terminal
+            self._markdown = MarkdownStream(self._write, color=color, tail=lively and self._stream)
+
+    def cover(self, rows: int) -> None:
+        """A block of an answer that grows is no taller than what is left."""
+        if self._markdown is not None:
+            self._markdown.covered = rows
 
     def show(self, event: Event) -> None:
         """One event."""
@@ -78,6 +125,10 @@ class HumanSink:
             self._progress(event)
             return
         self._close_bar()
+        if isinstance(event, Thought):
+            if self._thoughts is not None:
+                self._thoughts.push(event.text)
+            return
         if isinstance(event, Text) and self._stream:
             self._answer(event.text)
         elif isinstance(event, Notice):
@@ -88,6 +139,7 @@ class HumanSink:
         elif isinstance(event, Done):
             if not self._stream:
                 self._answer(event.text)
+            self._end_blocks()
             if self._line_open or not (event.text or event.finish_reason == "interrupted"):
                 self._write("\n")
             self._line_open = False
@@ -108,6 +160,7 @@ class HumanSink:
     def tell(self, text: str) -> None:
         """A dim line on stderr."""
         self._close_bar()
+        self._settle()
         text = inert(text)
         print(f"\x1b[2m{text}\x1b[0m" if self._style.color else text, file=sys.stderr, flush=True)
 
@@ -119,18 +172,38 @@ class HumanSink:
     def error(self, error: HgcaError) -> None:
         """One line on stderr."""
         self._close_bar()
+        self._settle()
         text = f"error: {inert(str(error))}"
         print(f"\x1b[31m{text}\x1b[0m" if self._style.color else text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """No bar is left on the screen, and no line unfinished."""
         self._close_bar()
+        self._end_blocks()
         if self._line_open:
             self._line_open = False
             self._write("\n")
 
+    def _settle(self) -> None:
+        """A line of its own follows."""
+        if self._thoughts is not None:
+            self._thoughts.end()
+        if self._markdown is not None:
+            self._markdown.settle()
+
+    def _end_blocks(self) -> None:
+        """The answer has ended: what of it waited for its end is shown."""
+        if self._thoughts is not None:
+            self._thoughts.end()
+        if self._markdown is not None:
+            self._markdown.finish()
+
     def _answer(self, text: str) -> None:
-        if text:
+        if text and self._thoughts is not None:
+            self._thoughts.end()
+        if text and self._markdown is not None:
+            self._markdown.push(text)
+        elif text:
             self._line_open = not text.endswith("\n")
             self._write(inert(text) if self._to_terminal else text)
 

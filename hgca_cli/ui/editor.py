@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Protocol
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
 
 from hgca_cli.errors import UsageError
 from hgca_cli.ui.style import is_terminal
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 BLOCK = '"""'
 PROMPT = ">>> "
+EDITORS = ("editor", "nano", "vim", "vi")  # without VISUAL and EDITOR
 
 
 class Reader(Protocol):
@@ -52,11 +55,17 @@ class PlainReader:
 class Editor:
     """A line editor: history, paste kept whole, several lines, completion of commands and paths.
 
-    commands  slash commands to complete; status  gives the text of the bar below the line
+    commands  slash commands to complete; words  what may follow one; status  gives the text of the bar below the line
     """
 
     def __init__(
-        self, commands: Iterable[str], status: Callable[[], str], history: Path | None, *, color: bool
+        self,
+        commands: Iterable[str],
+        words: Mapping[str, Callable[[], Iterable[str]]],
+        status: Callable[[], str],
+        history: Path | None,
+        *,
+        color: bool,
     ) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import FileHistory, InMemoryHistory
@@ -67,8 +76,9 @@ class Editor:
         self._session: PromptSession[str] = PromptSession(
             history=FileHistory(str(history)) if history else InMemoryHistory(),
             multiline=True,
+            tempfile_suffix=".md",
             key_bindings=editor_keys(),
-            completer=SlashCompleter(commands),
+            completer=SlashCompleter(commands, words),
             complete_while_typing=False,
             bottom_toolbar=status,
             prompt_continuation="... ",
@@ -80,8 +90,26 @@ class Editor:
         return without_quotes(self._session.prompt(PROMPT))
 
 
+def edited_elsewhere(text: str) -> str:
+    """What a person makes of a text in the editor of their choice. Raises UsageError without one, or if it fails."""
+    chosen = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    words = shlex.split(chosen) if chosen else [next((one for one in EDITORS if shutil.which(one)), "")]
+    if not words or not words[0] or not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
+        why = "there is no terminal to edit in" if words and words[0] else "there is no editor"
+        raise UsageError(f"{why}.", "Set EDITOR, or write several lines between triple quotes.")
+    with tempfile.TemporaryDirectory(prefix="hgca-") as folder:
+        file = Path(folder) / "message.md"
+        file.write_text(text, encoding="utf-8")
+        try:
+            subprocess.run([*words, str(file)], check=True)
+            return file.read_text(encoding="utf-8")
+        except (OSError, subprocess.CalledProcessError, UnicodeDecodeError) as error:
+            raise UsageError(f"{words[0]} failed: {error}.", "Set EDITOR to one that works.") from error
+
+
 def make_reader(
     commands: Iterable[str],
+    words: Mapping[str, Callable[[], Iterable[str]]],
     status: Callable[[], str],
     history: Callable[[], Path | None],
     *,
@@ -91,7 +119,7 @@ def make_reader(
     """The editor if a person sits at both ends of a terminal that can move its cursor, else plain lines."""
     if plain or os.environ.get("TERM") == "dumb" or not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
         return PlainReader()
-    return Editor(commands, status, history(), color=color)
+    return Editor(commands, words, status, history(), color=color)
 
 
 def in_block(text: str) -> bool:

@@ -6,26 +6,30 @@ import json
 import sys
 from typing import Any
 
-from hgca_cli.errors import HgcaError
-from hgca_cli.events import Balanced, Done, Event, Notice, PrefillProgress, Text
+from hgca_cli.errors import HgcaError, UsageError
+from hgca_cli.events import Balanced, Done, Event, Notice, PrefillProgress, Text, Thought
 
 
 class JsonSink:
     """Objects to stdout, and nothing else there.
 
-    stream  pieces of the answer as they come; quiet  answers and errors only
+    stream  pieces of the answer as they come; quiet  answers and errors only; thoughts  what comes before an answer, too
     """
 
-    def __init__(self, *, stream: bool, quiet: bool) -> None:
-        self._stream, self._quiet = stream, quiet
+    def __init__(self, *, stream: bool, quiet: bool, thoughts: bool = True) -> None:
+        self._stream, self._quiet, self._thoughts = stream, quiet, thoughts
 
     def show(self, event: Event) -> None:
         """One event."""
         if isinstance(event, Done):
-            self._line(done_record(event))
+            record = done_record(event)
+            self._line(record | ({"reasoning": event.thought} if event.thought and self._thoughts else {}))
         elif isinstance(event, Text):
             if self._stream:
                 self._line({"type": "token", "text": event.text})
+        elif isinstance(event, Thought):
+            if self._stream and self._thoughts:
+                self._line({"type": "reasoning", "text": event.text})
         elif self._quiet:
             return
         elif isinstance(event, Notice):
@@ -72,6 +76,13 @@ class JsonSink:
         """What went wrong in a turn."""
         record = {"type": "error", "code": error.code, "message": str(error), "exit_code": error.exit_code}
         self._line(record)
+
+    def render(self, markdown: str) -> None:
+        """Raises UsageError: a program gets what the model wrote."""
+        raise UsageError("with --json an answer is as the model wrote it.", "Leave --json out.")
+
+    def cover(self, rows: int) -> None:
+        """Nothing scrolls here."""
 
     def close(self) -> None:
         """Nothing is left open."""

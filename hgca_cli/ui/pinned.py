@@ -88,6 +88,11 @@ class Pinned:
                 self._put(f"{BEGIN}{out}{END}")
             return True
 
+    @property
+    def rows(self) -> int:
+        """Of the block that is there; 0: none."""
+        return self._rows
+
     def hide(self) -> None:
         """Take it away for now: it comes back with the next `draw`."""
         with self.lock:

@@ -39,7 +39,7 @@ def sessions_table(sessions: Sequence[Any], begins: Sequence[str], now: float, *
     return "\n".join(lines)
 
 
-def session_lines(session: Any, messages: Sequence[dict[str, str]], now: float) -> list[str]:
+def session_lines(session: Any, messages: Sequence[dict[str, Any]], now: float) -> list[str]:
     """All that is known of one."""
     record = session.record
     pairs = [("session", session.name), ("folder", str(session.folder)), ("size", format_bytes(session.bytes))]

@@ -1,0 +1,98 @@
+"""Slash commands that change how the chat goes on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from hgca_cli.commands.flags import SAMPLING
+from hgca_cli.config import SamplingSettings
+from hgca_cli.errors import UsageError
+from hgca_cli.units import parse_share
+
+if TYPE_CHECKING:
+    from hgca_cli.commands.talk import Talk
+
+
+def set_setting(talk: Talk, rest: str) -> None:
+    """A sampling setting, or one of OTHERS. Raises UsageError for a name or a value that is none."""
+    word, _, value = rest.partition(" ")
+    name = word.lstrip("-").replace("-", "_")
+    name = SAMPLING.get(name, name)
+    if name in OTHERS:
+        OTHERS[name](talk, value.strip())
+        return
+    if name not in talk.origins:
+        near = difflib.get_close_matches(name, setting_names(talk.origins), n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UsageError(f"/set: no setting {word!r}.", f"{hint}There are {', '.join([*talk.origins, *OTHERS])}.")
+    talk.set(name, setting_of(name, value.strip()))
+    talk.sink.tell(f"{name} = {getattr(talk.sampling, name)}")
+
+
+def setting_names(sampling: dict[str, Any] | None = None) -> list[str]:
+    """Names that can be set."""
+    known = sampling if sampling is not None else {field.name: None for field in fields(SamplingSettings)}
+    return [*known, *SAMPLING, *OTHERS]
+
+
+def setting_of(name: str, value: str) -> Any:
+    """A sampling setting from what was typed. Raises UsageError if it is no number; its range is checked when set."""
+    if name == "stop":
+        return (value,) if value else ()
+    if name == "seed" and value in ("", "none", "random"):
+        return None
+    kind = {field.name: field.type for field in fields(SamplingSettings)}[name]
+    try:
+        return float(value) if kind == "float" else int(value)
+    except ValueError as error:
+        raise UsageError(f"{name}: {value!r} is not a number.", f"Like /set {name} 1") from error
+
+
+def switch_exact(talk: Talk, word: str) -> None:
+    """Read every row of the store from the next token on, or what the policy chooses. Raises UsageError where that is no choice."""
+    select = talk.engine.settings.select
+    if word and not _is_on(word, "exact") and select == "exact":
+        raise UsageError(
+            "this chat was begun with exact attention: there is no policy to go back to.",
+            "Begin it with --select scan, or another policy.",
+        )
+    if word and select != "exact":
+        talk.conversation.exact = _is_on(word, "exact")
+    read = "every row is read" if select == "exact" or talk.conversation.exact else f"rows are chosen by {select}"
+    talk.sink.tell(f"{read}{'' if word else ' (/exact on|off)'}")
+
+
+def switch_thinking(talk: Talk, word: str) -> None:
+    """Whether the model thinks before it answers. Raises UsageError if its template has no switch for that."""
+    talk.think(_is_on(word, "think"))
+    talk.sink.tell(f"thinking is {word}, from the next question on")
+
+
+def _is_on(word: str, name: str) -> bool:
+    if word not in ("on", "off"):
+        raise UsageError(f"/{name}: {word!r} is neither on nor off.", f"Like /{name} on")
+    return word == "on"
+
+
+def _markdown(talk: Talk, value: str) -> None:
+    talk.sink.render(value)
+    talk.sink.tell(f"markdown = {value}")
+
+
+def _quality(talk: Talk, value: str) -> None:
+    quality = parse_share(value, "quality")
+    if not 0 < quality < 1:
+        raise UsageError(f"quality: {value} is out of range.", "Give a share above 0 and below 1; /exact on reads all.")
+    talk.engine.set_quality(quality, talk.conversation.sequence)
+    talk.sink.tell(f"quality = {quality:g}")
+
+
+OTHERS: dict[str, Callable[[Talk, str], None]] = {
+    "markdown": _markdown,
+    "quality": _quality,
+    "exact": switch_exact,
+    "think": switch_thinking,
+}
