@@ -3,15 +3,17 @@
     python benchmarks/long.py [--rows 8192 131072 524288] [--select cluster scan] [--layers 3] [--store-dir DIR] [--record]
 
 The rows of 8,192 tokens stand in the store again and again, newest last, as the store has them at that length (bf16, the
-policy's index beside it). A segment that is clustered holds no row twice. Keys of all but the newest copy are pulled halfway
-to their mean: a policy that keeps a mass reads about as many rows of a text twice as long (hardware/expected.py), and not as large
-a share. What share was read is told. Some layers, evenly spread, have the long store, all others none:
-a token's time is that without any, and the rest scaled to all layers. Sides take turns.
+policy's index beside it). A segment that is clustered holds no row twice. Keys of older copies are moved against the direction
+in which the text's queries point, so that copy j from the newest holds about 1 / j² of its attention: a policy that keeps a mass
+reads few more rows of a text twice as long (hardware/expected.py), and not as large a share. What was read is told. Some layers,
+evenly spread, have the long store, all others none: a token's time is that without any, and the rest scaled to all layers.
+Sides take turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -37,7 +39,7 @@ from hgca_cli.measure.machine import where_and_when
 
 RESULTS = Path(__file__).parent / "results" / "long.jsonl"
 TEXT_ROWS, TOKENS, PIECE = 8192, 8, 2048
-PULL = 0.5
+FADE = 2.0  # exponent with which the attention to older copies falls
 
 
 def main() -> None:
@@ -59,13 +61,14 @@ def main() -> None:
     keep.mkdir(parents=True, exist_ok=True)
     loaded = load_model(resolve(options.model), device="cpu", dtype="fp32")
     text = kept_text(loaded, None, TEXT_ROWS, keep)
-    quicken(loaded.model)
     loaded.model.set_attn_implementation(hgca_cli.hf.attention.NAME)
-    sides = {"no store": Long(loaded, text, 0, "exact", options)}
+    against = directions(loaded, text, options)
+    quicken(loaded.model)
+    sides = {"no store": Long(loaded, text, 0, "exact", options, against)}
     for select in options.select:
         for rows in options.rows:
             began = time.perf_counter()
-            sides[f"{select} {rows}"] = Long(loaded, text, rows, select, options)
+            sides[f"{select} {rows}"] = Long(loaded, text, rows, select, options, against)
             print(f"{select}, {rows:,} rows: made in {time.perf_counter() - began:.0f} s", flush=True)
     for turn in range(options.turns + 1):
         for side in sides.values():
@@ -81,7 +84,15 @@ def main() -> None:
 class Long:
     """A sequence of which some layers have a long store. rows: of these; 0: the window is all there is."""
 
-    def __init__(self, loaded: LoadedModel, text: Text, rows: int, select: str, options: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        text: Text,
+        rows: int,
+        select: str,
+        options: argparse.Namespace,
+        against: list[torch.Tensor],
+    ) -> None:
         self._loaded = loaded
         self.seconds: list[float] = []
         self.shares: list[float] = []
@@ -97,7 +108,7 @@ class Long:
             layer.lazy_initialization(keys[None, :, :1], values[None, :, :1])
             (state,) = layer.states
             if index in self.long:
-                fill(state, keys[:, : self._first], values[:, : self._first], rows)
+                fill(state, keys[:, : self._first], values[:, : self._first], rows, against[index])
             newest = slice(self._first - settings.window // 2, self._first)
             state.append_chunk(keys[:, newest], values[:, newest])
             state.settle()
@@ -114,19 +125,39 @@ class Long:
             self.shares += [read_share(state) for state in states]
 
 
-def fill(state: LayerState, keys: torch.Tensor, values: torch.Tensor, rows: int) -> None:
+def directions(loaded: LoadedModel, text: Text, options: argparse.Namespace) -> list[torch.Tensor]:
+    """For each layer what a key [kv_heads, dim] is moved by so that scores of the text's queries fall by one, on the average."""
+    asked: list[list[torch.Tensor]] = [[] for _ in text.keys]
+    layers = itertools.cycle(range(len(text.keys)))
+    attend = hgca_cli.hf.attention.decode_attention
+
+    def listen(query: torch.Tensor, *rest: Any, scale: float, **more: Any) -> torch.Tensor:
+        asked[next(layers)].append(scale * query[0])
+        return attend(query, *rest, scale=scale, **more)
+
+    hgca_cli.hf.attention.decode_attention = listen
+    side = Long(loaded, text, 0, "exact", options, [])
+    for turn in range(options.turns + 1):
+        side.turn(text, turn)
+    hgca_cli.hf.attention.decode_attention = attend
+    moved = []
+    for layer, keys in zip(asked, text.keys, strict=True):
+        mean = torch.stack(layer).mean(0).view(keys.shape[0], -1, keys.shape[2]).mean(1)  # of a group's heads
+        moved.append(-mean / mean.square().sum(-1, keepdim=True))
+    return moved
+
+
+def fill(state: LayerState, keys: torch.Tensor, values: torch.Tensor, rows: int, against: torch.Tensor) -> None:
     """So many rows into the store, the text's again and again, the whole text last; and the policy's index of them."""
     store = state.store
     assert store is not None
     count = keys.shape[1]
     before = rows - rows // count * count
     order = torch.cat([torch.arange(count - before, count), *[torch.arange(count)] * (rows // count)])
-    mean = keys.mean(1, keepdim=True)
-    pulled = mean + PULL * (keys - mean)
     for first in range(0, rows, PIECE):
         piece = order[first : first + PIECE]
-        older = (torch.arange(first, first + len(piece)) < rows - count)[:, None]
-        store.append(torch.where(older, pulled[:, piece], keys[:, piece]), values[:, piece])
+        copy = (rows - 1 - torch.arange(first, first + len(piece))) // count + 1
+        store.append(keys[:, piece] + FADE * copy.log()[:, None] * against[:, None], values[:, piece])
         state.selector.stored(store)
     state.selector.choose(torch.empty(0), store)  # what is clustered is waited for, and taken in
 
