@@ -139,6 +139,20 @@ def test_the_meter_measures_what_a_relay_left_out() -> None:
     assert quality is not None and 0.85 < quality <= 1.0
 
 
+def test_the_librarys_time_is_told_to_who_asks() -> None:
+    model = tiny("llama")
+    model.set_attn_implementation("hgca")
+    cache = filled(model, SETTINGS, ids())
+    step = GraphStep(model, cache)
+    for on in (False, True):
+        cache.clock.on = on
+        at = cache.get_seq_length()
+        with torch.inference_mode():
+            step.step(ids()[:, at : at + 1])
+        assert (cache.clock.take() > 0.0) == on and cache.clock.take() == 0.0
+    assert cache.clock.last is not None and cache.clock.last[0] is None and cache.clock.last[1] > 0.0
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

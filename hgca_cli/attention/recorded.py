@@ -90,6 +90,11 @@ class Recorder:
             whole = absorb_sink(whole, sink)
         return whole.out.to(query.dtype)
 
+    @property
+    def host_seconds(self) -> float:
+        """What the C library took for the last token."""
+        return sum(relay.described.ns for relay in self.relays) * 1e-9 if self.stored else 0.0
+
     def end(self) -> None:
         """The device is done with the token. Errors as of Relay.end."""
         for relay in self.relays:

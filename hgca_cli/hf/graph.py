@@ -59,6 +59,7 @@ class GraphStep:
         finally:
             self._wait()  # also before somebody rewinds what is being written
         recorder.end()
+        self._cache.clock.tell(recorder.host_seconds)
         if captured is None and self.failed is None and self._device.type == "cuda":
             self._capture()
         return logits
