@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[128, 2048, 4096, 8192])
     parser.add_argument("--select", nargs="+", default=["exact"])
     parser.add_argument("--dtype", default="fp32", help="of our side")
+    parser.add_argument("--yarn", type=int, help="stretch positions to so many tokens")
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
@@ -62,8 +63,8 @@ def main() -> None:
     keep = options.keep or model_cache.cache_dir(print) / "benchmarks"
     keep.mkdir(parents=True, exist_ok=True)
 
-    plain = load_model(resolve(options.model), device="cpu", dtype="fp32")
-    text = kept_text(plain, options.text, max(options.rows), keep)
+    plain = load_model(resolve(options.model), device="cpu", dtype="fp32", yarn_context=options.yarn)
+    text = kept_text(plain, options.text, max(options.rows), keep, yarn=options.yarn is not None)
     sides = make_sides(options, plain, text, keep)
     results = []
     for rows in sorted(options.rows, reverse=True):  # llama.cpp's rows are taken away from the end
@@ -73,9 +74,9 @@ def main() -> None:
         record(options, results, sides)
 
 
-def kept_text(loaded: LoadedModel, path: Path | None, rows: int, keep: Path) -> Text:
+def kept_text(loaded: LoadedModel, path: Path | None, rows: int, keep: Path, *, yarn: bool = False) -> Text:
     """The first `rows` tokens of the text and their rows, computed once; without a path, of the documents as they were."""
-    file = keep / f"rows-{loaded.fingerprint}-{rows}.pt"
+    file = keep / f"rows-{loaded.fingerprint}-{rows}{'-yarn' * yarn}.pt"
     if path is None and file.exists():
         return Text(**torch.load(file))
     documents = [path] if path else sorted(HERE.parent.glob("docs/*.md"))
@@ -92,7 +93,7 @@ def kept_text(loaded: LoadedModel, path: Path | None, rows: int, keep: Path) -> 
 
 def make_sides(options: argparse.Namespace, plain: LoadedModel, text: Text, keep: Path) -> list[Side]:
     context = max(options.rows)
-    loaded = load_model(resolve(options.model), device="cpu", dtype=options.dtype)
+    loaded = load_model(resolve(options.model), device="cpu", dtype=options.dtype, yarn_context=options.yarn)
     quicken(loaded.model)
     sides: list[Side] = [
         Ours(loaded, CacheSettings(window=options.window, context=context + 1, select=select))

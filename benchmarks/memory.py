@@ -37,11 +37,12 @@ def main() -> int:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--select", help="default: the planner's")
+    parser.add_argument("--yarn", action="store_true", help="stretch positions")
     parser.add_argument("--keep", type=Path, help="directory for the prompt's rows")
     parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}")
     options = parser.parse_args()
     choice = ModelChoice(options.model)
-    request = PlanRequest(context=options.ctx, window=options.window, select=options.select)
+    request = PlanRequest(context=options.ctx, window=options.window, select=options.select, yarn=options.yarn)
     files, plan = plan_model(choice, request, notice)
     engine = start_engine(choice, files, plan)
     ids = engine.loaded.tokenizer.encode(options.text.read_text(encoding="utf-8-sig"))[: options.ctx - options.new]
@@ -60,7 +61,9 @@ def main() -> int:
     result |= {"new": done.completion_tokens, "tok_s": round(done.tokens_per_second, 2), "eta": progress.report()}
     print(json.dumps(result))
     if options.record:
-        settings = {name: getattr(plan, name) for name in ("context", "select", "dtype", "kv_dtype", "chunk")}
+        settings = {
+            name: getattr(plan, name) for name in ("context", "select", "dtype", "kv_dtype", "chunk", "yarn_context")
+        }
         line = {"benchmark": "memory", **where_and_when(plan.threads), "model": options.model} | settings | result
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -68,7 +71,7 @@ def main() -> int:
         every = sequence.cache.every_row()
         assert every is not None
         keys, values = ([part[:, : len(ids)].bfloat16() for part in parts] for parts in zip(*every, strict=True))
-        name = f"rows-{engine.loaded.fingerprint}-{len(ids)}.pt"
+        name = f"rows-{engine.loaded.fingerprint}-{len(ids)}{'-yarn' * options.yarn}.pt"
         torch.save({"ids": ids, "keys": keys, "values": values}, options.keep / name)
     return 0 if abs(peak / planned - 1) <= 0.1 else 1
 
