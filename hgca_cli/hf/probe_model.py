@@ -16,6 +16,7 @@ from hgca_cli.hf.quicken import quicken
 from hgca_cli.kv.layout import LayerLayout
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 512, 1408, 8, 2, 1024
+WIDER = 4  # times, on a GPU: products that take less than starting them would pass for small operations
 CONTEXT = 4096
 LAYER = LayerLayout(HEADS, KV_HEADS, HIDDEN // HEADS, HIDDEN // HEADS)
 
@@ -26,27 +27,33 @@ class ProbeModel:
     layer_numbers   numbers of one layer's weights; head_numbers: of the output layer's
     """
 
-    layer_numbers = HIDDEN * (2 * HIDDEN + 2 * HIDDEN * KV_HEADS // HEADS) + 3 * HIDDEN * INTERMEDIATE
-    head_numbers = HIDDEN * VOCABULARY
-
-    def __init__(self, layers: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, layers: int, device: str = "cpu", dtype: torch.dtype = torch.float32, *, wider: int = 1) -> None:
         from transformers import LlamaConfig, LlamaForCausalLM
 
+        hidden, intermediate, heads, kv_heads = (wider * one for one in (HIDDEN, INTERMEDIATE, HEADS, KV_HEADS))
+        self.layer_numbers = hidden * (2 * hidden + 2 * hidden * kv_heads // heads) + 3 * hidden * intermediate
+        self.head_numbers = hidden * VOCABULARY
         config = LlamaConfig(
             vocab_size=VOCABULARY,
-            hidden_size=HIDDEN,
-            intermediate_size=INTERMEDIATE,
+            hidden_size=hidden,
+            intermediate_size=intermediate,
             num_hidden_layers=layers,
-            num_attention_heads=HEADS,
-            num_key_value_heads=KV_HEADS,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
             max_position_embeddings=CONTEXT,
         )
-        model: Any = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
-        draw = torch.Generator().manual_seed(5)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):  # where drawing a billion numbers takes no time
+                model: Any = LlamaForCausalLM(config).eval().requires_grad_(False)
+        finally:
+            torch.set_default_dtype(before)
+        draw = torch.Generator(device).manual_seed(5)
         for parameter in model.parameters():
             if parameter.dim() == 2:  # what 16 bits hold, as published weights are
-                parameter.copy_(torch.randn(parameter.shape, generator=draw).bfloat16() * 0.0625)
-        self._model = model.to(device)
+                parameter.copy_(torch.randn(parameter.shape, generator=draw, device=device).bfloat16() * 0.0625 / wider)
+        self._model = model
         self._model.set_attn_implementation(hgca_cli.hf.attention.NAME)
         self.device = torch.device(device)
         if device == "cpu":

@@ -9,7 +9,7 @@ import torch
 
 from hgca_cli.hardware.timing import typical
 from hgca_cli.hf.cache import HybridCache
-from hgca_cli.hf.probe_model import ProbeModel
+from hgca_cli.hf.probe_model import WIDER, ProbeModel
 
 MANY, FEW = 12, 4  # layers
 ROWS, WINDOW = 512, 256  # so few that reading them is little beside the rest
@@ -38,7 +38,7 @@ class TakenOff:
 def overhead(tokens: int, taken_off: TakenOff, device: str = "cpu", *, graphs: bool = True) -> Overhead:
     """Typical of `tokens` tokens, without what the weights and rows took that were read. graphs: on a GPU, CUDA graphs."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model = ProbeModel(MANY, device, dtype)
+    model = ProbeModel(MANY, device, dtype, wider=1 if device == "cpu" else WIDER)
     seconds: dict[tuple[int, str], float] = {}
     read = 0.0
     for layers in (MANY, FEW):
