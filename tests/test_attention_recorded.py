@@ -139,6 +139,16 @@ def test_the_meter_measures_what_a_relay_left_out() -> None:
     assert quality is not None and 0.85 < quality <= 1.0
 
 
+def test_a_policy_can_be_left_aside() -> None:
+    model = tiny("llama")
+    model.set_attn_implementation("hgca")
+    settings = CacheSettings(**vars(SETTINGS) | {"select": "window"})
+    exact, other = filled(model, SETTINGS, ids()), filled(model, settings, ids())
+    other.set_read_all(True)
+    for wanted, got in zip(stepwise(model, exact, ids()), recorded(GraphStep(model, other), other, ids()), strict=True):
+        assert (wanted - got).abs().max() <= 2e-5
+
+
 def test_the_librarys_time_is_told_to_who_asks() -> None:
     model = tiny("llama")
     model.set_attn_implementation("hgca")

@@ -99,7 +99,7 @@ class Relay:
         layer.settle()
         store = layer.store
         stored = store is not None and store.rows > 0
-        chosen = self._chosen = layer.selector.choose(UNKNOWN, store) if stored else None  # type: ignore[arg-type]
+        chosen = self._chosen = layer.choose(UNKNOWN, store) if stored else None  # type: ignore[arg-type]
         to.chosen, to.far.rows, self._metered = native.ffi.NULL, 0, False
         if isinstance(chosen, Selection):
             to.chosen = chosen.job
