@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hgca_cli.attention.recorded import Recorder
-from hgca_cli.attention.slots import SlotAttention
+from hgca_cli.attention.slots import SlotAttention, trouble
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import NativeError
 from hgca_cli.hf.cache import HybridCache
@@ -203,6 +203,17 @@ def test_slots_on_a_gpu_are_attended_to_as_on_the_cpu(
         off = 1e-5 if dtype == torch.float32 else 2e-2
         assert (results[0][0] - results[1][0]).abs().max() <= off
         assert (results[0][1] - results[1][1]).abs().max() <= 1e-4
+
+
+@pytest.mark.gpu
+def test_the_kernels_work_on_this_gpu() -> None:
+    assert trouble(torch.device("cuda", 0)) is None
+
+
+def test_kernels_that_do_not_work_are_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trouble(torch.device("cpu")) is None
+    told = trouble(torch.device("cuda", 7))  # there is none, or Triton is not
+    assert told is not None and told.startswith("Triton: ") and "\n" not in told
 
 
 def test_layers_must_be_alike() -> None:

@@ -7,6 +7,7 @@ are read once). Elsewhere torch does the same.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -34,13 +35,7 @@ class SlotAttention:
     @staticmethod
     def serves(device: torch.device, key_dim: int, value_dim: int) -> bool:
         """Whether there are kernels for such rows."""
-        if device.type != "cuda":
-            return True
-        try:
-            import triton  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
-        except ImportError:  # torch brings it where it can be
-            return False
-        return all(dim >= 16 and dim & (dim - 1) == 0 for dim in (key_dim, value_dim))
+        return device.type != "cuda" or all(dim >= 16 and dim & (dim - 1) == 0 for dim in (key_dim, value_dim))
 
     def near(self, query: Tensor, keys: Tensor, values: Tensor, *, scale: float, softcap: float) -> Near:
         """query [heads, key_dim] over keys, values [kv_heads, slots, dim]; `finish` has the result."""
@@ -54,6 +49,29 @@ class SlotAttention:
             whole = part if whole is None else merge(whole, part)
         assert whole is not None
         return Plain(Partial(whole.out.reshape(query.shape[0], -1), whole.lse.reshape(-1)))
+
+
+@lru_cache
+def trouble(device: torch.device) -> str | None:
+    """Why the kernels do not work on a device, found by trying; None: they do. Triton is not everywhere, and needs a C
+    compiler and Python's headers where it is.
+    """
+    if device.type != "cuda":
+        return None
+    query, keys, values = torch.ones(2, 16), torch.ones(1, 8, 16), torch.arange(128.0).view(1, 8, 16)
+    spans = torch.tensor([0, 2, 5, 8])
+    results = []
+    try:
+        for there, dtype in ((torch.device("cpu"), torch.float32), (device, torch.float16)):
+            given = (one.to(there, dtype) for one in (query, keys, values))
+            attention = SlotAttention(spans.to(there), heads=2, slots=8, value_dim=16)
+            whole, _ = attention.near(*given, scale=0.25, softcap=0.0).finish(None)
+            results.append(whole.out.float().cpu())
+    except Exception as error:
+        told = str(error).strip().splitlines()
+        return f"Triton: {told[0] if told else type(error).__name__}"
+    wanted, got = results
+    return None if torch.allclose(wanted, got, rtol=1e-2) else "Triton's kernels give wrong results"
 
 
 class Near(Protocol):

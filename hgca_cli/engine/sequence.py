@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hgca_cli.attention.slots import trouble
 from hgca_cli.engine.session_record import Shard
 from hgca_cli.errors import DoesNotFitError
 from hgca_cli.hf.cache import HybridCache
@@ -43,6 +44,7 @@ class Sequence:
         self.tokens: list[int] = []
         self.on_disk: OnDisk | None = None
         self._step: GraphStep | None = None
+        self._trouble: str | None = None
 
     @property
     def cached(self) -> int:
@@ -100,14 +102,17 @@ class Sequence:
     @property
     def no_graph(self) -> str | None:
         """Why tokens on a GPU are computed operation by operation, though they should not be; None: they are not."""
-        return self._step.failed if self._step is not None else None
+        return self._trouble or (self._step.failed if self._step is not None else None)
 
     def _graph_step(self, loaded: LoadedModel) -> GraphStep | None:
         """What computes one more token as a CUDA graph, where that can be."""
         if loaded.device.type != "cuda" or not GRAPHS or not self.cached:
             return None
         if self._step is None or not self._step.of(self.cache):
-            self._step = GraphStep(loaded.model, self.cache) if GraphStep.serves(self.cache) else None
+            self._step = None
+            if GraphStep.serves(self.cache):
+                self._trouble = trouble(loaded.device)
+                self._step = None if self._trouble else GraphStep(loaded.model, self.cache)
         return self._step if self._step is not None and self._step.failed is None else None
 
     def _forget_beyond(self, length: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import hgca_cli.hf.attention
+from hgca_cli.attention.slots import trouble
 from hgca_cli.config import CacheSettings
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.graph import GraphStep
@@ -89,7 +90,8 @@ class ProbeModel:
 
     def graph(self, cache: HybridCache) -> GraphStep | None:
         """What computes a token of this cache in a CUDA graph; None where that cannot be."""
-        return GraphStep(self._model, cache) if self.device.type == "cuda" and GraphStep.serves(cache) else None
+        served = self.device.type == "cuda" and GraphStep.serves(cache) and trouble(self.device) is None
+        return GraphStep(self._model, cache) if served else None
 
     def _run(self, ids: Tensor, cache: HybridCache) -> Tensor:
         with torch.inference_mode():
