@@ -214,6 +214,7 @@ def record(options: argparse.Namespace, results: list[dict[str, Any]], sides: li
         "model": options.model,
         "dtype": options.dtype,
         "window": options.window,
+        "yarn": options.yarn,
         "openmp": options.openmp,
         "llama_cpp": next((side.version for side in sides if isinstance(side, LlamaCpp)), None),
         "results": results,

@@ -96,6 +96,7 @@ class Long:
         self._loaded = loaded
         self.seconds: list[float] = []
         self.shares: list[float] = []
+        self.stages: list[dict[str, float]] = []
         self._first = TEXT_ROWS - (options.turns + 1) * TOKENS
         settings = CacheSettings(
             window=options.window, context=max(rows, TEXT_ROWS) + TEXT_ROWS, select=select, kv_dtype="bf16",
@@ -123,6 +124,7 @@ class Long:
             int(self._sequence.forward(self._loaded, torch.tensor([[token]])).argmax())
             self.seconds.append(time.perf_counter() - began)
             self.shares += [read_share(state) for state in states]
+            self.stages += [stages(state) for state in states]
 
 
 def directions(loaded: LoadedModel, text: Text, options: argparse.Namespace) -> list[torch.Tensor]:
@@ -169,6 +171,20 @@ def read_share(state: LayerState) -> float:
     return last.reads.read / (store.rows * last.kv_heads) if store is not None and last is not None else 1.0
 
 
+def stages(state: LayerState) -> dict[str, float]:
+    """Milliseconds of threads of each stage of the last token's attention in one layer."""
+    if (last := state.reads.last) is None:
+        return {}
+    reads = last.reads
+    told = {
+        "groups": reads.group_seconds,
+        "codes": reads.scan_seconds,
+        "choice": reads.choose_seconds,
+        "rows": reads.read_seconds,
+    }
+    return {name: 1e3 * seconds for name, seconds in told.items()}
+
+
 def report(sides: dict[str, Long], layers: int, options: argparse.Namespace) -> dict[str, Any]:
     """Prints each side; returns what is recorded."""
     told = {name: median(side.seconds[TOKENS:]) for name, side in sides.items()}
@@ -179,10 +195,19 @@ def report(sides: dict[str, Long], layers: int, options: argparse.Namespace) -> 
         whole = none + (seconds - none) * layers / options.layers
         shortest = results.get(f"{name.split()[0]} {options.rows[0]}", {"tok_s": 1 / whole})["tok_s"]
         share = median(sides[name].shares[TOKENS * options.layers :])
+        late = sides[name].stages[TOKENS * options.layers :]
+        spent = {stage: layers * median(one[stage] for one in late) for stage in late[0]}
         print(
-            f"{name:18} {1 / whole:7.2f} tok/s, {1 / whole / shortest:.2f} of that at {options.rows[0]:,}, {share:.2%} read"
+            f"{name:18} {1 / whole:7.2f} tok/s, {1 / whole / shortest:.2f} of that at {options.rows[0]:,}, {share:.2%} read; "
+            + "ms of threads: "
+            + ", ".join(f"{stage} {taken:.1f}" for stage, taken in spent.items())
         )
-        results[name] = {"tok_s": round(1 / whole, 3), "ms": round(1e3 * whole, 3), "read_share": round(share, 5)}
+        results[name] = {
+            "tok_s": round(1 / whole, 3),
+            "ms": round(1e3 * whole, 3),
+            "read_share": round(share, 5),
+            "thread_ms": spent,
+        }
     return results
 
 

@@ -22,7 +22,6 @@ from hgca_cli.kv.store import Store
 
 SEGMENT = 2048  # rows clustered together
 PATIENCE = 256  # rows after a segment until it is used
-APART = 8  # groups of a segment for rows that are like no others
 GROUPS = SEGMENT // selection.GROUP
 
 
@@ -40,12 +39,13 @@ class Segment(NamedTuple):
 class Clusters:
     """The clustered part of one layer's store: its first `rows` rows, whole segments.
 
-    order, group_codes, spread_codes, means  as in Segment, for the whole capacity; apart u8 [kv_heads, groups]
+    order, group_codes, spread_codes, means  as in Segment, for the whole capacity; apart u8 [kv_heads, groups]: 1 where rows
+    stand that are like no others, so many groups of each segment
     """
 
-    def __init__(self, layout: LayerLayout, capacity: int) -> None:
+    def __init__(self, layout: LayerLayout, capacity: int, apart: int) -> None:
         self.rows = 0
-        self._layout = layout
+        self._layout, self._groups_apart = layout, apart
         self._coming: list[tuple[int, Future[Segment]]] = []
         segments = -(-capacity // SEGMENT)
         heads, width = layout.kv_heads, layout.key_dim + layout.value_dim
@@ -57,7 +57,7 @@ class Clusters:
         self.order, self.group_codes, self.means = self._order.whole[..., 0], self._codes.whole, self._means.whole
         self.spread_codes = self._spread.whole
         self.apart = torch.zeros(heads, segments, GROUPS, dtype=torch.uint8)
-        self.apart[..., -APART:] = 1
+        self.apart[..., GROUPS - apart :] = 1
         self.apart = self.apart.view(heads, -1)
 
     def extend(self, store: Store) -> None:
@@ -66,7 +66,7 @@ class Clusters:
         for first in range(known, store.rows - SEGMENT + 1, SEGMENT):
             keys, values = store.keys[:, : first + SEGMENT], store.values[:, : first + SEGMENT]
             scales = None if store.scales is None else store.scales[:, : first + SEGMENT]
-            self._coming.append((first, _thread().submit(_cluster, keys, values, scales, first)))
+            self._coming.append((first, _thread().submit(_cluster, keys, values, scales, first, self._groups_apart)))
 
     def settle(self, store: Store, codes: Codes, *, wait: bool = True) -> None:
         """Take in the segments that are due; without waiting only those that are made."""
@@ -104,7 +104,7 @@ def _thread() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_thread.cache_clear)  # the thread stays with the parent: a child would wait for ever
 
 
-def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int) -> Segment:
+def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int, apart: int) -> Segment:
     """Cluster rows first .. first + 2047, one KV head after another: so little at once stays off the pool's threads."""
     heads, key_dim, value_dim = keys.shape[0], keys.shape[2], values.shape[2]
     blocks = SEGMENT // selection.BLOCK
@@ -121,7 +121,7 @@ def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int) ->
         one = slice(head, head + 1)
         key, value, order = keys[one], values[one], made.order[one]
         key_scale, value_scale = (None, None) if scales is None else scales[one].unbind(-1)
-        selection.cluster(key, order, first, apart=APART, scale=key_scale)
+        selection.cluster(key, order, first, apart=apart, scale=key_scale)
         selection.encode(key, made.codes[one], 0, scale=key_scale, order=order)
         selection.average(value, made.block_means[one], 0, each=selection.BLOCK, scale=value_scale, order=order)
         mean_key, mean_value = made.means[one][..., :key_dim], made.means[one][..., key_dim:]
