@@ -155,7 +155,10 @@ def chat(
 
     sink = with_board(sink, engine, planned, style, shown, as_json=json)
     trim = overflow == "trim-oldest"
-    talk = Talk(engine, message, settings, origins, sink, raw=raw, keeper=keeper, plan=planned, trim=trim)
+    hidden = style.bar and not json
+    talk = Talk(
+        engine, message, settings, origins, sink, raw=raw, keeper=keeper, plan=planned, trim=trim, unechoed=hidden
+    )
     if think is not None:
         talk.think(think)
     for document in documents:
