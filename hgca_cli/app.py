@@ -23,6 +23,7 @@ from hgca_cli.commands.chat import chat
 from hgca_cli.commands.config import config as config_group
 from hgca_cli.commands.defaults import take_config
 from hgca_cli.commands.doctor import doctor
+from hgca_cli.commands.elsewhere import hint_for, refuse_foreign
 from hgca_cli.commands.eval import evaluate
 from hgca_cli.commands.models import models
 from hgca_cli.commands.output import report
@@ -96,6 +97,7 @@ def run(arguments: list[str]) -> int:
     warnings.showwarning = _show_warning
     before = {number: signal.signal(number, _terminated) for number in ENDING}
     try:
+        refuse_foreign(words)
         code = app(config_first(rename_aliases(arguments)) or ["--help"], prog_name="hgca", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
@@ -139,7 +141,7 @@ def _explain(error: BaseException, debug: bool) -> tuple[str, str, str, int]:
     if told is not None:
         command = getattr(getattr(error, "ctx", None), "command_path", "hgca")
         words = re.sub(r"\s*\(Possible options: (.+)\)", r". Did you mean \1?", str(told()))
-        return words, f"See {command} --help.", "usage", int(getattr(error, "exit_code", 2))
+        return words, hint_for(words, f"See {command} --help."), "usage", int(getattr(error, "exit_code", 2))
     what = f"unexpected error: {type(error).__name__}: {str(error)[:300]}".rstrip(": ")
     return what, "" if debug else "(--debug shows the traceback; please report it.)", "unexpected", 1
 

@@ -56,7 +56,7 @@ def _one_of(kinds: tuple[Any, ...], value: Any, refuse: Refuse, whole: bool, at:
     if value is None and type(None) in kinds:
         return None
     for one in kinds:
-        if isinstance(value, Mapping) if is_dataclass(one) else type(value) is one:
+        if isinstance(value, Mapping) if is_dataclass(one) or get_origin(one) is dict else type(value) is one:
             return build(one, value, refuse, whole=whole, at=at)
     if float in kinds and type(value) is int:  # written without a point
         return build(float, value, refuse, at=at)

@@ -90,7 +90,7 @@ BAD = [
     ("--temp", "-1"), ("--temp", "nan"), ("--temp", "inf"), ("--temp", "hot"),
     ("--top-p", "0"), ("--top-p", "2"), ("--top-k", "-1"), ("--min-p", "1.5"), ("--repeat-penalty", "0"),
     ("--seed", str(2**64)), ("--seed", "-1"), ("--max-tokens", "-1"), ("--stop", ""),
-    ("--threads", "10000"), ("--sinks", "-1"), ("--sinks", str(10**12)),
+    ("--sinks", "-1"), ("--sinks", str(10**12)),
     ("--dtype", "int3"), ("--kv-dtype", "int3"), ("--dtype", "int8"), ("--select", "best"), ("--color", "mauve"),
     ("--ram-limit", "lots"), ("--gpu-mem", "-1"), ("--balance", "maybe"),
 ]  # fmt: skip
@@ -200,10 +200,35 @@ def test_every_alias_is_an_option(other: str, ours: str, capsys: pytest.CaptureF
     assert f"{ours} " in out and f"{other} " not in out
 
 
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["chat", "-m", "x", "-ngl", "99"], "--gpu-mem"),
+        (["chat", "--format", "json", "-p", "x"], "--json"),
+        (["chat", "-cnv"], "conversation"),
+        (["run", "llama3"], "hgca chat -m"),
+        (["list"], "hgca models ls"),
+        (["serve"], "no server"),
+    ],
+)
+def test_what_other_tools_have_is_answered_with_what_is_here(
+    words: list[str], remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    err = refused(capsys, *words)
+    assert remedy in err and ("no such option" in err or "No such command" in err)
+
+
 @pytest.mark.parametrize("device", ["cuda:9", "cuda:x", "tpu"])
 def test_a_device_that_is_not_there(device: str, capsys: pytest.CaptureFixture[str]) -> None:
     err = refused(capsys, "chat", "-m", "nobody/nothing", "-p", "x", "--device", device, code=5)
     assert "no such device" in err and "cpu" in err and device in err
+
+
+def test_a_gpu_is_never_replaced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("hgca_cli.hardware.probe.probe_gpus", list)
+    for device in ("cuda", "cuda:0"):
+        err = refused(capsys, "chat", "-m", "nobody/nothing", "-p", "x", "--device", device, code=5)
+        assert "no such device" in err and device in err and "cpu" in err
 
 
 def test_mistakes_are_told_before_the_model_is_looked_for(capsys: pytest.CaptureFixture[str]) -> None:

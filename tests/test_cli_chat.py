@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -135,8 +136,21 @@ def test_beyond_the_trained_length(model: str) -> None:
 
 
 def test_too_many_threads_are_clamped_and_said(model: str) -> None:
-    done = here("chat", "-m", model, "-p", "x", "-n", "1", "--threads", "1000")
-    assert done.returncode == 0 and b"--threads 1000" in done.stderr and b"are used" in done.stderr
+    for count in ("1000", "10000"):
+        done = here("chat", "-m", model, "-p", "x", "-n", "1", "--threads", count)
+        assert done.returncode == 0 and f"--threads {count}: ".encode() in done.stderr and b"are used" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux")
+def test_threads_are_those_the_process_may_use(model: str) -> None:
+    script = (
+        "import os, sys; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]); from hgca_cli.app import run; "
+    )
+    script += "sys.exit(run(sys.argv[1:]))"
+    for more, told in (([], b""), (["--threads", "7"], b"--threads 7: this process may use 1 processors")):
+        words = [sys.executable, "-c", script, "chat", "-m", model, "--plan", *more]
+        done = subprocess.run(words, capture_output=True, check=False, env=environment(), stdin=subprocess.DEVNULL)
+        assert done.returncode == 0 and b"--threads 1 " in done.stdout.replace(b"\n", b" ") and told in done.stderr
 
 
 def test_raw_text_another_template_and_a_system_message(model: str, tmp_path: Path) -> None:
@@ -175,6 +189,14 @@ def test_thinking_where_there_is_no_switch(model: str) -> None:
     assert done.returncode == 2 and b"no switch for thinking" in done.stderr
 
 
+def test_what_is_likely_meant_otherwise_is_said(model: str) -> None:
+    done = here("chat", "-m", model, "smollm2-135m", "why?", "-n", "1")
+    assert done.returncode == 0 and b"-m smollm2-135m chooses the model" in done.stderr
+    done = here("chat", "-m", model, "-s", "42", "-p", "why?", "-n", "1")
+    assert done.returncode == 0 and b"--seed sets the seed" in done.stderr
+    assert here("chat", "-m", model, "-sys", "be brief", "-p", "why?", "-n", "1").stderr == b""
+
+
 def test_figures_only_where_somebody_looks_or_asks(model: str) -> None:
     base = ["chat", "-m", model, "-p", "the cat", "-n", "5", "--seed", "3"]
     assert here(*base).stderr == b""
@@ -198,6 +220,31 @@ def test_a_one_shot_that_is_stopped(number: int, code: int, model: str) -> None:
     child.send_signal(number)
     assert child.wait(timeout=90) == code
     assert first and child.stdout.read().endswith(b"\n") and child.stderr.read() == b""  # what there is was printed
+
+
+@pytest.mark.parametrize("stage", ["load", "prefill"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_before_the_first_word(stage: str, number: int, code: int, model: str, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("the cat sat on the mat " * 3000)
+    words = ["-f", str(tmp_path / "long.txt"), "--ctx", "40k", "--prefill-chunk", "16", "--session", "kept", "--json"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "hgca_cli", "chat", "-m", model, "-p", "why?", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        env=environment(HGCA_DATA_DIR=str(tmp_path / "data")),
+    )
+    assert child.stdout is not None and child.stderr is not None
+    wanted = b'"plan"' if stage == "load" else b'"prefill"'  # the plan is told before torch is imported
+    while wanted not in (line := child.stdout.readline()):
+        assert line, child.stderr.read()
+    child.send_signal(number)
+    assert child.wait(timeout=90) == code
+    assert b"Traceback" not in child.stderr.read() and b'"token"' not in child.stdout.read()
+    again = here(
+        "chat", "-m", model, "-p", "why?", "-n", "2", "--session", "kept", HGCA_DATA_DIR=str(tmp_path / "data")
+    )
+    assert again.returncode == 0, "whatever was saved opens"
 
 
 def test_a_reader_that_leaves_and_a_full_disk(model: str) -> None:

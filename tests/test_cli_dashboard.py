@@ -5,16 +5,13 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli_process import ROOT, environment, here, save_tiny
+from tests.cli_process import environment, here, save_tiny
+from tests.screens import Terminal
 
-pexpect = pytest.importorskip("pexpect")
-pyte = pytest.importorskip("pyte")
 BROKEN = """
 import sys
 from hgca_cli import app
@@ -31,61 +28,33 @@ def failing(self, *args, **named):
 Engine.answer = failing
 sys.exit(app.run(sys.argv[1:]))
 """
+WRITING = """
+import sys, time
+from hgca_cli import app
+from hgca_cli.engine.engine import Engine
+from hgca_cli.events import Text
+SAID = "# A heading\\n\\nSome **bold** words. " + "More of them follow here. " * 8 + "\\n\\n"
+SAID += "".join(f"* item {n} is here, with `code`\\n" for n in range(12)) + "\\n## Code\\n\\n```python\\n"
+SAID += "".join(f"line_{n} = {n}\\n" for n in range(30)) + "```\\n\\n| a | b |\\n|---|---|\\n| 1 | 2 |\\n\\nEND OF IT\\n"
+answer = Engine.answer
+def writing(self, *args, **named):
+    said = iter([SAID[at : at + 5] for at in range(0, len(SAID), 5)])
+    for event in answer(self, *args, **named):
+        if isinstance(event, Text):
+            time.sleep(0.01)
+            if (piece := next(said, None)) is None:
+                args[3].set()
+                continue
+            event = Text(piece)
+        yield event
+Engine.answer = writing
+sys.exit(app.run(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny(tmp_path_factory.mktemp("dashboard") / "model")
-
-
-class Terminal:
-    """A program in a terminal, whose screen is kept as a real one would show it."""
-
-    def __init__(self, words: list[str], *, env: dict[str, str]) -> None:
-        self.child = pexpect.spawn(
-            words[0], words[1:], dimensions=(24, 80), timeout=60, env=env, cwd=str(ROOT), encoding=None
-        )
-        self.screen = pyte.Screen(80, 24)
-        self._stream = pyte.ByteStream(self.screen)
-
-    def until(self, true: Callable[[], bool], what: str) -> None:
-        """Show what comes until it is so."""
-        patience = time.monotonic() + 90
-        while time.monotonic() < patience:
-            if true():
-                return
-            self._read()
-        raise AssertionError(f"no {what} on the screen:\n" + "\n".join(self.screen.display))
-
-    def until_text(self, *texts: str) -> None:
-        """Until all of these are on the screen."""
-        self.until(lambda: all(any(text in line for line in self.screen.display) for text in texts), str(texts))
-
-    def send(self, text: str) -> None:
-        """Type; the editor has drawn its prompt."""
-        for _ in range(3):
-            self._read()
-        self.child.send(text.encode())
-
-    def resize(self, columns: int, rows: int) -> None:
-        """As a terminal does: without its scroll region afterwards."""
-        self.screen.resize(rows, columns)
-        self.screen.set_margins()
-        self.child.setwinsize(rows, columns)
-
-    def _read(self) -> None:
-        try:
-            self._stream.feed(self.child.read_nonblocking(1 << 16, timeout=0.1))
-        except pexpect.TIMEOUT:
-            pass
-        except pexpect.EOF:
-            time.sleep(0.1)
-
-    @property
-    def as_before(self) -> bool:
-        """No region, a cursor that is seen, and nothing of the block."""
-        shown = "\n".join(self.screen.display)
-        return self.screen.margins is None and not self.screen.cursor.hidden and "machine" not in shown
 
 
 @pytest.fixture
@@ -189,8 +158,48 @@ def test_a_stopped_program_leaves_the_shell_its_screen(start) -> None:  # type: 
     terminal.until(lambda: terminal.as_before, "screen as before")
     terminal.send("fg\r")
     terminal.until(lambda: is_whole(terminal), "dashboard again")
-    terminal.child.sendintr()
+    terminal.send("not seen")
+    terminal.look(2.0)
+    assert "not seen" not in terminal.text
+    terminal.child.sendintr()  # and with it goes what was typed
     terminal.until_text("interrupted", ">>>")
+    terminal.until(lambda: terminal.as_before, "screen as before")
+    terminal.send("/exit\r")
+    terminal.until(lambda: "bash" in terminal.flat.rpartition(">>> /exit")[2], "shell")
+    terminal.send("stty -a\r")
+    terminal.until_text(" echo ")
+
+
+def test_what_is_typed_meanwhile_waits_for_the_prompt(start) -> None:  # type: ignore[no-untyped-def]
+    terminal = start("-n", "2500")
+    terminal.send("the cat\r")
+    terminal.until(lambda: is_whole(terminal), "dashboard")
+    terminal.send("typed ahead")
+    terminal.look(1.0)
+    assert is_whole(terminal) and "typed ahead" not in terminal.text
+    terminal.until_text("2,500 tokens", ">>> typed ahead")
+
+
+def test_markdown_scrolls_above_it(start) -> None:  # type: ignore[no-untyped-def]
+    """An answer with everything in it, larger than the screen, at sizes that change in its midst: nothing is lost or torn."""
+    terminal = start("--markdown", "on", script=WRITING)
+    for columns, rows in ((80, 24), (200, 50)):
+        terminal.resize(columns, rows)
+        terminal.send("the cat\r")
+        terminal.until(lambda: is_whole(terminal), f"dashboard at {columns}x{rows}")
+        terminal.until_text("END OF IT", ">>>")
+        terminal.until(lambda: terminal.as_before, "screen as before")
+        written = terminal.everything.rpartition(">>> the cat")[2]
+        assert [written.count(f"item {number} is here") for number in range(12)] == [1] * 12
+        assert [written.count(f"line_{number} = {number}") for number in range(30)] == [1] * 30
+        assert "```" not in written and "##" not in written and "machine" not in written
+        assert "\nA heading\n" in written and " \u2022 item 0 is here" in written
+    terminal.send("the cat\r")
+    terminal.until(lambda: is_whole(terminal), "dashboard")
+    for columns, rows in ((100, 30), (80, 24), (120, 40)):
+        terminal.look(0.7)
+        terminal.resize(columns, rows)
+    terminal.until_text("END OF IT", ">>>")
     terminal.until(lambda: terminal.as_before, "screen as before")
 
 

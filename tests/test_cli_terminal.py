@@ -84,12 +84,19 @@ def test_a_conversation(spawn, tmp_path: Path) -> None:  # type: ignore[no-untyp
         ("/set temp hot", "'hot' is not a number"),
         ("/set temp -1", "out of range"),
         ("/set tempp 1", "Did you mean temp"),
+        ("/set parameter top_p 0.5", "top_p = 0.5"),  # as ollama has it
+        ("/set nothink", "has no switch for thinking"),
+        ("/set num_ctx 4096", "begin a chat with --ctx"),
+        ("/set system x", "/system TEXT"),
+        ("/set", "needs a name and a value"),
+        (f"/file {tmp_path}/my notes.txt", r"my notes.txt: \d+ tokens"),
         ("/show", r"temperature +0.5 +set here"),
         ("/stats", "5 tokens"),
         ("/system be terse", "begins anew"),
         ("/system", "be terse"),
         ("/clear", "forgotten"),
         ("/ctx", r"0 of 512 tokens"),
+        ("/new", "forgotten"),
     ):
         child.expect(PROMPT)
         child.sendline(said)
@@ -135,6 +142,7 @@ def test_answers_are_given_again_gone_on_with_and_taken_back(spawn, tmp_path: Pa
         (f"/export {tmp_path}/talk.md", "is there already"),
         (f"/export {tmp_path}/talk.json", "4 messages written"),
         ("/export talk.doc", "neither in .md nor in .json"),
+        (f"/export {tmp_path}/none/talk.md", "cannot write .*No such file"),
     ):
         child.sendline(said)
         child.expect(answered)
@@ -300,3 +308,16 @@ def test_terminated_at_the_prompt(spawn) -> None:  # type: ignore[no-untyped-def
     time.sleep(0.3)
     child.kill(signal.SIGTERM)
     leave(child, 143)
+
+
+def test_a_terminal_is_not_waited_for_where_a_text_is_expected(model: str) -> None:
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "hgca_cli", "chat", "-m", model, "-f", "-", "-p", "x"],
+        encoding="utf-8",
+        timeout=60,
+        env=environment(),
+        cwd=str(ROOT),
+    )
+    child.expect("hgca: error: standard input is a terminal.")
+    leave(child, 2)

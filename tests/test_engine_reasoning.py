@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from hgca_cli.config import SamplingSettings
 from hgca_cli.engine import transcript
 from hgca_cli.engine.conversation import Conversation
-from hgca_cli.engine.reasoning import ThoughtStream
+from hgca_cli.engine.reasoning import ThoughtStream, written_out
+from hgca_cli.engine.session_record import read_record
 from hgca_cli.events import Done, Event, Text, Thought
+from tests.saved_sessions import resumed, rewrite_record, save
 from tests.test_engine_conversation import read_tokens
 from tests.tiny_engine import tiny_engine
 
@@ -22,6 +25,11 @@ THINKING = (
     "{% if add_generation_prompt %}<|assistant|>"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
+# as SmolLM3's: how to think stands in front of everything
+MODE = (
+    "<|system|>{{ 'think' if enable_thinking is not defined or enable_thinking else 'do not think' }}<|end|>" + THINKING
+)
+OFF: dict[str, Any] = {"enable_thinking": False}
 GREEDY = SamplingSettings(temperature=0, max_tokens=60)
 
 
@@ -115,6 +123,82 @@ def test_the_switch_can_be_turned_between_turns() -> None:
     assert done.text == "mat" and done.thought == "" and read_tokens(events) < 40
     done, events = ask(conversation, "and?", "sat")
     assert read_tokens(events) < 40 and "reasoning_content" not in conversation.messages[-1]
+
+
+def asked_rightly(conversation: Conversation, text: str, said: str) -> tuple[Done, list[Event]]:
+    """A turn whose prompt is what the template makes of the messages with the present options."""
+    done, events = ask(conversation, text, said)
+    tokenizer = conversation.engine.loaded.tokenizer
+    plain = [{"role": one["role"], "content": one["content"]} for one in conversation.messages[:-1]]
+    want = tokenizer.render(plain, add_generation_prompt=True, **conversation.options)
+    assert tokenizer.hf.decode(conversation.sequence.tokens[: done.prompt_tokens], skip_special_tokens=False) == want
+    return done, events
+
+
+@pytest.mark.parametrize("template", [THINKING, MODE], ids=["at the end", "in front"])
+@pytest.mark.parametrize("said", ["<think>b</think>mat", "mat"], ids=["thought", "no thought"])
+@pytest.mark.parametrize("before", [{}, OFF], ids=["on", "off"])
+@pytest.mark.parametrize("after", [{}, OFF, {"enable_thinking": True}], ids=["none", "off", "on"])
+@pytest.mark.parametrize("kept", ["rows", "no rows", "older"])
+def test_a_session_goes_on_with_another_switch(
+    template: str, said: str, before: dict[str, Any], after: dict[str, Any], kept: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Whatever the switch was when it was saved: prompts are the template's, and what did not change is not read again."""
+    monkeypatch.setenv("HGCA_DATA_DIR", str(tmp_path))
+    first = thinking(template)
+    first.options = before
+    ask(first, "the cat sat on the mat " * 6, "<think>a</think>fur")
+    asked_rightly(first, "and?", said)
+    save("notes", first, rows=kept != "no rows")
+    if kept == "older":  # saved before options were written down
+        rewrite_record(tmp_path / "sessions" / "notes", lambda table: table["saved"].pop("asked_with"))
+        assert read_record(tmp_path / "sessions" / "notes").saved.asked_with is None  # type: ignore[union-attr]
+    engine = tiny_engine(template=template, chunk=512)
+    conversation, notices = resumed("notes", engine)
+    assert notices == [] and conversation.messages == first.messages
+    conversation.options = after
+    done, _ = asked_rightly(conversation, "why?", "<think>c</think>sat")
+    same = template == THINKING or before == OFF == after or OFF not in (before, after)
+    if kept != "no rows" and same:
+        assert done.cached_tokens > 60, "the question and its document are not read again"
+    scripted(conversation, "<think>d</think>hat")
+    list(conversation.regenerate(GREEDY, threading.Event()))
+    assert conversation.messages[-1] == {"role": "assistant", "content": "hat", "reasoning_content": "d"}
+    conversation.undo()
+    asked_rightly(conversation, "why not?", "sat")
+    conversation.options = {"enable_thinking": after == OFF}  # and once more in the midst of it
+    asked_rightly(conversation, "so?", "sat")
+    asked_rightly(conversation, "so what?", "sat")
+
+
+@pytest.mark.parametrize("said", ["<think>b</think>ma", "ma", "<think>b"])
+@pytest.mark.parametrize("opened", [False, True], ids=["bare", "<think> in the prompt"])
+@pytest.mark.parametrize("options", [{}, OFF], ids=["on", "off"])
+def test_an_answer_is_gone_on_with_where_only_its_text_is_known(
+    said: str, opened: bool, options: dict[str, Any]
+) -> None:
+    template = THINKING.replace("<|assistant|>{% if", "<|assistant|><think>\n{% if") if opened else THINKING
+    if opened and (options or not said.startswith("<think>")):
+        pytest.skip("models that always think have no switch")
+    first = thinking(template)
+    ask(first, "the cat", said.removeprefix("<think>") if opened else said)
+    conversation = thinking(template)
+    conversation.resume(first.messages, [], None)
+    conversation.options = options
+    scripted(conversation, "t" if "b" not in said or "</think>" in said or options else "t</think>x")
+    list(conversation.go_on(GREEDY, threading.Event()))
+    tokens = conversation.engine.loaded.tokenizer.hf.decode(conversation.history, skip_special_tokens=False)
+    assert tokens.count("<think>") == tokens.count("</think>") == (0 if said == "ma" and not options else 1)
+    last = conversation.messages[-1]
+    assert last["content"] == ("mat" if "ma" in said else "t" if "t</think>" not in tokens else "x")
+    assert last.get("reasoning_content", "").startswith("b") == ("b" in said)
+
+
+def test_written_out() -> None:
+    assert written_out("b\n", "c", open=False) == "<think>\nb\n</think>\n\nc"
+    assert written_out("b", "", open=True) == "b" and written_out("", "c", open=False) == "c"
+    assert written_out("", "c", open=True) == "\n</think>\n\nc"
 
 
 def test_a_prompt_that_ends_in_a_thought() -> None:

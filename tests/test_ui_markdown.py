@@ -171,6 +171,18 @@ def test_code_taller_than_the_screen_is_printed_in_parts(size: list[terminal_siz
         assert "```" not in screen.text and screen.text.endswith("\n\nDone.")
 
 
+LONG_WORD = "".join(f"word{number}" for number in range(30))
+
+
+@pytest.mark.parametrize(
+    "before", ["```python\n", "* item\n\n  ```\n  ", "| a | b |\n|---|---|\n| some words | ", "# ", "> "]
+)
+def test_what_is_wider_than_the_screen_is_all_there(before: str, size: list[terminal_size]) -> None:
+    for words in (LONG_WORD, " ".join(f"word{number}" for number in range(30))):
+        text = re.sub(r"[^a-z0-9]", "", shown(before + words + "\n", 7).text)
+        assert all(text.count(f"word{number}") == 1 for number in range(10, 30)), text
+
+
 def test_a_resize_leaves_what_was_written(size: list[terminal_size]) -> None:
     screen = Screen()
     stream = MarkdownStream(screen.write, color=True, tail=True)
@@ -179,6 +191,17 @@ def test_a_resize_leaves_what_was_written(size: list[terminal_size]) -> None:
     stream.push("xt\n\nand *more*\n\n")
     stream.finish()
     assert screen.text.startswith("Some **bold** text") and screen.text.endswith("more") and "*more*" not in screen.text
+
+
+def test_a_resize_between_answers_changes_nothing(size: list[terminal_size]) -> None:
+    screen = Screen()
+    stream = MarkdownStream(screen.write, color=True, tail=True)
+    for _ in range(2):
+        for character in "# One\n\nsome **bold** words\n":
+            stream.push(character)
+        stream.finish()
+        size.append(terminal_size((50, 30)))
+    assert screen.text == "One\n\nsome bold words\nOne\n\nsome bold words"
 
 
 def test_other_lines_do_not_end_up_in_the_tail(size: list[terminal_size]) -> None:

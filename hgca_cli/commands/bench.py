@@ -13,7 +13,7 @@ import typer
 from hgca_cli.commands import options
 from hgca_cli.commands.bench_cases import cases_of
 from hgca_cli.commands.files import append_line, check_files
-from hgca_cli.commands.flags import MOST_ROWS, MOST_THREADS, count_of, naming_variables
+from hgca_cli.commands.flags import MOST_ROWS, count_of, naming_variables
 from hgca_cli.commands.lists import ListCommand
 from hgca_cli.errors import DoesNotFitError, UsageError
 from hgca_cli.measure.case import Case
@@ -26,6 +26,8 @@ from hgca_cli.units import format_bytes
 if TYPE_CHECKING:
     from hgca_cli.measure.attention import Result
     from hgca_cli.measure.llama_cpp import Ggml
+
+MOST_THREADS = 1024
 
 bench = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 

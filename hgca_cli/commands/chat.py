@@ -29,7 +29,7 @@ from hgca_cli.commands.setup import ModelChoice, plan_model, start_engine
 from hgca_cli.engine.sessions import find_session
 from hgca_cli.errors import UsageError
 from hgca_cli.events import Notice
-from hgca_cli.hf.registry import DEFAULT
+from hgca_cli.hf.registry import DEFAULT, aliases
 from hgca_cli.ui.console import MARKDOWN, make_sink
 from hgca_cli.ui.figures import plan_table
 from hgca_cli.ui.style import Style, is_terminal, style_of
@@ -130,6 +130,8 @@ def chat(
         keeping = _keeping(given)
         question, documents = (None, []) if plan else _inputs(given)
         sink = _sink(given, style)
+        for text in _meant_otherwise(given):
+            sink.show(Notice(text))
         name = latest_session() if continue_ else session
         model, revision = _model_of(context, name, message, model, revision)
         choice = ModelChoice(model, revision, trust_remote_code, offline, template)
@@ -155,7 +157,10 @@ def chat(
 
     sink = with_board(sink, engine, planned, style, shown, as_json=json)
     trim = overflow == "trim-oldest"
-    talk = Talk(engine, message, settings, origins, sink, raw=raw, keeper=keeper, plan=planned, trim=trim)
+    hidden = style.bar and not json
+    talk = Talk(
+        engine, message, settings, origins, sink, raw=raw, keeper=keeper, plan=planned, trim=trim, unechoed=hidden
+    )
     if think is not None:
         talk.think(think)
     for document in documents:
@@ -206,6 +211,17 @@ def _checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, An
     if given["prompt"] is not None and given["words"]:
         raise UsageError("--prompt and a prompt without a flag exclude each other.", "Drop one of them.")
     return style_of(given["color"], plain=given["plain"]), plan_request(given), sampling_flags(given)
+
+
+def _meant_otherwise(given: Mapping[str, Any]) -> list[str]:
+    """What is likely meant as other tools take it."""
+    told = []
+    if given["words"] and given["words"][0] in aliases():
+        name = given["words"][0]
+        told.append(f"{name} is the name of a model, and taken for the question: -m {name} chooses the model")
+    if given["system"] is not None and given["system"].strip().isdigit():
+        told.append(f"the system message is {given['system']}: --seed sets the seed")
+    return told
 
 
 def _sink(given: Mapping[str, Any], style: Style) -> Sink:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from hgca_cli.hardware.settings import PlanRequest
 
 MOST_ROWS = 1 << 30
-MOST_THREADS = 1024
 OVERFLOW = ("error", "trim-oldest")
 SAMPLING = {
     "temp": "temperature",
@@ -55,7 +54,7 @@ def plan_request(given: Mapping[str, Any]) -> PlanRequest:
         window=count_of(given["window"], "--window"),
         sinks=sinks,
         chunk=count_of(given["prefill_chunk"], "--prefill-chunk"),
-        threads=count_of(given["threads"], "--threads", MOST_THREADS),
+        threads=count_of(given["threads"], "--threads"),  # too many are clamped
         select=select,
         budget=budget,
         quality=quality,

@@ -167,7 +167,10 @@ COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
     "dashboard": (_dashboard, "[line|full|off]", "what goes on while the model works; without a word: now"),
     "exit": (_exit, "", "leave"),
 }
-SAME = {"bye": "exit", "quit": "exit", "read": "file", "?": "help", "regenerate": "regen", "retry": "regen"}
+SAME = {
+    "bye": "exit", "quit": "exit", "read": "file", "?": "help", "regenerate": "regen", "retry": "regen", "reset": "clear",
+    "new": "clear",
+}  # fmt: skip
 SWITCH = ("on", "off")
 FOLLOWING: dict[str, Callable[[], Iterable[str]]] = {  # words that can follow
     "load": lambda: [one.name for one in every_session()],

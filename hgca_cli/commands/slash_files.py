@@ -21,7 +21,7 @@ MOST_FILES = 1000
 
 def attach_files(talk: Talk, rest: str) -> None:
     """Read text files before the next question: all of them, or none. Errors as of read_document."""
-    paths = _words(rest, "/file", "notes.txt")
+    paths = [rest] if _is_file(rest) else _words(rest, "/file", "notes.txt")  # blanks and quotes may be part of a name
     if "-" in paths:
         raise UsageError("/file: - is what you are typing into.", "Name a file.")
     for document in [read_document(path) for path in paths]:
@@ -74,6 +74,13 @@ def export_chat(talk: Talk, rest: str) -> None:
     except OSError as error:
         raise ModelError(f"/export: cannot write {file}: {error.strerror}.", "Choose another place.") from error
     talk.sink.tell(f"{len(talk.conversation.messages):,} messages written to {file}")
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return bool(path) and Path(path).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def _words(rest: str, command: str, example: str) -> list[str]:

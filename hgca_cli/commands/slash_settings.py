@@ -18,9 +18,15 @@ if TYPE_CHECKING:
 
 def set_setting(talk: Talk, rest: str) -> None:
     """A sampling setting, or one of OTHERS. Raises UsageError for a name or a value that is none."""
-    word, _, value = rest.partition(" ")
+    word, _, value = rest.removeprefix("parameter ").strip().partition(" ")  # ollama's /set parameter NAME VALUE
+    if not word:
+        raise UsageError("/set needs a name and a value.", f"There are {', '.join([*talk.origins, *OTHERS])}.")
     name = word.lstrip("-").replace("-", "_")
     name = SAMPLING.get(name, name)
+    if name == "nothink" or (name == "think" and not value):  # ollama's
+        name, value = "think", "off" if name == "nothink" else "on"
+    if name in ELSEWHERE:
+        raise UsageError(f"/set: {word} is not set here.", ELSEWHERE[name])
     if name in OTHERS:
         OTHERS[name](talk, value.strip())
         return
@@ -90,6 +96,16 @@ def _quality(talk: Talk, value: str) -> None:
     talk.sink.tell(f"quality = {quality:g}")
 
 
+PLANNED = {
+    "ctx": "ctx",
+    "num_ctx": "ctx",
+    "window": "window",
+    "select": "select",
+    "budget": "budget",
+    "threads": "threads",
+}
+ELSEWHERE = {name: f"The plan decided it: begin a chat with --{flag}." for name, flag in PLANNED.items()}
+ELSEWHERE |= {"system": "/system TEXT sets the system message.", "model": "Begin a chat with -m MODEL."}
 OTHERS: dict[str, Callable[[Talk, str], None]] = {
     "markdown": _markdown,
     "quality": _quality,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from hgca_cli.errors import HgcaError, UsageError
 from hgca_cli.events import Done, Event, Notice
 from hgca_cli.ui.console import Sink
 from hgca_cli.ui.editor import Reader
+from hgca_cli.ui.keyboard import unechoed
 
 if TYPE_CHECKING:
     from hgca_cli.hardware.settings import Plan
@@ -34,6 +36,7 @@ class Talk:
     keeper    saves it, None with --raw
     plan      what the engine was started with
     attached  documents before the next question, with their tokens
+    unechoed  what is typed while an answer is written is not shown: it would stand in the midst of it
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Talk:
         keeper: Keeper | None = None,
         plan: Plan | None = None,
         trim: bool = False,
+        unechoed: bool = False,
     ) -> None:
         self.engine = engine
         self.conversation = Conversation(engine, system, trim=trim)
@@ -56,7 +60,7 @@ class Talk:
         self.plan = plan
         self.last: Done | None = None
         self.attached: list[tuple[Document, int]] = []
-        self._raw = raw
+        self._raw, self._unechoed = raw, unechoed
         self._warned = 0  # 1: nearly full, 2: full
         self.keeper = keeper
         if keeper is not None:
@@ -154,6 +158,10 @@ class Talk:
 
     def _turn(self, begin: Callable[[threading.Event], Iterator[Event]]) -> int:
         """Events of one turn as they come, and what was said saved; returns an exit code."""
+        with unechoed() if self._unechoed else nullcontext():
+            return self._told(begin)
+
+    def _told(self, begin: Callable[[threading.Event], Iterator[Event]]) -> int:
         done: Done | None = None
         try:
             with interruptible() as stop:

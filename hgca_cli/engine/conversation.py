@@ -13,7 +13,7 @@ from hgca_cli.config import SamplingSettings
 from hgca_cli.engine import turns
 from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.prefill import check_room
-from hgca_cli.engine.reasoning import BEGIN, ThoughtStream
+from hgca_cli.engine.reasoning import BEGIN, END, ThoughtStream, written_out
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.engine.turns import Document, Messages
 from hgca_cli.errors import UsageError
@@ -46,7 +46,7 @@ class Conversation:
         self._exact = False
         self._sequence = engine.new_sequence()
         self._history: list[int] = []  # ids of the messages up to the end of the last answer; [] if there is none
-        self._asked_with = dict(self.options)  # options of the last turn
+        self._asked_with: dict[str, Any] | None = dict(self.options)
         self._documents: list[Document] = []
         self._counted: tuple[Messages, int] | None = None
         self.reuse: Callable[[list[int], int], tuple[Sequence | None, list[Notice]]] | None = None
@@ -78,6 +78,11 @@ class Conversation:
         return self._history
 
     @property
+    def asked_with(self) -> dict[str, Any] | None:
+        """Options of the template the history was made with; None if nobody knows."""
+        return self._asked_with
+
+    @property
     def waiting(self) -> list[Document]:
         """Documents before the next question."""
         return self._documents
@@ -97,9 +102,18 @@ class Conversation:
         self._exact = on
         self._sequence.cache.set_read_all(on)
 
-    def resume(self, messages: Messages, history: list[int], sequence: Sequence | None) -> None:
-        """Go on from where another conversation was: its messages, history and, if its rows are there, sequence."""
+    def resume(
+        self,
+        messages: Messages,
+        history: list[int],
+        sequence: Sequence | None,
+        asked_with: dict[str, Any] | None = None,
+    ) -> None:
+        """Go on from where another conversation was: its messages, history, the options that one was made with (None: not
+        known) and, if its rows are there, sequence.
+        """
         self.messages, self._history, self._documents = list(messages), history, []
+        self._asked_with = asked_with
         self._use(sequence or self._engine.new_sequence())
 
     def attach(self, name: str, text: str) -> int:
@@ -141,8 +155,11 @@ class Conversation:
         thought, text = last.get("reasoning_content", ""), last["content"]
         prompt = self._history
         if not prompt:
-            said = f"{BEGIN}\n{thought}{'' if not text else chr(10) + '</think>' + 2 * chr(10)}" if thought else ""
-            prompt = self._question_ids(asked) + self._engine.loaded.tokenizer.encode(said + text)
+            tokenizer = self._engine.loaded.tokenizer
+            prompt = self._question_ids(asked)
+            place = not tokenizer.ends_with(prompt, END)  # for a thought: a switch may have put an empty one there
+            opened = tokenizer.ends_with(prompt, BEGIN)
+            prompt = prompt + tokenizer.encode(written_out(thought if place else "", text, open=opened))
         return self._answer(asked, prompt, sampling, stop, began, self._documents, said=(thought, text))
 
     def undo(self) -> tuple[str, list[Document]]:
@@ -207,9 +224,8 @@ class Conversation:
                 self._use(sequence)
         new = prompt[len(self._sequence.tokens) :]
         tokenizer = self._engine.loaded.tokenizer
-        stream = ThoughtStream(
-            open=tokenizer.ends_with(prompt, BEGIN) if said is None else bool(said[0] and not said[1])
-        )
+        within = bool(said and said[0] and not said[1]) and not tokenizer.ends_with(prompt, END)
+        stream = ThoughtStream(open=tokenizer.ends_with(prompt, BEGIN) if said is None else within)
         if said is not None and said[1]:
             stream.answer_only()
         written: list[str] = []
@@ -259,7 +275,7 @@ class Conversation:
             tail = tokenizer.turn_ids(before, self.messages[-1]["content"], plain, **self.options)
         if tail is not None:
             return self._history + tail
-        question = self._without_answer()
+        question = self._question_before()
         if question is not None:
             tail = tokenizer.tail_ids(before, plain, **self.options)
         if question is not None and tail is not None:
@@ -270,22 +286,33 @@ class Conversation:
         tokenizer = self._engine.loaded.tokenizer
         return tokenizer.encode_chat(turns.for_template(asked), add_generation_prompt=True, **self.options)
 
-    def _without_answer(self) -> list[int] | None:
-        """Ids of the messages up to the end of the last question; None if nobody knows where that is."""
-        before = turns.for_template(self.messages[:-1])
-        begin = self._engine.loaded.tokenizer.generation_ids(before, **self._asked_with)
+    def _question_before(self) -> list[int] | None:
+        """Ids of the messages up to the end of the last question; None if nobody knows where that is, or if the template
+        writes them in another way with the present options.
+        """
+        if self._asked_with is None:
+            return None
+        before, tokenizer = turns.for_template(self.messages[:-1]), self._engine.loaded.tokenizer
+        if self._asked_with != self.options and (
+            tokenizer.render(before, add_generation_prompt=False, **self._asked_with)
+            != tokenizer.render(before, add_generation_prompt=False, **self.options)
+        ):
+            return None
+        begin = tokenizer.generation_ids(before, **self._asked_with)
         place = _last_place(self._history, begin) if begin else None
         return None if place is None else self._history[:place]
 
     def _question_ids(self, asked: Messages) -> list[int]:
         """Ids of the messages up to the last question, and the beginning of an answer."""
-        question = self._without_answer() if self._history else None
+        question = self._question_before() if self._history else None
         begin = self._engine.loaded.tokenizer.generation_ids(turns.for_template(asked), **self.options)
         return question + begin if question is not None and begin else self._encoded(asked)
 
     def _history_of(self, before: Messages) -> list[int]:
         """The history of these messages, which the last turn followed; [] if it is not what the present one begins with."""
         if not self._history or not before or before[-1]["role"] != "assistant" or "reasoning_content" in before[-1]:
+            return []
+        if self._asked_with is None:
             return []
         plain = turns.for_template(self.messages[:-1])
         tail = self._engine.loaded.tokenizer.turn_ids(

@@ -71,3 +71,13 @@ class ThoughtStream:
             piece = piece.lstrip()
             self._fresh = not piece
         return piece
+
+
+def written_out(thought: str, text: str, *, open: bool) -> str:
+    """What a model wrote, marks and all, as far as its answer came.
+
+    open  its prompt ended with <think>
+    """
+    begin = "" if open or not thought else f"{BEGIN}\n"
+    end = f"\n{END}\n\n" if text and (open or thought) else ""
+    return begin + thought.rstrip("\n" if end else "") + end + text

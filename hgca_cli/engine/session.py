@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 
@@ -140,7 +141,8 @@ class Session:
                     why, history = "damaged", []
             if saved.text != crc_of(transcript.lines_of(self.messages)):  # text was saved without rows since
                 history = []
-        conversation.resume(self.messages or conversation.messages, history, sequence)
+        asked_with = saved.asked_with if saved is not None else None
+        conversation.resume(self.messages or conversation.messages, history, sequence, asked_with)
         if saved is not None and sequence is not None:
             conversation.seconds_per_token = saved.seconds_per_token
         return [Notice(f"the rows of session {self.name} are {why}: its text is read again.")] if why else []
@@ -295,6 +297,7 @@ class Session:
             shards=shards,
             learned=learned,
             seconds_per_token=conversation.seconds_per_token,
+            asked_with=_plain(conversation.asked_with),
         )
 
     def _save_ids(self, conversation: Conversation) -> tuple[Stored, int]:
@@ -341,6 +344,12 @@ class Session:
                 if name not in named:
                     with contextlib.suppress(OSError):
                         path.unlink()
+
+
+def _plain(options: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Options that a record can hold; None if there are others."""
+    plain = options is not None and all(type(value) in (bool, int, float, str) for value in options.values())
+    return options if plain else None
 
 
 def _row_bytes(sequence: Sequence, first: int) -> int:

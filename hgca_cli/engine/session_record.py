@@ -72,6 +72,7 @@ class SavedRows:
     start    first position in the ring; window, sinks, select: of the run that saved them
     text     checksum of the messages the history is of: others may have been saved without rows since
     learned  what a policy that watches knew, None for others
+    asked_with  options of the chat template in the last turn, None if they are not known
     seconds_per_token  it took to read a long prompt, None if none was read
     """
 
@@ -90,6 +91,7 @@ class SavedRows:
     shards: tuple[Shard, ...]
     learned: Stored | None = None
     seconds_per_token: float | None = None
+    asked_with: dict[str, bool | int | float | str] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ def read_record(folder: Path) -> Record:
     if schema != SCHEMA or digest != _digest(table):
         raise DamagedError(f"{path} is damaged: its checksum is wrong.")
     del table["schema"]
+    if isinstance(table.get("saved"), dict):
+        table["saved"].setdefault("asked_with", None)  # saved before it was written down
     record: Record = build(Record, table, lambda what: DamagedError(f"{path}: {what}."), whole=True)
     _check(record, path)
     return record

@@ -14,9 +14,10 @@ from io import StringIO
 
 from rich.cells import get_character_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markdown import CodeBlock, Heading, Markdown
+from rich.markdown import CodeBlock, Heading, Markdown, TableElement
 from rich.padding import Padding
 from rich.syntax import Syntax
+from rich.table import Table
 
 from hgca_cli.ui.blocks import PARSER, Block, every_block, open_fence, whole_blocks
 from hgca_cli.ui.inert import inert
@@ -36,6 +37,7 @@ class _Code(CodeBlock):
         code = str(self.text).rstrip("\n")
         shown = Syntax(code, self.lexer_name, theme=CODE_THEME, background_color="default").highlight(code)
         shown.rstrip()
+        shown.no_wrap, shown.overflow = False, "fold"  # rich would cut long lines
         yield Padding(shown, (0, 0, 0, 2), expand=False)
 
 
@@ -49,8 +51,22 @@ class _Heading(Heading):
         yield self.text
 
 
+class _Table(TableElement):
+    """A table whose long words go on in the next line: rich would cut them."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """As of rich."""
+        for table in super().__rich_console__(console, options):
+            assert isinstance(table, Table)
+            for column in table.columns:
+                column.overflow = "fold"
+            yield table
+
+
 class _Answer(Markdown):
-    elements = {**Markdown.elements, "fence": _Code, "code_block": _Code, "heading_open": _Heading}  # noqa: RUF012
+    elements = {  # noqa: RUF012
+        **Markdown.elements, "fence": _Code, "code_block": _Code, "heading_open": _Heading, "table_open": _Table,
+    }  # fmt: skip
 
     def __init__(self, source: str) -> None:
         super().__init__("", code_theme=CODE_THEME, hyperlinks=False)  # a link may not hide where it leads
@@ -129,11 +145,12 @@ class MarkdownStream:
     def _grown(self, piece: str) -> str:
         """A piece of the tail, with line breaks of our own, so that we know its rows."""
         out = []
-        width = max(20, self._size.columns - SPARE_CELLS)
         if not self._rows and not self._column and not self._stays:
+            self._size = shutil.get_terminal_size()  # it may have changed since the last block
             piece = piece.lstrip("\n")
             apart = self._any and not self._goes_on and not (self._last == "item" and ITEM.match(piece))
             piece = "\n" + piece if piece and apart else piece  # as it will be printed
+        width = max(20, self._size.columns - SPARE_CELLS)
         for character in piece.expandtabs(4):
             cells = get_character_cell_size(character)
             if character == "\n" or self._column + cells > width:

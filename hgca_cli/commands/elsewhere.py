@@ -1,0 +1,65 @@
+"""What fingers type that are used to other tools, and what stands for it here."""
+
+from __future__ import annotations
+
+import re
+
+from hgca_cli.errors import UsageError
+
+PLANNED = "The plan decides what the GPU gets; --gpu-mem SIZE caps it, --plan shows it."
+TALK = "Without a prompt hgca chat is a conversation; with one it answers and exits."
+FREE = "Answers are not held to a format; --json prints JSON lines."
+FLAGS = {
+    "-ngl": PLANNED,
+    "--n-gpu-layers": PLANNED,
+    "--gpu-layers": PLANNED,
+    "--num-gpu": PLANNED,
+    "--gpu-memory-utilization": PLANNED,
+    "-cnv": TALK,
+    "--conversation": TALK,
+    "-i": TALK,
+    "--interactive": TALK,
+    "-st": TALK,
+    "--single-turn": TALK,
+    "-mli": 'Esc Enter begins a new line; so do lines between """.',
+    "--multiline-input": 'Esc Enter begins a new line; so do lines between """.',
+    "--format": FREE,
+    "--json-schema": FREE,
+    "--json-schema-file": FREE,
+    "-j": FREE,
+    "--vram-margin": PLANNED,
+    "--fit-target": PLANNED,
+    "--quant": "Weights are used as they are in the model's files.",
+    "--reasoning-budget": "--no-think turns thinking off where the model has a switch; Ctrl-C ends it.",
+    "--chat-template-kwargs": "--think and --no-think set enable_thinking; --chat-template FILE can have all else in it.",
+    "--log-file": "Redirect standard error, with --verbose.",
+    "--presence-penalty": "There is --repeat-penalty.",
+    "--frequency-penalty": "There is --repeat-penalty.",
+    "--no-show-timings": "It is --no-stats here.",
+    "--reasoning": "It is --think or --no-think here.",
+}
+COMMANDS = {
+    "run": "hgca chat -m MODEL talks to a model.",
+    "generate": "hgca chat -p TEXT answers once.",
+    "list": "hgca models ls lists models.",
+    "ls": "hgca models ls lists models.",
+    "show": "hgca models ls lists models; hgca chat -m MODEL --plan shows what one needs.",
+    "serve": "There is no server; hgca chat -p TEXT --json is for programs.",
+    "env": "hgca doctor shows the environment.",
+}
+
+
+def refuse_foreign(words: list[str]) -> None:
+    """Raises UsageError for an option of chat that only another tool has; an abbreviation of ours may look like it."""
+    if "chat" not in words:
+        return
+    for before, word in zip(["", *words], words, strict=False):
+        name = word.partition("=")[0]
+        if name in FLAGS and before not in ("-p", "--prompt", "-s", "--system", "--stop"):
+            raise UsageError(f"no such option: {name}.", FLAGS[name])
+
+
+def hint_for(message: str, hint: str) -> str:
+    """A better hint, if what was told is that there is no command of a name that other tools have."""
+    found = re.match(r"No such command '(\w+)'", message)
+    return COMMANDS.get(found[1], hint) if found else hint
