@@ -90,11 +90,12 @@ def test_another_job_or_another_line_is_refused(tmp_path: Path) -> None:
     filled(tmp_path / "out", "a")
     output = opened(tmp_path / "out")
     same, other = ([Entry(1, 0, "a", digest, 5)] for digest in ("d", "e"))
-    output.of({"model": "m"}, Checked(same))
+    output.of({"model": "m"})
+    output.compare(Checked(same))
     with pytest.raises(UsageError, match='model was "m" and is "n"'):
-        output.of({"model": "n"}, Checked(same))
+        output.of({"model": "n"})
     with pytest.raises(UsageError, match="line 1"):
-        output.of({"model": "m"}, Checked(other))
+        output.compare(Checked(other))
 
 
 def test_rows_that_failed_are_forgotten_as_a_whole(tmp_path: Path) -> None:

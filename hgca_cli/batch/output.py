@@ -45,7 +45,7 @@ class Output:
             self.close()
             raise
 
-    def of(self, told: Mapping[str, Any], checked: Checked) -> None:
+    def of(self, told: Mapping[str, Any]) -> None:
         """This is what the output is to be the output of. Raises UsageError, naming what differs, if it is another's."""
         old = self._manifest.read() if self._manifest is not None and self.done else None
         if old is not None and (what := difference(old, told)):
@@ -53,11 +53,15 @@ class Output:
                 f"{self._journals[0].path} is the output of another job: {what}.",
                 "Name another file with -o, or give --overwrite.",
             )
+
+    def compare(self, checked: Checked) -> None:
+        """Raises UsageError for a line that is not the one there is an answer of."""
         for entry in checked.entries:
             if entry.id in self.done and self._digests[entry.id] != entry.digest:
+                remedy = "give --retry-errors" if self.done[entry.id] else "give a changed line another id"
                 raise UsageError(
-                    f"line {entry.number:,} (id {shown(entry.id)}) is not the line that {self._journals[0].path} has the answer of.",
-                    "Give a changed line another id, name another file with -o, or give --overwrite.",
+                    f"line {entry.number:,} (id {shown(entry.id)}) has changed since {self._journals[0].path} has its answer.",
+                    f"Name another file with -o, {remedy}, or give --overwrite.",
                 )
 
     def begin(self, told: Mapping[str, Any]) -> None:
