@@ -18,6 +18,7 @@ import typer
 from hgca_cli import __version__
 from hgca_cli.commands import options
 from hgca_cli.commands.aliases import config_first, rename_aliases, split_words
+from hgca_cli.commands.batch import batch
 from hgca_cli.commands.bench import bench
 from hgca_cli.commands.chat import chat
 from hgca_cli.commands.config import config as config_group
@@ -33,7 +34,13 @@ from hgca_cli.commands.sessions import sessions
 from hgca_cli.errors import HgcaError, HgcaWarning
 from hgca_cli.ui.inert import inert
 
-COMMANDS: dict[str, Callable[..., None]] = {"chat": chat, "profile": profile, "pull": pull, "doctor": doctor}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "chat": chat,
+    "batch": batch,
+    "profile": profile,
+    "pull": pull,
+    "doctor": doctor,
+}
 GROUPS: dict[str, typer.Typer] = {
     "bench": bench,
     "eval": evaluate,

@@ -184,6 +184,16 @@ MaxTokens = Annotated[
         help="Most tokens of an answer. Default: what the context has room for, at most 4096.",
     ),
 ]  # fmt: skip
+BatchTokens = Annotated[
+    int,
+    typer.Option(
+        "--max-tokens",
+        "-n",
+        envvar="HGCA_MAX_TOKENS",
+        metavar="N",
+        help="Most tokens of an answer, unless its row says.",
+    ),
+]
 Temp = Annotated[
     float | None,
     typer.Option(

@@ -72,7 +72,7 @@ class Sequence:
                 logits: Tensor = output.logits[0, -1]
                 return logits
         except torch.OutOfMemoryError as error:
-            self._forget_beyond(before)
+            self.forget_beyond(before)
             if loaded.device.type == "cuda":
                 torch.cuda.empty_cache()
             raise DeviceFullError(
@@ -80,7 +80,7 @@ class Sequence:
                 "Choose a smaller --prefill-chunk, --window or --ctx.",
             ) from error
         except BaseException:
-            self._forget_beyond(before)
+            self.forget_beyond(before)
             raise
 
     def rewind(self, length: int) -> bool:
@@ -115,7 +115,7 @@ class Sequence:
                 self._step = None if self._trouble else GraphStep(loaded.model, self.cache)
         return self._step if self._step is not None and self._step.failed is None else None
 
-    def _forget_beyond(self, length: int) -> None:
+    def forget_beyond(self, length: int) -> None:
         """Layers that had taken rows of a forward pass give them back; if one cannot, everything is read again."""
         if not self.cache.rewind(length):
             self.cache.close()  # all tokens are waiting now

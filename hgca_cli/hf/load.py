@@ -218,6 +218,11 @@ def _end_ids(model: Any) -> set[int]:
     return ids
 
 
+def fingerprint_of(files: ModelFiles) -> str:
+    """A model's fingerprint, as of LoadedModel, without its weights in memory. Raises ModelError."""
+    return _fingerprint(files, check_weights(files.path))
+
+
 def _fingerprint(files: ModelFiles, shards: list[Any]) -> str:
     digest = hashlib.sha256((files.path / "config.json").read_bytes())
     for shard in shards:

@@ -1,0 +1,97 @@
+"""Every line of an input looked at before a model is: what can run, what cannot, and under which id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from hgca_cli.batch.lines import Line, Lines
+from hgca_cli.batch.rows import Reader, RowError, bad_row
+from hgca_cli.errors import UsageError
+
+MOST_SHOWN = 40
+BEGINNINGS = tuple(512 << at for at in range(14))  # characters
+
+
+class Entry(NamedTuple):
+    """A line, without what it says. error: what is wrong with it, and the word for that; form: as of Row.
+
+    begins  hashes of what its prompt begins with, of more and more of it
+    """
+
+    number: int
+    begin: int
+    id: str
+    digest: str
+    size: int  # bytes, documents included
+    form: str = ""
+    error: tuple[str, str] | None = None
+    begins: tuple[int, ...] = ()
+
+
+@dataclass
+class Checked:
+    """An input. unknown: fields nobody looks at; models: what lines ask for."""
+
+    entries: list[Entry] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+
+    @property
+    def bad(self) -> list[Entry]:
+        """Lines that cannot run."""
+        return [entry for entry in self.entries if entry.error is not None]
+
+
+def check(lines: Lines, reader: Reader, *, limit: int | None = None, strict: bool = False) -> Checked:
+    """Look at every line, or at the first `limit`.
+
+    Raises UsageError for an id that is there twice, naming both lines; strict: for the first line that cannot run, and for a field
+    nobody looks at.
+    """
+    checked = Checked()
+    seen: dict[str, int] = {}
+    unknown: dict[str, int] = {}
+    models: dict[str, None] = {}
+    for entry, fields, model in _looked_at(lines, reader, limit):
+        if (first := seen.setdefault(entry.id, entry.number)) != entry.number:
+            raise UsageError(
+                f"lines {first:,} and {entry.number:,} have the same id {shown(entry.id)}.", "Give each its own."
+            )
+        if strict and entry.error is not None:
+            raise UsageError(f"line {entry.number:,}: {entry.error[0]}.", "Mend it, or leave --strict out.")
+        if strict and fields:
+            raise UsageError(f"line {entry.number:,}: no field {shown(fields[0])}.", "Mend it, or leave --strict out.")
+        checked.entries.append(entry)
+        unknown.update(dict.fromkeys(fields, 0))
+        models.update({model: None} if model and len(models) < MOST_SHOWN else {})
+    checked.unknown, checked.models = list(unknown), list(models)
+    return checked
+
+
+def entry_of(line: Line, reader: Reader) -> tuple[Entry, tuple[str, ...], str]:
+    """A line looked at: its entry, unknown fields, and the model it asks for."""
+    size = len(line.content or b"")
+    try:
+        row = reader.row(line)
+    except RowError as error:
+        row = bad_row(line, reader)
+        told = (error.message, error.code)
+        return Entry(line.number, line.begin, row.id, row.digest, size, row.form, told), (), ""
+    said = row.prompt or "".join(f"{one['role']}\0{one['content']}\0" for one in row.messages or ())
+    begins = tuple(hash(said[:length]) for length in BEGINNINGS if length <= len(said))
+    entry = Entry(line.number, line.begin, row.id, row.digest, max(size, len(said)), row.form, None, begins)
+    return entry, row.unknown, row.model
+
+
+def _looked_at(lines: Lines, reader: Reader, limit: int | None) -> Iterator[tuple[Entry, tuple[str, ...], str]]:
+    for count, line in enumerate(lines):
+        if limit is not None and count >= limit:
+            return
+        yield entry_of(line, reader)
+
+
+def shown(text: str) -> str:
+    """An id or a name, short and on one line."""
+    return repr(text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…")

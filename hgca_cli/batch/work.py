@@ -1,0 +1,197 @@
+"""A job on an engine: lines become requests when there is room for them, answers become lines when they are whole."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hgca_cli.batch.check import Entry
+from hgca_cli.batch.lines import Lines
+from hgca_cli.batch.output import Output
+from hgca_cli.batch.results import Choice, answered, failed, openai_form
+from hgca_cli.batch.rows import Reader, Row, RowError, bad_row
+from hgca_cli.batch.tally import Tally
+from hgca_cli.config import SamplingSettings
+from hgca_cli.engine.batch import Batch, Progress
+from hgca_cli.engine.member import Answer, Request
+from hgca_cli.engine.prefill import check_room
+from hgca_cli.engine.reasoning import BEGIN, ThoughtStream
+from hgca_cli.errors import HgcaError
+from hgca_cli.events import Done, Notice
+
+
+class TooManyErrorsError(HgcaError):
+    """More rows failed than may."""
+
+    exit_code = 3
+    code = "too_many_errors"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How rows are answered.
+
+    sampling  of rows that set nothing; options: for the chat template
+    form      one of results.FORMATS; model: its name in answers
+    seconds   most for one row; errors: most rows that may fail; None: no limit
+    """
+
+    sampling: SamplingSettings
+    model: str
+    form: str = "auto"
+    options: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    errors: int | None = None
+
+
+class Work:
+    """The rows of a job that are missing."""
+
+    def __init__(self, lines: Lines, reader: Reader, output: Output, terms: Terms, tally: Tally) -> None:
+        self._lines, self._reader, self._output, self._terms = lines, reader, output, terms
+        self.tally = tally
+        self._open: dict[str, _Open] = {}  # rows that run, by id
+
+    def refuse(self, entry: Entry) -> None:
+        """A line that cannot run gets its line in the output."""
+        assert entry.error is not None
+        row = Row(entry.number, entry.id, entry.form, digest=entry.digest)
+        self._fail(row, entry, *entry.error)
+
+    def run(
+        self,
+        batch: Batch,
+        entries: Sequence[Entry],
+        stop: threading.Event,
+        notify: Callable[[Notice | Progress], None],
+    ) -> None:
+        """Answer these rows; ends early once `stop` is set, with what is finished written.
+
+        Raises TooManyErrorsError, and what writing the output raises.
+        """
+        events = batch.run(self._requests(entries, batch), stop)
+        with closing(events):  # type: ignore[type-var]
+            for event in events:
+                if isinstance(event, Answer):
+                    self._take(event)
+                    continue
+                if isinstance(event, Progress):
+                    self.tally.read += event.read
+                    self.tally.written += event.written
+                    self.tally.running, self.tally.waiting = event.writing, event.reading
+                notify(event)
+
+    def _requests(self, entries: Sequence[Entry], batch: Batch) -> Iterator[Request]:
+        for entry in entries:
+            line = self._lines.at(entry.begin, entry.number)
+            row = bad_row(line, self._reader)
+            try:
+                row = self._reader.row(line)
+                ids = self.ids(row, batch)
+                check_room(len(ids), batch.engine.context, batch.engine.loaded.trained_context)
+            except RowError as error:  # a file it names has changed
+                self._fail(row, entry, error.message, error.code)
+                continue
+            except HgcaError as error:
+                self._fail(row, entry, str(error), error.code)
+                continue
+            opened = self._open[row.id] = _Open(row, entry, [None] * row.choices, self._thinks(ids, row, batch))
+            sampling = replace(self._terms.sampling, **row.settings)
+            for choice in range(row.choices):
+                if opened.failed:
+                    break
+                seed = sampling.seed if sampling.seed is None else (sampling.seed + choice) % 2**63
+                continues = row.messages is None
+                yield Request((row.id, choice), ids, replace(sampling, seed=seed), continues, self._terms.seconds)
+
+    def ids(self, row: Row, batch: Batch) -> list[int]:
+        """The tokens of a row's prompt. Raises HgcaError if its template fails."""
+        return prompt_ids(row, batch.engine.loaded.tokenizer, self._terms.options)
+
+    def _thinks(self, ids: list[int], row: Row, batch: Batch) -> bool:
+        return row.messages is not None and batch.engine.loaded.tokenizer.ends_with(ids, BEGIN)
+
+    def _take(self, answer: Answer) -> None:
+        name, choice = answer.request.key
+        opened = self._open.get(name)
+        if opened is None:  # another answer of this row failed
+            return
+        if answer.done is None:
+            error = answer.error
+            assert error is not None
+            opened.failed = True
+            del self._open[name]
+            self._fail(opened.row, opened.entry, str(error), error.code, answer.text)
+            return
+        opened.done[choice] = answer.done
+        whole = [one for one in opened.done if one is not None]
+        if len(whole) < len(opened.done):
+            return
+        del self._open[name]
+        openai = openai_form(opened.row, self._terms.form)
+        choices = [_choice(one, opened) for one in whole]
+        record = answered(opened.row, choices, openai=openai, model=self._terms.model, created=int(time.time()))
+        self._output.write(name, record)
+        self.tally.finish(opened.entry.size, whole)
+
+    def _fail(self, row: Row, entry: Entry, message: str, code: str, partial: str = "") -> None:
+        openai = openai_form(row, self._terms.form)
+        self._output.write(entry.id, failed(row, message, code, openai=openai, partial=partial))
+        self.tally.finish(entry.size, ())
+        most = self._terms.errors
+        if most is not None and self.tally.failed > most:
+            raise TooManyErrorsError(
+                f"{self.tally.failed:,} rows failed, the last one (line {entry.number:,}): {message.rstrip('.')}.",
+                "Look at the output's errors, or raise --max-errors.",
+            )
+
+
+@dataclass
+class _Open:
+    """A row that runs, and its answers so far. thinks: its prompt ended with the mark a thought begins with."""
+
+    row: Row
+    entry: Entry
+    done: list[Done | None]
+    thinks: bool
+    failed: bool = False
+
+
+def prompt_ids(row: Row, tokenizer: Any, options: dict[str, Any]) -> list[int]:
+    """Token ids of a row's prompt. Raises HgcaError if the chat template fails, or for ids that are not there."""
+    if row.ids is not None:
+        if max(row.ids) > tokenizer.largest_id:
+            raise HgcaError(f"prompt: there is no token {max(row.ids)}.", f"The largest is {tokenizer.largest_id}.")
+        return row.ids
+    if row.messages is None:
+        return list(tokenizer.encode_prompt(row.prompt))
+    return list(tokenizer.encode_chat(row.messages, add_generation_prompt=True, **options))
+
+
+def _choice(done: Done, opened: _Open) -> Choice:
+    text, thought = done.text, ""
+    if opened.row.messages is not None:
+        stream = ThoughtStream(open=opened.thinks)
+        stream.push(text)
+        stream.finish()
+        text, thought = stream.text, stream.thought
+    timings = {
+        "prefill_seconds": round(done.prefill_seconds, 4),
+        "ttft_seconds": round(done.ttft_seconds, 4),
+        "decode_seconds": round(done.decode_seconds, 4),
+        "tokens_per_second": round(done.tokens_per_second, 2),
+    }
+    rows = {
+        "window": done.rows.window,
+        "store": done.rows.store,
+        "read_share": round(done.rows.read_share, 4),
+        "quality": None if done.rows.quality is None else round(done.rows.quality, 4),
+    }
+    return Choice(
+        text, thought, done.finish_reason, done.prompt_tokens, done.cached_tokens, done.completion_tokens, done.seed,
+        timings, rows,
+    )  # fmt: skip

@@ -1,0 +1,178 @@
+"""`hgca batch`: a file of prompts in, a file of answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hgca_cli.batch.results import FORMATS
+from hgca_cli.commands import options
+from hgca_cli.commands.flags import count_of, exclude, naming_variables, one_of, plan_request, sampling_flags
+from hgca_cli.commands.inputs import prompt_text, read_text
+from hgca_cli.errors import UsageError
+from hgca_cli.hf.registry import DEFAULT
+from hgca_cli.ui.style import style_of
+
+MAX_TOKENS = 512  # of an answer, unless a row or the command line says otherwise
+SUFFIX = ".out.jsonl"
+
+
+def batch(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="JSON lines; - is standard input.")],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where answers go; - is standard output. Default: INPUT with .out.jsonl in place of its ending.",
+        ),
+    ] = None,
+    errors: Annotated[
+        Path | None, typer.Option("--errors", metavar="FILE", help="Lines of rows that failed go there instead.")
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="Every line of INPUT is a prompt, and no JSON.")] = False,
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", metavar="DIR", help='Directory of the files that rows name: {"file": "book.txt"}.'),
+    ] = None,
+    output_format: Annotated[
+        str,
+        typer.Option(
+            "--output-format", metavar="auto|openai|simple", help="Form of an answer's line. auto: that of its row."
+        ),
+    ] = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A line that cannot run ends the job before it begins.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew: what the output holds is lost.")] = False,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Rows that failed are done again.")] = False,
+    ordered: Annotated[
+        bool, typer.Option("--ordered", help="Answers in the order of the input, not as they are finished.")
+    ] = False,
+    concurrency: Annotated[
+        str, typer.Option("--concurrency", metavar="N", help="Most rows at once. auto: what pays, and fits.")
+    ] = "auto",
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N rows.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check every line, count tokens, show the plan and what it will take.")
+    ] = False,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", metavar="SECONDS", min=0.0, help="Most that one row may take.")
+    ] = None,
+    max_errors: Annotated[
+        int | None, typer.Option("--max-errors", metavar="N", min=0, help="End when more rows than this failed.")
+    ] = None,
+    metrics: Annotated[
+        Path | None, typer.Option("--metrics", metavar="FILE", help="The figures at the end, as JSON, into a file.")
+    ] = None,
+    json: options.JsonDocument = False,
+    model: options.Model = DEFAULT,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    offline: options.Offline = False,
+    ctx: options.Ctx = "auto",
+    yarn: options.Yarn = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    kv_dtype: options.KvDtype = "auto",
+    window: options.Window = "auto",
+    sinks: options.Sinks = None,
+    select: options.Select = "auto",
+    exact: options.Exact = False,
+    quality: options.Quality = "auto",
+    budget: options.Budget = "auto",
+    dense_layers: options.DenseLayers = 0,
+    threads: options.Threads = "auto",
+    prefill_chunk: options.PrefillChunk = "auto",
+    gpu_mem: options.GpuMem = None,
+    ram_limit: options.RamLimit = None,
+    store_dir: options.StoreDir = None,
+    profile: options.Profile = "auto",
+    max_tokens: options.BatchTokens = MAX_TOKENS,
+    temp: options.Temp = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repeat_penalty: options.RepeatPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    system: options.System = None,
+    system_file: options.SystemFile = None,
+    chat_template: options.ChatTemplate = None,
+    raw: options.Raw = False,
+    think: options.Think = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.Color = "auto",
+    debug: options.Debug = False,
+) -> None:
+    """Answer every row of a file. Whatever ends it, the same command goes on with the rows that are missing.
+
+    A row is a line: an OpenAI Batch request, {"prompt": ...}, {"messages": [...]}, or a JSON string.
+    """
+    given = dict(locals())  # the options, by name
+    with naming_variables(context):
+        for one, other in (
+            ("system", "system_file"), ("raw", "system"), ("raw", "system_file"), ("raw", "chat_template"), ("raw", "think"),
+            ("quiet", "verbose"), ("overwrite", "retry_errors"), ("dry_run", "overwrite"), ("text", "root"),
+        ):  # fmt: skip
+            exclude(given, one, other)
+        one_of(output_format, "--output-format", FORMATS)
+        slots = count_of(concurrency, "--concurrency", 4096)
+        style, request, sampling = style_of(color, plain=False), plan_request(given), sampling_flags(given)
+        paths = _paths(given)
+        said = read_text(system_file.expanduser(), str(system_file)).strip() if system_file else system
+        template = read_text(chat_template.expanduser(), str(chat_template)) if chat_template else None
+    from hgca_cli.commands.job import Job
+
+    job = Job(
+        given=given,
+        paths=paths,
+        style=style,
+        request=request,
+        sampling=sampling,
+        system=None if said is None else prompt_text(said, "--system"),
+        template=template,
+        slots=slots,
+        profile=profile,
+    )
+    context.call_on_close(job.close)
+    raise typer.Exit(job.count() if dry_run else job.run())
+
+
+def _paths(given: Mapping[str, Any]) -> tuple[Path | None, Path | None]:
+    """Where answers and errors go: None is standard output, and no file of their own. Raises UsageError."""
+    source, output = given["source"], given["output"]
+    if output is None:
+        if source == "-":
+            output = "-"
+        else:
+            path = Path(source).expanduser()
+            output = str(path.with_name(path.stem + SUFFIX))
+    answers = None if output == "-" else Path(output).expanduser()
+    errors = given["errors"].expanduser() if given["errors"] is not None else None
+    if answers is None and given["json"]:
+        raise UsageError("--json and answers on standard output exclude each other.", "Name a file with -o.")
+    if answers is None and (given["overwrite"] or given["retry_errors"] or errors is not None):
+        flag = "--errors" if errors is not None else "--overwrite" if given["overwrite"] else "--retry-errors"
+        raise UsageError(f"{flag} needs an output in a file.", "Name one with -o.")
+    there = [one for one in (answers, errors, given["metrics"]) if one is not None]
+    for at, one in enumerate(there):
+        if source != "-" and _same(one, Path(source).expanduser()):
+            raise UsageError(f"{one} is the input: it would be lost.", "Name another output with -o.")
+        if any(_same(one, other) for other in there[:at]):
+            raise UsageError(f"{one} is named for two things.", "Name another.")
+    return answers, errors
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file, by whatever links."""
+    try:
+        return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
+    except (OSError, RuntimeError):
+        return False

@@ -1,0 +1,253 @@
+"""What `hgca batch` does with its options: check the input, open the output, plan, and run what is missing."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hgca_cli.batch.check import Checked, Entry, check, shown
+from hgca_cli.batch.group import grouped
+from hgca_cli.batch.lines import Lines
+from hgca_cli.batch.output import Output
+from hgca_cli.batch.rows import Reader
+from hgca_cli.commands.documents import documents_under
+from hgca_cli.errors import ModelError, UsageError
+from hgca_cli.events import Event, Notice
+from hgca_cli.ui.job import JobView, job_table
+from hgca_cli.ui.style import Style, is_terminal
+
+if TYPE_CHECKING:
+    from hgca_cli.commands.setup import ModelChoice
+    from hgca_cli.config import SamplingSettings
+    from hgca_cli.hardware.settings import Plan, PlanRequest
+    from hgca_cli.hardware.together import Together
+    from hgca_cli.hf.registry import ModelFiles
+
+FAILED = 3
+MOST_TOLD = 5  # lines that cannot run
+# Options that make an answer what it is; what is not named, the planner may choose otherwise next time
+TOLD = (
+    "model", "revision", "ctx", "yarn", "dtype", "kv_dtype", "window", "sinks", "select", "exact", "quality", "budget",
+    "dense_layers", "raw", "text", "think", "output_format",
+)  # fmt: skip
+BYTES_PER_TOKEN = 3.0  # of a line, for how long rows may get
+COMMON = 0.75  # of the rows are no longer than what the number of rows at once is chosen for
+
+
+@dataclass
+class Job:
+    """A job and what it was asked to be. paths: of answers and errors; slots: rows at once, None: the planner's."""
+
+    given: Mapping[str, Any]
+    paths: tuple[Path | None, Path | None]
+    style: Style
+    request: PlanRequest
+    sampling: Mapping[str, Any]
+    system: str | None
+    template: str | None
+    slots: int | None
+    profile: str
+    _open: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.view = JobView(self.style, quiet=self.given["quiet"])
+
+    def close(self) -> None:
+        """Give files and the terminal back."""
+        self.view.close()
+        while self._open:
+            self._open.pop().close()
+
+    def run(self) -> int:
+        """Do what is missing; returns the exit code."""
+        lines, reader, checked = self._checked()
+        output = Output(*self.paths, overwrite=self.given["overwrite"])
+        self._open.append(output)
+        if output.mended:
+            self.view.note(f"{self.paths[0]}: an unfinished line of {output.mended:,} bytes was cut off")
+        told = self._told()
+        output.of(told)
+        if self.given["retry_errors"] and (again := output.forget_errors()):
+            self.view.note(f"{again:,} rows that failed are done again")
+        output.compare(checked)
+        missing = [entry for entry in checked.entries if entry.id not in output.done]
+        before = len(checked.entries) - len(missing)
+        if before:
+            self.view.note(f"{before:,} of {len(checked.entries):,} rows are done already")
+        if not missing:
+            failures = sum(output.done[entry.id] for entry in checked.entries)
+            self.view.tell(
+                f"all {len(checked.entries):,} rows are done" + (f", {failures:,} failed" if failures else "")
+            )
+            return FAILED if failures else 0
+        return self._work(lines, reader, output, missing, told)
+
+    def count(self) -> int:
+        """Check and count, and show what a run would take; returns the exit code."""
+        from hgca_cli.commands.job_count import count_tokens
+
+        lines, reader, checked = self._checked()
+        return count_tokens(self, lines, reader, checked)
+
+    def _checked(self) -> tuple[Lines, Reader, Checked]:
+        """The input looked at from end to end."""
+        given = self.given
+        lines = Lines(given["source"])
+        self._open.append(lines)
+        reader = Reader(given["text"], given["raw"], self.system, documents_under(given["root"]))
+        checked = check(lines, reader, limit=given["limit"], strict=given["strict"])
+        if checked.unknown:
+            self.view.note(f"nobody looks at these fields: {', '.join(shown(one) for one in checked.unknown[:10])}")
+        if models := [one for one in checked.models if one != given["model"]]:
+            self.view.note(f"rows ask for {', '.join(map(shown, models[:3]))}: all are answered by {given['model']}")
+        for entry in checked.bad[:MOST_TOLD]:
+            assert entry.error is not None
+            self.view.note(f"line {entry.number:,}: {entry.error[0]}")
+        if len(checked.bad) > MOST_TOLD:
+            self.view.note(f"and {len(checked.bad) - MOST_TOLD:,} more lines that cannot run")
+        return lines, reader, checked
+
+    def _told(self) -> dict[str, Any]:
+        """What must be the same when the job goes on."""
+        settings = {name: self.given[name] for name in TOLD}
+        drawn = {name: list(value) if isinstance(value, tuple) else value for name, value in self.sampling.items()}
+        return settings | {"sampling": drawn, "system": self.system, "chat_template": self.template}
+
+    def _work(self, lines: Lines, reader: Reader, output: Output, missing: list[Entry], told: dict[str, Any]) -> int:
+        from hgca_cli.batch.tally import Tally
+        from hgca_cli.batch.work import TooManyErrorsError, Work
+        from hgca_cli.commands.ending import ending
+        from hgca_cli.commands.setup import start_engine
+        from hgca_cli.engine.batch import Batch, Room
+        from hgca_cli.hf.load import fingerprint_of
+
+        choice, files, plan, sizes = self.plan()
+        told["fingerprint"] = fingerprint_of(files)
+        output.of(told)
+        output.begin(told)
+        if self.given["ordered"]:
+            output.in_order(missing)
+        tally = Tally(len(missing), sum(entry.size for entry in missing))
+        good = [entry for entry in missing if entry.error is None]
+        if not self.given["ordered"]:
+            good = grouped(good)
+        slots = self.slots or sizes.sequences(self.common_length(good))
+        terms_of = self._terms(choice)
+        work = Work(lines, reader, output, terms_of({}), tally)
+        for entry in missing:
+            if entry.error is not None:
+                work.refuse(entry)
+        code = 0
+        peak = 0
+        if good:
+            engine = start_engine(choice, files, plan)
+            self._check_switch(engine.loaded.tokenizer)
+            self.view.note(f"{len(good):,} rows, up to {slots} at once")
+            work = Work(lines, reader, output, terms_of(engine.loaded.model.generation_config.to_diff_dict()), tally)
+            batch = Batch(engine, slots, Room(sizes.limits, sizes.takes))
+
+            def show(event: Event | Any) -> None:
+                if isinstance(event, Notice):
+                    self.view.note(event.text)
+                else:
+                    self.view.progress(tally)
+
+            with ending() as stop:
+                try:
+                    work.run(batch, good, stop, show)
+                except TooManyErrorsError as error:
+                    self.view.close()
+                    self.view.tell(f"error: {error}")
+                code, peak = stop.exit_code, batch.peak
+        self.view.close()
+        self._report(tally.summary() | {"concurrency": peak})
+        if code:
+            self.view.tell(f"interrupted; go on with: {self._again()}")
+            return code
+        return FAILED if tally.failed else 0
+
+    def plan(self) -> tuple[ModelChoice, ModelFiles, Plan, Together]:
+        """The model, the plan for it, and how many rows it can run at once. Raises ModelError, DoesNotFitError."""
+        from hgca_cli.commands.describe import describe
+        from hgca_cli.commands.machine import profile_for
+        from hgca_cli.commands.setup import ModelChoice, plan_model
+        from hgca_cli.hardware.probe import probe_machine
+        from hgca_cli.hardware.together import together
+        from hgca_cli.ui.figures import plan_line, plan_table
+
+        given = self.given
+        choice = ModelChoice(
+            given["model"], given["revision"], given["trust_remote_code"], given["offline"], self.template
+        )
+        files, plan = plan_model(choice, self.request, self._notify, profile=self.profile)
+        machine = probe_machine()
+        sizes = together(
+            describe(files, choice.trust_remote_code),
+            machine,
+            self.request,
+            profile_for(self.profile, machine, self._notify),
+            plan,
+        )
+        if given["verbose"] or given["dry_run"]:
+            self.view.tell(plan_table(plan, given["model"]))
+        elif is_terminal(sys.stderr):
+            self.view.note(plan_line(plan, given["model"]))
+        return choice, files, plan, sizes
+
+    def common_length(self, entries: list[Entry]) -> int:
+        """Tokens that most rows may grow to, by the bytes of their lines."""
+        sizes = sorted(entry.size for entry in entries) or [0]
+        return int(sizes[int(COMMON * (len(sizes) - 1))] / BYTES_PER_TOKEN) + self.given["max_tokens"]
+
+    def options(self) -> dict[str, Any]:
+        """For the chat template."""
+        return {} if self.given["think"] is None else {"enable_thinking": self.given["think"]}
+
+    def _check_switch(self, tokenizer: Any) -> None:
+        if self.given["think"] is not None and not tokenizer.template_knows("enable_thinking"):
+            raise UsageError(
+                "this model's chat template has no switch for thinking.", "Leave --think and --no-think out."
+            )
+
+    def _terms(self, choice: ModelChoice) -> Any:
+        from hgca_cli.batch.work import Terms
+        from hgca_cli.commands.flags import sampling_of
+
+        def terms(models: Mapping[str, Any]) -> Terms:
+            sampling: SamplingSettings
+            sampling, _, wrong = sampling_of(self.sampling, models)
+            for text in wrong:
+                self.view.note(text)
+            given = self.given
+            return Terms(
+                sampling, choice.name, given["output_format"], self.options(), given["timeout"], given["max_errors"]
+            )
+
+        return terms
+
+    def _notify(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            self.view.note(event.text)
+
+    def _report(self, summary: dict[str, Any]) -> None:
+        given = self.given
+        if given["metrics"] is not None:
+            try:
+                given["metrics"].expanduser().write_text(json.dumps(summary, indent=1) + "\n")
+            except OSError as error:
+                raise ModelError(f"cannot write {given['metrics']}: {error.strerror}.", "Name another file.") from error
+        if given["json"]:
+            print(json.dumps(summary), flush=True)
+        self.view.note(job_table(summary))
+
+    def _again(self) -> str:
+        """The command that goes on."""
+        words = sys.argv[1:]
+        if "batch" not in words:
+            words = ["batch", self.given["source"], *(["-o", str(self.paths[0])] if self.paths[0] else [])]
+        return shlex.join(["hgca", *(word for word in words if word not in ("--overwrite", "--retry-errors"))])

@@ -1,0 +1,182 @@
+"""One request of a batch, from its prompt to its answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hgca_cli.config import SamplingSettings
+from hgca_cli.engine.engine import Engine
+from hgca_cli.engine.prefill import check_room, prefill
+from hgca_cli.engine.sampling import Sampler
+from hgca_cli.engine.sequence import Sequence
+from hgca_cli.engine.text import TextStream
+from hgca_cli.errors import HgcaError
+from hgca_cli.events import Done, Event
+
+
+class TimeoutError(HgcaError):
+    """A request took longer than it may."""
+
+    code = "timeout"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked.
+
+    key       whatever the caller knows it by
+    ids       the prompt; continues: its text goes on in the answer
+    seconds   most that it may take from its first chunk on; None: no limit
+    """
+
+    key: Any
+    ids: list[int]
+    sampling: SamplingSettings
+    continues: bool = False
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The end of a request: `done`, or the error that ended it and the text until then."""
+
+    request: Request
+    done: Done | None
+    error: HgcaError | None = None
+    text: str = ""
+
+
+class Member:
+    """A request that runs. reading: its prompt is not read yet; answer: once it is finished."""
+
+    def __init__(self, request: Request, engine: Engine) -> None:
+        self.request = request
+        self.sequence = engine.new_sequence()  # until `begin` gives it one that holds something
+        self.begun = False
+        self.reading = True
+        self.answer: Answer | None = None
+        self.logits: Tensor | None = None  # after the last token
+        self.token = -1  # the next to be computed: it is in the sequence already
+        self._engine = engine
+        self._cached = 0
+        self._sampler = Sampler(request.sampling)
+        self._stream = TextStream(
+            engine.loaded.tokenizer.decode, request.sampling.stop, request.ids if request.continues else ()
+        )
+        self._ends = engine.loaded.tokenizer.end_ids
+        self._prefill: Generator[Event, None, Tensor | None] | None = None
+        self._began = self._read = self._first = self._last = time.perf_counter()
+        self._written = 0
+
+    def begin(
+        self, sequence: Sequence, stop: threading.Event, pause: int = 0, keep: Callable[[Sequence], None] | None = None
+    ) -> None:
+        """Its prompt is read into this sequence, which may hold its beginning. After `pause` tokens the sequence is shown to `keep`."""
+        self.begun = True
+        self.sequence, self._cached = sequence, sequence.cached
+        self._began = self._read = self._first = self._last = time.perf_counter()
+        self._prefill = self._whole_prompt(stop, pause, keep)
+
+    def read(self) -> Iterator[Event]:
+        """One chunk more of the prompt. An error of it is the answer."""
+        assert self._prefill is not None
+        before = self.sequence.cached
+        try:
+            while self.sequence.cached == before or self.sequence.cached == len(self.request.ids):
+                yield next(self._prefill)
+            self._check_time()
+        except StopIteration as end:
+            self.logits = end.value
+            self._over()
+        except HgcaError as error:
+            self.fail(error)
+            self._over()
+
+    def _whole_prompt(
+        self, stop: threading.Event, pause: int, keep: Callable[[Sequence], None] | None
+    ) -> Generator[Event, None, Tensor | None]:
+        engine, sequence, ids = self._engine, self.sequence, self.request.ids
+        check_room(len(ids), engine.context, engine.loaded.trained_context)
+        parts = [pause] if keep is not None and pause > sequence.cached else []
+        logits = None
+        for end in (*parts, len(ids)):
+            new = ids[len(sequence.tokens) : end]
+            logits = yield from prefill(engine.loaded, sequence, new, engine.context, engine.prefill_chunk, stop)
+            if logits is None:
+                return None
+            if end == pause and keep is not None:
+                keep(sequence)
+        return logits
+
+    def draw(self) -> int:
+        """The next token, or the end of the answer; returns how many tokens were written, 0 or 1."""
+        assert self.logits is not None
+        try:
+            if self.request.sampling.max_tokens == 0:
+                return self._finish("length")
+            self._check_time()
+            token = self._sampler(self.logits, self.sequence.tokens)
+        except HgcaError as error:
+            self.fail(error)
+            return 0
+        if token in self._ends:
+            return self._finish("stop")
+        self.sequence.tokens.append(token)
+        self.token = token
+        self._last = time.perf_counter()
+        self._written += 1
+        if self._written == 1:
+            self._first = self._last
+        self._stream.push(token)
+        full = len(self.sequence.tokens) >= self._engine.context
+        if self._stream.stopped:
+            self._finish("stop")
+        elif self._written == self.request.sampling.max_tokens or full:
+            self._finish("length")
+        return 1
+
+    def fail(self, error: HgcaError) -> None:
+        """An error is the answer, and the text until here."""
+        self._stream.finish()
+        self.answer = Answer(self.request, None, error, self._stream.text)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._prefill is not None:
+            self._prefill.close()
+        self.sequence.close()
+
+    def _finish(self, reason: str) -> int:
+        self._stream.finish()
+        if self._stream.stopped:  # the last piece, given up as a whole, held a stop string
+            reason = "stop"
+        done = Done(
+            finish_reason=reason,
+            prompt_tokens=len(self.request.ids),
+            cached_tokens=self._cached,
+            completion_tokens=self._written,
+            prefill_seconds=self._read - self._began,
+            ttft_seconds=self._first - self._began,
+            decode_seconds=self._last - self._first,
+            rows=self.sequence.cache.rows(),
+            seed=self._sampler.seed,
+            text=self._stream.text,
+        )
+        self.answer = Answer(self.request, done, None, done.text)
+        return 0
+
+    def _over(self) -> None:
+        self.reading = False
+        self._prefill = None
+        self._read = self._first = self._last = time.perf_counter()
+
+    def _check_time(self) -> None:
+        limit = self.request.seconds
+        if limit is not None and time.perf_counter() - self._began > limit:
+            raise TimeoutError(f"the row took longer than {limit:g} s.", "Raise --timeout.")

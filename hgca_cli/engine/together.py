@@ -1,0 +1,58 @@
+"""A token of several sequences in one forward pass, and of each by itself where that is faster or memory runs out."""
+
+from __future__ import annotations
+
+import torch
+
+from hgca_cli.engine.member import Member
+from hgca_cli.errors import HgcaError
+from hgca_cli.hf.joint import JointCache, joint_forward
+from hgca_cli.hf.load import LoadedModel
+
+
+class Together:
+    """One forward pass for the members of a batch. least: fewer than this are computed one by one."""
+
+    def __init__(self, loaded: LoadedModel, least: int = 2) -> None:
+        self._loaded = loaded
+        self._least = least
+        self._joint: tuple[list[Member], JointCache] | None = None
+
+    def forward(self, members: list[Member]) -> list[tuple[Member, HgcaError]]:
+        """Compute each member's token: logits of each. Returns those it failed for; the others are not held up."""
+        if len(members) < self._least:
+            return [failure for member in members for failure in self._alone(member)]
+        before = [member.sequence.cached for member in members]
+        try:
+            logits = joint_forward(self._loaded, self._of(members), [one.token for one in members], before)
+        except (torch.OutOfMemoryError, HgcaError):
+            self._joint = None
+            for member, length in zip(members, before, strict=True):
+                member.sequence.forget_beyond(length)
+            if self._loaded.device.type == "cuda":
+                torch.cuda.empty_cache()
+            half = len(members) // 2
+            return self._some(members[:half]) + self._some(members[half:])
+        except BaseException:
+            for member, length in zip(members, before, strict=True):
+                member.sequence.forget_beyond(length)
+            raise
+        for member, row in zip(members, logits, strict=True):
+            member.logits = row
+        return []
+
+    def _some(self, members: list[Member]) -> list[tuple[Member, HgcaError]]:
+        return self._alone(members[0]) if len(members) == 1 else self.forward(members)
+
+    def _alone(self, member: Member) -> list[tuple[Member, HgcaError]]:
+        ids = torch.tensor([member.sequence.waiting], device=self._loaded.device)
+        try:
+            member.logits = member.sequence.forward(self._loaded, ids)
+        except HgcaError as error:
+            return [(member, error)]
+        return []
+
+    def _of(self, members: list[Member]) -> JointCache:
+        if self._joint is None or self._joint[0] != members:
+            self._joint = list(members), JointCache([member.sequence.cache for member in members])
+        return self._joint[1]

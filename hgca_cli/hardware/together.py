@@ -1,0 +1,74 @@
+"""Sequences that run at once under a plan: what each takes, how many pay, and how long a job will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hgca_cli.hardware.assumed import assume
+from hgca_cli.hardware.machine import Machine
+from hgca_cli.hardware.memory import Choice, Memory, Model
+from hgca_cli.hardware.place import Case, Place
+from hgca_cli.hardware.rates import Profile
+from hgca_cli.hardware.settings import Plan, PlanRequest
+
+MOST = 256  # sequences
+
+
+@dataclass(frozen=True)
+class Together:
+    """A plan's model and machine, for more than one sequence. Lengths are tokens, prompt and answer together."""
+
+    place: Place
+    plan: Plan
+
+    @property
+    def limits(self) -> tuple[int, ...]:
+        """Bytes for rows in every place that holds them: what is left beside weights and work."""
+        return tuple(
+            max(0, one.limit - one.weights - one.work - one.runtime)
+            for one in _holding(self.place.needs(self._choice()))
+        )
+
+    def takes(self, tokens: int) -> tuple[int, ...]:
+        """Bytes of one sequence in these places, its logits included."""
+        logits = 3 * 4 * self.place.model.vocabulary
+        needed = _holding(self.place.needs(self._choice(tokens)))
+        return tuple(one.window + one.store + (logits if at == 0 else 0) for at, one in enumerate(needed))
+
+    def sequences(self, tokens: int) -> int:
+        """How many of this length pay: the planner's knee, or fewer if no more fit."""
+        most = MOST
+        for limit, taken in zip(self.limits, self.takes(tokens), strict=True):
+            most = min(most, limit // taken) if taken else most
+        costs = self.place.costs(self.plan.quality)
+        return costs.knee(self._choice(tokens), self.plan.threads, max(1, most))
+
+    def seconds(self, prompts: Sequence[int], answers: int, slots: int) -> float:
+        """Predicted for prompts of these lengths, each read by itself, and answers of so many tokens each, `slots` at once."""
+        if not prompts:
+            return 0.0
+        costs, threads = self.place.costs(self.plan.quality), self.plan.threads
+        read = sum(costs.prefill(self._choice(length + answers), length, threads) for length in prompts)
+        slots = max(1, min(slots, len(prompts)))
+        mean = sum(prompts) // len(prompts) + answers // 2
+        step = costs.decode(self._choice(mean + answers), threads, length=mean, batch=slots).total
+        return read + step * answers * len(prompts) / slots
+
+    def _choice(self, tokens: int | None = None) -> Choice:
+        plan = self.plan
+        context = plan.context if tokens is None else max(1, min(tokens, plan.context))
+        choice = Choice(
+            plan.device, plan.dtype, plan.kv_dtype, context, plan.window, plan.sinks, plan.chunk, plan.select
+        )
+        return replace(choice, window=min(plan.window, max(1, context - plan.sinks)))
+
+
+def together(model: Model, machine: Machine, request: PlanRequest, profile: Profile | None, plan: Plan) -> Together:
+    """What a plan's run can do at once. profile: of the machine; None: its rates are assumed."""
+    return Together(Place(Case(model, machine, request, profile or assume(machine)), plan.device), plan)
+
+
+def _holding(places: list[Memory]) -> list[Memory]:
+    """Where rows are: not what the host holds while a GPU's weights pass through it."""
+    return [one for one in places if one.place != "host memory while loading"]

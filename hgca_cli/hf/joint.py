@@ -1,0 +1,34 @@
+"""Sequences of different lengths decode together: one forward pass of a token of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.load import LoadedModel, forward
+
+
+class JointCache(HybridCache):
+    """The caches of several sequences as one batch's: its layers hand on the states of theirs, and own no row."""
+
+    def __init__(self, caches: Sequence[HybridCache]) -> None:
+        """caches  of one sequence each, that have read something, of one engine"""
+        super().__init__(caches[0].layout, caches[0].settings)
+        for index, layer in enumerate(self.layers):
+            layer.states = [cache.layers[index].states[0] for cache in caches]
+            layer.is_initialized = True
+
+
+@torch.inference_mode()
+def joint_forward(loaded: LoadedModel, joint: JointCache, tokens: list[int], positions: list[int]) -> Tensor:
+    """One more token of each sequence, at its position: logits [sequences, vocabulary].
+
+    An error leaves rows in some layers of some sequences: the caller rewinds them all.
+    """
+    ids, places = torch.tensor([tokens, positions], device=loaded.device).unsqueeze(-1)
+    output = forward(loaded.model, ids, joint, position_ids=places, logits_to_keep=1)
+    logits: Tensor = output.logits[:, -1]
+    return logits

@@ -1,0 +1,260 @@
+"""`hgca batch` as a person or a script uses it: formats, exit codes, going on after whatever happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli_process import ROOT, environment, here, hgca, save_tiny
+
+KILLS = int(os.environ.get("KILLS", "2"))  # 50 for a long night
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def write_rows(path: Path, *rows: Any) -> str:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return str(path)
+
+
+def openai_row(name: str, **body: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": f"the cat {name}"}]
+    return {"custom_id": name, "method": "POST", "url": CHAT, "body": {"model": "gpt", "messages": messages, **body}}
+
+
+def test_each_row_is_answered_in_its_form_and_bad_ones_say_why(tiny: str, tmp_path: Path) -> None:
+    source = write_rows(
+        tmp_path / "in.jsonl",
+        openai_row("a", max_tokens=3, temperature=0), {"id": "b", "prompt": "the mat", "max_tokens": 4, "n": 2, "odd": 1},
+        '"bare"', "nonsense", {"id": "long", "prompt": "naïve café " * 200},
+        {"custom_id": "c", "url": "/v1/completions", "body": {"prompt": "def f(x)", "max_tokens": 2}},
+    )  # fmt: skip
+    done = here("batch", source, "-m", tiny, "-n", "5", "--json", "--metrics", str(tmp_path / "metrics.json"))
+    assert done.returncode == 3, done.stderr
+    found = {one.get("custom_id", one.get("id")): one for one in rows_in(tmp_path / "in.out.jsonl")}
+    assert set(found) == {"a", "b", "line-3", "line-4", "long", "c"}
+    body = found["a"]["response"]["body"]
+    assert body["usage"]["completion_tokens"] == 3 and body["choices"][0]["finish_reason"] == "length"
+    assert body["model"] == "gpt" and body["choices"][0]["message"]["role"] == "assistant"
+    assert len(found["b"]["texts"]) == 2 and found["b"]["usage"]["completion_tokens"] == 8
+    assert found["line-3"]["usage"]["completion_tokens"] == 5 and found["line-3"]["hgca"]["timings"]["ttft_seconds"] > 0
+    assert found["line-4"]["error"]["code"] == "invalid_row" and found["long"]["error"]["code"] == "context_overflow"
+    assert found["c"]["response"]["body"]["object"] == "text_completion"
+    summary = json.loads(done.stdout)
+    assert (summary["rows"], summary["done"], summary["failed"], summary["missing"]) == (6, 4, 2, 0)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == summary
+    assert b"line 4" in done.stderr and b"'odd'" in done.stderr and b"'gpt'" in done.stderr
+
+
+def test_the_same_command_again_does_nothing_and_loads_nothing(tiny: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", '"a"', "nonsense")
+    words = ("batch", source, "-m", tiny, "-n", "3", "--temp", "0")
+    assert here(*words).returncode == 3
+    before = (tmp_path / "in.out.jsonl").read_bytes()
+    code = f"import sys; from hgca_cli.app import run; code = run({list(words)!r}); assert 'torch' not in sys.modules; sys.exit(code)"
+    again = subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT, capture_output=True, check=False)
+    assert again.returncode == 3 and b"all 2 rows are done, 1 failed" in again.stderr
+    assert (tmp_path / "in.out.jsonl").read_bytes() == before
+    write_rows(tmp_path / "in.jsonl", '"a"', "nonsense", '"b"')  # a row more
+    assert here(*words).returncode == 0
+    assert (tmp_path / "in.out.jsonl").read_bytes().startswith(before) and len(rows_in(tmp_path / "in.out.jsonl")) == 3
+
+
+def test_another_job_is_refused_and_named(tiny: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", '"a"')
+    words = ("batch", source, "-m", tiny, "-n", "3")
+    assert here(*words).returncode == 0
+    before = (tmp_path / "in.out.jsonl").read_bytes()
+    for more, named in ((("--seed", "5"), b"sampling"), (("--window", "8"), b"window"), (("-s", "be kind"), b"system")):
+        done = here(*words, *more)
+        assert done.returncode == 2 and named in done.stderr and b"--overwrite" in done.stderr
+    write_rows(tmp_path / "in.jsonl", '"b"')
+    done = here(*words)
+    assert done.returncode == 2 and b"line 1" in done.stderr
+    write_rows(tmp_path / "in.jsonl", '"a"', '"b"')
+    model = Path(tiny) / "generation_config.json"
+    assert (tmp_path / "in.out.jsonl").read_bytes() == before and model.exists()
+    assert here(*words, "--overwrite").returncode == 0
+    assert len(rows_in(tmp_path / "in.out.jsonl")) == 2
+
+
+def test_weights_that_changed_are_another_model(tiny: str, tmp_path: Path) -> None:
+    own = save_tiny(tmp_path / "own")
+    source = write_rows(tmp_path / "in.jsonl", '"a"')
+    assert here("batch", source, "-m", own, "-n", "3").returncode == 0
+    weights = next(Path(own).glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert here("batch", source, "-m", own, "-n", "3").returncode == 0  # all is done: nobody looks
+    write_rows(tmp_path / "in.jsonl", '"a"', '"b"')
+    done = here("batch", source, "-m", own, "-n", "3")
+    assert done.returncode == 2 and b"fingerprint" in done.stderr
+
+
+def test_rows_that_failed_are_done_again_when_asked(tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    content = [{"file": "a.txt"}, {"type": "text", "text": "Who?"}]
+    source = write_rows(tmp_path / "in.jsonl", {"id": "x", "messages": [{"role": "user", "content": content}]}, '"b"')
+    words = ("batch", source, "-m", tiny, "-n", "3", "--root", str(tmp_path / "files"))
+    assert here(*words).returncode == 3
+    assert here(*words).returncode == 3
+    (tmp_path / "files" / "a.txt").write_text("the cat sat")
+    done = here(*words, "--retry-errors")
+    assert done.returncode == 0, done.stderr
+    assert {one["id"]: one["error"] for one in rows_in(tmp_path / "in.out.jsonl")} == {"x": None, "line-2": None}
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "link", "none.txt"])
+def test_files_outside_the_root_are_not_read(tiny: str, tmp_path: Path, name: str) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "secret")
+    source = write_rows(tmp_path / "in.jsonl", {"messages": [{"role": "user", "content": [{"file": name}]}]})
+    assert here("batch", source, "-m", tiny, "-n", "2", "--root", str(tmp_path / "root")).returncode == 3
+    assert rows_in(tmp_path / "in.out.jsonl")[0]["error"]["code"] == "file"
+
+
+def test_order_errors_and_standard_output(tiny: str, tmp_path: Path) -> None:
+    rows = [{"id": str(at), "prompt": "the cat", "max_tokens": 1 + (7 * at) % 12} for at in range(9)]
+    source = write_rows(tmp_path / "in.jsonl", *rows[:5], "nonsense", *rows[5:])
+    out, bad = tmp_path / "o", tmp_path / "e"
+    assert here("batch", source, "-o", str(out), "--errors", str(bad), "-m", tiny, "--ordered").returncode == 3
+    assert [one["id"] for one in rows_in(out)] == [row["id"] for row in rows]
+    assert [one["id"] for one in rows_in(bad)] == ["line-6"]
+    done = here(
+        "batch", "-", "--text", "-m", tiny, "-n", "2", "-q", "--output-format", "openai", stdin="the cat\nthe mat\n"
+    )
+    assert done.returncode == 0 and done.stderr == b""
+    assert {json.loads(line)["custom_id"] for line in done.stdout.splitlines()} == {"line-1", "line-2"}
+
+
+def test_more_errors_than_may_be_and_rows_that_take_too_long(tiny: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", "nonsense", "nonsense", '"a"')
+    done = here("batch", source, "-m", tiny, "-n", "2", "--max-errors", "1")
+    assert done.returncode == 3 and b"2 rows failed" in done.stderr and len(rows_in(tmp_path / "in.out.jsonl")) == 2
+    source = write_rows(tmp_path / "slow.jsonl", '"a"')
+    assert here("batch", source, "-m", tiny, "--timeout", "0").returncode == 3
+    assert rows_in(tmp_path / "slow.out.jsonl")[0]["error"]["code"] == "timeout"
+
+
+def test_a_dry_run_counts_and_writes_nothing(tiny: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", '"the cat"', openai_row("a", max_tokens=7, n=2), "nonsense")
+    weights = next(Path(tiny).glob("*.safetensors"))
+    done = here("batch", source, "-m", tiny, "-n", "4", "--dry-run", "--json")
+    assert done.returncode == 3 and sorted(one.name for one in tmp_path.iterdir()) == ["in.jsonl"]
+    told = json.loads(done.stdout)
+    assert (told["rows"], told["invalid"], told["most_completion_tokens"]) == (3, 1, 18) and weights.exists()
+    assert told["prompt_tokens"] > told["longest_prompt"] > 0 and told["seconds"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        (("in.jsonl", "-o", "in.jsonl"), 2, b"input"), (("in.jsonl", "-o", "link"), 2, b"input"), (("none",), 5, b"no such file"),
+        (("in.jsonl", "-o", "none/out"), 2, b"none/out"), (("in.jsonl", "-o", "."), 2, b"cannot write"),
+        (("in.jsonl", "-o", "notes"), 2, b"--overwrite"), (("in.jsonl", "--strict"), 2, b"line 2"),
+        (("twice",), 2, b"lines 1 and 2"), (("in.jsonl", "--concurrency", "0"), 2, b"--concurrency"),
+        (("in.jsonl", "--root", "none"), 2, b"--root"), (("in.jsonl", "-o", "-", "--json"), 2, b"--json"),
+        (("in.jsonl", "--errors", "in.out.jsonl"), 2, b"two things"), (("in.jsonl", "-o", "-", "--overwrite"), 2, b"--overwrite"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_a_model_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int, named: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "in.jsonl", '"a"', "nonsense")
+    write_rows(tmp_path / "twice", {"id": 1, "prompt": "a"}, {"id": 1, "prompt": "b"})
+    (tmp_path / "link").symlink_to("in.jsonl")
+    (tmp_path / "notes").write_text("notes")
+    before = (tmp_path / "in.jsonl").read_bytes()
+    done = here("batch", *words, "-m", "no/such-model", "--offline")
+    assert done.returncode == code and named in done.stderr and done.stderr.count(b"error") == 1, done.stderr
+    assert (tmp_path / "in.jsonl").read_bytes() == before and (tmp_path / "notes").read_text() == "notes"
+
+
+def test_an_empty_input_is_no_work(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("\n\n")
+    done = here("batch", str(tmp_path / "in.jsonl"), "-m", "no/such-model")
+    assert done.returncode == 0 and b"all 0 rows are done" in done.stderr
+
+
+def started(*words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "hgca_cli", *words],
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def wait_for_lines(out: Path, lines: int, running: subprocess.Popen[bytes]) -> None:
+    while running.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < lines):
+        time.sleep(0.001)
+
+
+def test_killed_at_any_moment_the_same_command_goes_on(tiny: str, tmp_path: Path) -> None:
+    rng = random.Random(KILLS)
+    names = [str(at) for at in range(60)]
+    source = write_rows(
+        tmp_path / "in.jsonl", *({"id": name, "prompt": f"the {name}", "max_tokens": 15} for name in names)
+    )
+    out = tmp_path / "in.out.jsonl"
+    words = ("batch", source, "-m", tiny, "--temp", "0", "--concurrency", "3")
+    kept = b""
+    for _ in range(KILLS):
+        running = started(*words)
+        wait_for_lines(out, kept.count(b"\n") + rng.randrange(2), running)
+        time.sleep(rng.random() * 0.02)
+        running.kill()
+        running.communicate()
+        content = out.read_bytes() if out.exists() else b""
+        assert content.startswith(kept)
+        kept = content[: content.rfind(b"\n") + 1]
+    done = here(*words)
+    assert done.returncode == 0, done.stderr
+    assert out.read_bytes().startswith(kept)
+    assert sorted(one["id"] for one in rows_in(out)) == sorted(names)
+    assert (
+        here("batch", source, "-m", tiny, "--temp", "0", "-o", str(tmp_path / "whole"), "--concurrency", "1").returncode
+        == 0
+    )
+    texts = [{one["id"]: one["text"] for one in rows_in(path)} for path in (out, tmp_path / "whole")]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_cleanly_with_the_command_that_goes_on(tiny: str, tmp_path: Path, number: int) -> None:
+    source = write_rows(
+        tmp_path / "in.jsonl", *({"id": str(at), "prompt": "the cat", "max_tokens": 200} for at in range(300))
+    )
+    running = started("batch", source, "-m", tiny, "--concurrency", "2")
+    out = tmp_path / "in.out.jsonl"
+    wait_for_lines(out, 1, running)
+    running.send_signal(number)
+    told = running.communicate(timeout=60)[1]
+    assert running.returncode == 128 + number
+    assert b"go on with: hgca batch" in told and b"Traceback" not in told
+    assert 1 <= len(rows_in(out)) < 300
+
+
+def test_help_names_what_can_be_a_row() -> None:
+    assert b"OpenAI" in hgca("batch", "--help").stdout

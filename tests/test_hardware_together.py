@@ -1,0 +1,43 @@
+"""Sequences at once: never more bytes than the plan has, no more than pay, and longer jobs take longer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hgca_cli.hardware.machine import Machine
+from hgca_cli.hardware.memory import Model
+from hgca_cli.hardware.settings import PlanRequest
+from hgca_cli.hardware.together import MOST, Together, together
+from tests.test_hardware_plan import BIG, HOST, SMALL, WITH_GPU, plan
+
+
+def of(model: Model, machine: Machine = HOST, **wanted: Any) -> Together:
+    return together(model, machine, PlanRequest(**wanted), None, plan(model, machine, **wanted))
+
+
+@pytest.mark.parametrize(("model", "machine"), [(SMALL, HOST), (BIG, HOST), (SMALL, WITH_GPU), (BIG, WITH_GPU)])
+def test_a_full_context_fits_and_as_many_as_pay_do(model: Model, machine: Machine) -> None:
+    sizes = of(model, machine)
+    for tokens in (50, 1000, sizes.plan.context):
+        taken, count = sizes.takes(tokens), sizes.sequences(tokens)
+        assert len(taken) == len(sizes.limits) == (1 if machine is HOST else 2)
+        assert 1 <= count <= MOST
+        assert count == 1 or all(count * one <= limit for one, limit in zip(taken, sizes.limits, strict=True))
+    shorter, longer = sizes.takes(50), sizes.takes(5000)
+    assert all(one <= other for one, other in zip(shorter, longer, strict=True)) and shorter != longer
+
+
+def test_short_rows_run_together_and_little_memory_lets_fewer() -> None:
+    assert of(SMALL).sequences(300) > 4
+    tight = of(BIG, select="exact", dtype="bf16", context=32_768, ram_limit=(17 << 30) + (6 << 30))
+    assert tight.sequences(32_768) == 1 <= tight.sequences(2000)
+
+
+def test_a_job_takes_longer_the_more_it_reads_and_writes() -> None:
+    sizes = of(SMALL)
+    assert sizes.seconds([], 10, 4) == 0.0
+    one, more, longer = (sizes.seconds(*asked, 8) for asked in (([100] * 8, 20), ([100] * 16, 20), ([100] * 8, 200)))
+    assert 0 < one < more and one < longer
+    assert sizes.seconds([100] * 16, 200, 16) < sizes.seconds([100] * 16, 200, 1)
