@@ -9,7 +9,6 @@ from hgca_cli.errors import HgcaError
 from hgca_cli.hf.joint import JointCache, joint_forward
 from hgca_cli.hf.load import LoadedModel
 
-
 # On a GPU a sequence's token is a CUDA graph: eight of those take 70 ms at 32k rows where one pass for all, started operation
 # by operation, takes 260 (docs/log.md).
 LEAST = {"cpu": 2}
