@@ -67,12 +67,12 @@ def test_sliding_layers_reuse_what_they_still_have() -> None:
     assert cached(asked(engine, "where is it?")[1]) == 0
     ends = len(first.sequence.tokens) - 1
     conversation = Conversation(engine)
-    conversation.resume(first.messages, first.history, None)  # its text, without its rows
+    conversation.resume(first.messages, first.history, None, first.asked_with)  # its text, without its rows
     conversation.reuse = PromptCache(engine)
     done, events = ask(conversation, "and?")
     assert cached(events) == ends
     plain = Conversation(engine)
-    plain.resume(first.messages, first.history, None)
+    plain.resume(first.messages, first.history, None, first.asked_with)
     assert ask(plain, "and?")[0].text == done.text
 
 
