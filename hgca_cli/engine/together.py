@@ -10,12 +10,17 @@ from hgca_cli.hf.joint import JointCache, joint_forward
 from hgca_cli.hf.load import LoadedModel
 
 
-class Together:
-    """One forward pass for the members of a batch. least: fewer than this are computed one by one."""
+LEAST = {
+    "cpu": 4
+}  # fewer are faster one by one: a token's own path is one call a layer (docs/log.md, batch); elsewhere two
 
-    def __init__(self, loaded: LoadedModel, least: int = 2) -> None:
+
+class Together:
+    """One forward pass for the members of a batch."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        self._least = least
+        self._least = LEAST.get(loaded.device.type, 2)
         self._joint: tuple[list[Member], JointCache] | None = None
 
     def forward(self, members: list[Member]) -> list[tuple[Member, HgcaError]]:
