@@ -9,10 +9,8 @@ from hgca_cli.errors import HgcaError
 from hgca_cli.hf.joint import JointCache, joint_forward
 from hgca_cli.hf.load import LoadedModel
 
-
-LEAST = {
-    "cpu": 4
-}  # fewer are faster one by one: a token's own path is one call a layer (docs/log.md, batch); elsewhere two
+# Fewer are faster one by one, where a token is one call a layer (docs/log.md, "A batch"); elsewhere two pay.
+LEAST = {"cpu": 4}
 
 
 class Together:
