@@ -43,7 +43,11 @@ def test_the_closing_figures() -> None:
     assert spread([]) is None and spread([2.0]) == {"p50": 2.0, "p90": 2.0}
 
 
-def test_a_quiet_job_says_nothing_and_a_bar_is_taken_away(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quiet_job_says_nothing_and_a_bar_is_taken_away(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", "120"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
     tally = Tally(rows=3, size=30, running=2, failed=1)
     quiet = JobView(Style(color=False, bar=False), quiet=True)
     quiet.note("a")
@@ -55,7 +59,7 @@ def test_a_quiet_job_says_nothing_and_a_bar_is_taken_away(capsys: pytest.Capture
     bar.note("something\x1b[2J")
     bar.close()
     told = capsys.readouterr().err
-    assert "1/3" in told and "something" in told and "\x1b[2J" not in told
+    assert "1/3" in told and "something" in told and "\x1b[2J" not in told and "\x1b[?25h" in told
     assert "2 running, 1 failed" in figures(tally)
 
 

@@ -21,6 +21,11 @@ from tests.tiny_engine import tiny_engine, tiny_loaded
 GREEDY = SamplingSettings(temperature=0, max_tokens=12)
 
 
+@pytest.fixture(autouse=True)
+def always_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "LEAST", {})
+
+
 def prompts(count: int, longest: int = 90) -> list[list[int]]:
     return [[40 + (7 * n + 13 * at) % 200 for n in range(2 + (11 * at) % longest)] for at in range(count)]
 
@@ -133,6 +138,23 @@ def test_a_stop_ends_it_and_nothing_is_left_open() -> None:
             if len(answered) == 4:
                 stop.set()
     assert 4 <= len(answered) <= 7
+
+
+def test_few_sequences_on_a_processor_are_computed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "LEAST", {"cpu": 4})
+    sizes = []
+
+    def counted(loaded: Any, joint: Any, tokens: list[int], positions: list[int]) -> torch.Tensor:
+        sizes.append(len(tokens))
+        return original(loaded, joint, tokens, positions)
+
+    original = together.joint_forward
+    monkeypatch.setattr(together, "joint_forward", counted)
+    engine = tiny_engine()
+    asked = requests(prompts(12))
+    answers = run(Batch(engine, 6), asked)
+    assert sizes and min(sizes) >= 4
+    assert [answers[one.key].text for one in asked] == [alone(engine, one).text for one in asked]
 
 
 def test_memory_that_runs_out_costs_only_who_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

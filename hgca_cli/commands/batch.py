@@ -163,6 +163,8 @@ def _paths(given: Mapping[str, Any]) -> tuple[Path | None, Path | None]:
         raise UsageError(f"{flag} needs an output in a file.", "Name one with -o.")
     there = [one for one in (answers, errors, given["metrics"]) if one is not None]
     for at, one in enumerate(there):
+        if one.is_dir():
+            raise UsageError(f"cannot write {one}: it is a directory.", "Name a file.")
         if source != "-" and _same(one, Path(source).expanduser()):
             raise UsageError(f"{one} is the input: it would be lost.", "Name another output with -o.")
         if any(_same(one, other) for other in there[:at]):

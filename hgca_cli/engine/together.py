@@ -9,18 +9,18 @@ from hgca_cli.errors import HgcaError
 from hgca_cli.hf.joint import JointCache, joint_forward
 from hgca_cli.hf.load import LoadedModel
 
-# On a GPU a sequence's token is a CUDA graph: eight of those take 70 ms at 32k rows where one pass for all, started operation
-# by operation, takes 260 (docs/log.md).
-LEAST = {"cpu": 2}
+# Fewer are faster one by one: on a CPU a token is one call a layer (docs/log.md, "A batch"), on a GPU a CUDA graph, of which eight
+# take 70 ms at 32k rows where one pass for all, started operation by operation, takes 260.
+LEAST = {"cpu": 4}
 NEVER = 1 << 30
 
 
 class Together:
-    """One forward pass for the members of a batch. least: fewer than this are computed one by one; None: what is faster."""
+    """One forward pass for the members of a batch."""
 
-    def __init__(self, loaded: LoadedModel, least: int | None = None) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        self._least = least or LEAST.get(loaded.device.type, NEVER)
+        self._least = LEAST.get(loaded.device.type, NEVER)
         self._joint: tuple[list[Member], JointCache] | None = None
 
     def forward(self, members: list[Member]) -> list[tuple[Member, HgcaError]]:
