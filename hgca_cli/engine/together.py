@@ -10,7 +10,7 @@ from hgca_cli.hf.joint import JointCache, joint_forward
 from hgca_cli.hf.load import LoadedModel
 
 # Fewer are faster one by one, where a token is one call a layer (docs/log.md, "A batch"); elsewhere two pay.
-LEAST = {"cpu": 4}
+LEAST = {"cpu": 16}
 
 
 class Together:
