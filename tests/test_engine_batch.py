@@ -150,7 +150,7 @@ def test_few_sequences_on_a_processor_are_computed_one_by_one(monkeypatch: pytes
 
     original = together.joint_forward
     monkeypatch.setattr(together, "joint_forward", counted)
-    engine = tiny_engine()
+    engine = tiny_engine(chunk=256)
     asked = requests(prompts(12))
     answers = run(Batch(engine, 6), asked)
     assert sizes and min(sizes) >= 4

@@ -11,7 +11,7 @@ from hgca_cli.hf.load import LoadedModel
 
 # Fewer are faster one by one: on a CPU a token is one call a layer (docs/log.md, "A batch"), on a GPU a CUDA graph, of which eight
 # take 70 ms at 32k rows where one pass for all, started operation by operation, takes 260.
-LEAST = {"cpu": 4}
+LEAST = {"cpu": 16}
 NEVER = 1 << 30
 
 
