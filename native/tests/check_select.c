@@ -125,6 +125,35 @@ static const char *bounds(const hgca_selection *job, const problem *p, double la
     return NULL;
 }
 
+/* The same through a relay, whose buffers are others: a choice, every row, and none. */
+static const char *relayed(const hgca_selection *job) {
+    const hgca_attention *rows = &job->rows;
+    const size_t numbers = (size_t)rows->heads * (size_t)rows->value_dim;
+    float *out = room(4 * (int64_t)numbers), *lse = room(4 * rows->heads);
+    hgca_relay relay = {.chosen = job, .far = *rows, .query = rows->query, .out = out, .lse = lse, .beside = job->beside,
+                        .scale = rows->scale, .softcap = rows->softcap};
+    const char *wrong = NULL;
+    int64_t ticket;
+    for (int all = 0; all < 2 && !wrong; all++) {
+        if (all) relay.chosen = NULL;
+        memset(out, 0x55, 4 * numbers);
+        hgca_run_relay(&relay);
+        if (all ? hgca_start(rows, 1, &ticket) || hgca_wait(ticket) : run(job)) wrong = "what a relay is compared with";
+        if (relay.status || relay.ns < 0 || memcmp(out, rows->out, 4 * numbers) || memcmp(lse, rows->lse, 4 * (size_t)rows->heads))
+            wrong = all ? "a relay of every row" : "a relay of a choice";
+    }
+    relay.far.rows = 0;
+    hgca_run_relay(&relay);
+    for (int h = 0; h < rows->heads && !wrong; h++)
+        if (relay.status || lse[h] != -INFINITY || out[(size_t)h * (size_t)rows->value_dim] != 0.0f) wrong = "a relay of nothing";
+    relay.query = NULL;
+    hgca_run_relay(&relay);
+    if (!wrong && relay.status != HGCA_BAD_ARGUMENT) wrong = "a relay without a query";
+    free(out);
+    free(lse);
+    return wrong;
+}
+
 static const char *one(uint64_t seed) {
     uint64_t state = seed * 2654435761u + 1;
     shape s = {.kv_heads = 1 + pick(&state, 3), .group = 1 + pick(&state, 6), .rows = pick(&state, pick(&state, 3) ? 300 : 2600),
@@ -157,6 +186,8 @@ static const char *one(uint64_t seed) {
     if (!wrong) wrong = bounds(&job, &p, largest);
     memcpy(before, p.job.out, 4 * (size_t)numbers);
     if (!wrong && (run(&job) || memcmp(before, p.job.out, 4 * (size_t)numbers))) wrong = "the same call again";
+    job.near = NULL;
+    if (!wrong && s.rows > 0) wrong = relayed(&job);
     drop_index(&job, block_mean);
     free(read_lse);
     free(beside);
