@@ -54,13 +54,15 @@ def as_on_a_device(cache: HybridCache) -> HybridCache:
 def stepwise(model: Any, cache: HybridCache, tokens: Tensor) -> Iterator[Tensor]:
     for at in range(cache.get_seq_length(), tokens.shape[1]):
         with torch.inference_mode():
-            yield forward(model, tokens[:, at : at + 1], cache, logits_to_keep=1).logits[0, -1]
+            logits = forward(model, tokens[:, at : at + 1], cache, logits_to_keep=1).logits[0, -1]
+        yield logits
 
 
 def recorded(step: GraphStep, cache: HybridCache, tokens: Tensor) -> Iterator[Tensor]:
     for at in range(cache.get_seq_length(), tokens.shape[1]):
         with torch.inference_mode():
-            yield step.step(tokens[:, at : at + 1])
+            logits = step.step(tokens[:, at : at + 1])
+        yield logits
 
 
 @pytest.mark.parametrize("policy", POLICIES)

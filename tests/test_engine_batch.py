@@ -23,7 +23,7 @@ GREEDY = SamplingSettings(temperature=0, max_tokens=12)
 
 @pytest.fixture(autouse=True)
 def always_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(together, "LEAST", {})
+    monkeypatch.setattr(together, "LEAST", {"cpu": 2})
 
 
 def prompts(count: int, longest: int = 90) -> list[list[int]]:
