@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "hgca_cli"
 FLOORS = {
     "errors": 0,
-    "units": 1, "plain": 1,
+    "units": 1, "plain": 1, "durable": 1,
     "config": 2, "events": 2,
     "native": 3, "metrics": 3,
     "kv": 4, "selection": 4,

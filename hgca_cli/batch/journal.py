@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hgca_cli import durable
 from hgca_cli.errors import DoesNotFitError, ModelError, UsageError
 
 PIECE = 1 << 20
@@ -138,7 +139,7 @@ class Journal:
                 _write_all(handle, content)
                 os.fsync(handle)
                 spare.replace(self.path)
-                _sync_folder(self.path.parent)
+                durable.sync_folder(self.path.parent)
             except BaseException:
                 os.close(handle)
                 with contextlib.suppress(OSError):
@@ -177,17 +178,9 @@ class Manifest:
 
     def write(self, told: Mapping[str, Any]) -> None:
         """Whole, or as it was before. Errors as of Journal.append."""
-        spare = self.path.with_name(f".{self.path.name}.new")
         content = json.dumps({"version": 1, **told}, indent=1, sort_keys=True).encode() + b"\n"
         with _writing(self.path):
-            handle = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-            try:
-                _write_all(handle, content)
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-            spare.replace(self.path)
-            _sync_folder(self.path.parent)
+            durable.replace(self.path, content)
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -236,21 +229,13 @@ def _write_all(handle: int, content: bytes) -> None:
         done += os.write(handle, content[done : done + PIECE])
 
 
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Inside, a disk that is full is a DoesNotFitError, a wrong path a UsageError, and another OSError a ModelError."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if durable.is_full(error):
             raise DoesNotFitError(f"cannot write {path}: {error.strerror}.", RESUME) from error
         if error.errno in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR):
             raise UsageError(f"cannot write {path}: {error.strerror}.", "Name another file with -o.") from error

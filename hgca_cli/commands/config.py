@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hgca_cli import durable
 from hgca_cli.commands import options
 from hgca_cli.commands.config_file import LOCAL, NEGATED, SAMPLING, SESSIONS, UI, check_table, user_file
 from hgca_cli.commands.defaults import take_config
 from hgca_cli.commands.origins import setter
-from hgca_cli.engine.session_files import replace
-from hgca_cli.errors import ModelError, UsageError
+from hgca_cli.errors import DoesNotFitError, ModelError, UsageError
 from hgca_cli.ui.editor import edited_elsewhere
 from hgca_cli.ui.inert import inert
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 config = typer.Typer(help="What is set in files: path, show, get, set, edit.", no_args_is_help=True)
 Key = Annotated[str, typer.Argument(metavar="KEY", help="Like model, sampling.temp, aliases.NAME, models.NAME.window.")]
+PRIVATE = 0o600  # the user's own
 UNTOLD = ("context", "words", "prompt", "file", "continue_", "reread")
 
 
@@ -175,9 +176,11 @@ def _write(context: typer.Context, file: Path, text: str) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         target = Path(os.path.realpath(file))  # a link to a file among others (dotfiles) stays one
+        durable.replace(target, text.encode(), PRIVATE)
     except OSError as error:
+        if durable.is_full(error):
+            raise DoesNotFitError(f"cannot write {file}: {error.strerror}.", "Free some space.") from error
         raise ModelError(f"{file}: {error.strerror}.", "Set HGCA_CONFIG to another file.") from error
-    replace(target, text.encode())
 
 
 def _shown(value: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy
 
-from hgca_cli import __version__
+from hgca_cli import __version__, durable
 from hgca_cli.engine import transcript
 from hgca_cli.engine.conversation import Conversation
 from hgca_cli.engine.engine import Engine
@@ -40,7 +40,6 @@ from hgca_cli.engine.session_files import (
     check_name,
     make_folder,
     sessions_dir,
-    sync_folder,
     write_new,
     writing,
 )
@@ -269,7 +268,7 @@ class Session:
             stored = write_tensors(next(paths), learned) if learned else None
             ids, shared = self._save_ids(conversation)
             with writing(kv):
-                sync_folder(kv)
+                durable.sync_folder(kv)
         except BaseException:
             for path in made:
                 with contextlib.suppress(OSError):

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import platformdirs
 
+from hgca_cli import durable
 from hgca_cli.errors import DoesNotFitError, ModelError, UsageError
 
 MOST_JSON = 64 << 20
 LONGEST_NAME = 100  # bytes
+PRIVATE = 0o600  # the user's own
 
 
 class DamagedError(ModelError):
@@ -52,7 +54,7 @@ def make_folder(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
-            sync_folder(path.parent)
+            durable.sync_folder(path.parent)
         if not stat.S_ISDIR(path.lstat().st_mode):
             raise UsageError(f"{path} is not a directory.", "Move it away, or choose another name.")
 
@@ -98,42 +100,13 @@ def open_regular(path: Path) -> Iterator[int]:
 def write_new(path: Path, content: bytes) -> None:
     """A file under a name nobody refers to yet, and surely on the disk. Errors as of `writing`."""
     with writing(path):
-        try:
-            with path.open("xb") as file:
-                os.fchmod(file.fileno(), 0o600)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except FileExistsError:
-            raise
-        except BaseException:
-            with contextlib.suppress(OSError):
-                path.unlink()
-            raise
+        durable.write_new(path, content, PRIVATE)
 
 
 def replace(path: Path, content: bytes) -> None:
     """The file holds this, or after whatever happens what it held before. Errors as of `writing`."""
-    spare = path.with_name(f".{path.name}.new")
-    spare.unlink(missing_ok=True)
-    try:
-        write_new(spare, content)
-        with writing(path):
-            spare.replace(path)
-            sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            spare.unlink()
-        raise
-
-
-def sync_folder(path: Path) -> None:
-    """Names in a directory are surely on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with writing(path):
+        durable.replace(path, content, PRIVATE)
 
 
 @contextlib.contextmanager
@@ -142,7 +115,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if durable.is_full(error):
             raise DoesNotFitError(
                 f"cannot write {path}: {error.strerror}.", "Make room (hgca sessions prune), or set HGCA_DATA_DIR."
             ) from error
