@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +12,7 @@ from hgca_cli.attention.clock import Clock
 from hgca_cli.attention.counters import ReadCounters
 from hgca_cli.attention.meter import QualityMeter
 from hgca_cli.attention.select.contract import EVERY, Chosen, Selector
+from hgca_cli.attention.worker import worker
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ContextOverflowError
 from hgca_cli.kv.evict import Evictor, evict_oldest
@@ -25,14 +24,6 @@ from hgca_cli.selection import Selection
 
 if TYPE_CHECKING:
     from hgca_cli.attention.reading import Reading
-
-
-@cache
-def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="hgca-evict")
-
-
-os.register_at_fork(after_in_child=_thread.cache_clear)  # the thread stays with the parent
 
 
 class LayerState:
@@ -157,7 +148,7 @@ class LayerState:
         window.append(key[:, straight:], value[:, straight:])
         self.evict_overflow()
         if self.evictor is not None and self.evictor.pending and key.is_cuda:  # beside what the GPU has still to do
-            self._settling = _thread().submit(self._take_in)
+            self._settling = worker("evict").submit(self._take_in)
 
     def every_row(self) -> tuple[Tensor, Tensor]:
         """All rows so far, oldest first: keys and values [kv_heads, length, dim], copies in CPU memory.

@@ -13,7 +13,7 @@ import torch
 from hgca_cli import native
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.select.contract import Chosen
-from hgca_cli.attention.sparse import as_lists, count_chosen, window_job
+from hgca_cli.attention.sparse import as_lists, count_read, window_job
 from hgca_cli.selection import Selection
 
 UNKNOWN = torch.empty(0)  # the query, before the layer has computed it
@@ -85,13 +85,10 @@ class Reading:
     def end(self, layer: LayerState) -> None:
         """The call has returned: it is counted, now and then measured, and the ring's oldest rows may leave."""
         chosen, store = self._chosen, layer.store
-        if isinstance(chosen, Selection):
-            if self._metered:
-                self._measure(layer, chosen)
-            count_chosen(layer, chosen)
-        elif store is not None and store.rows > 0:
-            share = 0.0 if chosen is None else chosen.share
-            layer.reads.add(share, share)
+        if isinstance(chosen, Selection) and self._metered:
+            self._measure(layer, chosen)
+        if store is not None and store.rows > 0:
+            count_read(layer, chosen)
         layer.evict_overflow()
 
     def _measure(self, layer: LayerState, chosen: Selection) -> None:

@@ -42,10 +42,8 @@ class Recorder:
     @staticmethod
     def serves(layers: Sequence[LayerState]) -> bool:
         """Whether these layers' attention can be recorded: they are alike, see everything, and no policy looks at weights."""
-        shape, device = layers[0].layout, layers[0].window.keys.device
-        return all(Relay.serves(layer) and layer.layout == shape for layer in layers) and SlotAttention.serves(
-            device, shape.key_dim, shape.value_dim
-        )
+        shape, on_cpu = layers[0].layout, layers[0].window.keys.is_cpu
+        return all(Relay.serves(layer) and layer.layout == shape for layer in layers) and (on_cpu or shape.in_graph)
 
     def begin(self) -> None:
         """One more token, which is in `numbers` already. Errors as of LayerState.make_room."""
@@ -55,7 +53,6 @@ class Recorder:
         assert len(slots) == 1, "layers of one sequence move together"
         self.stored = any(relay.described.far.rows or relay.described.chosen for relay in self.relays)
         spans = [number for first, count in window.runs() for number in (first, first + count)]
-        self._sent[TOKEN] = -1
         self._sent[POSITION:] = torch.tensor([position, slots.pop(), *spans, *[0] * (4 - len(spans))])
         self.numbers[POSITION:].copy_(self._sent[POSITION:], non_blocking=True)
 

@@ -18,7 +18,7 @@ from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import Partial
 from hgca_cli.attention.reading import UNKNOWN
 from hgca_cli.attention.select.contract import Chosen
-from hgca_cli.attention.sparse import count_chosen
+from hgca_cli.attention.sparse import count_read
 from hgca_cli.errors import NativeError
 from hgca_cli.selection import Selection
 
@@ -119,14 +119,10 @@ class Relay:
         layer, chosen = self.layer, self._chosen
         if self.described.status:
             native.check(self.described.status)
-        store = layer.store
-        if isinstance(chosen, Selection):
-            if self._metered:
-                self._measure(chosen)
-            count_chosen(layer, chosen)
-        elif store is not None and store.rows > 0:
-            share = 0.0 if chosen is None else chosen.share
-            layer.reads.add(share, share)
+        if isinstance(chosen, Selection) and self._metered:
+            self._measure(chosen)
+        if layer.store is not None and layer.store.rows > 0:
+            count_read(layer, chosen)
         layer.near_lse = self.near_lse
         layer.evict_overflow()
 

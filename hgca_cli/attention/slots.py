@@ -32,11 +32,6 @@ class SlotAttention:
 
             self._kernels = slots_triton.Kernels(heads, slots, value_dim, spans.device)
 
-    @staticmethod
-    def serves(device: torch.device, key_dim: int, value_dim: int) -> bool:
-        """Whether there are kernels for such rows."""
-        return device.type != "cuda" or all(dim >= 16 and dim & (dim - 1) == 0 for dim in (key_dim, value_dim))
-
     def near(self, query: Tensor, keys: Tensor, values: Tensor, *, scale: float, softcap: float) -> Near:
         """query [heads, key_dim] over keys, values [kv_heads, slots, dim]; `finish` has the result."""
         if self._kernels is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from hgca_cli import native, selection
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import Partial
+from hgca_cli.attention.select.contract import Chosen
 from hgca_cli.selection import Aimed, Selection
 
 
@@ -64,7 +65,7 @@ class HostAttention:
             chosen = self._aimed_pending.wait()
             for (index, layer), aimed, partial in zip(self._aimed_layer, self._aimed, chosen, strict=True):
                 self._partials[index] = Partial(*partial)
-                count_chosen(layer, aimed.selection)
+                count_read(layer, aimed.selection)
         for layer, aimed, exact in self._metered:
             store, *near = exact.wait()
             layer.meter.add(aimed.selection.read_lse, store.lse, near[0].lse if near else aimed.beside)
@@ -99,17 +100,21 @@ def start_host_attention(query: Tensor, layers: Sequence[LayerState], *, scale: 
             lists = None if chosen.row_start is None else native.Lists(chosen.row_start, chosen.row)
             joins = near is not None
             jobs.append(native.Step(host[index], store.read, store.rows, scale, softcap, lists, joins))
-        share = 0.0 if chosen is None else chosen.share
-        layer.reads.add(share, share)
+        count_read(layer, chosen)
         work.name(index, jobs)
     return work.start()
 
 
-def count_chosen(layer: LayerState, chosen: Selection) -> None:
-    """Count a step whose rows the C library chose."""
+def count_read(layer: LayerState, chosen: Chosen | Selection | None) -> None:
+    """Count a step of a layer with rows in its store, by what was chosen of them."""
     store = layer.store
     assert store is not None
-    layer.reads.add(chosen.read / (store.rows * chosen.kv_heads), chosen.bytes / (store.rows * store.row_bytes), chosen)
+    if isinstance(chosen, Selection):
+        rows = store.rows * chosen.kv_heads
+        layer.reads.add(chosen.read / rows, chosen.bytes / (store.rows * store.row_bytes), chosen)
+        return
+    share = 0.0 if chosen is None else chosen.share
+    layer.reads.add(share, share)
 
 
 def window_job(query: Tensor, layer: LayerState, scale: float, softcap: float) -> native.Step:

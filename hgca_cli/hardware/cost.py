@@ -178,13 +178,7 @@ class Costs:
 
 def captured(model: Model, choice: Choice) -> bool:
     """Whether a token on a GPU is a CUDA graph (hf/graph.py), and not started operation by operation."""
-    return choice.select != "moving-average" and all(
-        layer.sliding is None
-        and min(layer.key_dim, layer.value_dim) >= 16
-        and layer.key_dim.bit_count() == 1
-        and layer.value_dim.bit_count() == 1
-        for layer in model.layout.layers
-    )
+    return choice.select != "moving-average" and all(layer.in_graph for layer in model.layout.layers)
 
 
 def _of(rates: dict[str, float], dtype: str) -> float:

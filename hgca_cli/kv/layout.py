@@ -48,6 +48,12 @@ class LayerLayout:
         return heads, max(1, min(rows, most))
 
     @property
+    def in_graph(self) -> bool:
+        """Whether a CUDA graph can hold its attention: it sees everything, and its rows are as wide as the kernels take."""
+        wide = all(dim >= 16 and dim.bit_count() == 1 for dim in (self.key_dim, self.value_dim))
+        return self.sliding is None and wide
+
+    @property
     def row_elements(self) -> int:
         """Numbers one token adds to the layer: a key and a value for every KV head."""
         return self.kv_heads * (self.key_dim + self.value_dim)

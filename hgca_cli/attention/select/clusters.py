@@ -6,9 +6,7 @@ at which 256 more rows are in the store, however long the thread took: the same 
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from concurrent.futures import Future
 from typing import NamedTuple
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from hgca_cli import selection
 from hgca_cli.attention.select.codes import Codes
+from hgca_cli.attention.worker import worker
 from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.kv.store import Store
@@ -66,7 +65,9 @@ class Clusters:
         for first in range(known, store.rows - SEGMENT + 1, SEGMENT):
             keys, values = store.keys[:, : first + SEGMENT], store.values[:, : first + SEGMENT]
             scales = None if store.scales is None else store.scales[:, : first + SEGMENT]
-            self._coming.append((first, _thread().submit(_cluster, keys, values, scales, first, self._groups_apart)))
+            self._coming.append(
+                (first, worker("index").submit(_cluster, keys, values, scales, first, self._groups_apart))
+            )
 
     def settle(self, store: Store, codes: Codes, *, wait: bool = True) -> None:
         """Take in the segments that are due; without waiting only those that are made."""
@@ -94,14 +95,6 @@ class Clusters:
         self.means[:, index * GROUPS : (index + 1) * GROUPS] = segment.means
         codes.reorder(first, segment.codes, segment.block_means)
         self.rows = end
-
-
-@cache
-def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="hgca-index")
-
-
-os.register_at_fork(after_in_child=_thread.cache_clear)  # the thread stays with the parent: a child would wait for ever
 
 
 def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int, apart: int) -> Segment:
