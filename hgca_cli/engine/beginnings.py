@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from hgca_cli.engine.engine import Engine
-from hgca_cli.engine.sequence import Sequence
+from hgca_cli.engine.sequence import Sequence, shared
 
 LEAST = 128  # tokens: for fewer a copy saves nothing
 MOST_KEPT = 3  # a document, what stands before it in every prompt, and the one before
@@ -97,14 +97,3 @@ class Beginnings:
             raise
         made.tokens = source.tokens[:length]
         return made
-
-
-def shared(one: list[int], other: list[int]) -> int:
-    """How many tokens two prompts have in common at the beginning."""
-    low, high = 0, min(len(one), len(other))
-    if one[:high] == other[:high]:
-        return high
-    while low + 1 < high:  # one[:low] agrees, one[:high] does not
-        middle = (low + high) // 2
-        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle)
-    return low

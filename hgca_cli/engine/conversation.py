@@ -14,7 +14,7 @@ from hgca_cli.engine import turns
 from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.prefill import check_room
 from hgca_cli.engine.reasoning import BEGIN, END, ThoughtStream, written_out
-from hgca_cli.engine.sequence import Sequence
+from hgca_cli.engine.sequence import Sequence, shared
 from hgca_cli.engine.turns import Document, Messages
 from hgca_cli.errors import UsageError
 from hgca_cli.events import Done, Event, Notice, Text
@@ -330,12 +330,7 @@ class Conversation:
     def _rewind_to(self, prompt: list[int]) -> Notice | None:
         """Back to the longest beginning of a prompt that is cached; a Notice if all must be read again."""
         tokens = self._sequence.tokens
-        shared = 0
-        for ours, theirs in zip(tokens, prompt[:-1], strict=False):  # at least one token is read: its logits are needed
-            if ours != theirs:
-                break
-            shared += 1
-        if self._sequence.rewind(shared):
+        if self._sequence.rewind(shared(tokens, prompt[:-1])):  # at least one token is read: its logits are needed
             return None
         lost = len(tokens)
         self._use(self._engine.new_sequence())

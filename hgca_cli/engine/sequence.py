@@ -120,3 +120,14 @@ class Sequence:
         if not self.cache.rewind(length):
             self.cache.close()  # all tokens are waiting now
             self.on_disk = None
+
+
+def shared(one: list[int], other: list[int]) -> int:
+    """How many tokens two texts have in common at the beginning."""
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while low + 1 < high:  # one[:low] agrees, one[:high] does not
+        middle = (low + high) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle)
+    return low

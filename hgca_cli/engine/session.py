@@ -33,7 +33,7 @@ from hgca_cli.engine.saved_rows import (
     shard_tokens,
     write_shard,
 )
-from hgca_cli.engine.sequence import OnDisk, Sequence
+from hgca_cli.engine.sequence import OnDisk, Sequence, shared
 from hgca_cli.engine.session_files import (
     DamagedError,
     Lock,
@@ -301,12 +301,11 @@ class Session:
 
     def _save_ids(self, conversation: Conversation) -> tuple[Stored, int]:
         tokens, history = conversation.sequence.tokens, conversation.history
-        shared = next((at for at, (a, b) in enumerate(zip(tokens, history, strict=False)) if a != b), None)
-        shared = min(len(tokens), len(history)) if shared is None else shared
-        content = numpy.array(tokens + history[shared:], dtype="<u4").tobytes()
+        same = shared(tokens, history)
+        content = numpy.array(tokens + history[same:], dtype="<u4").tobytes()
         name = f"tokens-{self._next():06d}.u32"
         write_new(self.folder / name, content)
-        return Stored(name, len(content), crc_of(content)), shared
+        return Stored(name, len(content), crc_of(content)), same
 
     def _no_room(self, kept: int, needed: int, limit: int) -> Notice | None:
         """Why rows are not saved, with figures; None if they are."""
