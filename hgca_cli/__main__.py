@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import sys
+from typing import NoReturn
 
 from hgca_cli.app import run
+
+STOPPED = 128  # codes above it: by the signal of that number
 
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     if sys.platform == "linux":  # before torch: else pieces of freed memory too small to use add up to half a GiB
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code > STOPPED:
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End a process that a signal stopped. Libraries' threads may be in the middle of something: the interpreter would wait for
+    them, or take what they use away from under them.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

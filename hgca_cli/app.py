@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +24,7 @@ from hgca_cli.commands.defaults import take_config
 from hgca_cli.commands.doctor import doctor
 from hgca_cli.commands.elsewhere import hint_for, refuse_foreign
 from hgca_cli.commands.eval import evaluate
+from hgca_cli.commands.interrupt import endings
 from hgca_cli.commands.models import models
 from hgca_cli.commands.output import report
 from hgca_cli.commands.profile import profile
@@ -48,9 +47,6 @@ GROUPS: dict[str, typer.Typer] = {
     "models": models,
     "config": config_group,
 }
-ENDING = (
-    (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
-)  # told, and what there is is kept
 TRUE = ("1", "true", "t", "yes", "y", "on")
 
 app = typer.Typer(
@@ -102,7 +98,12 @@ def run(arguments: list[str]) -> int:
     as_json = "--json" in words or os.environ.get("HGCA_JSON", "").lower() in TRUE
     _prepare_streams()
     warnings.showwarning = _show_warning
-    before = {number: signal.signal(number, _terminated) for number in ENDING}
+    with endings():
+        return _run(arguments, words, debug, as_json)
+
+
+def _run(arguments: list[str], words: list[str], debug: bool, as_json: bool) -> int:
+    """As `run`, of which these are the words and two switches, once signals are taken care of."""
     try:
         refuse_foreign(words)
         code = app(config_first(rename_aliases(arguments)) or ["--help"], prog_name="hgca", standalone_mode=False)
@@ -116,9 +117,6 @@ def run(arguments: list[str]) -> int:
         return int(stop.code or 0) if isinstance(stop.code, (int, type(None))) else 1
     except BaseException as error:
         return _failed(error, debug, as_json)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _failed(error: BaseException, debug: bool, as_json: bool) -> int:
@@ -175,7 +173,3 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any, 
     """One line on stderr for a person, without file and line."""
     kind = "warning" if issubclass(category, HgcaWarning) else f"warning ({category.__name__})"
     print(f"hgca: {kind}: {inert(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
-
-
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)

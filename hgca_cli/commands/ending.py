@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from hgca_cli.commands.interrupt import TWICE_SECONDS, Twice
-
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+from hgca_cli.commands.interrupt import ENDING, TWICE_SECONDS, Twice
 
 
 class Ending(threading.Event):
@@ -37,7 +35,7 @@ def ending() -> Iterator[Ending]:
         stop.exit_code = 128 + number
         stop.set()
 
-    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    before = {number: signal.signal(number, on_signal) for number in ENDING}
     try:
         yield stop
     finally:

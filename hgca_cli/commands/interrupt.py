@@ -1,4 +1,4 @@
-"""Ctrl-C while the model works."""
+"""Ctrl-C while the model works, and what ends the process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,48 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 TWICE_SECONDS = 2.0
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+_asked: list[int] = []  # signals since `endings` began
 
 
 class Twice(KeyboardInterrupt):
     """Ctrl-C while the last one was about to stop the answer: the person wants to leave."""
+
+
+@contextmanager
+def endings() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a hangup raise KeyboardInterrupt and SystemExit, and what there is is kept."""
+    _asked.clear()
+    before = {number: signal.signal(number, _end) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    _asked.append(number)
+    _raise(number)
+
+
+def end_if_asked() -> None:
+    """Raise again what a library has caught while it was imported or loaded something: some catch whatever comes, and what is
+    raised in a callback is thrown away.
+    """
+    if _asked:
+        _raise(_asked[-1])
+
+
+def _raise(number: int) -> NoReturn:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
 
 
 @contextmanager

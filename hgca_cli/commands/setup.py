@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hgca_cli.commands.describe import describe
+from hgca_cli.commands.interrupt import end_if_asked
 from hgca_cli.commands.machine import NONE, profile_for
 from hgca_cli.events import Event, Notice
 
@@ -83,4 +84,5 @@ def start_engine(choice: ModelChoice, files: ModelFiles, plan: Plan, *, balance:
     )
     if choice.template is not None:
         loaded.tokenizer.with_template(choice.template)
+    end_if_asked()
     return Engine(loaded, plan.cache, prefill_chunk=plan.chunk, balance=balance)
