@@ -24,7 +24,7 @@ typedef struct {
     float *out;
 } layer;
 
-static int fits(const hgca_weights *w) {
+int hgca_weights_fit(const hgca_weights *w) {
     static const int32_t bytes[] = {[HGCA_F32] = 4, [HGCA_BF16] = 2, [HGCA_F16] = 2};
     if (w->weight == NULL || w->outputs < 1 || w->inputs < 1 || w->outputs > MOST || w->inputs > MOST) return 0;
     if (w->kind < HGCA_F32 || w->kind > HGCA_GRID4 || w->dtype < HGCA_F32 || w->dtype > HGCA_F16) return 0;
@@ -32,9 +32,13 @@ static int fits(const hgca_weights *w) {
     return w->row_bytes >= (int64_t)w->inputs * bytes[w->kind];
 }
 
+int64_t hgca_grid_row_bytes(const hgca_weights *w) {
+    return w->inputs / BLOCK * (w->kind == HGCA_GRID4 ? HGCA_GRID4_ROW : HGCA_GRID8_ROW);
+}
+
 static layer layer_of(const hgca_weights *w) {
     layer l = {.w = *w, .kernel = hgca_linear_kernels()->rows[w->kind], .row_bytes = w->row_bytes};
-    if (w->kind >= HGCA_GRID8) l.row_bytes = w->inputs / BLOCK * (w->kind == HGCA_GRID4 ? HGCA_GRID4_ROW : HGCA_GRID8_ROW);
+    if (w->kind >= HGCA_GRID8) l.row_bytes = hgca_grid_row_bytes(w);
     return l;
 }
 
@@ -122,7 +126,7 @@ int hgca_linear(const hgca_weights *weights, int32_t count, uintptr_t in, uintpt
     const layer *grid = NULL, *first = &all.layer[0];
     int64_t outputs = 0;
     for (int32_t i = 0; i < count; i++) {
-        if (!fits(&weights[i]) || weights[i].inputs != weights[0].inputs || weights[i].dtype != weights[0].dtype)
+        if (!hgca_weights_fit(&weights[i]) || weights[i].inputs != weights[0].inputs || weights[i].dtype != weights[0].dtype)
             return HGCA_BAD_ARGUMENT;
         layer *l = &all.layer[i];
         *l = layer_of(&weights[i]);
@@ -188,7 +192,7 @@ static void run_block(hgca_batch *batch, int32_t piece) {
 int hgca_gated(const hgca_weights *weights, uintptr_t in, uintptr_t out) {
     if (weights == NULL || in == 0 || out == 0) return HGCA_BAD_ARGUMENT;
     for (int i = 0; i < 3; i++)
-        if (!fits(&weights[i]) || weights[i].dtype != weights[0].dtype) return HGCA_BAD_ARGUMENT;
+        if (!hgca_weights_fit(&weights[i]) || weights[i].dtype != weights[0].dtype) return HGCA_BAD_ARGUMENT;
     block all = {.batch = {.run = run_block}, .gate = layer_of(&weights[0]), .up = layer_of(&weights[1]), .down = layer_of(&weights[2])};
     layer *gate = &all.gate, *up = &all.up, *down = &all.down;
     const layer *grid = is_grid(gate) ? gate : is_grid(up) ? up : NULL;

@@ -1,8 +1,10 @@
-/* What every instruction set provides for a linear layer with one vector. */
+/* What every instruction set provides for a linear layer. */
 #ifndef HGCA_LINEAR_H
 #define HGCA_LINEAR_H
 
 #include <stdint.h>
+
+#include "hgca.h"
 
 /* Bytes of a row in a block of a grid: half floats, and 32 codes. */
 enum { HGCA_GRID8_ROW = 2 + 32, HGCA_GRID4_ROW = 4 + 16 };
@@ -34,19 +36,56 @@ typedef struct {
     float *out;
 } hgca_linear_rows;
 
+/* 32 numbers as several vectors are multiplied with grids: scale * number, in each eight in the order 0 2 1 3 4 6 5 7.
+ * whole: of the numbers. */
+typedef struct {
+    int16_t number[32];
+    float scale;
+    float whole;
+} hgca_numbers;
+
+enum { HGCA_SEVERAL = 64 }; /* vectors that share what is unpacked */
+
+/* Rows of a grid with 1 .. HGCA_SEVERAL vectors: out[v * out_stride + i] = bias[i] + sum_j row_i[j] in_v[j].
+ *   weight     whole tiles
+ *   numbers    block b of vector v is numbers[b * vectors + v]
+ *   bias       [rows], or NULL */
+typedef struct {
+    const char *weight;
+    int64_t rows;
+    int64_t inputs;
+    const hgca_numbers *numbers;
+    int64_t vectors;
+    const float *bias;
+    float *out;
+    int64_t out_stride;
+} hgca_several_rows;
+
 typedef void (*hgca_linear_kernel)(const hgca_linear_rows *rows);
 
 /* By kind of weights: f32, bf16, f16, grid of 8 bits, grid of 4 bits.
  * place  blocks of 32 numbers
+ * several        grid of 8 bits, grid of 4 bits
+ * place_several  a vector's blocks, `stride` apart
+ * most_vectors   so many at once are worth it, beside a product of floats
  * gate   gate[i] *= up[i] / (1 + exp(-gate[i])) */
 typedef struct {
     hgca_linear_kernel rows[5];
     void (*place)(const float *in, int64_t blocks, hgca_placed_block *to);
+    void (*several[2])(const hgca_several_rows *rows);
+    void (*place_several)(const float *in, int64_t inputs, hgca_numbers *to, int64_t stride);
+    int64_t most_vectors;
     void (*gate)(float *gate, const float *up, int64_t count);
 } hgca_isa_linear;
 
 extern const hgca_isa_linear hgca_linear_scalar, hgca_linear_avx2, hgca_linear_avx512, hgca_linear_avx512vnni,
     hgca_linear_neon;
+
+/* Whether what is described can be read. */
+int hgca_weights_fit(const hgca_weights *weights);
+
+/* Bytes of a row of a grid, of which 16 lie together. */
+int64_t hgca_grid_row_bytes(const hgca_weights *weights);
 
 /* Those of the instruction set in use. */
 const hgca_isa_linear *hgca_linear_kernels(void);

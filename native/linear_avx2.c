@@ -37,6 +37,35 @@ static inline VI vdots8(VI sum, VI a, VI b) {
     return sum;
 }
 
+/* Two numbers of 16 bits of each row: these are whole, so that a block of 32 is added up in 32 bits without an error. */
+enum { SEVERAL = 4, MOST_VECTORS = 1 << 30 };
+
+static inline void vpairs4(VI x, VI to[4]) {
+    const __m256i low = _mm256_set1_epi32(0x000f000f);
+    to[0] = _mm256_and_si256(x, low);
+    to[1] = _mm256_and_si256(_mm256_srli_epi32(x, 8), low);
+    to[2] = _mm256_and_si256(_mm256_srli_epi32(x, 4), low);
+    to[3] = _mm256_and_si256(_mm256_srli_epi32(x, 12), low);
+}
+
+static inline void vpairs8(VI x, VI to[2]) {
+    to[0] = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8);
+    to[1] = _mm256_srai_epi16(x, 8);
+}
+
+static inline VI vpair(const int16_t *p) {
+    int32_t both;
+    memcpy(&both, p, sizeof both);
+    return _mm256_set1_epi32(both);
+}
+
+static inline VI vheld(VI x) {
+    __asm__("" : "+x"(x));
+    return x;
+}
+
+static inline VI vdots2(VI sum, VI a, VI b) { return vheld(_mm256_add_epi32(sum, _mm256_madd_epi16(a, b))); }
+
 #include "linear_template.h"
 
 const hgca_isa_linear hgca_linear_avx2 = HGCA_TEMPLATE_LINEAR;

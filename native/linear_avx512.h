@@ -24,3 +24,26 @@ static inline void vhalves(VI x, VI *low, VI *high) {
 static inline VI vcode8(VI x) { return _mm512_xor_si512(x, _mm512_set1_epi8(-128)); }
 static inline VI vlevels(VI a, VI b) { return _mm512_add_epi32(_mm512_slli_epi32(a, 7), b); }
 static inline VF vlanes(VI x) { return _mm512_cvtepi32_ps(x); }
+
+enum { SEVERAL = 8 };
+
+static inline void vpairs4(VI x, VI to[4]) {
+    const __m512i low = _mm512_set1_epi32(0x000f000f);
+    to[0] = _mm512_and_si512(x, low);
+    to[1] = _mm512_and_si512(_mm512_srli_epi32(x, 8), low);
+    to[2] = _mm512_and_si512(_mm512_srli_epi32(x, 4), low);
+    to[3] = _mm512_and_si512(_mm512_srli_epi32(x, 12), low);
+}
+
+static inline void vpairs8(VI x, VI to[2]) {
+    to[0] = _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8);
+    to[1] = _mm512_srai_epi16(x, 8);
+}
+
+static inline VI vpair(const int16_t *p) {
+    int32_t both;
+    memcpy(&both, p, sizeof both);
+    return _mm512_set1_epi32(both);
+}
+
+static inline VI vheld(VI x) { return x; }

@@ -12,7 +12,7 @@
  *   vdots4(sum, a, b)        sum + the four products of a lane, codes 0 .. 15 and levels, 16 times at most; vnone() none
  *   vcode8(bytes)            int8 codes as vdots8 wants them: OFFSET8 is added;  vdots8(sum, a, b)  likewise, onto a VI
  *   vsums(sum) as a VI;  vint(x)  in all lanes;  vlevels(a, b) = 128 * a + b;  vlanes(x) as floats */
-enum { PARTS = HGCA_TILE / VW, MOST_LEVEL = 63, UNITS = MOST_LEVEL * (128 * 128 + 128 + 1) };
+enum { PARTS = HGCA_TILE / VW, MOST_LEVEL = 63, UNITS = MOST_LEVEL * (128 * 128 + 128 + 1), MOST_NUMBER = 32767 };
 
 /* Sums of a block, in units of the placed scale, of the rows of all vectors: what a level is spread over serves them all. */
 INLINE void dot_block4(const char *codes, const int8_t *level, VF *dots) {
@@ -97,31 +97,42 @@ INLINE void dot_tiles(const hgca_linear_rows *p, int bits) {
 static void linear_grid8(const hgca_linear_rows *p) { dot_tiles(p, 8); }
 static void linear_grid4(const hgca_linear_rows *p) { dot_tiles(p, 4); }
 
+/* The largest size of a block's numbers, 0 of those whose scale would be no normal float, infinity or NaN if one of them is. */
+INLINE float largest_of(const float *in) {
+    int32_t largest = 0;
+    for (int i = 0; i < BLOCK; i++) { /* sizes are ordered as their bits are, infinity and NaN behind all numbers */
+        int32_t size;
+        memcpy(&size, in + i, sizeof size);
+        size &= 0x7fffffff;
+        largest = size > largest ? size : largest;
+    }
+    float top;
+    memcpy(&top, &largest, sizeof top);
+    return top <= 1e-30f ? 0.0f : top;
+}
+
+INLINE int32_t nearest(float x) {
+    const float moved = x + 12582912.0f; /* 1.5 * 2^23: rounded, and in the low bits */
+    int32_t number;
+    memcpy(&number, &moved, sizeof number);
+    return number - 0x4b400000;
+}
+
 static void place(const float *in, int64_t blocks, hgca_placed_block *to) {
     for (int64_t b = 0; b < blocks; b++, in += BLOCK, to++) {
-        int32_t largest = 0, all = 0;
-        for (int i = 0; i < BLOCK; i++) { /* sizes are ordered as their bits are, infinity and NaN behind all numbers */
-            int32_t size;
-            memcpy(&size, in + i, sizeof size);
-            size &= 0x7fffffff;
-            largest = size > largest ? size : largest;
-        }
-        float top;
-        memcpy(&top, &largest, sizeof top);
-        const int some = top > 1e-30f && largest < 0x7f800000; /* the scale of smaller ones is hardly a normal float: zeros */
+        int32_t all = 0;
+        const float top = largest_of(in);
+        const int some = top > 0.0f && top <= FLT_MAX;
         const float by = some ? UNITS / top : 0.0f;
         memset(to->sum, 0, sizeof to->sum);
         for (int i = 0; i < BLOCK; i++) {
-            const float x = (some ? in[i] * by : 0.0f) + 12582912.0f; /* 1.5 * 2^23: rounded, and in the low bits */
-            int32_t number;
-            memcpy(&number, &x, sizeof x);
-            number -= 0x4b400000;
+            const int32_t number = nearest(some ? in[i] * by : 0.0f);
             const int32_t upper = (number + 64) >> 7, first = (upper + 64) >> 7; /* to the nearest */
             const int32_t level[HGCA_LEVELS] = {first, upper - 128 * first, number - 128 * upper};
             all += number;
             for (int n = 0; n < HGCA_LEVELS; n++) to->level[n][i] = (int8_t)level[n], to->sum[n] += level[n];
         }
-        to->scale = some ? top / UNITS : largest < 0x7f800000 ? 0.0f : NAN; /* NaN: so is every product */
+        to->scale = some ? top / UNITS : top == 0.0f ? 0.0f : NAN; /* NaN: so is every product */
         to->whole = (float)all * to->scale;
     }
 }

@@ -40,6 +40,36 @@ static inline VI vdots8(VI sum, VI a, VI b) { return vaddq_s32(sum, vsums(vdots4
 static inline VI vlevels(VI a, VI b) { return vaddq_s32(vshlq_n_s32(a, 7), b); }
 static inline VF vlanes(VI x) { return vcvtq_f32_s32(x); }
 
+/* Not tried on hardware: by count of instructions floats are no slower. */
+enum { SEVERAL = 4, MOST_VECTORS = 0 };
+
+static inline void vpairs4(VI x, VI to[4]) {
+    const uint32x4_t bytes = vreinterpretq_u32_s32(x), low = vdupq_n_u32(0x000f000f);
+    to[0] = vreinterpretq_s32_u32(vandq_u32(bytes, low));
+    to[1] = vreinterpretq_s32_u32(vandq_u32(vshrq_n_u32(bytes, 8), low));
+    to[2] = vreinterpretq_s32_u32(vandq_u32(vshrq_n_u32(bytes, 4), low));
+    to[3] = vreinterpretq_s32_u32(vandq_u32(vshrq_n_u32(bytes, 12), low));
+}
+
+static inline void vpairs8(VI x, VI to[2]) {
+    const int16x8_t both = vreinterpretq_s16_s32(x);
+    to[0] = vreinterpretq_s32_s16(vshrq_n_s16(vshlq_n_s16(both, 8), 8));
+    to[1] = vreinterpretq_s32_s16(vshrq_n_s16(both, 8));
+}
+
+static inline VI vpair(const int16_t *p) {
+    int32_t both;
+    memcpy(&both, p, sizeof both);
+    return vdupq_n_s32(both);
+}
+
+static inline VI vheld(VI x) { return x; }
+
+static inline VI vdots2(VI sum, VI a, VI b) {
+    const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
+    return vaddq_s32(sum, vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y)));
+}
+
 #include "linear_template.h"
 
 const hgca_isa_linear hgca_linear_neon = HGCA_TEMPLATE_LINEAR;

@@ -74,6 +74,34 @@ static inline VI vsums(VS sum) { return sum; }
 static inline VI vlevels(VI a, VI b) { return 128 * a + b; }
 static inline VF vlanes(VI x) { return (float)x; }
 
+enum { SEVERAL = 1, MOST_VECTORS = 0 };
+
+static inline VI two(int first, int second) { return (VI)((uint32_t)first & 0xffff) | (VI)((uint32_t)second << 16); }
+
+static inline void vpairs4(VI x, VI to[4]) {
+    to[0] = x & 0x000f000f;
+    to[1] = x >> 8 & 0x000f000f;
+    to[2] = x >> 4 & 0x000f000f;
+    to[3] = x >> 12 & 0x000f000f;
+}
+
+static inline void vpairs8(VI x, VI to[2]) {
+    int8_t byte[4];
+    memcpy(byte, &x, sizeof byte);
+    to[0] = two(byte[0], byte[2]);
+    to[1] = two(byte[1], byte[3]);
+}
+
+static inline VI vpair(const int16_t *p) { return vbytes((const char *)p); }
+static inline VI vheld(VI x) { return x; }
+
+static inline VI vdots2(VI sum, VI a, VI b) {
+    int16_t x[2], y[2];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    return sum + x[0] * y[0] + x[1] * y[1];
+}
+
 #include "linear_template.h"
 
 const hgca_isa_linear hgca_linear_scalar = HGCA_TEMPLATE_LINEAR;

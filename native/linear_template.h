@@ -1,12 +1,14 @@
-/* Rows of weights with one vector, written once. An instruction set's file defines a vocabulary and includes this:
+/* Rows of weights with a vector, written once. An instruction set's file defines a vocabulary and includes this:
  *   VF, VW                    a vector of VW floats
  *   vzero vset1 vload vstore vadd vmul vsum vfma(a, b, c) = a * b + c
  *   vload_rows(p, dtype)      VW numbers (f32, bf16, f16, i8) as floats
  *   vtail_rows(p, dtype, n)   n < VW of them, then zeros
- * and what linear_grid.h and kernels_exp2.h need besides.
+ * and what linear_grid.h, linear_several.h and kernels_exp2.h need besides.
+ *   MOST_VECTORS              as in hgca_isa_linear
  *
  * A layer's weights are read once a token and are far more than the caches hold, so what counts is that memory never
  * waits: four rows are added up at a time, and those that come next are fetched meanwhile, in the order of memory. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -53,6 +55,8 @@ INLINE void dot_rows(const hgca_linear_rows *p, int64_t first, int rows, int dty
 
 #include "linear_grid.h"
 
+#include "linear_several.h"
+
 #include "kernels_exp2.h"
 
 /* exp(-|x|) cannot overflow. Relative error below 1e-6 for |x| < 10; it grows with |x|, as that of |x| log2(e) does. */
@@ -82,5 +86,8 @@ HGCA_LINEAR(linear_f16, dot_rows(p, r, AT_ONCE, HGCA_F16), dot_rows(p, r, 1, HGC
     {                                                                            \
         {linear_f32, linear_bf16, linear_f16, linear_grid8, linear_grid4},       \
         place,                                                                   \
+        {several_grid8, several_grid4},                                          \
+        place_several,                                                           \
+        MOST_VECTORS,                                                            \
         gate,                                                                    \
     }

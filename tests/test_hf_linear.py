@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hgca_cli import native
 from hgca_cli.hf.grid import BLOCK, find_grid, find_halves
-from hgca_cli.hf.linear import QuickLinear, Weights
+from hgca_cli.hf.linear import QuickLinear, Weights, join, multiply
 from hgca_cli.hf.quicken import quicken
 from tests.tiny_engine import tiny_model
 
@@ -26,17 +26,21 @@ def on_grid(bits: int, outputs: int, inputs: int, rng: torch.Generator) -> Tenso
     return (numbers * scale + smallest).flatten(1)
 
 
+def product_errors(weight: Tensor, bias: Tensor | None, got: Tensor, vectors: Tensor) -> Tensor:
+    want = vectors.double() @ weight.double().T + (0.0 if bias is None else bias.double())
+    size = vectors.double().abs() @ weight.double().abs().T + 1.0
+    return (got.double().view(want.shape) - want).abs() / size
+
+
 def product_error(weight: Tensor, bias: Tensor | None, got: Tensor, vector: Tensor) -> float:
-    want = weight.double() @ vector.double().flatten() + (0.0 if bias is None else bias.double())
-    size = weight.double().abs() @ vector.double().flatten().abs() + 1.0
-    return float(((got.double().flatten() - want).abs() / size).max())
+    return float(product_errors(weight, bias, got, vector.flatten()).max())
 
 
-def rounded(vector: Tensor) -> Tensor:
-    """A vector as grids are multiplied with: 21 bits by blocks of 32."""
+def rounded(vector: Tensor, units: int = UNITS) -> Tensor:
+    """A vector as grids are multiplied with: 21 bits by blocks of 32; several: 16."""
     blocks = vector.unflatten(-1, (-1, BLOCK))
     top = blocks.abs().amax(-1, keepdim=True)
-    return ((blocks * (UNITS / top)).round().double() * (top / UNITS).double()).flatten(-2)
+    return ((blocks * (units / top)).round().double() * (top / units).double()).flatten(-2)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -64,6 +68,66 @@ def test_grid_is_found_and_multiplied(bits: int, blocks: int, outputs: int, isa:
     got = Weights(weight, bias, grid).product(vector)
     assert product_error(weight, bias, got, vector) < 2e-6
     assert product_error(weight, bias, got, rounded(vector)) < 1e-6  # nothing else is rounded
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("outputs", "blocks"), [(1, 1), (16, 2), (40, 3), (300, 18)])
+def test_several_vectors_of_a_grid(bits: int, outputs: int, blocks: int, isa: str, rng: torch.Generator) -> None:
+    weight, bias = on_grid(bits, outputs, blocks * BLOCK, rng), torch.randn(outputs, generator=rng)
+    quick = Weights(weight, bias, find_grid(weight))
+    vectors = torch.randn(150, blocks * BLOCK, generator=rng)
+    alone = None
+    for count in (2, 3, 4, 9, 64, 65, 150):
+        got = torch.full((1, count, outputs), float("nan"))
+        multiply(quick._described, 1, vectors[:count], vectors.shape[1], got)
+        assert product_errors(weight, bias, got, vectors[:count]).max() < 4e-5
+        exact = rounded(vectors[:count], 2**15 - 1)
+        assert (
+            product_errors(weight, bias, got, exact).max() < 1e-5
+        )  # floats are, where scale * code and least nearly cancel
+        alone = got[0, 0] if alone is None else alone
+        assert torch.equal(got[0, 0], alone)  # whatever is beside it
+
+
+def test_strange_vectors_beside_others(isa: str, rng: torch.Generator) -> None:
+    weight = on_grid(4, 20, 96, rng)
+    quick, vectors = Weights(weight, None, find_grid(weight)), torch.randn(6, 96, generator=rng)
+    vectors[1, 40], vectors[2, 3], vectors[3] = float("nan"), -float("inf"), 0.0
+    vectors[4, 32:64] *= 1e30
+    vectors[5] = 1e-38
+    got = torch.empty(6, 20)
+    multiply(quick._described, 1, vectors, 96, got)
+    assert not got[1:3].isfinite().any() and not got[3].any() and got[5].abs().max() < 1e-36
+    for row in (0, 4):
+        assert product_error(weight, None, got[row], rounded(vectors[row], 2**15 - 1)) < 1e-5
+
+
+def test_several_layers_share_several_vectors(isa: str, rng: torch.Generator) -> None:
+    layers = [QuickLinear(64, outputs, bias=outputs == 48) for outputs in (48, 16, 33)]
+    for layer in layers:
+        layer.weight.data = on_grid(4, layer.out_features, 64, rng)
+        layer.quick, layer.siblings = Weights(layer.weight.data, layer.bias, find_grid(layer.weight.data)), None
+    join(layers)
+    vectors = torch.randn(2, 7, 64, generator=rng)
+    with torch.inference_mode():
+        for _ in range(3):
+            for layer in layers:
+                got = layer(vectors)
+                assert got.shape == (2, 7, layer.out_features)
+                flat = vectors.flatten(0, 1)
+                assert product_errors(layer.weight, layer.bias, got.flatten(0, 1), flat).max() < 4e-5
+
+
+def test_what_several_vectors_are_refused(rng: torch.Generator) -> None:
+    weight, vectors = on_grid(8, 20, 64, rng), torch.randn(3, 64, generator=rng)
+    floats, grid = Weights(weight), Weights(weight, None, find_grid(weight))
+    assert not floats.serves(weight, vectors) and floats.serves(weight, vectors[0])
+    assert grid.serves(weight, vectors) == (native.lib.hgca_most_vectors() >= 3)
+    assert not grid.serves(weight, vectors.t()) and not grid.serves(weight, vectors[:0])
+    for described, count in ((floats._described, 3), (grid._described, 0), (grid._described, -1)):
+        out = torch.empty(3, 20)
+        status = native.lib.hgca_linear_several(described, 1, count, vectors.data_ptr(), out.data_ptr())
+        assert status == native.lib.HGCA_BAD_ARGUMENT
 
 
 @pytest.mark.parametrize("bits", [4, 8])

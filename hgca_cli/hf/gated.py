@@ -48,14 +48,14 @@ class Block:
 
     def serves(self, modules: dict[str, nn.Module | None], vector: Tensor) -> bool:
         """Whether the layers are still the same, nobody listens to them, and the vector is one."""
-        if torch.is_grad_enabled():
+        first = self._layers[0][1]
+        if torch.is_grad_enabled() or vector.numel() != first.quick.inputs:
             return False
         for name, layer in self._layers:
             if modules[name] is not layer or layer._forward_hooks or layer._forward_pre_hooks:
                 return False
             if layer.quick.moved(layer._parameters["weight"]):
                 return False
-        first = self._layers[0][1]
         return first.quick.serves(first._parameters["weight"], vector)
 
     def product(self, vector: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-/* hgca_linear and hgca_gated against double precision, every kind of weights, odd sizes. Buffers are allocated to the byte and
+/* hgca_linear, hgca_linear_several and hgca_gated against double precision, every kind of weights, odd sizes. Buffers are allocated to the byte and
  * begin at odd addresses, tiles of a grid too. */
 #include "check_linear.h"
 
@@ -122,10 +122,35 @@ static int check_gated(int inputs, int hidden, int outputs, const int *kinds, ui
     return failures;
 }
 
+static int check_several(int inputs, const int *outputs, int count, int vectors, uint64_t *state) {
+    layer l[HGCA_MOST_LAYERS];
+    hgca_weights w[HGCA_MOST_LAYERS] = {0};
+    int total = 0, failures = 0;
+    for (int i = 0; i < count; i++) {
+        l[i] = make_layer(outputs[i], inputs, HGCA_GRID8 + (vectors + i) % 2, i % 2, state);
+        w[i] = l[i].w, total += outputs[i];
+    }
+    const size_t numbers = (size_t)vectors * (size_t)inputs;
+    float *in = must(malloc(sizeof(float) * numbers)), *out = must(malloc(sizeof(float) * (size_t)(vectors * total)));
+    double *exact = must(malloc(sizeof(double) * numbers)), want[MOST], size[MOST];
+    for (size_t i = 0; i < numbers; i++) exact[i] = in[i] = (float)uniform(state);
+    const int status = hgca_linear_several(w, count, vectors, (uintptr_t)in, (uintptr_t)out);
+    const float *at = out;
+    for (int i = 0; i < count; i++) {
+        for (int v = 0; v < vectors; v++, at += outputs[i]) {
+            multiply(&l[i], exact + (size_t)v * (size_t)inputs, want, size);
+            failures += wrong("several", &l[i], status, at, want, size, 4e-5);
+        }
+        drop_layer(&l[i]);
+    }
+    free(in), free(out), free(exact);
+    return failures;
+}
+
 int check_linear(void) {
     static const int outputs[] = {1, 3, 4, 15, 16, 17, 33, 70, 300}, inputs[] = {1, 7, 16, 33, 100, 32, 64, 96, 128, 288};
     enum { OUTPUTS = sizeof outputs / sizeof *outputs, INPUTS = sizeof inputs / sizeof *inputs };
-    uint64_t state = 77;
+    uint64_t state = 77, own = 78;
     int failures = 0, turn = 0;
     for (int o = 0; o < OUTPUTS; o++)
         for (int i = 0; i < INPUTS; i++, turn++) {
@@ -134,6 +159,7 @@ int check_linear(void) {
             const int kind[] = {turn % kinds, (turn + 1) % kinds, (turn + turn / 3) % (hidden % BLOCK ? 3 : 5), turn / 2 % kinds};
             const int alike[] = {kind[0], kind[1], (turn + 2) % kinds, kind[3]};
             failures += check_together(inputs[i], several, alike, 1 + turn % HGCA_MOST_LAYERS, &state);
+            if (kinds == 5) failures += check_several(inputs[i], several, 1 + turn % HGCA_MOST_LAYERS, 1 + turn * 7 % 140, &own);
             failures += check_gated(inputs[i], hidden, outputs[o], kind, &state);
         }
     hgca_weights none = {0};

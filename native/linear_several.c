@@ -1,0 +1,100 @@
+/* Linear layers of grids with several vectors (hgca_linear_several): placed first, then tiles by pieces of the pool. */
+#include <string.h>
+
+#include "hgca.h"
+#include "linear.h"
+#include "pool.h"
+#include "tickets.h"
+
+/* A piece is some ten microseconds of products, or of placing. */
+enum { PIECE_PRODUCTS = 1 << 20, PIECE_NUMBERS = 16 << 10, MOST = 1 << 28, BLOCK = 32 };
+
+typedef struct {
+    hgca_weights w;
+    int64_t rows; /* of a piece */
+    int64_t row_pieces;
+    int64_t first_piece;
+    float *out;
+} layer;
+
+/* numbers: of chunks of HGCA_SEVERAL vectors, one behind the other */
+typedef struct {
+    hgca_batch batch; /* first: the pool hands it back */
+    layer layer[HGCA_MOST_LAYERS];
+    int32_t layers;
+    int64_t vectors;
+    int64_t inputs;
+    int64_t each; /* vectors that a piece of placing has */
+    const float *in;
+    hgca_numbers *numbers;
+} products;
+
+static int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t pieces_of(int64_t all, int64_t each) { return (all + each - 1) / each; }
+static int64_t in_chunk(const products *p, int64_t chunk) { return lesser(HGCA_SEVERAL, p->vectors - chunk * HGCA_SEVERAL); }
+static hgca_numbers *chunk_of(const products *p, int64_t chunk) { return p->numbers + chunk * HGCA_SEVERAL * (p->inputs / BLOCK); }
+
+static void run_placing(hgca_batch *batch, int32_t piece) {
+    const products *p = (const products *)(const void *)batch;
+    const int64_t first = piece * p->each, end = lesser(p->vectors, first + p->each);
+    for (int64_t v = first; v < end; v++) {
+        const int64_t chunk = v / HGCA_SEVERAL;
+        hgca_numbers *to = chunk_of(p, chunk) + v % HGCA_SEVERAL;
+        hgca_linear_kernels()->place_several(p->in + v * p->inputs, p->inputs, to, in_chunk(p, chunk));
+    }
+}
+
+static void run_products(hgca_batch *batch, int32_t piece) {
+    const products *p = (const products *)(const void *)batch;
+    int32_t i = p->layers - 1;
+    while (piece < p->layer[i].first_piece) i--;
+    const layer *l = &p->layer[i];
+    const int64_t at = piece - l->first_piece, chunk = at / l->row_pieces, first = at % l->row_pieces * l->rows;
+    const hgca_several_rows rows = {
+        .weight = (const char *)l->w.weight + first * hgca_grid_row_bytes(&l->w),
+        .rows = lesser(l->rows, l->w.outputs - first),
+        .inputs = p->inputs,
+        .numbers = chunk_of(p, chunk),
+        .vectors = in_chunk(p, chunk),
+        .bias = l->w.bias ? (const float *)l->w.bias + first : NULL,
+        .out = l->out + chunk * HGCA_SEVERAL * l->w.outputs + first,
+        .out_stride = l->w.outputs,
+    };
+    hgca_linear_kernels()->several[l->w.kind == HGCA_GRID4](&rows);
+}
+
+static void run(products *p, void (*piece)(hgca_batch *, int32_t), int64_t pieces) {
+    memset(&p->batch, 0, sizeof p->batch);
+    p->batch.run = piece, p->batch.pieces = (int32_t)pieces;
+    hgca_pool_submit(&p->batch);
+    hgca_pool_wait(&p->batch);
+}
+
+int hgca_linear_several(const hgca_weights *weights, int32_t count, int64_t vectors, uintptr_t in, uintptr_t out) {
+    if (weights == NULL || in == 0 || out == 0 || count < 1 || count > HGCA_MOST_LAYERS || vectors < 1 || vectors > MOST)
+        return HGCA_BAD_ARGUMENT;
+    products p = {.layers = count, .vectors = vectors, .inputs = weights[0].inputs, .in = (const float *)in};
+    const int64_t chunks = pieces_of(vectors, HGCA_SEVERAL);
+    float *to = (float *)out;
+    int64_t pieces = 0;
+    for (int32_t i = 0; i < count; i++) {
+        const hgca_weights *w = &weights[i];
+        if (!hgca_weights_fit(w) || w->kind < HGCA_GRID8 || w->dtype != HGCA_F32 || w->inputs != weights[0].inputs)
+            return HGCA_BAD_ARGUMENT;
+        layer *l = &p.layer[i];
+        const int64_t rows = PIECE_PRODUCTS / (p.inputs * lesser(vectors, HGCA_SEVERAL)) / HGCA_TILE * HGCA_TILE;
+        *l = (layer){.w = *w, .rows = rows ? rows : HGCA_TILE, .first_piece = pieces, .out = to};
+        l->row_pieces = pieces_of(w->outputs, l->rows);
+        pieces += chunks * l->row_pieces, to += vectors * w->outputs;
+    }
+    if (pieces > INT32_MAX) return HGCA_BAD_ARGUMENT;
+    p.each = PIECE_NUMBERS / p.inputs ? PIECE_NUMBERS / p.inputs : 1;
+    p.numbers = hgca_take_memory(sizeof(hgca_numbers) * (size_t)(vectors * (p.inputs / BLOCK)));
+    if (p.numbers == NULL) return HGCA_NO_MEMORY;
+    run(&p, run_placing, pieces_of(vectors, p.each));
+    run(&p, run_products, pieces);
+    hgca_give_memory(p.numbers);
+    return HGCA_OK;
+}
+
+int64_t hgca_most_vectors(void) { return hgca_linear_kernels()->most_vectors; }
