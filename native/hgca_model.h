@@ -107,6 +107,11 @@ typedef struct {
 int hgca_decode_layer(const hgca_layer *layer, const hgca_reading *reading, uintptr_t in, uintptr_t cosine, uintptr_t sine,
                       uintptr_t out);
 
+/* As hgca_decode_layer of a token of each of `count` sequences, whose layers are all grids: in and out [count][inputs], cosine and sine
+ * [count][rotated]; products as of hgca_linear_several, the attention of all in one job. */
+int hgca_decode_layer_several(const hgca_layer *layer, const hgca_reading *const *readings, int32_t count, uintptr_t in,
+                              uintptr_t cosine, uintptr_t sine, uintptr_t out);
+
 /* The attention of one token to a layer's store where a device has the token and the window. It is prepared before the device's
  * step begins and run in the middle of it, by hgca_run_relay, from whatever thread.
  *   chosen   choice of rows of the store: its near, beside and rows.query, out and lse are not looked at; null: none

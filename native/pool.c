@@ -339,9 +339,21 @@ static void help(void *batch) {
     restore_denormals(before);
 }
 
-int hgca_share_openmp(int32_t on) {
+static hgca_parallel find_openmp(void) {
     hgca_parallel found = NULL;
-    if (on) *(void **)&found = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    *(void **)&found = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    return found;
+}
+
+void hgca_pool_run(hgca_batch *batch, int among_openmp) {
+    hgca_parallel found = among_openmp ? find_openmp() : NULL;
+    if (!found) hgca_pool_submit(batch);
+    else atomic_store(&batch->claimed, 0), batch->shared = found;
+    hgca_pool_wait(batch);
+}
+
+int hgca_share_openmp(int32_t on) {
+    hgca_parallel found = on ? find_openmp() : NULL;
     pthread_mutex_lock(&lock);
     parallel = found;
     pthread_mutex_unlock(&lock);

@@ -22,6 +22,9 @@ typedef struct hgca_batch {
 void hgca_pool_submit(hgca_batch *batch);
 void hgca_pool_wait(hgca_batch *batch);
 
+/* Both. `among_openmp`: between work that OpenMP's threads do, if the process has any: they still spin for more, and are asked to help. */
+void hgca_pool_run(hgca_batch *batch, int among_openmp);
+
 /* The pool's lock, also for the list of outstanding work. */
 void hgca_pool_lock(void);
 void hgca_pool_unlock(void);

@@ -23,7 +23,7 @@ GREEDY = SamplingSettings(temperature=0, max_tokens=12)
 
 @pytest.fixture(autouse=True)
 def always_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(together, "LEAST", {"cpu": 2})
+    monkeypatch.setattr(together, "pays_from", lambda loaded: 2)
 
 
 def prompts(count: int, longest: int = 90) -> list[list[int]]:
@@ -141,7 +141,7 @@ def test_a_stop_ends_it_and_nothing_is_left_open() -> None:
 
 
 def test_few_sequences_on_a_processor_are_computed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(together, "LEAST", {"cpu": 4})
+    monkeypatch.setattr(together, "pays_from", lambda loaded: 4)
     sizes = []
 
     def counted(loaded: Any, joint: Any, tokens: list[int], positions: list[int]) -> torch.Tensor:

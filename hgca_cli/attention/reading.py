@@ -52,6 +52,10 @@ class Reading:
 
     def begin(self, layer: LayerState) -> Any | None:
         """The hgca_reading of one more token, for whose row there is a slot then; None: its rows are named in Python."""
+        return self.take(layer) if self.choose(layer) else None
+
+    def choose(self, layer: LayerState) -> bool:
+        """What one more token reads of the store, and whether the library knows how: the first half of `begin`."""
         layer.settle()
         store, to = layer.store, self._described
         stored = store is not None and store.rows > 0
@@ -64,8 +68,13 @@ class Reading:
                 to.query = native.address(self._query)
         elif chosen is not None:
             if chosen.row_start is not None:
-                return None
+                return False
             to.far.rows = store.rows  # type: ignore[union-attr]
+        return True
+
+    def take(self, layer: LayerState) -> Any:
+        """A slot for the row, and the hgca_reading: the second half."""
+        to = self._described
         layer.make_room()
         to.row = layer.window.take()
         self._read_window(layer)

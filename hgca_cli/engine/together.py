@@ -6,13 +6,8 @@ import torch
 
 from hgca_cli.engine.member import Member
 from hgca_cli.errors import HgcaError
-from hgca_cli.hf.joint import JointCache, joint_forward
+from hgca_cli.hf.joint import JointCache, joint_forward, pays_from
 from hgca_cli.hf.load import LoadedModel
-
-# Fewer are faster one by one: on a CPU a token is one call a layer (docs/log.md, "A batch"), on a GPU a CUDA graph, of which eight
-# take 70 ms at 32k rows where one pass for all, started operation by operation, takes 260.
-LEAST = {"cpu": 16}
-NEVER = 1 << 30
 
 
 class Together:
@@ -20,7 +15,7 @@ class Together:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        self._least = LEAST.get(loaded.device.type, NEVER)
+        self._least = pays_from(loaded)
         self._joint: tuple[list[Member], JointCache] | None = None
 
     def forward(self, members: list[Member]) -> list[tuple[Member, HgcaError]]:

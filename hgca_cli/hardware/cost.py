@@ -16,6 +16,7 @@ from hgca_cli.hardware.row_rates import row_ns, thread_factor
 from hgca_cli.kv.layout import LayerLayout
 
 WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "grid8": 34 / 32, "grid4": 20 / 32}  # of a number, scales of a grid included
+GRIDS = frozenset({"grid4", "grid8"})
 CHUNK_LAYERS = 3.0  # times what a token's layer costs, a chunk's does beyond its products: larger small operations
 KNEE = 0.9  # of the best throughput a batch could reach: beyond it latency grows and little is gained
 
@@ -107,11 +108,10 @@ class Costs:
         """Seconds to read a prompt of so many tokens."""
         gpu, host = self._gpu(choice.device), self.profile.host
         layers = self.model.layout.layers
-        rate = gpu.matmul_tflop_s if gpu else host.matmul_tflop_s
         factor = 1.0 if gpu else thread_factor(host, threads)
-        products = 2.0 * self.model.body * self.model.active_share * tokens * factor / (_of(rate, choice.dtype) * 1e12)
+        products = factor * self._products(choice, self.model.body * self.model.active_share, tokens)
         seen = sum(layer.heads * (layer.key_dim + layer.value_dim) * _pairs(tokens, layer.sliding) for layer in layers)
-        attention_rate = _of(rate, choice.dtype) * 0.5 if gpu else host.prefill_attention_tflop_s
+        attention_rate = _of(gpu.matmul_tflop_s, choice.dtype) * 0.5 if gpu else host.prefill_attention_tflop_s
         attention = 2.0 * seen * factor / (attention_rate * 1e12)
         chunks = -(-tokens // choice.chunk)
         fixed = chunks * len(layers) * CHUNK_LAYERS * (gpu.launch_us if gpu else host.layer_us) * 1e-6
@@ -146,18 +146,34 @@ class Costs:
         numbers = model.body * model.active_share + model.head
         if gpu is not None:
             read = numbers * ITEMSIZE[choice.dtype] / (gpu.memory_gb_s * GPU_SHARE * 1e9)
-            return max(read, 2.0 * numbers * batch / (_of(gpu.matmul_tflop_s, choice.dtype) * 1e12))
+            return max(read, self._products(choice, numbers, batch))
         factor = thread_factor(host, threads)
-        if batch > 1:  # torch's products of what is loaded
-            read = numbers * ITEMSIZE[choice.dtype] / (host.best_read_gb_s * 1e9)
-            return factor * max(read, 2.0 * numbers * batch / (_of(host.matmul_tflop_s, choice.dtype) * 1e12))
-        kinds = model.packed if choice.dtype == "fp32" and model.packed else ((self._kind(choice), model.parameters),)
-        scale = numbers / max(1, sum(count for _, count in kinds))
-        seconds = sum(count * WEIGHT_BYTES[kind] / (_of(host.linear_gb_s, kind) * 1e9) for kind, count in kinds)
-        return factor * scale * seconds
+        if batch > 1:  # torch's products of what is loaded, or the library's with grids
+            read = sum(
+                share * (WEIGHT_BYTES[kind] if kind in GRIDS else ITEMSIZE[choice.dtype])
+                for kind, share in self._kinds(choice)
+            )
+            return factor * max(numbers * read / (host.best_read_gb_s * 1e9), self._products(choice, numbers, batch))
+        each = sum(
+            share * WEIGHT_BYTES[kind] / (_of(host.linear_gb_s, kind) * 1e9) for kind, share in self._kinds(choice)
+        )
+        return factor * numbers * each
 
-    def _kind(self, choice: Choice) -> str:
-        return "fp32" if choice.dtype == "fp32" and self.model.own_dtype == "fp32" else "bf16"
+    def _products(self, choice: Choice, numbers: float, vectors: int) -> float:
+        """Seconds of so many vectors' products with weights."""
+        gpu, host = self._gpu(choice.device), self.profile.host
+        if gpu is not None:
+            return 2.0 * numbers * vectors / (_of(gpu.matmul_tflop_s, choice.dtype) * 1e12)
+        rates = host.matmul_tflop_s
+        each = sum(share / _of(rates, kind if kind in GRIDS else choice.dtype) for kind, share in self._kinds(choice))
+        return 2.0 * numbers * vectors * each * 1e-12
+
+    def _kinds(self, choice: Choice) -> tuple[tuple[str, float], ...]:
+        """What holds the weights that the processor reads, and their shares."""
+        if choice.dtype == "fp32" and self.model.packed:
+            whole = max(1, sum(count for _, count in self.model.packed))
+            return tuple((kind, count / whole) for kind, count in self.model.packed)
+        return (("fp32" if choice.dtype == "fp32" and self.model.own_dtype == "fp32" else "bf16", 1.0),)
 
     def _store(self, choice: Choice, layer: LayerLayout, stored: int, threads: int) -> tuple[float, float]:
         """Seconds to choose rows of the store of one layer, and to read them."""

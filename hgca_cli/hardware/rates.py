@@ -40,7 +40,7 @@ class HostRates:
     read_gb_s           of memory, by number of threads
     attention_gb_s      our kernel's, dense bf16 rows of 32/8/128, by number of threads
     linear_gb_s         weights times one vector, by what holds the weights (WEIGHTS); bytes are those held
-    matmul_tflop_s      weights times a prompt's chunk, by dtype
+    matmul_tflop_s      weights times a prompt's chunk, by dtype; by grid, where the library multiplies with those
     prefill_attention_tflop_s  attention of a prompt's chunk
     layer_us            what a layer costs one token beyond its weights and its rows: Python, small operations, calls
     store_us            beyond that where rows of the store are chosen

@@ -1,9 +1,10 @@
-"""A decoder layer of one token in one call of the C library; in two, where its attention between them is not the library's.
+"""A decoder layer of one token, or of one of each of several sequences, in one call of the C library; in two, where the attention of
+one token is not the library's.
 
 A family's own layer is nine modules and some thirty operations on a few hundred numbers; being called is most of their
 time. Which layers are such is found by trying, as for gated blocks (hf/gated.py): names and parts first, then what the
 layer's own forward hands to its attention and makes of its result, for random numbers. A layer keeps its own forward for
-all but one token with a HybridCache, and wherever somebody listens to one of its parts.
+all but a token of each sequence with a HybridCache, and wherever somebody listens to one of its parts.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hgca_cli import native
+from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.reading import Reading
 from hgca_cli.hf.attention import attend
 from hgca_cli.hf.cache import HybridCache, HybridLayer
@@ -35,15 +37,14 @@ TOLERANCE = 1e-5  # of the norm, float32
 
 
 class QuickDecoder(nn.Module):
-    """What is put before a layer's own class: one token is the C library's, all else as before."""
+    """What is put before a layer's own class: a token of each sequence is the C library's, all else as before."""
 
     parts: Parts
 
     def forward(self, hidden_states: Tensor, *args: Any, **named: Any) -> Any:
         """[batch, tokens, width] -> [batch, tokens, width]."""
-        if not args and self.parts.serves(hidden_states, named):
-            return self.parts.run(hidden_states, named)
-        return super().forward(hidden_states, *args, **named)
+        out = self.parts.run(hidden_states, named) if not args and self.parts.serves(hidden_states, named) else None
+        return out if out is not None else super().forward(hidden_states, *args, **named)
 
 
 class Parts:
@@ -51,6 +52,7 @@ class Parts:
 
     index  of the layer in a cache
     told   what it tells its attention, but for query, key and value
+    most   sequences of which a token each is one call
     """
 
     def __init__(self, layer: nn.Module, attention: Any) -> None:
@@ -84,32 +86,39 @@ class Parts:
         ]
         self._weights = [one._parameters for _, _, one in found if one and "weight" in one._parameters]
         self._at = self._where()
+        every = [one.quick for one in (*linear, *block.gated.layers)]
+        self.most = min(one.most for one in every)
 
     def _where(self) -> list[int]:
         return [own["weight"].data_ptr() for own in self._weights]  # type: ignore[union-attr]
 
     def serves(self, x: Tensor, named: dict[str, Any]) -> bool:
-        """Whether x is one token of a text in a HybridCache, and the parts are still the same and nobody listens to them."""
+        """Whether x is a token of each of some texts in a HybridCache, and the parts are still the same and nobody listens to them."""
         turns = named.get("position_embeddings")
         return (
             not torch.is_grad_enabled()
             and named.keys() <= NAMES
             and named.get("attention_mask") is None
             and isinstance(named.get("cache") or named.get("past_key_values"), HybridCache)
-            and _is_one(x, self.width)
+            and x.numel() <= self.width * self.most
+            and _is_each(x, self.width, x.size(0))
             and turns is not None
-            and _is_one(turns[0], self.dim)
-            and _is_one(turns[1], self.dim)
+            and _is_each(turns[0], self.dim, x.size(0))
+            and _is_each(turns[1], self.dim, x.size(0))
             and not any(self._listeners)
             and [modules[name] for modules, name in self._places] == self._ones
             and self._where() == self._at
         )
 
-    def run(self, x: Tensor, named: dict[str, Any]) -> Tensor:
-        """[1, 1, width] -> [1, 1, width]. Only if it `serves`."""
+    def run(self, x: Tensor, named: dict[str, Any]) -> Tensor | None:
+        """[sequences, 1, width] -> [sequences, 1, width]. Only if it `serves`; None, and nothing was done, where the attention of
+        several is not the library's.
+        """
         cosine, sine = named["position_embeddings"]
         layer: HybridLayer = (named.get("cache") or named["past_key_values"]).layers[self.index]
-        reading = self._reading(layer)
+        if x.size(0) > 1:
+            return self._run_several(x, cosine, sine, layer)
+        reading = self._reading(layer, layer.states[0]) if layer.states else None  # empty before its first token
         if reading is not None and (described := reading.begin(layer.states[0])) is not None:
             out = torch.empty_like(x)
             at = x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), out.data_ptr()
@@ -121,11 +130,27 @@ class Parts:
         layer.update(key, value)
         return self.after(x, attend(layer, query, key, value, **self.told))
 
-    def _reading(self, layer: HybridLayer) -> Reading | None:
-        """What the layer's attention reads, if the C library can do all of it."""
-        if len(layer.states) != 1 or layer.states[0].prompt_left or self.told["sliding_window"] != layer.layout.sliding:
+    def _run_several(self, x: Tensor, cosine: Tensor, sine: Tensor, layer: HybridLayer) -> Tensor | None:
+        if len(layer.states) != x.size(0):
             return None
-        state = layer.states[0]
+        pairs = [(self._reading(layer, state), state) for state in layer.states]
+        if not all(reading is not None and reading.choose(state) for reading, state in pairs):
+            return None
+        described = [reading.take(state) for reading, state in pairs if reading is not None]
+        out = torch.empty_like(x)
+        at = x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), out.data_ptr()
+        several = native.ffi.new("hgca_reading *[]", described)
+        if status := native.lib.hgca_decode_layer_several(self._described, several, len(described), *at):
+            native.check(status)
+        for reading, state in pairs:
+            if reading is not None:
+                reading.end(state)
+        return out
+
+    def _reading(self, layer: HybridLayer, state: LayerState) -> Reading | None:
+        """What the attention of a sequence's layer reads, if the C library can do all of it."""
+        if state.prompt_left or self.told["sliding_window"] != layer.layout.sliding:
+            return None
         if state.reading is None and Reading.serves(state):
             scale = self.told["scaling"]
             state.reading = Reading(state, self.dim**-0.5 if scale is None else scale, self.told["softcap"] or 0.0)
@@ -150,8 +175,15 @@ class Parts:
         return out
 
 
-def _is_one(x: Tensor, width: int) -> bool:
-    return x.numel() == width == x.size(-1) and x.dtype is torch.float32 and x.is_cpu and x.is_contiguous()
+def _is_each(x: Tensor, width: int, count: int) -> bool:
+    return (
+        x.numel() == width * count
+        and x.size(-1) == width
+        and x.size(0) == count
+        and x.dtype is torch.float32
+        and x.is_cpu
+        and x.is_contiguous()
+    )
 
 
 def quicken_decoder(layer: nn.Module) -> bool:

@@ -2,8 +2,8 @@
 
 torch's product of a matrix and one vector reads weights on one thread here, at a third of the rate two threads reach.
 A loaded model's linear layers hand single tokens to the C library (hf/quicken.py); everything else about them stays as
-it is (name, parameters, what several tokens do, but on a grid). float32 weights that 16 bits hold exactly, as most models are published,
-or a grid of 4 or 8 bits, as those of a converted GGUF file, get a second copy in that form: half or a sixth is read then.
+it is (name, parameters, what several tokens do, but on a grid). float32 weights that 16 bits hold exactly, as most models are
+published, or a grid of 4 or 8 bits, as those of a converted GGUF file, get a second copy in that form: half or a sixth is read then.
 Results differ by rounding alone; of a grid's that is what rounding a vector to 21 bits by blocks of 32 makes of them: 1e-6
 of the result's norm in the default model's layers, 1.3e-5 where a vector has numbers a thousand times the others.
 
@@ -56,9 +56,10 @@ class Weights:
     weight   f32, bf16 or f16 [outputs, inputs], on the CPU, numbers of a row next to each other; bias [outputs] or None
     copy     the same weights in fewer bytes, which are read then: bf16 or f16, or on a grid
     copied   bytes of the copy
+    most     vectors at once, beyond which torch is faster
     """
 
-    __slots__ = ("_at", "_described", "_kept", "_most", "copied", "dtype", "inputs", "outputs")
+    __slots__ = ("_at", "_described", "_kept", "copied", "dtype", "inputs", "most", "outputs")
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, copy: Tensor | Grid | None = None) -> None:
         assert self.takes(weight, bias)
@@ -78,7 +79,7 @@ class Weights:
         self.copied = 0 if copy is None else read.numel() * read.element_size()
         self._at, self.dtype = weight.data_ptr(), weight.dtype
         several = isinstance(copy, Grid) and weight.dtype is torch.float32
-        self._most = max(1, native.lib.hgca_most_vectors()) if several else 1
+        self.most = max(1, native.lib.hgca_most_vectors()) if several else 1
         self.outputs, self.inputs = weight.shape
 
     @staticmethod
@@ -98,7 +99,7 @@ class Weights:
         """Whether `product` may stand for the product of these weights and vectors: they are still the same, and not too many."""
         return (
             vector.size(-1) == self.inputs
-            and 1 <= vector.numel() // self.inputs <= self._most
+            and 1 <= vector.numel() // self.inputs <= self.most
             and weight is not None
             and not self.moved(weight)
             and vector.dtype is self.dtype

@@ -22,17 +22,11 @@ def linear_gb_s(times: int) -> dict[str, float]:
     """GB/s at which weights are read that are multiplied with one vector, by what holds them (rates.WEIGHTS)."""
     draw = torch.Generator().manual_seed(4)
     vector = torch.randn(SIDE, generator=draw)
-    codes = torch.randint(-127, 128, (SIDE, SIDE), generator=draw)
     matrix = torch.randn(SIDE, SIDE, generator=draw)
     kept = {
         "fp32": [Weights(matrix.clone()) for _ in range(MATRICES)],
         "bf16": [Weights(matrix.bfloat16()) for _ in range(MATRICES)],
-    }
-    for kind, bits in (("grid8", 8), ("grid4", 4)):
-        matrix = _on_a_grid(codes, bits)
-        grid = find_grid(matrix)
-        if grid is not None and grid.bits == bits:
-            kept[kind] = [Weights(matrix, None, grid._replace(tiles=grid.tiles.clone())) for _ in range(2 * MATRICES)]
+    } | _on_grids(2 * MATRICES)
     rates = {}
     for kind, several in kept.items():
         asked = vector.bfloat16() if kind == "bf16" else vector
@@ -60,12 +54,35 @@ def matmul_tflop_s(times: int, device: str = "cpu", dtypes: tuple[str, ...] = ("
     return rates
 
 
+def grid_tflop_s(times: int) -> dict[str, float]:
+    """1e12 operations a second of a chunk times weights on a grid, by grid, where the library does that."""
+    chunk = torch.randn(CHUNK, SIDE)
+    rates = {}
+    for kind, (weights,) in _on_grids(1).items():
+        if weights.most >= CHUNK:
+            seconds = typical(repeat(lambda weights=weights: weights.product(chunk), times))  # type: ignore[misc]
+            rates[kind] = 2.0 * CHUNK * SIDE * SIDE / seconds / 1e12
+    return rates
+
+
 def prefill_attention_tflop_s(times: int) -> float:
     """1e12 operations a second of a chunk's attention to 4,096 rows, fp32, by torch, as prefill on the CPU runs it."""
     query = torch.randn(HEADS, CHUNK, HEAD_DIM)
     key, value = torch.randn(2, HEADS, PAST, HEAD_DIM)
     seconds = typical(repeat(lambda: dense.attend(query, key, value, scale=HEAD_DIM**-0.5), times))
     return 4.0 * HEADS * HEAD_DIM * CHUNK * PAST / seconds / 1e12
+
+
+def _on_grids(count: int) -> dict[str, list[Weights]]:
+    """So many square matrices on each kind of grid."""
+    codes = torch.randint(-127, 128, (SIDE, SIDE), generator=torch.Generator().manual_seed(4))
+    kept = {}
+    for kind, bits in (("grid8", 8), ("grid4", 4)):
+        matrix = _on_a_grid(codes, bits)
+        grid = find_grid(matrix)
+        if grid is not None and grid.bits == bits:
+            kept[kind] = [Weights(matrix, None, grid._replace(tiles=grid.tiles.clone())) for _ in range(count)]
+    return kept
 
 
 def _on_a_grid(codes: torch.Tensor, bits: int) -> torch.Tensor:

@@ -56,7 +56,7 @@ def measure_profile(*, quick: bool, threads: int | None = None, tell: Tell = lam
     begin("weights, one vector")
     linear = products.linear_gb_s(times)
     begin("weights, many vectors")
-    matmul = products.matmul_tflop_s(times)
+    matmul = products.matmul_tflop_s(times) | products.grid_tflop_s(times)
     begin("attention of a prompt")
     prefill = products.prefill_attention_tflop_s(times)
     begin("layers")

@@ -1,0 +1,22 @@
+/* Pieces of a decoder layer, of one token or of one of each of several sequences. */
+#ifndef HGCA_LAYER_H
+#define HGCA_LAYER_H
+
+#include "hgca.h"
+
+/* What has to fit together; linear layers look at the rest. */
+int hgca_layer_fits(const hgca_layer *layer);
+int hgca_reading_fits(const hgca_layer *layer, const hgca_reading *reading);
+
+int hgca_norm_rows(const hgca_norm *norm, const float *in, int64_t rows, int64_t width, float *out);
+
+/* One token's heads through their norms; the first `rotated` numbers of each as pairs, number d and number d + rotated / 2, turned
+ * by an angle each. */
+int hgca_turn_heads(const hgca_layer *layer, float *query, float *key, const float *cosine, const float *sine);
+
+/* A token of each of `count` sequences: its row is put, and what its reading says is attended to.
+ *   query [count][heads][dim], key [count][kv_heads][dim], value likewise;  out [count][heads][numbers of a value] */
+int hgca_attend_readings(const hgca_layer *layer, const hgca_reading *const *readings, int32_t count, const float *query, const float *key,
+                         const float *value, float *out);
+
+#endif

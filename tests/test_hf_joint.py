@@ -1,0 +1,133 @@
+"""A token of each of several sequences in one call a layer: what each gives alone, whatever length it has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+import hgca_cli.hf.attention
+from hgca_cli import native
+from hgca_cli.config import CacheSettings
+from hgca_cli.engine.sequence import Sequence
+from hgca_cli.errors import ContextOverflowError
+from hgca_cli.hf import decoder
+from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.decoder import QuickDecoder
+from hgca_cli.hf.joint import JointCache, joint_forward, pays_from
+from hgca_cli.hf.load import LoadedModel
+from hgca_cli.hf.quicken import quicken
+from tests.tiny_engine import tiny_loaded
+
+LENGTHS = [3, 70, 9, 150, 17]
+STEPS = 6
+pytestmark = pytest.mark.skipif(native.lib.hgca_most_vectors() < len(LENGTHS), reason="floats are faster here")
+
+
+def put_on_grids(model: nn.Module, rng: torch.Generator) -> None:
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            outputs, blocks = layer.out_features, layer.in_features // 32
+            codes = torch.randint(0, 16, (outputs, blocks, 32), generator=rng).float()
+            codes[..., 0], codes[..., 1] = 0.0, 15.0
+            scale = (0.05 * torch.rand(outputs, blocks, 1, generator=rng) + 0.005).half().float()
+            layer.weight.data = (codes * scale + (-7.5 * scale).half().float()).flatten(1)
+
+
+@pytest.fixture
+def loaded(rng: torch.Generator) -> LoadedModel:
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, attn_implementation=hgca_cli.hf.attention.NAME,
+    )  # fmt: skip
+    model: PreTrainedModel = LlamaForCausalLM(config).eval()
+    put_on_grids(model, rng)
+    quicken(model)
+    assert all(isinstance(layer, QuickDecoder) for layer in model.model.layers)
+    return replace(tiny_loaded(), model=model.requires_grad_(False))
+
+
+def sequences(loaded: LoadedModel, rng: torch.Generator, **settings: Any) -> list[Sequence]:
+    """One of each length, read."""
+    made = []
+    for length in LENGTHS:
+        given = CacheSettings(**{"window": 16, "sinks": 2, "context": 160} | settings)
+        made.append(Sequence(HybridCache(loaded.model.config, given)))
+        made[-1].cache.expect(length)
+        ids = torch.randint(0, 300, (1, length), generator=rng)
+        made[-1].tokens += ids[0].tolist()
+        made[-1].forward(loaded, ids)
+    return made
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many sequences every call of a layer had."""
+    counts: list[int] = []
+    run = decoder.Parts._run_several
+
+    def counted(self: Any, x: torch.Tensor, *more: Any) -> Any:
+        out = run(self, x, *more)
+        if out is not None:
+            counts.append(x.size(0))
+        return out
+
+    monkeypatch.setattr(decoder.Parts, "_run_several", counted)
+    return counts
+
+
+@pytest.mark.parametrize("select", ["exact", "scan", "two-level", "page", "window", "moving-average"])
+def test_together_as_alone(select: str, loaded: LoadedModel, rng: torch.Generator, joined: list[int]) -> None:
+    quality = None if select in ("exact", "window", "page") else 0.9
+    settings: dict[str, Any] = {"select": select, "quality": quality}
+    alone, together = (sequences(loaded, torch.Generator().manual_seed(5), **settings) for _ in range(2))
+    joint = JointCache([one.cache for one in together])
+    for step in range(STEPS):
+        tokens = torch.randint(0, 300, (len(LENGTHS),), generator=rng).tolist()
+        want = [one.forward(loaded, torch.tensor([[token]])) for one, token in zip(alone, tokens, strict=True)]
+        got = joint_forward(loaded, joint, tokens, [length + step for length in LENGTHS])
+        assert got.shape == (len(LENGTHS), 320)
+        worst = (got - torch.stack([one.flatten() for one in want])).abs().max()
+        assert worst < (
+            0.002 if select in ("exact", "window") else 0.02
+        )  # vectors have 16 bits: a row at the border tips
+    assert joined == ([] if select == "moving-average" else [len(LENGTHS)] * 3 * STEPS)
+    for one, other in zip(alone, together, strict=True):
+        assert one.cached == other.cached
+        for layer, of_other in zip(one.cache.layers, other.cache.layers, strict=True):
+            assert layer.states[0].reads.steps == of_other.states[0].reads.steps
+            assert layer.states[0].reads.share == pytest.approx(of_other.states[0].reads.share, rel=0.05)
+
+
+def test_what_is_worth_it(loaded: LoadedModel) -> None:
+    assert pays_from(loaded) == 2 and pays_from(tiny_loaded()) == 16
+
+
+def test_the_meter_measures_each(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = sequences(loaded, torch.Generator().manual_seed(5), select="scan", quality=0.5)
+    for one in together:
+        monkeypatch.setattr(one.cache.meter, "due", lambda: True)
+    joint_forward(loaded, JointCache([one.cache for one in together]), [1] * len(LENGTHS), LENGTHS)
+    for one, length in zip(together, LENGTHS, strict=True):
+        assert one.cache.meter.count == (3 if length > 20 else 0)
+
+
+def test_a_full_sequence_is_told(loaded: LoadedModel) -> None:
+    together = sequences(loaded, torch.Generator().manual_seed(5), select="exact", context=151)
+    joint = JointCache([one.cache for one in together])
+    joint_forward(loaded, joint, [1] * len(LENGTHS), LENGTHS)
+    with pytest.raises(ContextOverflowError):
+        joint_forward(loaded, joint, [1] * len(LENGTHS), [length + 1 for length in LENGTHS])
+
+
+def test_what_does_not_fit_together_is_refused(loaded: LoadedModel) -> None:
+    described, lib = loaded.model.model.layers[0].parts._described, native.lib
+    at = torch.zeros(1024).data_ptr()
+    several = native.ffi.new("hgca_reading *[]", [native.ffi.new("hgca_reading *")])
+    for readings, count in ((several, 1), (several, 0), (native.ffi.NULL, 1)):
+        assert lib.hgca_decode_layer_several(described, readings, count, at, at, at, at) == lib.HGCA_BAD_ARGUMENT
