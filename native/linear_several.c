@@ -7,7 +7,7 @@
 #include "tickets.h"
 
 /* A piece is some ten microseconds of products, or of placing. */
-enum { PIECE_PRODUCTS = 1 << 20, PIECE_NUMBERS = 16 << 10, MOST = 1 << 28, BLOCK = 32 };
+enum { PIECE_PRODUCTS = 1 << 20, PIECE_NUMBERS = 16 << 10, MOST = 1 << 28, BLOCK = 32, FEW = 32 };
 
 typedef struct {
     hgca_weights w;
@@ -66,7 +66,7 @@ static void run_products(hgca_batch *batch, int32_t piece) {
 static void run(products *p, void (*piece)(hgca_batch *, int32_t), int64_t pieces) {
     memset(&p->batch, 0, sizeof p->batch);
     p->batch.run = piece, p->batch.pieces = (int32_t)pieces;
-    hgca_pool_run(&p->batch, p->vectors > HGCA_SEVERAL); /* a prompt: torch does all else of a layer */
+    hgca_pool_run(&p->batch, p->vectors > FEW); /* a prompt: torch does all else of a layer */
 }
 
 int hgca_linear_several(const hgca_weights *weights, int32_t count, int64_t vectors, uintptr_t in, uintptr_t out) {
