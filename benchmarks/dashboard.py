@@ -40,8 +40,9 @@ from hgca_cli.engine.sequence import Sequence
 from hgca_cli.events import PrefillProgress, Text
 from hgca_cli.hardware.settings import PlanRequest
 from hgca_cli.measure.machine import where_and_when
-from hgca_cli.ui.board import SECONDS, Board
+from hgca_cli.ui.board import Board
 from hgca_cli.ui.console import HumanSink
+from hgca_cli.ui.drawing import SECONDS
 from hgca_cli.ui.picture import save_picture
 from hgca_cli.ui.style import Style
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -97,3 +98,17 @@ class Used:
     gpu_memory: int | None = None
     gpu_total: int | None = None
     gpu_busy: float | None = None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One of the sequences that run together. key: whatever its request is known by.
+
+    read     of the tokens of its prompt; written: of `most` that its answer may have
+    """
+
+    key: Any
+    prompt: int
+    read: int
+    written: int
+    most: int

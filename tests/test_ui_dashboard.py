@@ -248,8 +248,8 @@ def test_a_dashboard_that_fails_lets_the_answer_go_on(
     monkeypatch.setattr(boards, "block", broken)
     board = made("full", bar=True)
     board.show(ANSWER[0])
-    assert board._thread is not None
-    board._thread.join(20)
+    assert board._drawing is not None
+    board._drawing.wait(20)
     for event in ANSWER[1:]:
         board.show(event)
     board.close()

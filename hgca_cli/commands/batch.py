@@ -10,7 +10,15 @@ import typer
 
 from hgca_cli.batch.results import FORMATS
 from hgca_cli.commands import options
-from hgca_cli.commands.flags import count_of, exclude, naming_variables, one_of, plan_request, sampling_flags
+from hgca_cli.commands.flags import (
+    count_of,
+    dashboard_of,
+    exclude,
+    naming_variables,
+    one_of,
+    plan_request,
+    sampling_flags,
+)
 from hgca_cli.commands.inputs import prompt_text, read_text
 from hgca_cli.errors import UsageError
 from hgca_cli.hf.registry import DEFAULT
@@ -106,6 +114,10 @@ def batch(
     chat_template: options.ChatTemplate = None,
     raw: options.Raw = False,
     think: options.Think = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", envvar="HGCA_PLAIN", help="No colours, and nothing that redraws itself.")
+    ] = False,
+    dashboard: options.JobDashboard = "auto",
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     color: options.Color = "auto",
@@ -124,8 +136,8 @@ def batch(
             exclude(given, one, other)
         one_of(output_format, "--output-format", FORMATS)
         slots = count_of(concurrency, "--concurrency", 4096)
-        style, request, sampling = style_of(color, plain=False), plan_request(given), sampling_flags(given)
-        paths = _paths(given)
+        style, request, sampling = style_of(color, plain=plain), plan_request(given), sampling_flags(given)
+        paths, shown = _paths(given), dashboard_of(given, ("quiet",))
         said = read_text(system_file.expanduser(), str(system_file)).strip() if system_file else system
         template = read_text(chat_template.expanduser(), str(chat_template)) if chat_template else None
     from hgca_cli.commands.job import Job
@@ -140,6 +152,7 @@ def batch(
         template=template,
         slots=slots,
         profile=profile,
+        dashboard=shown,
     )
     context.call_on_close(job.close)
     raise typer.Exit(job.count() if dry_run else job.run())

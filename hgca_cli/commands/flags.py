@@ -146,10 +146,10 @@ def balance_of(text: str) -> bool:
     return choice_of(text, "--balance", ("off",)) is None
 
 
-def dashboard_of(given: Mapping[str, Any]) -> str:
-    """What --dashboard asks for. Raises UsageError naming the choices, or the flag that shows nothing of it."""
+def dashboard_of(given: Mapping[str, Any], without: tuple[str, ...] = ("json", "quiet")) -> str:
+    """What --dashboard asks for. Raises UsageError naming the choices, or the flag that shows nothing of it, of `without`."""
     mode = choice_of(given["dashboard"], "--dashboard", ("line", "full", "off"))
-    for name in ("json", "quiet"):
+    for name in without:
         if mode == "full" and given[name]:
             raise UsageError(f"--dashboard full and --{name} exclude each other.", "Drop one of them.")
     return mode or "line"

@@ -22,8 +22,10 @@ from hgca_cli.ui.job import JobView, job_table
 from hgca_cli.ui.style import Style, is_terminal
 
 if TYPE_CHECKING:
+    from hgca_cli.batch.tally import Tally
     from hgca_cli.commands.setup import ModelChoice
     from hgca_cli.config import SamplingSettings
+    from hgca_cli.engine.batch import Batch
     from hgca_cli.hardware.settings import Plan, PlanRequest
     from hgca_cli.hardware.together import Together
     from hgca_cli.hf.registry import ModelFiles
@@ -41,7 +43,9 @@ COMMON = 0.75  # of the rows are no longer than what the number of rows at once 
 
 @dataclass
 class Job:
-    """A job and what it was asked to be. paths: of answers and errors; slots: rows at once, None: the planner's."""
+    """A job and what it was asked to be. paths: of answers and errors; slots: rows at once, None: the planner's; dashboard: of
+    ui/job.py.
+    """
 
     given: Mapping[str, Any]
     paths: tuple[Path | None, Path | None]
@@ -52,10 +56,11 @@ class Job:
     template: str | None
     slots: int | None
     profile: str
+    dashboard: str = "line"
     _open: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.view = JobView(self.style, quiet=self.given["quiet"])
+        self.view = JobView(self.style, quiet=self.given["quiet"], mode=self.dashboard)
 
     def close(self) -> None:
         """Give files and the terminal back."""
@@ -158,6 +163,7 @@ class Job:
                     self.view.progress(tally)
 
             with ending() as stop:
+                self._watch(batch, tally, plan, slots)
                 try:
                     work.run(batch, good, stop, show)
                 except TooManyErrorsError as error:
@@ -170,6 +176,19 @@ class Job:
             self.view.tell(f"interrupted; go on with: {self._again()}")
             return code
         return FAILED if tally.failed else 0
+
+    def _watch(self, batch: Batch, tally: Tally, plan: Plan, slots: int) -> None:
+        """What the dashboard shows is read of these."""
+        from hgca_cli.engine.batch_metrics import BatchReadings
+        from hgca_cli.hardware.usage import Usage
+        from hgca_cli.ui.job_snapshot import JobWatcher
+
+        readings = BatchReadings(batch)
+        model = batch.engine.loaded.name
+        used = Usage(plan.device).read
+        self.view.watch(
+            JobWatcher(readings.take, readings.slots, used, tally, _slot_name, plan=plan, model=model, most=slots)
+        )
 
     def plan(self) -> tuple[ModelChoice, ModelFiles, Plan, Together]:
         """The model, the plan for it, and how many rows it can run at once. Raises ModelError, DoesNotFitError."""
@@ -251,3 +270,9 @@ class Job:
         if "batch" not in words:
             words = ["batch", self.given["source"], *(["-o", str(self.paths[0])] if self.paths[0] else [])]
         return shlex.join(["hgca", *(word for word in words if word not in ("--overwrite", "--retry-errors"))])
+
+
+def _slot_name(key: tuple[str, int]) -> str:
+    """A row's id; and which of its answers, but for the first."""
+    name, choice = key
+    return name if choice == 0 else f"{name} #{choice + 1}"

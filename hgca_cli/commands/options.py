@@ -30,6 +30,14 @@ Dashboard = Annotated[
         " terminal (full). auto: line.",
     ),
 ]  # fmt: skip
+JobDashboard = Annotated[
+    str,
+    typer.Option(
+        "--dashboard", envvar="HGCA_DASHBOARD", metavar="auto|line|full|off",
+        help="While rows run: a bar, or a line every five seconds (line), figures in the lower half of the terminal (full),"
+        " or nothing (off). auto: line.",
+    ),
+]  # fmt: skip
 ConfigFile = Annotated[
     Path | None,
     typer.Option(

@@ -81,6 +81,16 @@ class Batch:
             self._reading, self._writing, self._waiting = [], [], None
 
     @property
+    def members(self) -> list[tuple[Member, bool]]:
+        """Whoever runs at present, and whether it writes. May be called from any thread."""
+        return [*((one, True) for one in list(self._writing)), *((one, False) for one in list(self._reading))]
+
+    @property
+    def joint(self) -> bool:
+        """Whether the latest token of all was computed in one forward pass."""
+        return self._together.joint
+
+    @property
     def _running(self) -> list[Member]:
         return self._writing + self._reading
 

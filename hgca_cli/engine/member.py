@@ -18,6 +18,7 @@ from hgca_cli.engine.sequence import Sequence
 from hgca_cli.engine.text import TextStream
 from hgca_cli.errors import HgcaError
 from hgca_cli.events import Done, Event
+from hgca_cli.metrics import Slot
 
 
 class TimeoutError(HgcaError):
@@ -145,6 +146,13 @@ class Member:
         """An error is the answer, and the text until here."""
         self._stream.finish()
         self.answer = Answer(self.request, None, error, self._stream.text)
+
+    @property
+    def slot(self) -> Slot:
+        """How far it is. May be called from any thread."""
+        prompt = len(self.request.ids)
+        read = min(prompt, self.sequence.cached)
+        return Slot(self.request.key, prompt, read, self._written, self.request.sampling.max_tokens)
 
     def close(self) -> None:
         """Give the memory back."""

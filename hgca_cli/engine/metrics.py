@@ -50,8 +50,11 @@ def watch(sequence: Sequence, on: bool) -> None:
             state.reading.watch(on)
 
 
-def read_metrics(sequence: Sequence) -> Metrics | None:
-    """One reading; None as long as the sequence has no row. May be called from any thread."""
+def read_metrics(sequence: Sequence, *, told: bool = True) -> Metrics | None:
+    """One reading; None as long as the sequence has no row. May be called from any thread.
+
+    told  what the C library tells of a layer it did in one call is of the newest token
+    """
     states = list(_states(sequence))
     if not states:
         return None
@@ -69,7 +72,7 @@ def read_metrics(sequence: Sequence) -> Metrics | None:
         context=cache.settings.context,
         threads=native.threads(),
         places=_places(states),
-        spent=_spent(states),
+        spent=_spent(states, told=told),
         read_share=rows.read_share,
         bytes_share=rows.bytes_share,
         quality=rows.quality,
@@ -120,7 +123,7 @@ def _places(states: list[LayerState]) -> Places:
     )
 
 
-def _spent(states: list[LayerState]) -> Spent:
+def _spent(states: list[LayerState], *, told: bool) -> Spent:
     """Where the library did whole layers it tells how long each one's attention took; else threads tell how long they worked."""
     choosing = reading = 0.0  # of all threads
     selection = attention = 0.0
@@ -131,7 +134,7 @@ def _spent(states: list[LayerState]) -> Spent:
             reads = last.reads
             choose, read = reads.group_seconds + reads.scan_seconds + reads.choose_seconds, reads.read_seconds
             chosen += 1
-        if state.reading is not None and (took := state.reading.took) is not None:
+        if told and state.reading is not None and (took := state.reading.took) is not None:
             timed += 1
             part = took * choose / (choose + read) if choose + read else 0.0
             selection, attention = selection + part, attention + took - part

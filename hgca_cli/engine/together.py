@@ -17,10 +17,12 @@ class Together:
         self._loaded = loaded
         self._least = pays_from(loaded)
         self._joint: tuple[list[Member], JointCache] | None = None
+        self.joint = False  # whether the latest tokens were computed in one pass
 
     def forward(self, members: list[Member]) -> list[tuple[Member, HgcaError]]:
         """Compute each member's token: logits of each. Returns those it failed for; the others are not held up."""
-        if len(members) < self._least:
+        self.joint = len(members) >= self._least
+        if not self.joint:
             return [failure for member in members for failure in self._alone(member)]
         before = [member.sequence.cached for member in members]
         try:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hgca_cli.errors import HgcaError, UsageError
@@ -21,11 +17,9 @@ from hgca_cli.ui.snapshot import Snapshot, Watcher
 from hgca_cli.ui.style import Style
 
 if TYPE_CHECKING:
-    from hgca_cli.ui.pinned import Pinned
+    from hgca_cli.ui.drawing import Drawing, Make
 
 MODES = ("line", "full", "off")
-SECONDS = 0.25  # between two readings, or more: reading and drawing take at most
-SHARE = 0.004  # of one processor's time
 
 
 class Board:
@@ -44,14 +38,9 @@ class Board:
         self._style, self._as_json = style, as_json
         self._glyphs = glyphs_for(sys.stderr.encoding)
         self._turn = False  # an answer is on its way
-        self._pinned: Pinned | None = None
-        self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
-        self._ended = False
-        self._failed = ""
-        self._handlers: dict[int, Any] = {}
+        self._drawing: Drawing | None = None
         self.mode = mode
-        self.computed = 0.0  # seconds, by its own thread
+        self.computed = 0.0  # seconds, by the threads that drew
 
     def show(self, event: Event) -> None:
         """One event."""
@@ -62,7 +51,7 @@ class Board:
             self._end()
         if (
             isinstance(event, PrefillProgress)
-            and (self._pinned is not None or self.mode == "off")
+            and (self._drawing is not None or self.mode == "off")
             and not self._as_json
         ):
             return
@@ -135,7 +124,7 @@ class Board:
 
     @contextlib.contextmanager
     def _printing(self) -> Iterator[None]:
-        with self._pinned.lock if self._pinned is not None else contextlib.nullcontext():
+        with self._drawing.printing() if self._drawing is not None else contextlib.nullcontext():
             yield
 
     def _begin(self) -> None:
@@ -143,76 +132,31 @@ class Board:
         self._watcher.begin()
         if self.mode != "full" or not self._style.bar or self._as_json:
             return
-        from hgca_cli.ui.pinned import Pinned
+        from hgca_cli.ui.drawing import Drawing
 
-        self._pinned = Pinned(block_rows, color=self._style.color)
-        self._pinned.open()
+        self._drawing = Drawing(self._take, color=self._style.color, drawn=self._sink.cover)
         self._sink.cover(block_rows(*shutil.get_terminal_size()))  # before it is drawn: an answer may begin first
-        self._ended, self._failed = False, ""
-        self._wake.clear()
-        if threading.current_thread() is threading.main_thread():
-            for name, handler in (("SIGWINCH", self._resized), ("SIGTSTP", self._stopped)):
-                if hasattr(signal, name):
-                    number = getattr(signal, name)
-                    self._handlers[number] = signal.signal(number, handler)
-        self._thread = threading.Thread(target=self._draw_on, name="hgca-dashboard", daemon=True)
-        self._thread.start()
+        self._drawing.open()
+
+    def _take(self) -> Make:
+        taken = self._watcher.sample()
+
+        def make(columns: int, rows: int, height: int) -> list[Line]:
+            return block(taken, columns, height, self._glyphs) if height > 1 else [short(taken, columns, rows)]
+
+        return make
 
     def _end(self) -> None:
-        """The block is taken away first: whatever interrupts the rest, the terminal is as it was."""
         if not self._turn:
             return
-        self._turn, self._ended = False, True
-        if self._pinned is not None:
-            self._pinned.close()
+        self._turn = False
+        drawing, failed = self._drawing, ""
+        if drawing is not None:
+            drawing.close()
             self._sink.cover(0)
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        for number, before in self._handlers.items():
-            signal.signal(number, signal.SIG_DFL if before is None else before)  # None: not Python's
-        self._handlers.clear()
-        self._pinned = None
+            self._drawing, failed = None, drawing.failed
+            self.computed += drawing.computed
         self._watcher.end()
         self._rest()
-        if self._failed:
-            self._sink.note(f"the dashboard stopped: {self._failed}")
-
-    def _draw_on(self) -> None:
-        """The dashboard's own thread."""
-        pinned = self._pinned
-        assert pinned is not None
-        pause = 0.0
-        try:
-            while not self._ended:
-                began = time.thread_time()
-                taken = self._watcher.sample()
-
-                def make(columns: int, rows: int, height: int, taken: Snapshot = taken) -> list[Line]:
-                    return block(taken, columns, height, self._glyphs) if height > 1 else [short(taken, columns, rows)]
-
-                drawn = pinned.draw(make)
-                self._sink.cover(pinned.rows)
-                spent = time.thread_time() - began
-                self.computed += spent
-                pause = max(SECONDS, spent / SHARE) if drawn else SECONDS / 2
-                if self._wake.wait(pause) and not self._ended:
-                    self._wake.clear()
-        except Exception as error:  # an answer is worth more than its figures
-            self._failed = f"{type(error).__name__}: {error}"
-            pinned.close()
-
-    def _resized(self, number: int, frame: FrameType | None) -> None:
-        self._wake.set()
-
-    def _stopped(self, number: int, frame: FrameType | None) -> None:
-        """Ctrl-Z: the shell gets its whole screen, and the block comes back with the program."""
-        if self._pinned is not None:
-            self._pinned.hide()
-        signal.signal(number, signal.SIG_DFL)
-        signal.pthread_kill(threading.get_ident(), number)  # it stops here, and goes on here
-        signal.signal(number, self._stopped)
-        if self._pinned is not None:
-            self._pinned.at_line_start()
-        self._wake.set()
+        if failed:
+            self._sink.note(f"the dashboard stopped: {failed}")

@@ -1,27 +1,55 @@
-"""A job's progress on stderr: a bar on a terminal, a line every few seconds elsewhere; and its table at the end."""
+"""A job's progress on stderr: a bar or the dashboard on a terminal, a line every few seconds elsewhere; and its table at the end."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hgca_cli.ui.dashboard import Line
+from hgca_cli.ui.gauges import glyphs_for
 from hgca_cli.ui.inert import inert
-from hgca_cli.ui.style import Style
+from hgca_cli.ui.job_dashboard import job_block, job_short, job_words
+from hgca_cli.ui.keyboard import unechoed
+from hgca_cli.ui.style import Style, is_terminal
 from hgca_cli.units import format_seconds
+
+if TYPE_CHECKING:
+    from hgca_cli.ui.drawing import Drawing, Make
+    from hgca_cli.ui.job_snapshot import JobWatcher
 
 LINE_SECONDS = 5.0
 BAR_SECONDS = 0.25
+WORDS_SECONDS = 30.0
 
 
 class JobView:
-    """What a person sees of a job; the console of a quiet one says nothing but errors."""
+    """What a person sees of a job; the console of a quiet one says nothing but errors.
 
-    def __init__(self, style: Style, *, quiet: bool) -> None:
-        self._style, self._quiet = style, quiet
+    mode  line: a bar, or a line now and then; full: the dashboard, or the same in words where there is no terminal for it; off:
+          no progress
+    """
+
+    def __init__(self, style: Style, *, quiet: bool, mode: str = "line") -> None:
+        self._style, self._quiet, self._mode = style, quiet, mode
         self._bar: Any = None
         self._task: Any = None
         self._told = time.monotonic()
+        self._watcher: JobWatcher | None = None
+        self._drawing: Drawing | None = None
+        self._unechoed = contextlib.ExitStack()
+
+    def watch(self, watcher: JobWatcher) -> None:
+        """Rows run from now on, and this tells how: the dashboard is there, if it is wanted."""
+        self._watcher = watcher
+        if self._mode != "full" or self._quiet or not self._style.bar:
+            return
+        from hgca_cli.ui.drawing import Drawing
+
+        self._drawing = Drawing(self._take, color=self._style.color)
+        self._unechoed.enter_context(unechoed())
+        self._drawing.open()
 
     def note(self, text: str) -> None:
         """A dim line."""
@@ -33,27 +61,57 @@ class JobView:
         text = inert(text)
         if self._bar is not None:
             self._bar.console.print(text, style="dim", markup=False, highlight=False)
-        else:
+            return
+        with self._drawing.printing() if self._drawing is not None else contextlib.nullcontext():
             print(f"\x1b[2m{text}\x1b[0m" if self._style.color else text, file=sys.stderr, flush=True)
 
     def progress(self, tally: Any) -> None:
         """How far it is, not too often. tally: of batch/tally.py."""
+        if self._quiet or self._mode == "off":
+            return
+        if self._drawing is not None:
+            if not self._drawing.failed:
+                return
+            self._undraw()
         now = time.monotonic()
-        if self._quiet or now - self._told < (BAR_SECONDS if self._style.bar else LINE_SECONDS):
+        said = self._mode == "full" and not self._style.bar and is_terminal(sys.stderr) and self._watcher is not None
+        if now - self._told < (BAR_SECONDS if self._style.bar else WORDS_SECONDS if said else LINE_SECONDS):
             return
         self._told = now
-        if not self._style.bar:
+        if said:
+            assert self._watcher is not None
+            self.tell("\n".join(job_words(self._watcher.sample())))
+        elif not self._style.bar:
             self.tell(f"{tally.done + tally.failed:,} of {tally.rows:,} rows, {figures(tally)}")
-            return
-        if self._bar is None:
-            self._open(tally.rows)
-        self._bar.update(self._task, completed=tally.done + tally.failed, figures=figures(tally))
+        else:
+            if self._bar is None:
+                self._open(tally.rows)
+            self._bar.update(self._task, completed=tally.done + tally.failed, figures=figures(tally))
 
     def close(self) -> None:
-        """Take the bar away, and show the cursor again."""
+        """Take the bar or the dashboard away, and show the cursor again."""
+        self._undraw()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def _take(self) -> Make:
+        assert self._watcher is not None
+        taken, glyphs = self._watcher.sample(), glyphs_for(sys.stderr.encoding)
+
+        def make(columns: int, rows: int, height: int) -> list[Line]:
+            return job_block(taken, columns, height, glyphs) if height > 1 else [job_short(taken, columns, rows)]
+
+        return make
+
+    def _undraw(self) -> None:
+        drawing, self._drawing = self._drawing, None
+        if drawing is None:
+            return
+        drawing.close()
+        self._unechoed.close()
+        if drawing.failed:
+            self.note(f"the dashboard stopped: {drawing.failed}")
 
     def _open(self, rows: int) -> None:
         from rich.console import Console

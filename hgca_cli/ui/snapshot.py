@@ -45,6 +45,24 @@ class Snapshot:
     evicting: float | None = None
 
 
+class Rates:
+    """How fast a count grows: over the last seconds, or as long as it took to grow twice."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, int, int]] = deque()  # time, count, another count
+
+    def add(self, now: float, count: int, beside: int = 0) -> tuple[float, float] | None:
+        """How fast both grow at present, in a second; None as long as the first has not grown."""
+        counts = self._counts
+        counts.append((now, count, beside))
+        while len(counts) > 2 and now - counts[1][0] >= SPAN and counts[1][1] < count:
+            counts.popleft()
+        then, before, evicted = counts[0]
+        if count <= before or now <= then:
+            return None
+        return (count - before) / (now - then), (beside - evicted) / (now - then)
+
+
 class Watcher:
     """Hears what happens, and takes a snapshot when it is asked to.
 
@@ -61,7 +79,7 @@ class Watcher:
         self._progress: PrefillProgress | None = None
         self._left: float | None = None
         self._eta = Eta()
-        self._counts: deque[tuple[float, int, int]] = deque()  # time, tokens, bytes evicted
+        self._counts = Rates()
         self._history: deque[float] = deque(maxlen=HISTORY)
         self._moves: deque[Balanced] = deque(maxlen=MOVES)
 
@@ -69,7 +87,7 @@ class Watcher:
         """A question was asked."""
         self._began = time.monotonic()
         self._ttft = self._rate = self._progress = self._left = None
-        self._counts.clear()
+        self._counts = Rates()
 
     def see(self, event: Event) -> None:
         """One event of an answer."""
@@ -114,13 +132,9 @@ class Watcher:
 
     def _count(self, now: float, metrics: Metrics) -> float | None:
         """Take the number of tokens in; bytes evicted a second."""
-        counts = self._counts
-        counts.append((now, metrics.tokens, metrics.evicted or 0))
-        while len(counts) > 2 and now - counts[1][0] >= SPAN and counts[1][1] < metrics.tokens:
-            counts.popleft()
-        then, tokens, evicted = counts[0]
-        if metrics.tokens <= tokens or now <= then:
+        found = self._counts.add(now, metrics.tokens, metrics.evicted or 0)
+        if found is None:
             return None
-        self._rate = (metrics.tokens - tokens) / (now - then)
+        self._rate, evicting = found
         self._history.append(self._rate)
-        return ((metrics.evicted or 0) - evicted) / (now - then)
+        return evicting
