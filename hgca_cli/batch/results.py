@@ -72,7 +72,13 @@ def failed(
         error["partial"] = partial
     told = {"input": row.digest, "line": row.number, **(figures or {})}
     if openai:
-        status = {"status_code": STATUS.get(code, 500), "request_id": _id("req", row), "body": {"error": error}}
+        number = STATUS.get(code, 500)
+        kind = "invalid_request_error" if number < 500 else "server_error"
+        status = {
+            "status_code": number,
+            "request_id": _id("req", row),
+            "body": {"error": error | {"type": kind, "param": None}},
+        }
         return {
             "id": _id("batch_req", row), "custom_id": row.id, "response": status, "error": error, "hgca": told,
         }  # fmt: skip

@@ -82,15 +82,17 @@ class Job:
         output.compare(checked)
         missing = [entry for entry in checked.entries if entry.id not in output.done]
         before = len(checked.entries) - len(missing)
-        if before:
-            self.view.note(f"{before:,} of {len(checked.entries):,} rows are done already")
+        failures = sum(output.done.get(entry.id, False) for entry in checked.entries)
+        if before and missing:
+            failed = f", {failures:,} of them failed" if failures else ""
+            self.view.note(f"{before:,} of {len(checked.entries):,} rows are done already{failed}")
         if not missing:
-            failures = sum(output.done[entry.id] for entry in checked.entries)
             self.view.tell(
                 f"all {len(checked.entries):,} rows are done" + (f", {failures:,} failed" if failures else "")
             )
             return FAILED if failures else 0
-        return self._work(lines, reader, output, missing, told)
+        code = self._work(lines, reader, output, missing, told)
+        return FAILED if code == 0 and failures else code
 
     def count(self) -> int:
         """Check and count, and show what a run would take; returns the exit code."""

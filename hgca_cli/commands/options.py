@@ -34,7 +34,7 @@ JobDashboard = Annotated[
     str,
     typer.Option(
         "--dashboard", envvar="HGCA_DASHBOARD", metavar="auto|line|full|off",
-        help="While rows run: a bar, or a line every five seconds (line), figures in the lower half of the terminal (full),"
+        help="While rows run: a bar, or a line every thirty seconds (line), figures in the lower half of the terminal (full),"
         " or nothing (off). auto: line.",
     ),
 ]  # fmt: skip

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hgca_cli.ui.drawing import Drawing, Make
     from hgca_cli.ui.job_snapshot import JobWatcher
 
-LINE_SECONDS = 5.0
+LINE_SECONDS = 30.0
 BAR_SECONDS = 0.25
 WORDS_SECONDS = 30.0
 
