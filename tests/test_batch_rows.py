@@ -79,7 +79,10 @@ def test_lines_of_our_own() -> None:
         {"prompt": "a", "temperature": "hot"}, {"prompt": "a", "temperature": -1}, {"prompt": "a", "temperature": 10**400},
         {"prompt": "a", "top_p": 2}, {"prompt": "a", "max_tokens": 1.5}, {"prompt": "a", "max_tokens": True},
         {"prompt": "a", "seed": 2**64}, {"prompt": "a", "n": 0}, {"prompt": "a", "stop": ["", "b"]}, {"prompt": "a", "stop": 5},
-        {"prompt": "a", "logprobs": True}, {"prompt": "a", "response_format": {"type": "json_schema"}},
+        {"prompt": "a", "logprobs": 3}, {"prompt": "a", "top_logprobs": 3}, {"prompt": "a", "logprobs": True, "top_logprobs": 21},
+        {"prompt": "a", "logprobs": "yes"}, {"url": COMPLETION, "body": {"prompt": "a", "logprobs": 21}},
+        {"prompt": "a", "response_format": {"type": "json_schema"}}, {"prompt": "a", "response_format": {"type": "grammar"}},
+        {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 5}}}},
         {"prompt": "a", "presence_penalty": 0.5}, {"prompt": "a", "id": ["b"]},
         {"url": "/v1/embeddings", "body": {"input": "a"}}, {"url": CHAT, "body": []}, {"url": CHAT, "body": {}},
         {"url": CHAT, "method": "GET", "body": {"messages": USER}}, {"url": COMPLETION, "body": {"prompt": ["a", "b"]}},
@@ -101,6 +104,25 @@ def test_what_changes_nothing_is_let_through() -> None:
     }
     made = row({"prompt": "a", **neutral, "stream": False, "metadata": {"a": "b"}})
     assert made.settings == {} and made.unknown == ()
+
+
+def test_chances_and_schemas_are_read() -> None:
+    pytest.importorskip("llguidance")
+    assert row({"prompt": "a", "logprobs": True}).likeliest == 0 and row({"prompt": "a"}).likeliest is None
+    assert row({"prompt": "a", "logprobs": True, "top_logprobs": 20}).likeliest == 20
+    assert row({"url": COMPLETION, "body": {"prompt": "a", "logprobs": 0}}).likeliest == 0
+    assert row({"url": COMPLETION, "body": {"prompt": "a", "logprobs": 5}}).likeliest == 5
+    assert row({"prompt": "a", "response_format": {"type": "text"}}).schema == ""
+    assert json.loads(row({"prompt": "a", "response_format": {"type": "json_object"}}).schema) == {"type": "object"}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"type": "integer"}}}
+    assert json.loads(row({"prompt": "a", "response_format": wanted}).schema) == {"type": "integer"}
+
+
+def test_a_schema_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hgca_cli.hf.grammar.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RowError, match=r"llguidance: pip install 'hgca\[json\]'") as error:
+        row({"prompt": "a", "response_format": {"type": "json_object"}})
+    assert error.value.code == "unsupported"
 
 
 def test_documents_come_through_their_reader() -> None:

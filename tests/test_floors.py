@@ -24,7 +24,7 @@ FLOORS = {
     "__main__": 11,
 }  # fmt: skip
 OWNERS = {
-    "transformers": {"hf"}, "huggingface_hub": {"hf"}, "tokenizers": {"hf"}, "gguf": {"hf"}, "jinja2": {"hf"},
+    "transformers": {"hf"}, "huggingface_hub": {"hf"}, "tokenizers": {"hf"}, "gguf": {"hf"}, "jinja2": {"hf"}, "llguidance": {"hf"},
     "rich": {"ui"}, "prompt_toolkit": {"ui"},
     "typer": {"app", "commands", "__main__"},
     "psutil": {"hardware"}, "tomli_w": {"hardware"}, "matplotlib": {"ui"}, "llama_cpp": {"measure"}, "lm_eval": {"commands"},

@@ -16,7 +16,9 @@ STATUS = {"invalid_row": 400, "unsupported": 400, "context_overflow": 400, "file
 
 @dataclass(frozen=True)
 class Choice:
-    """One answer. thought: what the model thought before it; finish_reason: "stop" or "length"; timings, rows: as of Done."""
+    """One answer. thought: what the model thought before it; finish_reason: "stop" or "length"; timings, rows: as of Done;
+    logprobs: of its tokens, as OpenAI writes them (batch/logprobs.py).
+    """
 
     text: str
     thought: str
@@ -27,6 +29,7 @@ class Choice:
     seed: int
     timings: Mapping[str, float]
     rows: Mapping[str, Any]
+    logprobs: Mapping[str, Any] | None = None
 
 
 def openai_form(row: Row, wanted: str) -> bool:
@@ -60,6 +63,10 @@ def answered(row: Row, choices: Sequence[Choice], *, openai: bool, model: str, c
     if len(choices) > 1:
         record["texts"] = [one.text for one in choices]
         record["finish_reasons"] = [one.finish_reason for one in choices]
+    if choices[0].logprobs is not None:
+        record["logprobs"] = choices[0].logprobs
+        if len(choices) > 1:
+            record["logprobs_of_texts"] = [one.logprobs for one in choices]
     return record | {"usage": usage, "error": None, "hgca": figures}
 
 
@@ -106,7 +113,7 @@ def usage_of(choices: Sequence[Choice]) -> dict[str, Any]:
 
 
 def _choice(one: Choice, index: int, chat: bool) -> dict[str, Any]:
-    common = {"index": index, "finish_reason": one.finish_reason, "logprobs": None}
+    common = {"index": index, "finish_reason": one.finish_reason, "logprobs": one.logprobs}
     if chat:
         message = {"role": "assistant", "content": one.text, "refusal": None}
         return common | {"message": message | ({"reasoning_content": one.thought} if one.thought else {})}

@@ -34,6 +34,8 @@ class Row:
     messages  of a conversation; None for a text to continue, which is `prompt`, or `ids` if its tokens were given
     settings  sampling settings the line sets
     choices   answers that are wanted
+    likeliest tokens whose chances are told at each place; None: no chances
+    schema    JSON schema that an answer fits, as JSON; "": any text
     unknown   fields that nobody looks at
     digest    of the line and the documents in it
     """
@@ -46,6 +48,8 @@ class Row:
     ids: list[int] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     choices: int = 1
+    likeliest: int | None = None
+    schema: str = ""
     model: str = ""
     unknown: tuple[str, ...] = ()
     digest: str = ""
@@ -101,7 +105,8 @@ class Reader:
             raise RowError(f"url {_shown(url)} is not supported; {CHAT} and {COMPLETION} are", "unsupported")
         if not isinstance(body, dict):
             raise RowError(f"body is {_kind(body)}, not an object")
-        settings = read_settings({key: one for key, one in body.items() if key not in ("prompt", "messages")}, RowError)
+        told = {key: one for key, one in body.items() if key not in ("prompt", "messages")}
+        settings = read_settings(told, RowError, counted=url == COMPLETION)
         if url == CHAT:
             if "messages" not in body:
                 raise RowError("body has no messages")

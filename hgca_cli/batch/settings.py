@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,9 +16,9 @@ NAMES = {
 WHOLE = ("max_tokens", "top_k", "seed")
 # What changes an answer, with the values that do not
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "logprobs": (None, False), "top_logprobs": (None, 0), "echo": (None, False), "suffix": (None, ""),
+    "echo": (None, False), "suffix": (None, ""),
     "presence_penalty": (None, 0), "frequency_penalty": (None, 0), "logit_bias": (None, {}), "best_of": (None, 1),
-    "response_format": (None, {"type": "text"}), "tools": (None, []), "tool_choice": (None, "none", "auto"),
+    "tools": (None, []), "tool_choice": (None, "none", "auto"),
     "functions": (None, []), "function_call": (None, "none", "auto"), "modalities": (None, ["text"]),
     "stop_token_ids": (None, []), "min_tokens": (None, 0), "ignore_eos": (None, False), "prompt_logprobs": (None, False),
     "structured_outputs": (None,), "guided_json": (None,), "guided_regex": (None,), "guided_choice": (None,),
@@ -25,12 +26,17 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 # What does not, here
 PASSED = ("model", "stream", "stream_options", "user", "metadata", "store", "service_tier", "safety_identifier")
 MOST_CHOICES = 128
+MOST_LIKELIEST = 20
+READ = ("stop", "n", "logprobs", "top_logprobs", "response_format")  # here, each in its own way
 
 
-def read_settings(given: Mapping[str, Any], refuse: Callable[..., Exception]) -> dict[str, Any]:
-    """settings, choices, model and unknown fields of a request.
+def read_settings(
+    given: Mapping[str, Any], refuse: Callable[..., Exception], *, counted: bool = False
+) -> dict[str, Any]:
+    """settings, choices, model, likeliest, schema and unknown fields of a request.
 
-    refuse  makes the error that is raised from what is wrong and a machine-readable word
+    refuse   makes the error that is raised from what is wrong and a machine-readable word
+    counted  `logprobs` is a number, as completions have it
     """
     settings: dict[str, Any] = {}
     unknown = []
@@ -41,7 +47,7 @@ def read_settings(given: Mapping[str, Any], refuse: Callable[..., Exception]) ->
         elif name in NEUTRAL:
             if not any((value == one and type(value) is type(one)) or _both_zero(value, one) for one in NEUTRAL[name]):
                 raise refuse(f"{name} is not supported", "unsupported")
-        elif name not in (*PASSED, "stop", "n"):
+        elif name not in (*PASSED, *READ):
             unknown.append(name)
     if (stop := given.get("stop")) is not None:
         words = [stop] if isinstance(stop, str) else stop
@@ -60,8 +66,51 @@ def read_settings(given: Mapping[str, Any], refuse: Callable[..., Exception]) ->
         "settings": settings,
         "choices": choices or 1,
         "model": model if isinstance(model, str) else "",
+        "likeliest": _likeliest(given, refuse, counted),
+        "schema": _schema(given.get("response_format"), refuse),
         "unknown": tuple(unknown),
     }
+
+
+def _likeliest(given: Mapping[str, Any], refuse: Callable[..., Exception], counted: bool) -> int | None:
+    """How many tokens are told at each place; None: no chances at all."""
+    wanted, count = given.get("logprobs"), given.get("top_logprobs")
+    if counted:
+        if count not in (None, 0):
+            raise refuse("top_logprobs belongs to chats: give logprobs a number")
+        wanted, count = wanted is not None and wanted is not False, wanted
+    if wanted not in (None, True, False) or isinstance(wanted, (int, float)) != isinstance(wanted, bool):
+        raise refuse(f"logprobs is {wanted!r:.60}, not true or false")
+    if count is not None and (type(count) is not int or not 0 <= count <= MOST_LIKELIEST):
+        name = "logprobs" if counted else "top_logprobs"
+        raise refuse(f"{name} is {count!r:.60}, not a whole number from 0 to {MOST_LIKELIEST}")
+    if count and not wanted:
+        raise refuse("top_logprobs needs logprobs: true")
+    return (count or 0) if wanted else None
+
+
+def _schema(wanted: Any, refuse: Callable[..., Exception]) -> str:
+    """The JSON schema an answer is to fit, as JSON; "": none."""
+    if wanted is None or wanted == {"type": "text"}:
+        return ""
+    kind = wanted.get("type") if isinstance(wanted, dict) else wanted
+    if kind == "json_object":
+        schema: Any = {"type": "object"}
+    elif kind == "json_schema":
+        told = wanted.get("json_schema")
+        schema = told.get("schema") if isinstance(told, dict) else None
+        if not isinstance(schema, dict):
+            raise refuse("response_format has no json_schema.schema that is an object")
+    else:
+        raise refuse(f"response_format: no type {kind!r:.60}; there are text, json_object, json_schema", "unsupported")
+    from hgca_cli.hf import grammar
+
+    if not grammar.is_there():
+        raise refuse(f"response_format needs the package llguidance: {grammar.REMEDY}", "unsupported")
+    text = json.dumps(schema)
+    if wrong := grammar.what_is_wrong(text):
+        raise refuse(f"response_format: the schema cannot be used: {wrong[:200]}")
+    return text
 
 
 def _number(name: str, value: Any, refuse: Callable[..., Exception]) -> Any:

@@ -11,17 +11,20 @@ from typing import Any
 
 from hgca_cli.batch.check import Entry
 from hgca_cli.batch.lines import Lines
+from hgca_cli.batch.logprobs import of_messages, of_text
 from hgca_cli.batch.output import Output
 from hgca_cli.batch.results import Choice, answered, failed, openai_form
-from hgca_cli.batch.rows import Reader, Row, RowError, bad_row
+from hgca_cli.batch.rows import COMPLETION, Reader, Row, RowError, bad_row
 from hgca_cli.batch.tally import Tally
 from hgca_cli.config import SamplingSettings
 from hgca_cli.engine.batch import Batch, Progress
 from hgca_cli.engine.member import Answer, Request
 from hgca_cli.engine.prefill import check_room
-from hgca_cli.engine.reasoning import BEGIN, ThoughtStream
+from hgca_cli.engine.reasoning import BEGIN, END, ThoughtStream
 from hgca_cli.errors import HgcaError
-from hgca_cli.events import Done, Notice
+from hgca_cli.events import Notice
+from hgca_cli.hf.grammar import Grammars, Guide
+from hgca_cli.hf.tokenizer import Tokenizer
 
 
 class TooManyErrorsError(HgcaError):
@@ -55,6 +58,7 @@ class Work:
         self._lines, self._reader, self._output, self._terms = lines, reader, output, terms
         self.tally = tally
         self._open: dict[str, _Open] = {}  # rows that run, by id
+        self._grammars: Grammars | None = None
 
     def refuse(self, entry: Entry) -> None:
         """A line that cannot run gets its line in the output."""
@@ -77,7 +81,7 @@ class Work:
         with closing(events):  # type: ignore[type-var]
             for event in events:
                 if isinstance(event, Answer):
-                    self._take(event)
+                    self._take(event, batch)
                     continue
                 if isinstance(event, Progress):
                     self.tally.read += event.read
@@ -96,6 +100,7 @@ class Work:
             except RowError as error:  # a file it names has changed
                 self._fail(row, entry, error.message, error.code)
                 continue
+                self._guide(row, batch)  # fails here, or never
             except HgcaError as error:
                 self._fail(row, entry, str(error), error.code)
                 continue
@@ -105,17 +110,33 @@ class Work:
                 if opened.failed:
                     break
                 seed = sampling.seed if sampling.seed is None else (sampling.seed + choice) % 2**63
-                continues = row.messages is None
-                yield Request((row.id, choice), ids, replace(sampling, seed=seed), continues, self._terms.seconds)
+                yield Request(
+                    (row.id, choice),
+                    ids,
+                    replace(sampling, seed=seed),
+                    continues=row.messages is None,
+                    seconds=self._terms.seconds,
+                    likeliest=row.likeliest,
+                    guide=self._guide(row, batch),
+                    after=END if row.schema and opened.thinks else "",
+                )
 
     def ids(self, row: Row, batch: Batch) -> list[int]:
         """The tokens of a row's prompt. Raises HgcaError if its template fails."""
         return prompt_ids(row, batch.engine.loaded.tokenizer, self._terms.options)
 
+    def _guide(self, row: Row, batch: Batch) -> Guide | None:
+        """What keeps an answer to its schema. Raises HgcaError."""
+        if not row.schema:
+            return None
+        if self._grammars is None:
+            self._grammars = Grammars(batch.engine.loaded.tokenizer)
+        return self._grammars.guide(row.schema)
+
     def _thinks(self, ids: list[int], row: Row, batch: Batch) -> bool:
         return row.messages is not None and batch.engine.loaded.tokenizer.ends_with(ids, BEGIN)
 
-    def _take(self, answer: Answer) -> None:
+    def _take(self, answer: Answer, batch: Batch) -> None:
         name, choice = answer.request.key
         opened = self._open.get(name)
         if opened is None:  # another answer of this row failed
@@ -127,16 +148,16 @@ class Work:
             del self._open[name]
             self._fail(opened.row, opened.entry, str(error), error.code, answer.text)
             return
-        opened.done[choice] = answer.done
+        opened.done[choice] = answer
         whole = [one for one in opened.done if one is not None]
         if len(whole) < len(opened.done):
             return
         del self._open[name]
         openai = openai_form(opened.row, self._terms.form)
-        choices = [_choice(one, opened) for one in whole]
+        choices = [_choice(one, opened, batch.engine.loaded.tokenizer) for one in whole]
         record = answered(opened.row, choices, openai=openai, model=self._terms.model, created=int(time.time()))
         self._output.write(name, record)
-        self.tally.finish(opened.entry.size, whole)
+        self.tally.finish(opened.entry.size, [one.done for one in whole if one.done is not None])
 
     def _fail(self, row: Row, entry: Entry, message: str, code: str, partial: str = "") -> None:
         openai = openai_form(row, self._terms.form)
@@ -156,7 +177,7 @@ class _Open:
 
     row: Row
     entry: Entry
-    done: list[Done | None]
+    done: list[Answer | None]
     thinks: bool
     failed: bool = False
 
@@ -172,7 +193,9 @@ def prompt_ids(row: Row, tokenizer: Any, options: dict[str, Any]) -> list[int]:
     return list(tokenizer.encode_chat(row.messages, add_generation_prompt=True, **options))
 
 
-def _choice(done: Done, opened: _Open) -> Choice:
+def _choice(answer: Answer, opened: _Open, tokenizer: Tokenizer) -> Choice:
+    done = answer.done
+    assert done is not None
     text, thought = done.text, ""
     if opened.row.messages is not None:
         stream = ThoughtStream(open=opened.thinks)
@@ -191,7 +214,11 @@ def _choice(done: Done, opened: _Open) -> Choice:
         "read_share": round(done.rows.read_share, 4),
         "quality": None if done.rows.quality is None else round(done.rows.quality, 4),
     }
+    logprobs = None
+    if opened.row.likeliest is not None:
+        shape = of_text if opened.row.form == COMPLETION else of_messages
+        logprobs = shape(answer.chances, tokenizer)
     return Choice(
         text, thought, done.finish_reason, done.prompt_tokens, done.cached_tokens, done.completion_tokens, done.seed,
-        timings, rows,
+        timings, rows, logprobs,
     )  # fmt: skip

@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from hgca_cli.config import SamplingSettings
+from hgca_cli.engine.chances import Chance, chance_of
 from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.prefill import check_room, prefill
 from hgca_cli.engine.sampling import Sampler
@@ -19,6 +20,9 @@ from hgca_cli.engine.text import TextStream
 from hgca_cli.errors import HgcaError
 from hgca_cli.events import Done, Event
 from hgca_cli.metrics import Slot
+
+if TYPE_CHECKING:
+    from hgca_cli.hf.grammar import Guide
 
 
 class TimeoutError(HgcaError):
@@ -34,6 +38,8 @@ class Request:
     key       whatever the caller knows it by
     ids       the prompt; continues: its text goes on in the answer
     seconds   most that it may take from its first chunk on; None: no limit
+    likeliest so many tokens with their chances are told for each that is written; None: no chances
+    guide     says which tokens may come next (hf/grammar.py); from `after` on, once that was written
     """
 
     key: Any
@@ -41,6 +47,9 @@ class Request:
     sampling: SamplingSettings
     continues: bool = False
     seconds: float | None = None
+    likeliest: int | None = None
+    guide: Guide | None = None
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class Answer:
     done: Done | None
     error: HgcaError | None = None
     text: str = ""
+    chances: tuple[Chance, ...] = ()
 
 
 class Member:
@@ -74,6 +84,8 @@ class Member:
         self._prefill: Generator[Event, None, Tensor | None] | None = None
         self._began = self._read = self._first = self._last = time.perf_counter()
         self._written = 0
+        self._chances: list[Chance] = []
+        self._guide = request.guide if not request.after else None
 
     def begin(
         self, sequence: Sequence, stop: threading.Event, pause: int = 0, keep: Callable[[Sequence], None] | None = None
@@ -122,12 +134,17 @@ class Member:
             if self.request.sampling.max_tokens == 0:
                 return self._finish("length")
             self._check_time()
-            token = self._sampler(self.logits, self.sequence.tokens)
+            allowed = self.logits if self._guide is None else self._guide.allow(self.logits)
+            token = self._sampler(allowed, self.sequence.tokens)
+            if token in self._ends:
+                return self._finish("stop")
+            if self._guide is not None:
+                self._guide.take(token)
         except HgcaError as error:
             self.fail(error)
             return 0
-        if token in self._ends:
-            return self._finish("stop")
+        if (count := self.request.likeliest) is not None:
+            self._chances.append(chance_of(self.logits, token, count))
         self.sequence.tokens.append(token)
         self.token = token
         self._last = time.perf_counter()
@@ -136,7 +153,9 @@ class Member:
             self._first = self._last
         self._stream.push(token)
         full = len(self.sequence.tokens) >= self._engine.context
-        if self._stream.stopped:
+        if self._guide is None and self.request.guide is not None and self.request.after in self._stream.text:
+            self._guide = self.request.guide
+        if self._stream.stopped or (self._guide is not None and self._guide.done):
             self._finish("stop")
         elif self._written == self.request.sampling.max_tokens or full:
             self._finish("length")
@@ -176,7 +195,7 @@ class Member:
             seed=self._sampler.seed,
             text=self._stream.text,
         )
-        self.answer = Answer(self.request, done, None, done.text)
+        self.answer = Answer(self.request, done, None, done.text, tuple(self._chances))
         return 0
 
     def _over(self) -> None:

@@ -12,6 +12,7 @@ from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.hf import template
 from hgca_cli.hf.checks import FETCH_AGAIN, reason
 from hgca_cli.hf.quiet import quiet
+from hgca_cli.hf.token_bytes import token_bytes
 
 _FILES = ("tokenizer.*", "vocab.*", "*.model", "*.tiktoken", "tekken.json")  # one of these holds the vocabulary
 Messages = list[dict[str, Any]]
@@ -88,6 +89,10 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         """Text of ids, without control tokens."""
         return str(self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def bytes_of(self, token: int) -> bytes | None:
+        """The bytes a token stands for; None: nobody knows."""
+        return token_bytes(self.hf, token)
 
     def render(self, messages: Messages, *, add_generation_prompt: bool, **options: Any) -> str:
         """The text of a conversation. Raises UsageError without a template, ModelError if it fails."""
