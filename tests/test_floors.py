@@ -24,7 +24,8 @@ FLOORS = {
     "__main__": 11,
 }  # fmt: skip
 OWNERS = {
-    "transformers": {"hf"}, "huggingface_hub": {"hf"}, "tokenizers": {"hf"}, "gguf": {"hf"}, "jinja2": {"hf"}, "llguidance": {"hf"},
+    "transformers": {"hf"}, "huggingface_hub": {"hf"}, "tokenizers": {"hf"}, "gguf": {"hf"}, "jinja2": {"hf"},
+    "llguidance": {"hf"}, "ray": {"batch"},
     "rich": {"ui"}, "prompt_toolkit": {"ui"},
     "typer": {"app", "commands", "__main__"},
     "psutil": {"hardware"}, "tomli_w": {"hardware"}, "matplotlib": {"ui"}, "llama_cpp": {"measure"}, "lm_eval": {"commands"},

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hgca_cli.batch.check import Entry
+from hgca_cli.batch.check import Entry, shown
 from hgca_cli.batch.lines import Lines
 from hgca_cli.batch.logprobs import of_messages, of_text
 from hgca_cli.batch.output import Output
@@ -22,7 +22,7 @@ from hgca_cli.engine.member import Answer, Request
 from hgca_cli.engine.prefill import check_room
 from hgca_cli.engine.reasoning import BEGIN, END, ThoughtStream
 from hgca_cli.errors import HgcaError
-from hgca_cli.events import Notice
+from hgca_cli.events import Done, Notice
 from hgca_cli.hf.grammar import Grammars, Guide
 from hgca_cli.hf.tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ class Work:
     """The rows of a job that are missing."""
 
     def __init__(self, lines: Lines, reader: Reader, output: Output, terms: Terms, tally: Tally) -> None:
-        self._lines, self._reader, self._output, self._terms = lines, reader, output, terms
+        self.lines, self.reader, self._output, self.terms = lines, reader, output, terms
         self.tally = tally
         self._open: dict[str, _Open] = {}  # rows that run, by id
         self._grammars: Grammars | None = None
@@ -69,11 +69,12 @@ class Work:
     def run(
         self,
         batch: Batch,
-        entries: Sequence[Entry],
+        entries: Iterable[Entry | None],
         stop: threading.Event,
         notify: Callable[[Notice | Progress], None],
     ) -> None:
-        """Answer these rows; ends early once `stop` is set, with what is finished written.
+        """Answer these rows; ends early once `stop` is set, with what is finished written. None among them: there is no other at
+        present; with nothing to run this ends it.
 
         Raises TooManyErrorsError, and what writing the output raises.
         """
@@ -89,12 +90,15 @@ class Work:
                     self.tally.running, self.tally.waiting = event.writing, event.reading
                 notify(event)
 
-    def _requests(self, entries: Sequence[Entry], batch: Batch) -> Iterator[Request]:
+    def _requests(self, entries: Iterable[Entry | None], batch: Batch) -> Iterator[Request | None]:
         for entry in entries:
-            line = self._lines.at(entry.begin, entry.number)
-            row = bad_row(line, self._reader)
+            if entry is None:
+                yield None
+                continue
+            line = self.lines.at(entry.begin, entry.number)
+            row = bad_row(line, self.reader)
             try:
-                row = self._reader.row(line)
+                row = self.reader.row(line)
                 ids = self.ids(row, batch)
                 check_room(len(ids), batch.engine.context, batch.engine.loaded.trained_context)
             except RowError as error:  # a file it names has changed
@@ -105,7 +109,7 @@ class Work:
                 self._fail(row, entry, str(error), error.code)
                 continue
             opened = self._open[row.id] = _Open(row, entry, [None] * row.choices, self._thinks(ids, row, batch))
-            sampling = replace(self._terms.sampling, **row.settings)
+            sampling = replace(self.terms.sampling, **row.settings)
             for choice in range(row.choices):
                 if opened.failed:
                     break
@@ -115,7 +119,7 @@ class Work:
                     ids,
                     replace(sampling, seed=seed),
                     continues=row.messages is None,
-                    seconds=self._terms.seconds,
+                    seconds=self.terms.seconds,
                     likeliest=row.likeliest,
                     guide=self._guide(row, batch),
                     after=END if row.schema and opened.thinks else "",
@@ -123,7 +127,7 @@ class Work:
 
     def ids(self, row: Row, batch: Batch) -> list[int]:
         """The tokens of a row's prompt. Raises HgcaError if its template fails."""
-        return prompt_ids(row, batch.engine.loaded.tokenizer, self._terms.options)
+        return prompt_ids(row, batch.engine.loaded.tokenizer, self.terms.options)
 
     def _guide(self, row: Row, batch: Batch) -> Guide | None:
         """What keeps an answer to its schema. Raises HgcaError."""
@@ -153,20 +157,30 @@ class Work:
         if len(whole) < len(opened.done):
             return
         del self._open[name]
-        openai = openai_form(opened.row, self._terms.form)
+        openai = openai_form(opened.row, self.terms.form)
         choices = [_choice(one, opened, batch.engine.loaded.tokenizer) for one in whole]
-        record = answered(opened.row, choices, openai=openai, model=self._terms.model, created=int(time.time()))
+        record = answered(opened.row, choices, openai=openai, model=self.terms.model, created=int(time.time()))
         self._output.write(name, record)
         self.tally.finish(opened.entry.size, [one.done for one in whole if one.done is not None])
 
+    def take(self, name: str, record: Mapping[str, Any], size: int, answers: Sequence[Done]) -> None:
+        """A row that was answered elsewhere: its line, and what it took. Errors as of `run`."""
+        self._output.write(name, record)
+        self.tally.finish(size, answers)
+        if not answers:
+            self._check_errors(f"id {shown(name)}", record["error"]["message"])
+
     def _fail(self, row: Row, entry: Entry, message: str, code: str, partial: str = "") -> None:
-        openai = openai_form(row, self._terms.form)
+        openai = openai_form(row, self.terms.form)
         self._output.write(entry.id, failed(row, message, code, openai=openai, partial=partial))
         self.tally.finish(entry.size, ())
-        most = self._terms.errors
+        self._check_errors(f"line {entry.number:,}", message)
+
+    def _check_errors(self, which: str, message: str) -> None:
+        most = self.terms.errors
         if most is not None and self.tally.failed > most:
             raise TooManyErrorsError(
-                f"{self.tally.failed:,} rows failed, the last one (line {entry.number:,}): {message.rstrip('.')}.",
+                f"{self.tally.failed:,} rows failed, the last one ({which}): {message.rstrip('.')}.",
                 "Look at the output's errors, or raise --max-errors.",
             )
 

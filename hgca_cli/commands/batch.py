@@ -26,6 +26,7 @@ from hgca_cli.ui.style import style_of
 
 MAX_TOKENS = 512  # of an answer, unless a row or the command line says otherwise
 SUFFIX = ".out.jsonl"
+ENGINES = ("local", "ray")
 
 
 def batch(
@@ -65,6 +66,18 @@ def batch(
     concurrency: Annotated[
         str, typer.Option("--concurrency", metavar="N", help="Most rows at once. auto: what pays, and fits.")
     ] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option("--engine", metavar="local|ray", help="Where rows run: here, or on a Ray cluster (hgca[ray])."),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="HOST:PORT",
+            help="The Ray cluster. Default: this machine's, or a new one.",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N rows.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check every line, count tokens, show the plan and what it will take.")
@@ -134,6 +147,8 @@ def batch(
             ("quiet", "verbose"), ("overwrite", "retry_errors"), ("dry_run", "overwrite"), ("text", "root"),
         ):  # fmt: skip
             exclude(given, one, other)
+        if one_of(engine, "--engine", ENGINES) == "local" and address is not None:
+            raise UsageError("--address names a Ray cluster.", "Add --engine ray.")
         one_of(output_format, "--output-format", FORMATS)
         slots = count_of(concurrency, "--concurrency", 4096)
         style, request, sampling = style_of(color, plain=plain), plan_request(given), sampling_flags(given)

@@ -16,13 +16,16 @@ from hgca_cli.batch.lines import Lines
 from hgca_cli.batch.output import Output
 from hgca_cli.batch.rows import Reader
 from hgca_cli.commands.documents import documents_under
-from hgca_cli.errors import ModelError, UsageError
+from hgca_cli.errors import ModelError
 from hgca_cli.events import Event, Notice
 from hgca_cli.ui.job import JobView, job_table
 from hgca_cli.ui.style import Style, is_terminal
 
 if TYPE_CHECKING:
+    import threading
+
     from hgca_cli.batch.tally import Tally
+    from hgca_cli.batch.work import Work
     from hgca_cli.commands.setup import ModelChoice
     from hgca_cli.config import SamplingSettings
     from hgca_cli.engine.batch import Batch
@@ -129,11 +132,10 @@ class Job:
         from hgca_cli.batch.tally import Tally
         from hgca_cli.batch.work import TooManyErrorsError, Work
         from hgca_cli.commands.ending import ending
-        from hgca_cli.commands.setup import start_engine
-        from hgca_cli.engine.batch import Batch, Room
         from hgca_cli.hf.load import fingerprint_of
 
-        choice, files, plan, sizes = self.plan()
+        run: Any = self._there if self.given["engine"] == "ray" else self._here
+        choice, files, *planned = self.found() if run == self._there else self.plan()
         told["fingerprint"] = fingerprint_of(files)
         output.of(told)
         output.begin(told)
@@ -143,41 +145,91 @@ class Job:
         good = [entry for entry in missing if entry.error is None]
         if not self.given["ordered"]:
             good = grouped(good)
-        slots = self.slots or sizes.sequences(self.common_length(good))
-        terms_of = self._terms(choice)
-        work = Work(lines, reader, output, terms_of({}), tally)
+        work = Work(lines, reader, output, self._terms(choice)({}), tally)
         for entry in missing:
             if entry.error is not None:
                 work.refuse(entry)
-        code = 0
-        peak = 0
+        code, peak = 0, 0
         if good:
-            engine = start_engine(choice, files, plan)
-            self._check_switch(engine.loaded.tokenizer)
-            self.view.note(f"{len(good):,} rows, up to {slots} at once")
-            work = Work(lines, reader, output, terms_of(engine.loaded.model.generation_config.to_diff_dict()), tally)
-            batch = Batch(engine, slots, Room(sizes.limits, sizes.takes))
-
-            def show(event: Event | Any) -> None:
-                if isinstance(event, Notice):
-                    self.view.note(event.text)
-                else:
-                    self.view.progress(tally)
-
             with ending() as stop:
-                self._watch(batch, tally, plan, slots)
                 try:
-                    work.run(batch, good, stop, show)
+                    peak = run(good, work, stop, choice, files, *planned)
                 except TooManyErrorsError as error:
                     self.view.close()
                     self.view.tell(f"error: {error}")
-                code, peak = stop.exit_code, batch.peak
+                code = stop.exit_code
         self.view.close()
         self._report(tally.summary() | {"concurrency": peak})
         if code:
             self.view.tell(f"interrupted; go on with: {self._again()}")
             return code
         return FAILED if tally.failed else 0
+
+    def _here(
+        self,
+        good: list[Entry],
+        work: Work,
+        stop: threading.Event,
+        choice: ModelChoice,
+        files: ModelFiles,
+        plan: Plan,
+        sizes: Together,
+    ) -> int:
+        """Answer these rows in this process; returns how many ran at once, at most."""
+        from hgca_cli.commands.setup import check_switch, start_engine
+        from hgca_cli.engine.batch import Batch, Room
+
+        engine = start_engine(choice, files, plan)
+        check_switch(engine.loaded.tokenizer, self.options())
+        slots = self.slots or sizes.sequences(self.common_length(good))
+        self.view.note(f"{len(good):,} rows, up to {slots} at once")
+        work.terms = self._terms(choice)(engine.loaded.model.generation_config.to_diff_dict())
+        batch = Batch(engine, slots, Room(sizes.limits, sizes.takes))
+
+        def show(event: Event | Any) -> None:
+            if isinstance(event, Notice):
+                self.view.note(event.text)
+            else:
+                self.view.progress(work.tally)
+
+        self._watch(batch, work.tally, plan, slots)
+        work.run(batch, good, stop, show)
+        return batch.peak
+
+    def _there(
+        self, good: list[Entry], work: Work, stop: threading.Event, choice: ModelChoice, files: ModelFiles
+    ) -> int:
+        """Answer these rows on a Ray cluster; returns how many ran at once, at most."""
+        from hgca_cli.commands.job_cluster import Elsewhere, Recipe, there
+        from hgca_cli.hf.load import fingerprint_of
+
+        given = self.given
+        recipe = Recipe(
+            choice=there(choice),
+            request=self.request,
+            profile=self.profile,
+            sampling=self.sampling,
+            options=self.options(),
+            form=given["output_format"],
+            seconds=given["timeout"],
+            reader=Reader(given["text"], given["raw"], self.system),
+            slots=self.slots,
+            common=self.common_length(good),
+        )
+        elsewhere = Elsewhere(work, self.view)
+        elsewhere.run(recipe, fingerprint_of(files), given["address"], good, stop)
+        return elsewhere.peak
+
+    def found(self) -> tuple[ModelChoice, ModelFiles]:
+        """The model, without a plan for this machine. Raises ModelError."""
+        from hgca_cli.commands.setup import ModelChoice
+        from hgca_cli.hf.registry import resolve
+
+        given = self.given
+        choice = ModelChoice(
+            given["model"], given["revision"], given["trust_remote_code"], given["offline"], self.template
+        )
+        return choice, resolve(choice.name, revision=choice.revision, offline=choice.offline, notify=self._notify)
 
     def _watch(self, batch: Batch, tally: Tally, plan: Plan, slots: int) -> None:
         """What the dashboard shows is read of these."""
@@ -228,12 +280,6 @@ class Job:
     def options(self) -> dict[str, Any]:
         """For the chat template."""
         return {} if self.given["think"] is None else {"enable_thinking": self.given["think"]}
-
-    def _check_switch(self, tokenizer: Any) -> None:
-        if self.given["think"] is not None and not tokenizer.template_knows("enable_thinking"):
-            raise UsageError(
-                "this model's chat template has no switch for thinking.", "Leave --think and --no-think out."
-            )
 
     def _terms(self, choice: ModelChoice) -> Any:
         from hgca_cli.batch.work import Terms

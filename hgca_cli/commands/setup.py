@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hgca_cli.commands.describe import describe
 from hgca_cli.commands.interrupt import end_if_asked
 from hgca_cli.commands.machine import NONE, profile_for
+from hgca_cli.errors import UsageError
 from hgca_cli.events import Event, Notice
 
 if TYPE_CHECKING:
@@ -86,3 +87,9 @@ def start_engine(choice: ModelChoice, files: ModelFiles, plan: Plan, *, balance:
         loaded.tokenizer.with_template(choice.template)
     end_if_asked()
     return Engine(loaded, plan.cache, prefill_chunk=plan.chunk, balance=balance)
+
+
+def check_switch(tokenizer: Any, options: Mapping[str, Any]) -> None:
+    """Raises UsageError for a wish about thinking where the chat template has no switch for it."""
+    if any(not tokenizer.template_knows(name) for name in options):
+        raise UsageError("this model's chat template has no switch for thinking.", "Leave --think and --no-think out.")

@@ -64,9 +64,9 @@ class Batch:
         self._writing: list[Member] = []
         self._waiting: Request | None = None  # one more, which there is no room for yet
 
-    def run(self, requests: Iterator[Request], stop: threading.Event) -> Iterator[Answer | Progress | Notice]:
+    def run(self, requests: Iterator[Request | None], stop: threading.Event) -> Iterator[Answer | Progress | Notice]:
         """Answers as they are finished, and how it stands after every step. After `stop` nothing more comes: what was not
-        answered was not. Requests that begin alike are to follow each other.
+        answered was not. Requests that begin alike are to follow each other. None: there is no other at present.
         """
         try:
             while not stop.is_set():
@@ -94,7 +94,7 @@ class Batch:
     def _running(self) -> list[Member]:
         return self._writing + self._reading
 
-    def _admit(self, requests: Iterator[Request]) -> None:
+    def _admit(self, requests: Iterator[Request | None]) -> None:
         """Whoever there is a slot and room for. One more is known of, as long as there are any."""
         while True:
             if self._waiting is None:

@@ -55,7 +55,7 @@ class JobWatcher:
     ) -> None:
         self._read, self._slots, self._used = read, slots, used
         self._tally, self._name = tally, name
-        self._plan, self._model, self._most = plan, model, most
+        self._plan, self._model, self.most = plan, model, most
         self._written, self._prompts = Rates(), Rates()
         self._history: deque[float] = deque(maxlen=HISTORY)
         self._read_before, self._read_at = 0, 0.0
@@ -84,7 +84,7 @@ class JobWatcher:
         )
         slots = tuple((self._name(slot.key), slot) for slot in self._slots())
         return JobSnapshot(
-            moment, tally.rows, tally.done, tally.failed, tally.left, self._reading(now), slots, self._most
+            moment, tally.rows, tally.done, tally.failed, tally.left, self._reading(now), slots, self.most
         )
 
     def _reading(self, now: float) -> float | None:
