@@ -46,7 +46,9 @@ def told_until(hand: Hand, count: int) -> tuple[list[Finished], int]:
 
 def test_rows_that_are_given_while_others_run_are_answered(tmp_path: Path) -> None:
     document = '{"id": "f", "messages": [{"role": "user", "content": [{"file": "a"}]}]}'
-    lines, made = entries(tmp_path / "in", *(f'"row {at}"' for at in range(5)), document, '{"prompt": "a", "seed": "b"}')
+    lines, made = entries(
+        tmp_path / "in", *(f'"row {at}"' for at in range(5)), document, '{"prompt": "a", "seed": "b"}'
+    )
     given = [Given(one, lines.at(one.begin, one.number), {"a": ("a", "the cat sat")}) for one in made]
     hand = Hand(start, 3)
     ready = hand.ready()

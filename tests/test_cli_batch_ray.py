@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -99,7 +100,11 @@ def test_answers_are_those_of_one_process(cluster: str, tiny: str, tmp_path: Pat
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "a.txt").write_text("the cat sat on the mat " * 9)
     part = [{"file": "a.txt"}, {"type": "text", "text": "Who?"}]
-    odd = [{"id": "file", "messages": [{"role": "user", "content": part}]}, "nonsense", {"id": "long", "prompt": "naïve " * 900}]
+    odd = [
+        {"id": "file", "messages": [{"role": "user", "content": part}]},
+        "nonsense",
+        {"id": "long", "prompt": "naïve " * 900},
+    ]
     source = write(tmp_path / "in.jsonl", [*rows(30, 12), *odd])
     more = ("--root", str(tmp_path / "files"), "-n", "20", "--ordered", "--json")
     done = run(command(source, tiny, cluster, *more))
@@ -152,14 +157,15 @@ def test_whoever_is_killed_each_row_is_there_once(cluster: str, tiny: str, tmp_p
     assert killed["worker"] >= min(1, KILLS) and killed["driver"] >= min(1, KILLS), killed
 
 
-def test_ctrl_c_leaves_what_is_finished(cluster: str, tiny: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_what_is_finished(cluster: str, tiny: str, tmp_path: Path, number: int) -> None:
     out = tmp_path / "in.out.jsonl"
     source = write(tmp_path / "in.jsonl", rows(200, 200))
     running = started(command(source, tiny, cluster))
     wait_for_lines(out, 3, running)
-    running.send_signal(2)
+    running.send_signal(number)
     told = running.communicate(timeout=60)[1]
-    assert running.returncode == 130 and b"go on with: hgca batch" in told and b"--engine ray" in told
+    assert running.returncode == 128 + number and b"go on with: hgca batch" in told and b"--engine ray" in told
     assert 3 <= len(answers(out)) < 200
     until = time.monotonic() + 20
     while engines() and time.monotonic() < until:

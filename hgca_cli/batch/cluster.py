@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -86,6 +87,7 @@ class Cluster:
         self._workers: list[Worker] = []
         self._deaths: Counter[str] = Counter()  # by row
         self._idle_deaths = 0
+        before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 address=address,
@@ -98,6 +100,9 @@ class Cluster:
                 f"no Ray cluster{f' at {address}' if address else ''}: {' '.join(str(error).split())[:200]}.",
                 "Start one with `ray start --head`, or leave --address out.",
             ) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray has put its own there, which ends the process at once
         places = self._places()
         if not places:
             self.close()
