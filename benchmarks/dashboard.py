@@ -2,6 +2,7 @@
 
     python benchmarks/dashboard.py [--rows 4096] [--columns 100 --lines 30] [--record]
     python benchmarks/dashboard.py --svg docs/dashboard.svg
+    python benchmarks/dashboard.py --job --svg docs/batch.svg
 
 Both sides print the same tokens of a text to a terminal (a pseudo-terminal whose other end is read by `cat`) and go on in the
 same sequence. Printed is the median, over turns next to each other, of the rate with `--dashboard full` over the rate of a sink that
@@ -31,22 +32,32 @@ from typing import Any
 import torch
 from balance import read, text_of
 
+from hgca_cli.batch.tally import Tally
 from hgca_cli.commands.board import with_board
 from hgca_cli.commands.setup import ModelChoice, plan_model, start_engine
 from hgca_cli.config import SamplingSettings
+from hgca_cli.engine.batch import Batch, Progress
+from hgca_cli.engine.batch_metrics import BatchReadings
 from hgca_cli.engine.conversation import Conversation
 from hgca_cli.engine.engine import Engine
+from hgca_cli.engine.member import Answer, Request
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.events import PrefillProgress, Text
 from hgca_cli.hardware.settings import PlanRequest
+from hgca_cli.hardware.usage import Usage
 from hgca_cli.measure.machine import where_and_when
 from hgca_cli.ui.board import Board
 from hgca_cli.ui.console import HumanSink
+from hgca_cli.ui.dashboard import block_rows
 from hgca_cli.ui.drawing import SECONDS
-from hgca_cli.ui.picture import save_picture
+from hgca_cli.ui.gauges import BLOCKS
+from hgca_cli.ui.job_dashboard import job_block
+from hgca_cli.ui.job_snapshot import JobWatcher
+from hgca_cli.ui.picture import save_lines, save_picture
 from hgca_cli.ui.style import Style
 
 MIDDLE = 1500  # characters of an answer
+JOB_SLOTS = 6
 SIDES = ("none", "line", "full")
 
 
@@ -61,6 +72,7 @@ def main() -> None:
     parser.add_argument("--turn", type=int, default=96, help="tokens of a turn")
     parser.add_argument("--turns", type=int, default=25)
     parser.add_argument("--svg", type=Path, help="save a picture of the dashboard in the middle of an answer, and end")
+    parser.add_argument("--job", action="store_true", help="a picture of a job's dashboard")
     parser.add_argument("--record", action="store_true", help="append to benchmarks/results/dashboard.jsonl")
     options = parser.parse_args()
     tokens = len(SIDES) * options.turn * (options.turns + 1)
@@ -70,7 +82,7 @@ def main() -> None:
     files, plan = plan_model(choice, request, lambda event: None, profile="auto" if options.svg else "none")
     engine = start_engine(choice, files, plan, balance=options.svg is not None)
     if options.svg:
-        draw(engine, plan, options)
+        (draw_job if options.job else draw)(engine, plan, options)
         return
     ids = text_of(engine.loaded, None, options.rows + tokens)
     engine.sequence = read(engine, ids[: options.rows])
@@ -167,6 +179,46 @@ def draw(engine: Engine, plan: Any, options: Any) -> None:
         shown.close()
     assert taken is not None
     save_picture(taken, f">>> {question}\n{said}", options.svg, options.columns, options.lines)
+    print(f"{options.svg}: {options.svg.stat().st_size:,} bytes")
+
+
+def draw_job(engine: Engine, plan: Any, options: Any) -> None:
+    """Ask about parts of this repository's documents, several at once, and save what a terminal shows in the middle of it."""
+    tokenizer = engine.loaded.tokenizer
+    parts = [
+        (f"{path.stem}-{at}", part)
+        for path in sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
+        for at, part in enumerate(path.read_text().split("\n## ")[1:9], 1)
+    ]
+    requests = []
+    for name, part in parts:
+        asked = f"{tokenizer.decode(tokenizer.encode(part)[:1800])}\n\nWhat is this about?"
+        ids = tokenizer.encode_chat([{"role": "user", "content": asked}], add_generation_prompt=True)
+        requests.append(Request(name, ids, SamplingSettings(max_tokens=100)))
+    batch, tally, stop = (
+        Batch(engine, JOB_SLOTS),
+        Tally(len(parts), sum(len(one.ids) for one in requests)),
+        threading.Event(),
+    )
+    readings = BatchReadings(batch)
+    used = Usage(plan.device).read
+    watcher = JobWatcher(
+        readings.take, readings.slots, used, tally, str, plan=plan, model=engine.loaded.name, most=batch.slots
+    )
+    drawn, taken = time.monotonic(), watcher.sample()
+    for event in batch.run(iter(requests), stop):
+        if isinstance(event, Answer):
+            tally.finish(len(event.request.ids), [event.done] if event.done is not None else [])
+        elif isinstance(event, Progress):
+            tally.read, tally.written = tally.read + event.read, tally.written + event.written
+            if time.monotonic() - drawn >= SECONDS and event.writing > JOB_SLOTS // 2:
+                taken, drawn = watcher.sample(), time.monotonic()
+        if tally.done == JOB_SLOTS + 2:
+            stop.set()
+    height = block_rows(options.columns, options.lines)
+    lines = job_block(taken, options.columns, height, BLOCKS)
+    said = f"$ hgca batch questions.jsonl --dashboard full\n{len(parts)} rows, up to {JOB_SLOTS} at once"
+    save_lines(lines, said, options.svg, options.columns, height + 3, "hgca batch --dashboard full")
     print(f"{options.svg}: {options.svg.stat().st_size:,} bytes")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ REMEDY = "pip install 'hgca[ray]'"
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TQDM_PATCH_PRINT": "0"}
 SPARE = 2  # rows an engine has beside those that run
 WAIT_SECONDS = 0.5
+CONNECT_SECONDS = 10.0
 MOST_DEATHS = 3  # of engines that ran a row; then it fails
 MOST_IDLE_DEATHS = 5  # of engines, without a row that was finished between
 
@@ -44,6 +46,7 @@ class Worker:
     ready: Ready | None = None
     rows: dict[str, Given] = field(default_factory=dict)
     running: tuple[Slot, ...] = ()
+    peak: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Cluster:
         self._workers: list[Worker] = []
         self._deaths: Counter[str] = Counter()  # by row
         self._idle_deaths = 0
+        _check_address(address)
         before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
@@ -107,13 +111,19 @@ class Cluster:
         if not places:
             self.close()
             raise ModelError("the Ray cluster has no node that is alive.", "Look at `ray status`.")
-        tell(f"Ray: {len(places)} engines on {len({place.node for place in places})} nodes")
+        nodes = len({place.node for place in places})
+        tell(f"Ray: {_counted(len(places), 'engine')} on {_counted(nodes, 'node')}")
         self._workers = [self._begin(place) for place in places]
 
     @property
     def slots(self) -> tuple[tuple[int, Slot], ...]:
         """Of the latest that each engine told: its number, and who runs."""
         return tuple((at, slot) for at, worker in enumerate(self._workers) for slot in worker.running)
+
+    @property
+    def peak(self) -> int:
+        """Most rows that ran at once, on each of the engines there are."""
+        return sum(worker.peak for worker in self._workers)
 
     def run(
         self,
@@ -214,7 +224,7 @@ class Cluster:
         return most[-min(thief.ready.rows, (len(most) + 1) // 2) :] if most else []
 
     def _take(self, worker: Worker, told: Told, left: set[str], calls: Calls) -> None:
-        worker.running = told.slots
+        worker.running, worker.peak = told.slots, max(worker.peak, told.peak)
         for text in told.notices:
             self._tell(text)
         for one in told.finished:
@@ -243,3 +253,21 @@ class Cluster:
                 left.discard(name)
                 calls.lose(row.entry)
         self._workers[self._workers.index(worker)] = self._begin(worker.place)
+
+
+def _check_address(address: str | None) -> None:
+    """Ray itself tries for a minute and a half, and says so in many lines. Raises ModelError."""
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        return  # another of the ways Ray knows to name one
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ModelError(
+            f"no Ray cluster at {address}: {getattr(error, 'strerror', None) or error}.",
+            "Start one with `ray start --head`, or leave --address out.",
+        ) from error
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -42,14 +42,14 @@ class Finished:
 
 @dataclass(frozen=True)
 class Told:
-    """What an engine tells: rows it finished, what it did since the last time, and who runs."""
+    """What an engine tells: rows it finished, what it did since the last time, who runs, and how many ran at once at most."""
 
     finished: tuple[Finished, ...] = ()
     notices: tuple[str, ...] = ()
     read: int = 0
     written: int = 0
     slots: tuple[Slot, ...] = ()
-    writing: int = 0
+    peak: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Hand:
             read - before[0],
             written - before[1],
             tuple(member.slot for member, _ in members),
-            sum(writes for _, writes in members),
+            self._batch.peak if self._batch is not None else 0,
         )
 
     def _work(self) -> None:

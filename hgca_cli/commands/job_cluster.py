@@ -157,7 +157,7 @@ class Elsewhere:
         running = self._cluster.slots if self._cluster is not None else ()
         tally.waiting = sum(slot.read < slot.prompt for _, slot in running)
         tally.running = len(running) - tally.waiting
-        self.peak = max(self.peak, len(running))
+        self.peak = max(self.peak, self._cluster.peak if self._cluster is not None else 0)
         self._view.progress(tally)
 
     def _slots(self) -> tuple[Slot, ...]:
