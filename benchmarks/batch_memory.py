@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "-m",
         model,
         "--ctx",
-        "8k",
+        "10k",
         "-n",
         str(options.new),
         "--temp",
@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             told = True
         time.sleep(LOOK_SECONDS)
     said = running.communicate()[1].decode()
-    if running.returncode not in (0, 130):
+    if running.returncode not in (0, 3, 130):
         sys.exit(said)
     summary = json.loads(metrics.read_text())
     limit = parse_bytes(options.limit, "--limit")

@@ -29,6 +29,8 @@ def test_what_is_left_goes_by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tally.left == pytest.approx(10.0 * (400 - 130) / 130)
     tally.finish(300, ())
     assert tally.failed == 1
+    tally.start()
+    assert tally.seconds == 0.0
 
 
 def test_the_closing_figures() -> None:

@@ -39,6 +39,10 @@ class Tally:
     shares: list[float] = field(default_factory=list)
     qualities: list[float] = field(default_factory=list)
 
+    def start(self) -> None:
+        """Rows run from now on: what came before, loading a model, is none of their time."""
+        self.began = time.perf_counter()
+
     def finish(self, size: int, answers: Sequence[Done]) -> None:
         """A row of so many bytes is finished; without answers it failed."""
         self.finished_bytes += size
@@ -60,7 +64,7 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """Since rows began to run."""
         return time.perf_counter() - self.began
 
     @property

@@ -193,6 +193,7 @@ class Job:
                 self.view.progress(work.tally)
 
         self._watch(batch, work.tally, plan, slots)
+        work.tally.start()
         work.run(batch, good, stop, show)
         return batch.peak
 

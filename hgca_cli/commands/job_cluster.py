@@ -145,6 +145,7 @@ class Elsewhere:
         from hgca_cli.ui.job_snapshot import JobWatcher
 
         used, tally = Usage("cpu").read, self._work.tally
+        tally.start()
         self._watcher = JobWatcher(
             lambda: None, self._slots, used, tally, _name, plan=ready.plan, model=self._model, most=ready.rows
         )
