@@ -2,7 +2,7 @@
 
     python benchmarks/dashboard.py [--rows 4096] [--columns 100 --lines 30] [--record]
     python benchmarks/dashboard.py --svg docs/dashboard.svg
-    python benchmarks/dashboard.py --job --svg docs/batch.svg
+    python benchmarks/dashboard.py --job [--svg docs/batch.svg] [--record]
 
 Both sides print the same tokens of a text to a terminal (a pseudo-terminal whose other end is read by `cat`) and go on in the
 same sequence. Printed is the median, over turns next to each other, of the rate with `--dashboard full` over the rate of a sink that
@@ -51,6 +51,7 @@ from hgca_cli.ui.console import HumanSink
 from hgca_cli.ui.dashboard import block_rows
 from hgca_cli.ui.drawing import SECONDS
 from hgca_cli.ui.gauges import BLOCKS
+from hgca_cli.ui.job import JobView
 from hgca_cli.ui.job_dashboard import job_block
 from hgca_cli.ui.job_snapshot import JobWatcher
 from hgca_cli.ui.picture import save_lines, save_picture
@@ -83,6 +84,9 @@ def main() -> None:
     engine = start_engine(choice, files, plan, balance=options.svg is not None)
     if options.svg:
         (draw_job if options.job else draw)(engine, plan, options)
+        return
+    if options.job:
+        job_in_turns(engine, plan, options)
         return
     ids = text_of(engine.loaded, None, options.rows + tokens)
     engine.sequence = read(engine, ids[: options.rows])
@@ -180,6 +184,41 @@ def draw(engine: Engine, plan: Any, options: Any) -> None:
     assert taken is not None
     save_picture(taken, f">>> {question}\n{said}", options.svg, options.columns, options.lines)
     print(f"{options.svg}: {options.svg.stat().st_size:,} bytes")
+
+
+def job_in_turns(engine: Engine, plan: Any, options: Any) -> None:
+    """The same of a job: rows of few tokens, answered with its dashboard and with no progress at all, in turns."""
+    seconds: dict[str, list[float]] = {"off": [], "full": []}
+    ids = text_of(engine.loaded, None, 64 * JOB_SLOTS)
+    asked = [
+        Request(str(at), ids[64 * at : 64 * at + 64], SamplingSettings(temperature=0, max_tokens=options.turn))
+        for at in range(JOB_SLOTS)
+    ]
+    with terminal(options.columns, options.lines):
+        for turn in range(options.turns + 1):
+            for mode in sorted(seconds, reverse=bool(turn % 2)):
+                batch, tally = Batch(engine, JOB_SLOTS), Tally(JOB_SLOTS, 1)
+                view = JobView(Style(color=True, bar=True), quiet=False, mode=mode)
+                readings, used = BatchReadings(batch), Usage(plan.device).read
+                view.watch(
+                    JobWatcher(readings.take, readings.slots, used, tally, str, plan=plan, model="m", most=JOB_SLOTS)
+                )
+                began = time.perf_counter()
+                for event in batch.run(iter(asked), threading.Event()):
+                    if isinstance(event, Progress):
+                        tally.written += event.written
+                        view.progress(tally)
+                took = time.perf_counter() - began
+                view.close()
+                if turn:
+                    seconds[mode].append(took)
+    low, middle, high = quantiles([off / full for off, full in zip(*seconds.values(), strict=True)], n=4)
+    print(f"a job with --dashboard full: {middle:.4f} of the rate without (quartiles {low:.4f} .. {high:.4f})")
+    if options.record:
+        line = {"benchmark": "job dashboard", "model": options.model, "slots": JOB_SLOTS, "turn": options.turn}
+        line |= {"turns": options.turns, "ratio": middle, "quarter": low, "three_quarters": high}
+        with Path(__file__).with_name("results").joinpath("dashboard.jsonl").open("a") as file:
+            file.write(json.dumps(line | where_and_when(plan.threads)) + "\n")
 
 
 def draw_job(engine: Engine, plan: Any, options: Any) -> None:

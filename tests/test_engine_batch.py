@@ -13,6 +13,7 @@ import torch
 from hgca_cli.config import CacheSettings, SamplingSettings
 from hgca_cli.engine import together
 from hgca_cli.engine.batch import Batch, Progress, Room
+from hgca_cli.engine.batch_metrics import BatchReadings
 from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.member import Answer, Request
 from hgca_cli.events import Done
@@ -155,6 +156,35 @@ def test_few_sequences_on_a_processor_are_computed_one_by_one(monkeypatch: pytes
     answers = run(Batch(engine, 6), asked)
     assert sizes and min(sizes) >= 4
     assert [answers[one.key].text for one in asked] == [alone(engine, one).text for one in asked]
+
+
+@pytest.mark.parametrize("least", [2, 99])  # in one pass, and one by one
+def test_readings_add_up_the_sequences_that_run(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "LEAST", {"cpu": least})
+    loaded = tiny_loaded()
+    engine = Engine(loaded, CacheSettings(window=16, sinks=2, context=512, select="scan"), prefill_chunk=64)
+    batch = Batch(engine, 4)
+    readings = BatchReadings(batch)
+    assert readings.take() is None and readings.slots() == ()
+    seen, spent = 0, 0
+    for event in batch.run(iter(requests(prompts(12))), threading.Event()):
+        if not isinstance(event, Progress):
+            continue
+        found, slots = readings.take(), readings.slots()
+        members = [member for member, _ in batch.members]
+        assert [slot.key for slot in slots] == [member.request.key for member in members]
+        assert all(slot.read == slot.prompt and slot.written <= slot.most for slot in slots[: event.writing])
+        if found is None:
+            assert not any(member.sequence.cached for member in members)
+            continue
+        seen += 1
+        assert found.tokens == sum(len(member.sequence.tokens) for member in members if member.sequence.cached)
+        assert found.places.tokens == sum(member.sequence.cached for member in members)
+        assert batch.joint == (event.writing >= least) or not event.writing
+        spent += found.spent.attention is not None
+        assert 0.0 <= found.read_share <= 1.0 and found.bytes_share >= 0.0
+    assert seen > 20 and spent > 5
+    assert readings.take() is None and readings.slots() == ()
 
 
 def test_memory_that_runs_out_costs_only_who_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
