@@ -44,7 +44,7 @@ class BatchReadings:
     def _of(self, member: Member, told: bool) -> Metrics | None:
         def read(one: Member) -> Metrics | None:
             watch(one.sequence, True)
-            return read_metrics(one.sequence, told=told)
+            return read_metrics(one.sequence, told=told, heads=False)
 
         return self._still(member, read)
 

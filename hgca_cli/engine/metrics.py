@@ -50,10 +50,11 @@ def watch(sequence: Sequence, on: bool) -> None:
             state.reading.watch(on)
 
 
-def read_metrics(sequence: Sequence, *, told: bool = True) -> Metrics | None:
+def read_metrics(sequence: Sequence, *, told: bool = True, heads: bool = True) -> Metrics | None:
     """One reading; None as long as the sequence has no row. May be called from any thread.
 
-    told  what the C library tells of a layer it did in one call is of the newest token
+    told   what the C library tells of a layer it did in one call is of the newest token
+    heads  what each head read is wanted, too
     """
     states = list(_states(sequence))
     if not states:
@@ -79,7 +80,7 @@ def read_metrics(sequence: Sequence, *, told: bool = True) -> Metrics | None:
         measured=cache.meter.count,
         asked=asked,
         aim=None if asked is None else min(aims),
-        heads=tuple(head_shares(state) for state in states),
+        heads=tuple(head_shares(state) for state in states) if heads else (),
         read_bytes=_read_bytes(states),
         to_host=sum(FLOAT * _query_numbers(state) for state in stored) if crossing else None,
         to_device=sum(FLOAT * _result_numbers(state) for state in stored) if crossing else None,

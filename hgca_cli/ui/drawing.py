@@ -23,6 +23,7 @@ class Drawing:
     """A block, from `open` to `close`.
 
     take   reads what is shown at a moment; called by the drawing's thread
+    share  of one processor's time that reading and drawing may take
     drawn  told how many rows the block has, after it was drawn
 
     computed  seconds its thread computed
@@ -30,11 +31,16 @@ class Drawing:
     """
 
     def __init__(
-        self, take: Callable[[], Make], *, color: bool, drawn: Callable[[int], None] = lambda rows: None
+        self,
+        take: Callable[[], Make],
+        *,
+        color: bool,
+        share: float = SHARE,
+        drawn: Callable[[int], None] = lambda rows: None,
     ) -> None:
         self.computed = 0.0
         self.failed = ""
-        self._take, self._drawn = take, drawn
+        self._take, self._drawn, self._share = take, drawn, share
         self._pinned = Pinned(block_rows, color=color)
         self._thread = threading.Thread(target=self._draw_on, name="hgca-dashboard", daemon=True)
         self._wake = threading.Event()
@@ -81,7 +87,7 @@ class Drawing:
                 self._drawn(self._pinned.rows)
                 spent = time.thread_time() - began
                 self.computed += spent
-                pause = max(SECONDS, spent / SHARE) if drawn else SECONDS / 2
+                pause = max(SECONDS, spent / self._share) if drawn else SECONDS / 2
                 if self._wake.wait(pause) and not self._ended:
                     self._wake.clear()
         except Exception as error:  # what is done is worth more than its figures

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LINE_SECONDS = 30.0
 BAR_SECONDS = 0.25
 WORDS_SECONDS = 30.0
+SHARE = 0.002  # of a processor, for the dashboard: many sequences are read, in Python, whose lock the rows wait for
 
 
 class JobView:
@@ -47,7 +48,7 @@ class JobView:
             return
         from hgca_cli.ui.drawing import Drawing
 
-        self._drawing = Drawing(self._take, color=self._style.color)
+        self._drawing = Drawing(self._take, color=self._style.color, share=SHARE)
         self._unechoed.enter_context(unechoed())
         self._drawing.open()
 
