@@ -253,25 +253,34 @@ class Selection:
         apart: Tensor,
         *,
         spread_codes: Tensor | None = None,
+        block_codes: tuple[Tensor, Tensor] | None = None,
         gate: str,
         mass: float,
         most: int = EVERY,
+        open_mass: float = 1.0,
     ) -> None:
         """Positions 0 .. clustered - 1 stand in groups of 16.
 
         order        i32 [kv_heads, positions]; group_codes u8 [kv_heads, blocks, block_bytes(key_dim)]
         means        f32, bf16 or f16 [kv_heads, groups, key_dim + value_dim]; apart u8 [kv_heads, groups]
         spread_codes u8 like group_codes, of the variances of a group's keys; None: a group is judged by its mean alone
+        block_codes  u8 [kv_heads, blocks of blocks, block_bytes(key_dim)], of the mean keys of blocks of 128 positions, and of
+                     the variances of their keys: groups are looked at where blocks may hold `open_mass`; None: all are
         gate         "none", "scan" or "read"; mass, most: what the gate lets through, as mass and in groups
         """
         job, size = self.job, means.element_size()
-        self._keep[2:] = [order, group_codes, means, apart, spread_codes]
+        self._keep[2:] = [order, group_codes, means, apart, spread_codes, *(block_codes or ())]
         job.clustered = clustered
         job.order, job.order_head_stride = address(order, "int32_t *"), order.stride(0)
         job.group_codes, job.group_codes_head_stride = address(group_codes), group_codes.stride(0)
         job.spread_codes = ffi.NULL
         if spread_codes is not None:
             job.spread_codes, job.spread_codes_head_stride = address(spread_codes), spread_codes.stride(0)
+        job.block_codes = ffi.NULL
+        if block_codes is not None:
+            (codes, spreads), job.open_mass = block_codes, open_mass
+            job.block_codes, job.block_codes_head_stride = address(codes), codes.stride(0)
+            job.block_spread_codes, job.block_spread_codes_head_stride = address(spreads), spreads.stride(0)
         job.mean, job.mean_dtype = address(means), DTYPES[means.dtype]
         job.mean_head_stride, job.mean_row_stride = means.stride(0) * size, means.stride(1) * size
         job.apart, job.apart_head_stride = address(apart, "uint8_t *"), apart.stride(0)
@@ -290,7 +299,7 @@ class Selection:
 
     def uncluster(self) -> None:
         """Every position is the row of its number again."""
-        self.job.clustered, self.job.gate = 0, GATES["none"]
+        self.job.clustered, self.job.gate, self.job.block_codes = 0, GATES["none"], ffi.NULL
 
     @property
     def rows(self) -> int:

@@ -205,6 +205,11 @@ int64_t hgca_page_bytes(int32_t dim, int32_t kind); /* of a block */
  *             of these are read, without codes. The groups not taken enter as an estimate: 16 rows with the mean key and the
  *             mean value (RetroInfer, arXiv:2505.02922); those of little weight, with block_mean, by their mean key's code and their
  *             block's mean value
+ *   block_codes   codes of the mean keys of blocks of 128 positions, i.e. of 8 groups, position b of these codes block b; and
+ *             block_spread_codes of the variances of their keys: only the groups of blocks that may hold open_mass of everything are
+ *             looked at; the other blocks enter as 128 rows with their mean key and block_mean, but for those that hold next to
+ *             nothing together. Groups stand apart block by block then (that of a block's first group counts). null: all groups
+ *             are looked at
  *   pages     groups are pages of page_kind, rows in their own order: there are no codes, no order, no means, and no estimate;
  *             clustered is `indexed`, any number, and gate HGCA_GATE_READ. Scores of pages are taken for those of their 16
  *             rows, so that masses are about right with means and too large with bounds
@@ -257,6 +262,11 @@ typedef struct {
     int32_t gate;
     float gate_mass;
     int64_t gate_most;
+    const void *block_codes;
+    int64_t block_codes_head_stride;
+    const void *block_spread_codes;
+    int64_t block_spread_codes_head_stride;
+    float open_mass;
     const void *pages;
     int64_t pages_head_stride;
     int32_t page_kind;

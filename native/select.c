@@ -1,6 +1,7 @@
-/* Attention over chosen rows. A KV head's positions are cut into units; each unit goes through four stages
+/* Attention over chosen rows. A KV head's positions are cut into units; each unit goes through these stages
  *
- *     groups   the mean keys of its groups are scored               -> which groups are taken        (with a gate)
+ *     blocks   the mean keys of its blocks of 128 are scored        -> which blocks are opened       (with codes of them)
+ *     groups   the mean keys of the groups in these are scored      -> which groups are taken        (with a gate)
  *     scan     the codes of the groups taken are scored             -> log-sum-exp of each query
  *     weigh    scores become weights, pooled over the head's group  -> the least weight that is read
  *     read     rows are read exactly, groups not taken enter as an estimate -> merged
@@ -16,10 +17,7 @@
 
 #include "codes.h"
 
-static const float LOG2E = 1.44269504088896341f;
 enum { PATIENCE = 2000 };
-
-static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /* ---- stages of one hgca_unit */
 
@@ -54,102 +52,10 @@ static void read_near(hgca_unit *u, hgca_partial to) {
     h->near_kernel->piece(&piece);
 }
 
-/* What groups hold by their mean keys, and what they may hold with the spread of their keys. */
-static void find_reach(hgca_unit *u, hgca_scan scan) {
-    const hgca_head *h = u->head;
-    hgca_reaching reaching = {
-        .raw = u->raw,
-        .unit = scan.softcap > 0.0f ? 1.0f : LOG2E,
-        .queries = h->queries,
-        .count = scan.count * HGCA_LANES,
-        .score = u->mean.score,
-        .max = u->mean.max,
-        .sum = u->mean.sum,
-    };
-    scan.raw = u->raw;
-    hgca_selection_kernels()->scan(&scan);
-    hgca_selection_kernels()->reach(&reaching);
-    scan.codes = (const char *)h->job->spread_codes + h->head * h->job->spread_codes_head_stride;
-    scan.query = h->spread_query;
-    scan.softcap = 0.0f;
-    scan.raw = u->spread;
-    hgca_selection_kernels()->scan(&scan);
-    reaching.variance = u->spread;
-    reaching.score = u->reach.score, reaching.max = u->reach.max, reaching.sum = u->reach.sum;
-    hgca_selection_kernels()->reach(&reaching);
-}
-
-static void score_groups(hgca_unit *u) {
-    const hgca_head *h = u->head;
-    const hgca_selection *job = h->job;
-    read_near(u, h->partials[HGCA_PARTS * u->index + HGCA_NEAR]);
-    if (u->clustered == 0) return;
-    const int64_t sixteens = hgca_score_room(u->clustered) / HGCA_LANES;
-    hgca_scan scan = {
-        .codes = job->pages ? (const char *)job->pages + h->head * job->pages_head_stride
-                            : (const char *)job->group_codes + h->head * job->group_codes_head_stride,
-        .sides = !job->pages ? 0 : job->page_kind == HGCA_PAGE_BOX ? 2 : 1,
-        .dim = job->rows.key_dim,
-        .queries = h->queries,
-        .first = u->first / HGCA_LANES,
-        .count = sixteens,
-        .end = hgca_scored_groups(job),
-        .query = h->code_query,
-        .softcap = job->rows.softcap,
-        .score = u->mean.score,
-        .max = u->mean.max,
-        .sum = u->mean.sum,
-    };
-    const int spread = !job->pages && job->spread_codes != NULL;
-    if (spread) find_reach(u, scan);
-    else hgca_selection_kernels()->scan(&scan);
-    u->stats.groups = u->clustered;
-    u->stats.bytes = job->pages ? sixteens * hgca_page_bytes(scan.dim, job->page_kind)
-                                : (1 + spread) * (sixteens * hgca_lanes_bytes(scan.dim) +
-                                                  up(u->clustered, HGCA_BLOCK) / HGCA_BLOCK * hgca_scales_bytes(scan.dim));
-}
-
-/* A bit for each of 16 groups that stand apart. */
-static uint32_t apart_bits(const hgca_unit *u, int64_t i, int64_t count) {
-    const hgca_selection *job = u->head->job;
-    uint32_t bits = 0;
-    if (!job->apart) return 0;
-    const uint8_t *apart = (const uint8_t *)job->apart + u->head->head * job->apart_head_stride + u->first + i;
-    for (int64_t r = 0; r < count; r++) bits |= (uint32_t)(apart[r] != 0) << r;
-    return bits;
-}
-
-/* Which of 16 groups go through the gate. Those that stand apart always do, beside gate_most. */
-static uint32_t passing_bits(hgca_unit *u, int64_t i) {
-    const hgca_edge *gate = &u->head->gate;
-    uint32_t (*lanes)(const float *, float) = hgca_selection_kernels()->lanes;
-    const int64_t count = u->clustered - i < HGCA_LANES ? u->clustered - i : HGCA_LANES;
-    const uint32_t every = (1u << count) - 1, apart = apart_bits(u, i, count);
-    if (gate->all) return every;
-    uint32_t heavy = lanes(u->reach.weight + i, gate->least), sure = heavy & lanes(u->reach.weight + i, gate->above);
-    for (uint32_t some = heavy & ~sure & ~apart & every; some && u->room > 0; some &= some - 1, u->room--) sure |= some & -some;
-    return (sure | apart) & every;
-}
-
-/* Which groups of the unit are taken; the others' mass. */
-static void take_groups(hgca_unit *u) {
-    const hgca_head *h = u->head;
-    const int64_t scored = h->job->gate != HGCA_GATE_NONE ? hgca_score_room(u->clustered) : 0;
-    for (int64_t i = 0; i < scored; i += HGCA_LANES) {
-        const int64_t left = u->clustered - i;
-        const uint32_t bits = passing_bits(u, i), every = left < HGCA_LANES ? (1u << left) - 1 : 0xffff;
-        u->passed[i / HGCA_LANES] = (uint16_t)(every & ~bits);
-        for (uint32_t some = bits; some; some &= some - 1) u->taken[u->taken_count++] = (int32_t)(u->first + i + __builtin_ctz(some));
-    }
-    for (int64_t i = scored ? u->clustered : 0; i < u->groups; i++) u->taken[u->taken_count++] = (int32_t)(u->first + i);
-    for (int32_t q = 0; q < h->queries; q++)
-        u->left_sum[q] = scored ? hgca_selection_kernels()->hold(u->mean.score + q * scored, u->passed, scored) : 0.0f;
-}
-
 static void scan_codes(hgca_unit *u) {
     const hgca_head *h = u->head;
     const hgca_selection *job = h->job;
-    take_groups(u);
+    hgca_take_groups(u);
     for (int32_t q = 0; q < h->queries; q++) u->max[q] = -INFINITY, u->sum[q] = 0.0f;
     if (u->taken_count == 0 || !hgca_scans(h)) return;
     hgca_scan scan = {
@@ -162,6 +68,7 @@ static void scan_codes(hgca_unit *u) {
         .end = job->indexed,
         .query = h->code_query,
         .softcap = job->rows.softcap,
+        .scratch = u->scratch,
         .score = u->score,
         .max = u->max,
         .sum = u->sum,
@@ -205,17 +112,19 @@ static void await_stage(hgca_head *h, int stage) {
 }
 
 void hgca_run_selection(hgca_batch *batch, int32_t piece) {
-    static void (*const work_of[])(hgca_unit *) = {score_groups, scan_codes, weigh_rows, hgca_read_rows};
-    static void (*const end_of[])(hgca_head *, hgca_unit *) = {hgca_choose_groups, hgca_find_total, hgca_choose_rows, hgca_merge_head};
+    static void (*const work_of[])(hgca_unit *) = {hgca_score_blocks, hgca_score_groups, scan_codes, weigh_rows, hgca_read_rows};
+    static void (*const end_of[])(hgca_head *, hgca_unit *) = {hgca_choose_blocks, hgca_choose_groups, hgca_find_total,
+                                                               hgca_choose_rows, hgca_merge_head};
     hgca_selecting *w = (hgca_selecting *)(void *)batch;
-    const int stage = piece / w->unit_count;
+    const int stage = w->first_stage + piece / w->unit_count;
     hgca_unit *u = &w->units[piece % w->unit_count];
     hgca_head *h = u->head;
     hgca_unit *units = w->units + h->first_unit;
     await_stage(h, stage);
     const int64_t began = h->job->stats ? hgca_now() : 0;
+    if (stage == w->first_stage) read_near(u, h->partials[HGCA_PARTS * u->index + HGCA_NEAR]);
     work_of[stage](u);
-    if (h->job->stats) *(&u->stats.group_ns + stage) += hgca_now() - began;
+    if (h->job->stats) *(&u->stats.group_ns + (stage ? stage - 1 : 0)) += hgca_now() - began; /* of blocks and of groups */
     if (atomic_fetch_sub(&h->left[stage], 1) != 1) return;
     end_of[stage](h, units);
     if (stage == HGCA_STAGES - 1 && h->job->stats && atomic_fetch_sub(h->heads_left, 1) == 1) hgca_sum_up(h, units);

@@ -9,8 +9,11 @@
 /* Bins of weights: eight to an octave (by the bits of the float), from 1 down to 2^-32. */
 enum { HGCA_BINS = 256 };
 
-/* Most groups a call of `scan` takes. */
-enum { HGCA_UNIT = 128 };
+/* Most groups a call of `scan` takes without scratch, and at all. */
+enum { HGCA_UNIT = 128, HGCA_WIDE_UNIT = 1024 };
+
+/* Query heads that are scored at once. */
+enum { HGCA_QUERIES = 4 };
 
 /* Some of a head's groups of 16 positions, for `queries` query heads.
  *   codes    block 0 of the head;  dim  numbers of a row
@@ -21,6 +24,7 @@ enum { HGCA_UNIT = 128 };
  *   raw      out, if not NULL: f32 [queries][16 * count], the scores themselves, and nothing else is written; NaN where the
  *            query or a block's scales are no numbers
  *   score    out: bf16 [queries][16 * count], 2^(s - max[query]), 2^-126 for positions that do not exist
+ *   scratch  f32 [HGCA_QUERIES][16 * count] for more than HGCA_UNIT groups
  *   max, sum out: f32 [queries], the largest score and sum_j 2^(s_j - max); -inf and 0 over nothing */
 typedef struct {
     const char *codes;
@@ -34,16 +38,25 @@ typedef struct {
     const float *query;
     float softcap;
     float *raw;
+    float *scratch;
     uint16_t *score;
     float *max;
     float *sum;
 } hgca_scan;
 
-/* score, max and sum as of hgca_scan from raw scores [queries][count] of groups' mean keys: as they are, or, with the variances
- * of the scores within a group, for what its rows may hold. `unit` is that of the scores, 1 if natural. */
+/* By how much the log of the mass of n rows is above what their mean key says: v / 2 of scores that spread by the variance v, as
+ * of normal ones; where they spread far it is about the largest that counts, and no more: from the variance `from` on
+ * `slope` times its root, less `less`. */
+typedef struct {
+    float from, slope, less;
+} hgca_bend;
+
+/* score, max and sum as of hgca_scan from raw scores [queries][count] of mean keys: as they are, or, with the variances
+ * of the scores about them, for what the rows may hold. `unit` is that of the scores, 1 if natural. */
 typedef struct {
     const float *raw;
     const float *variance; /* of raw's size, or NULL */
+    hgca_bend bend;
     float unit;
     int32_t queries;
     int64_t count; /* a multiple of 16, at most 16 HGCA_UNIT */
@@ -86,14 +99,28 @@ typedef struct {
 typedef struct {
     const uint16_t *score;  /* [queries][count] */
     const uint16_t *passed; /* a bit per group */
+    const int32_t *open;    /* which 16 groups stand side by side, as of hgca_scan */
     int64_t count;          /* of groups: a multiple of 16 */
     int32_t queries;
     int32_t dim;
-    const char *mean; /* bf16 [blocks][dim], from that of the first group on */
+    const char *mean; /* bf16 [blocks][dim] */
     float *out;       /* [queries][padded dim] */
     float *sum;
     int64_t blocks; /* out: how many means were looked at */
 } hgca_passing;
+
+/* Blocks that stay closed, as rows with their mean value: sum[q] += score[q][b], out[q][..] += score[q][b] * mean[b] for each
+ * bit b of `closed`. */
+typedef struct {
+    const uint16_t *score;  /* [queries][count] */
+    const uint16_t *closed; /* a bit per block */
+    int64_t count;          /* a multiple of 16 */
+    int32_t queries;
+    int32_t dim;
+    const char *mean; /* bf16 [count][dim] */
+    float *out;       /* [queries][padded dim] */
+    float *sum;
+} hgca_closing;
 
 typedef struct {
     void (*scan)(const hgca_scan *scan);
@@ -101,6 +128,7 @@ typedef struct {
     void (*weigh)(const hgca_weighing *weighing);
     void (*leave)(hgca_leaving *leaving);
     void (*pass_by)(hgca_passing *passing);
+    void (*close)(const hgca_closing *closing);
     /* The sum of scores [count] whose bit is set; count is a multiple of 16. */
     float (*hold)(const uint16_t *score, const uint16_t *bits, int64_t count);
     /* Bit i: weight[i] >= edge, of 16. */

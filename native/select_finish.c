@@ -10,6 +10,10 @@ static const float LOG2E = 1.44269504088896341f;
  * evenly, else with its block's mean value. Measured: 8 times half the bytes at 128k, and a KL of .0024 in place of .0022 at 8k. */
 static const float ESTIMATE = 2.0f;
 
+/* A closed block enters if it holds more than so many times what each would if all that is left out were spread evenly: those that
+ * do not hold no more than this share of it together. */
+static const float NEGLIGIBLE = 0.05f;
+
 /* Rows behind the index are read whatever they are. */
 static void read_rest(const hgca_head *h) {
     const hgca_attention *rows = &h->job->rows;
@@ -46,28 +50,45 @@ static hgca_edge choose_edge(const hgca_head *h, hgca_unit *units, float left, i
     return edge;
 }
 
-/* Pooled weights of groups, by their means or with what their spread adds, counted into the units' bins; what all groups hold. */
-static float weigh_groups(hgca_head *h, hgca_unit *units, int reach, float least) {
+/* log2 of what closed blocks hold. */
+static float closed_mass(const hgca_head *h, const hgca_unit *units, int32_t q) {
+    float mass = -INFINITY;
+    for (int32_t i = 0; i < h->units; i++)
+        if (units[i].block.count) mass = hgca_add_log2(mass, hgca_mass_log2(units[i].block.mean.max[q] + HGCA_BLOCK_OCTAVES, units[i].closed_sum[q]));
+    return mass;
+}
+
+static const hgca_scored *scored_of(const hgca_unit *u, int blocks) { return blocks ? &u->block : &u->group; }
+
+static const hgca_mean_scores *scores_of(const hgca_unit *u, int blocks, int reach) {
+    return reach ? &scored_of(u, blocks)->reach : &scored_of(u, blocks)->mean;
+}
+
+/* Pooled weights of blocks or groups, by their means or with what their spread adds, counted into the units' bins; what they
+ * hold of everything. */
+static float weigh_means(hgca_head *h, hgca_unit *units, int blocks, int reach, float least) {
+    const float octaves = blocks ? HGCA_BLOCK_OCTAVES : HGCA_GROUP_OCTAVES;
     float held = 0.0f, share[HGCA_UNIT * HGCA_LANES];
     for (int32_t q = 0; q < h->queries; q++) {
-        float own = -INFINITY;
+        float own = -INFINITY, rest = beside(h, q);
         for (int32_t i = 0; i < h->units; i++) {
-            const hgca_group_scores *scores = reach ? &units[i].reach : &units[i].mean;
-            if (units[i].clustered) own = hgca_add_log2(own, hgca_mass_log2(scores->max[q], scores->sum[q]));
+            const hgca_mean_scores *scores = scores_of(&units[i], blocks, reach);
+            if (scored_of(&units[i], blocks)->count) own = hgca_add_log2(own, hgca_mass_log2(scores->max[q], scores->sum[q]));
         }
-        h->total[q] = hgca_add_log2(own + HGCA_GROUP_OCTAVES, beside(h, q));
-        held += hgca_share(own + HGCA_GROUP_OCTAVES, h->total[q]) / (float)h->queries;
+        if (!blocks) rest = hgca_add_log2(rest, closed_mass(h, units, q));
+        h->total[q] = hgca_add_log2(own + octaves, rest);
+        held += hgca_share(own + octaves, h->total[q]) / (float)h->queries;
     }
     for (int32_t i = 0; i < h->units; i++) {
         hgca_unit *u = &units[i];
-        const hgca_group_scores *scores = reach ? &u->reach : &u->mean;
+        const hgca_mean_scores *scores = scores_of(u, blocks, reach);
+        const int64_t count = scored_of(u, blocks)->count;
         memset(&u->bins, 0, sizeof u->bins);
-        if (u->clustered == 0) continue;
-        for (int32_t q = 0; q < h->queries; q++)
-            share[q] = hgca_share(scores->max[q] + HGCA_GROUP_OCTAVES, h->total[q]) / (float)h->queries;
+        if (count == 0) continue;
+        for (int32_t q = 0; q < h->queries; q++) share[q] = hgca_share(scores->max[q] + octaves, h->total[q]) / (float)h->queries;
         hgca_weighing weighing = {
             .score = scores->score,
-            .count = hgca_score_room(u->clustered),
+            .count = hgca_score_room(count),
             .queries = h->queries,
             .share = share,
             .least = least,
@@ -81,25 +102,37 @@ static float weigh_groups(hgca_head *h, hgca_unit *units, int reach, float least
     return held;
 }
 
+void hgca_choose_blocks(hgca_head *h, hgca_unit *units) {
+    const hgca_selection *job = h->job;
+    const int64_t blocks = job->clustered / HGCA_BLOCK;
+    if (!job->block_codes || blocks == 0) return;
+    const float least = hgca_least_weight(job->open_mass, blocks);
+    weigh_means(h, units, 1, 0, least);
+    const float held = weigh_means(h, units, 1, 1, least);
+    h->open = choose_edge(h, units, 1.0f - job->open_mass, 1, blocks, least);
+    h->open.all = held != held; /* what is no number is not hidden */
+    h->closed_edge = NEGLIGIBLE * (1.0f - job->mass) / (float)blocks;
+}
+
 void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
     const hgca_selection *job = h->job;
     if (job->gate == HGCA_GATE_NONE || job->clustered == 0) return;
     const float least = hgca_least_weight(job->gate_mass, hgca_scored_groups(job));
-    if (!job->pages && job->spread_codes) weigh_groups(h, units, 0, least);
-    const float held = weigh_groups(h, units, 1, least);
+    if (!job->pages && job->spread_codes) weigh_means(h, units, 0, 0, least);
+    const float held = weigh_means(h, units, 0, 1, least);
     h->gate = choose_edge(h, units, 1.0f - job->gate_mass, 1, job->gate_most, least);
-    h->gate.all = held != held; /* what is no number is not hidden */
+    h->gate.all = held != held;
     h->estimate_edge = ESTIMATE * (1.0f - job->mass) / (float)hgca_scored_groups(job);
 }
 
 void hgca_find_total(hgca_head *h, hgca_unit *units) {
     h->scanned_mass = 0.0f;
     for (int32_t q = 0; q < h->queries; q++) {
-        float scanned = -INFINITY, left = beside(h, q);
+        float scanned = -INFINITY, left = hgca_add_log2(beside(h, q), closed_mass(h, units, q));
         for (int32_t i = 0; i < h->units; i++) {
+            const hgca_mean_scores *mean = &units[i].group.mean;
             scanned = hgca_add_log2(scanned, hgca_mass_log2(units[i].max[q], units[i].sum[q]));
-            if (units[i].clustered)
-                left = hgca_add_log2(left, hgca_mass_log2(units[i].mean.max[q] + HGCA_GROUP_OCTAVES, units[i].left_sum[q]));
+            if (units[i].group.count) left = hgca_add_log2(left, hgca_mass_log2(mean->max[q] + HGCA_GROUP_OCTAVES, units[i].left_sum[q]));
         }
         h->total[q] = hgca_add_log2(scanned, left);
         h->scanned_mass += hgca_share(scanned, h->total[q]) / (float)h->queries;

@@ -100,18 +100,19 @@ static void begin_guess(const hgca_head *h, hgca_partial to, const float *max, f
 /* Groups that hold next to nothing each: their values are about their block's mean. */
 static int64_t pass_groups(hgca_unit *u, hgca_partial to) {
     const hgca_head *h = u->head;
-    const int64_t dim = h->job->rows.value_dim, scored = hgca_score_room(u->clustered);
+    const int64_t dim = h->job->rows.value_dim, scored = hgca_score_room(u->group.count);
     int64_t count = 0;
     for (int64_t i = 0; i < scored; i += HGCA_LANES) count += __builtin_popcount(u->passed[i / HGCA_LANES]);
     if (count == 0) return 0;
-    begin_guess(h, to, u->mean.max, HGCA_GROUP_OCTAVES);
+    begin_guess(h, to, u->group.mean.max, HGCA_GROUP_OCTAVES);
     hgca_passing passing = {
-        .score = u->mean.score,
+        .score = u->group.mean.score,
         .passed = u->passed,
+        .open = u->open,
         .count = scored,
         .queries = h->queries,
         .dim = h->job->rows.value_dim,
-        .mean = block_means(h) + 2 * dim * (u->first / HGCA_GROUPS),
+        .mean = block_means(h),
         .out = to.out,
         .sum = to.sum,
     };
@@ -123,18 +124,18 @@ static int64_t pass_groups(hgca_unit *u, hgca_partial to) {
 /* Groups not taken stand for 16 rows each: those of some weight with their own mean key and value. */
 static void guess_groups(hgca_unit *u, hgca_partial to, hgca_partial passed) {
     const hgca_head *h = u->head;
-    const int64_t scored = h->job->pages ? 0 : hgca_score_room(u->clustered);
+    const int64_t scored = h->job->pages ? 0 : hgca_score_room(u->group.count);
     uint32_t (*lanes)(const float *, float) = hgca_selection_kernels()->lanes;
     int64_t count = 0;
     for (int64_t i = 0; i < scored; i += HGCA_LANES) {
         uint16_t *bits = &u->passed[i / HGCA_LANES];
-        const uint32_t some = *bits & (h->job->block_mean ? lanes(u->mean.weight + i, h->estimate_edge) : 0xffff);
+        const uint32_t some = *bits & (h->job->block_mean ? lanes(u->group.mean.weight + i, h->estimate_edge) : 0xffff);
         *bits &= (uint16_t)~some;
-        for (uint32_t left = some; left; left &= left - 1) u->rows[count++] = (int32_t)(u->first + i + __builtin_ctz(left));
+        for (uint32_t left = some; left; left &= left - 1) u->rows[count++] = (int32_t)hgca_group_at(u, i + __builtin_ctz(left));
     }
     hgca_empty(h, to);
     hgca_empty(h, passed);
-    u->stats.estimated = count + (scored ? pass_groups(u, passed) : 0);
+    u->stats.estimated += count + (scored ? pass_groups(u, passed) : 0);
     if (count == 0) return;
     const hgca_attention mean = hgca_mean_rows(h->job);
     hgca_piece piece = hgca_piece_of(h, &mean, h->mean_query, to);
@@ -167,9 +168,36 @@ static void guess_left(hgca_unit *u, hgca_partial to) {
     u->stats.bytes += leaving.blocks * 2 * job->rows.value_dim;
 }
 
+/* Closed blocks, but for those that hold next to nothing: 128 rows with the mean value of their block. */
+static void guess_closed(hgca_unit *u, hgca_partial to) {
+    const hgca_head *h = u->head;
+    const int64_t dim = h->job->rows.value_dim, room = hgca_score_room(u->block.count);
+    hgca_empty(h, to);
+    if (room == 0) return;
+    begin_guess(h, to, u->block.mean.max, HGCA_BLOCK_OCTAVES);
+    for (int64_t i = 0; i < room; i += HGCA_LANES) {
+        uint16_t *bits = &u->closed[i / HGCA_LANES];
+        u->stats.estimated += HGCA_GROUPS * __builtin_popcount(*bits);
+        *bits &= (uint16_t)hgca_selection_kernels()->lanes(u->block.mean.weight + i, h->closed_edge);
+        u->stats.bytes += __builtin_popcount(*bits) * 2 * dim;
+    }
+    const hgca_closing closing = {
+        .score = u->block.mean.score,
+        .closed = u->closed,
+        .count = room,
+        .queries = h->queries,
+        .dim = h->job->rows.value_dim,
+        .mean = block_means(h) + 2 * dim * (u->first / HGCA_GROUPS),
+        .out = to.out,
+        .sum = to.sum,
+    };
+    hgca_selection_kernels()->close(&closing);
+}
+
 void hgca_read_rows(hgca_unit *u) {
     hgca_partial *to = u->head->partials + HGCA_PARTS * u->index;
     read_chosen(u, to[HGCA_READ]);
     guess_groups(u, to[HGCA_GUESSED], to[HGCA_PASSED]);
     guess_left(u, to[HGCA_LEFT]);
+    guess_closed(u, to[HGCA_CLOSED]);
 }

@@ -9,7 +9,7 @@ enum { LEAST_UNIT = 16, UNITS_PER_THREAD = 4, MOST_QUERIES = 256, CLUSTER_STEP =
 
 static int check_pages(const hgca_selection *job) {
     if (job->page_kind < HGCA_PAGE_BOX || job->page_kind > HGCA_PAGE_MEAN) return HGCA_BAD_ARGUMENT;
-    if (job->gate != HGCA_GATE_READ || job->clustered != job->indexed || job->order || job->apart) return HGCA_BAD_ARGUMENT;
+    if (job->gate != HGCA_GATE_READ || job->clustered != job->indexed || job->order || job->apart || job->block_codes) return HGCA_BAD_ARGUMENT;
     return job->gate_mass > 0.0f && job->gate_mass <= 1.0f && job->gate_most >= 0 ? HGCA_OK : HGCA_BAD_ARGUMENT;
 }
 
@@ -19,7 +19,9 @@ static int check_clustered(const hgca_selection *job) {
     if (job->gate < HGCA_GATE_NONE || job->gate > HGCA_GATE_READ) return HGCA_BAD_ARGUMENT;
     if (job->clustered == 0) return HGCA_OK;
     if (!job->order) return HGCA_BAD_ARGUMENT;
-    if (job->gate == HGCA_GATE_NONE) return HGCA_OK;
+    if (job->gate == HGCA_GATE_NONE) return job->block_codes ? HGCA_BAD_ARGUMENT : HGCA_OK;
+    if (job->block_codes && (!job->block_spread_codes || !job->block_mean || !(job->open_mass > 0.0f && job->open_mass <= 1.0f)))
+        return HGCA_BAD_ARGUMENT;
     if (!job->group_codes || !job->mean || job->mean_dtype < HGCA_F32 || job->mean_dtype > HGCA_F16) return HGCA_BAD_ARGUMENT;
     return job->gate_mass > 0.0f && job->gate_mass <= 1.0f && job->gate_most >= 0 ? HGCA_OK : HGCA_BAD_ARGUMENT;
 }
@@ -68,13 +70,19 @@ static int64_t groups_of(const hgca_selection *job) { return (job->indexed + HGC
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Groups of a unit: whole steps of a clustering, so many that every thread gets some units of a stage. */
+static int opens_blocks(const hgca_selection *job) { return job->block_codes != NULL && job->clustered > 0; }
+
+/* Groups of a unit: whole steps of a clustering, so many that every thread gets some units of a stage. Where most blocks
+ * stay closed units are large, as little of one is looked at. */
 static int64_t unit_groups(const hgca_selection *jobs, int32_t count) {
-    int64_t all = 0;
-    for (int32_t j = 0; j < count; j++) all += groups_of(&jobs[j]) * jobs[j].rows.kv_heads;
+    int64_t all = 0, least = LEAST_UNIT;
+    for (int32_t j = 0; j < count; j++) {
+        all += groups_of(&jobs[j]) * jobs[j].rows.kv_heads;
+        if (opens_blocks(&jobs[j])) least = HGCA_GROUPS * HGCA_LANES; /* 16 blocks are scored at once */
+    }
     int64_t each = all / ((int64_t)hgca_threads() * UNITS_PER_THREAD) + 1;
-    each = (each + LEAST_UNIT - 1) / LEAST_UNIT * LEAST_UNIT;
-    return smaller(each, HGCA_UNIT);
+    each = (each + least - 1) / least * least;
+    return smaller(each, least == LEAST_UNIT ? HGCA_UNIT : HGCA_WIDE_UNIT);
 }
 
 static int32_t units_of(const hgca_selection *job, int64_t each) {
@@ -82,20 +90,33 @@ static int32_t units_of(const hgca_selection *job, int64_t each) {
     return units > 0 ? (int32_t)units : 1; /* someone has to finish a head */
 }
 
-static hgca_group_scores take_scores(hgca_layout *at, int64_t queries, int64_t clustered) {
-    return (hgca_group_scores){
-        .score = take(at, 2 * queries * hgca_score_room(clustered)),
+static hgca_mean_scores take_scores(hgca_layout *at, int64_t queries, int64_t count) {
+    return (hgca_mean_scores){
+        .score = take(at, 2 * queries * hgca_score_room(count)),
         .max = take(at, 4 * queries),
         .sum = take(at, 4 * queries),
-        .weight = take(at, 4 * hgca_score_room(clustered)),
+        .weight = take(at, 4 * hgca_score_room(count)),
     };
 }
 
-static void lay_out_unit(hgca_layout *at, hgca_head *h, hgca_unit *u, int64_t groups, int64_t clustered, int64_t queries, int spread) {
+static hgca_scored take_scored(hgca_layout *at, int64_t queries, int64_t count, int spread) {
+    hgca_scored scored = {.count = count, .mean = take_scores(at, queries, count)};
+    scored.raw = take(at, spread ? 4 * queries * hgca_score_room(count) : 0);
+    scored.spread = take(at, spread ? 4 * queries * hgca_score_room(count) : 0);
+    scored.reach = spread ? take_scores(at, queries, count) : scored.mean;
+    return scored;
+}
+
+static void lay_out_unit(hgca_layout *at, hgca_head *h, hgca_unit *u, const hgca_selection *job, int64_t groups, int64_t clustered) {
+    const int64_t queries = job->rows.heads / job->rows.kv_heads, blocks = opens_blocks(job) ? clustered / HGCA_GROUPS : 0;
     hgca_unit own = {
         .head = h,
         .groups = groups,
         .clustered = clustered,
+        .block = take_scored(at, queries, blocks, 1),
+        .closed = take(at, hgca_score_room(blocks) / 8),
+        .open = take(at, 4 * hgca_score_room(clustered) / HGCA_LANES),
+        .group = take_scored(at, queries, clustered, job->spread_codes != NULL),
         .taken = take(at, 4 * groups),
         .passed = take(at, hgca_score_room(clustered) / 8),
         .score = take(at, 2 * queries * HGCA_LANES * groups),
@@ -104,12 +125,10 @@ static void lay_out_unit(hgca_layout *at, hgca_head *h, hgca_unit *u, int64_t gr
         .weight = take(at, 4 * HGCA_LANES * groups),
         .max = take(at, 4 * queries),
         .sum = take(at, 4 * queries),
-        .mean = take_scores(at, queries, clustered),
-        .raw = take(at, spread ? 4 * queries * hgca_score_room(clustered) : 0),
-        .spread = take(at, spread ? 4 * queries * hgca_score_room(clustered) : 0),
+        .scratch = take(at, groups > HGCA_UNIT ? 4 * HGCA_QUERIES * HGCA_LANES * groups : 0),
         .left_sum = take(at, 4 * queries),
+        .closed_sum = take(at, 4 * queries),
     };
-    own.reach = spread ? take_scores(at, queries, clustered) : own.mean;
     if (at->base) *u = own;
 }
 
@@ -152,7 +171,7 @@ static void lay_out_head(hgca_layout *at, const hgca_selection *job, hgca_head *
     for (int32_t i = 0; i < count; i++) {
         const int64_t first = i * each, groups = smaller(groups_of(job) - first, each);
         const int64_t mine = clustered > first ? smaller(clustered - first, groups) : 0;
-        lay_out_unit(at, h, at->base ? &units[i] : NULL, groups, mine, queries, job->spread_codes != NULL);
+        lay_out_unit(at, h, at->base ? &units[i] : NULL, job, groups, mine);
         for (int k = 0; k < HGCA_PARTS; k++) {
             hgca_partial partial = take_partial(at, queries, hgca_padded(job->rows.value_dim));
             if (at->base) partials[HGCA_PARTS * i + k] = partial;
@@ -183,7 +202,9 @@ static const hgca_kernel *near_kernel(const hgca_selection *job) {
 static void lay_out(hgca_layout *at, const hgca_selection *jobs, int32_t count, hgca_selecting **result) {
     const int64_t each = unit_groups(jobs, count);
     int64_t heads = 0, units = 0;
+    int32_t first_stage = HGCA_STAGE_GROUPS;
     for (int32_t j = 0; j < count; j++) {
+        if (opens_blocks(&jobs[j])) first_stage = HGCA_STAGE_BLOCKS;
         heads += jobs[j].rows.kv_heads;
         units += (int64_t)jobs[j].rows.kv_heads * units_of(&jobs[j], each);
     }
@@ -198,9 +219,9 @@ static void lay_out(hgca_layout *at, const hgca_selection *jobs, int32_t count, 
         memcpy(own, jobs, sizeof *own * (size_t)count);
         for (int32_t j = 0; j < count; j++)
             if (own[j].near) own[j].near = memcpy(&near[j], own[j].near, sizeof *near);
-        *w = (hgca_selecting){.heads = all, .units = all_units, .unit_count = (int32_t)units};
+        *w = (hgca_selecting){.heads = all, .units = all_units, .unit_count = (int32_t)units, .first_stage = first_stage};
         w->started.batch.run = hgca_run_selection;
-        w->started.batch.pieces = (int32_t)(units * HGCA_STAGES);
+        w->started.batch.pieces = (int32_t)(units * (HGCA_STAGES - first_stage));
         *result = w;
     }
     int32_t unit = 0, head = 0;
@@ -229,7 +250,7 @@ static void lay_out(hgca_layout *at, const hgca_selection *jobs, int32_t count, 
             h->near_rows = near_rows(job, i);
             h->heads_left = &heads_left[j];
             for (int s = 0; s < HGCA_STAGES; s++) atomic_init(&h->left[s], each_head);
-            atomic_init(&h->stage, 0);
+            atomic_init(&h->stage, first_stage);
             lay_out_head(at, job, h, &all_units[unit], each);
         }
     }

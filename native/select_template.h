@@ -7,7 +7,7 @@
 #include "select.h"
 #include "select_lanes.h"
 
-enum { QUERIES = 4, MOST_WIDTH = HGCA_MOST_WIDTH, AHEAD = 4 }; /* queries at once; groups until one that is prefetched */
+enum { QUERIES = HGCA_QUERIES, MOST_WIDTH = HGCA_MOST_WIDTH, AHEAD = 4 }; /* queries at once; groups until one that is prefetched */
 
 #include "select_dots.h"
 
@@ -105,11 +105,9 @@ INLINE void soften(const float *from, int64_t n, const lanes_f top[PARTS], int s
     *sum = most == -INFINITY ? 0.0f : sum_f(lanes);
 }
 
-/* By how much the log of a group's mass is above what its mean key says: v / 2 of scores that spread by the variance v, as of
- * normal ones; of 16 scores that spread far it is about the largest that counts, and no more. */
-INLINE lanes_f reach_of(lanes_f variance) {
+INLINE lanes_f reach_of(lanes_f variance, const hgca_bend *bend) {
     variance = largest_f(variance, all_f(0.0f)); /* rounded below zero */
-    return pick(variance < 4.0f, 0.5f * variance, 2.35f * root_f(variance) - 2.7f);
+    return pick(variance < bend->from, 0.5f * variance, bend->slope * root_f(variance) - bend->less);
 }
 
 static void reach(const hgca_reaching *s) {
@@ -124,7 +122,7 @@ static void reach(const hgca_reaching *s) {
             for (int p = 0; p < PARTS; p++) {
                 const int64_t at = i + p * LANES;
                 lanes_f score = load_f(s->raw + q * s->count + at);
-                if (s->variance) score += unit * reach_of(load_f(s->variance + q * s->count + at) * squared);
+                if (s->variance) score += unit * reach_of(load_f(s->variance + q * s->count + at) * squared, &s->bend);
                 store_f(raw + at, score);
                 strange |= score != score;
                 top[p] = largest_f(score, top[p]);
@@ -207,7 +205,8 @@ INLINE void scan_all(const hgca_scan *s, float *raw, int queries, int first) {
 }
 
 static void scan(const hgca_scan *s) {
-    float raw[RAW] __attribute__((aligned(64)));
+    float few[RAW] __attribute__((aligned(64)));
+    float *raw = s->count > HGCA_UNIT ? s->scratch : few;
     for (int first = 0; first < s->queries; first += QUERIES) scan_all(s, raw, s->queries, first);
 }
 
@@ -275,12 +274,26 @@ static void pass_by(hgca_passing *p) {
         for (int half = 0; half < HGCA_LANES; half += HGCA_GROUPS) {
             const uint32_t passed = p->passed[i / HGCA_LANES] & (0xffu << half);
             if (!passed) continue;
-            const uint16_t *mean = (const uint16_t *)(const void *)(p->mean + 2 * p->dim * ((i + half) / HGCA_GROUPS));
+            const uint16_t *mean = (const uint16_t *)(const void *)(p->mean + 2 * p->dim * (2 * (int64_t)p->open[i / HGCA_LANES] + half / HGCA_GROUPS));
             p->blocks++;
             for (int32_t q = 0; q < p->queries; q++) {
                 const float weight = sum_set(p->score + q * p->count + i, passed);
                 p->sum[q] += weight;
                 add_mean(p->out + q * width, mean, p->dim, weight);
+            }
+        }
+}
+
+static void close_blocks(const hgca_closing *c) {
+    const int64_t width = hgca_padded(c->dim);
+    for (int64_t i = 0; i < c->count; i += HGCA_LANES)
+        for (uint32_t some = c->closed[i / HGCA_LANES]; some; some &= some - 1) {
+            const int64_t block = i + __builtin_ctz(some);
+            const uint16_t *mean = (const uint16_t *)(const void *)(c->mean + 2 * c->dim * block);
+            for (int32_t q = 0; q < c->queries; q++) {
+                const float weight = hgca_from_bf16(c->score[q * c->count + block]);
+                c->sum[q] += weight;
+                add_mean(c->out + q * width, mean, c->dim, weight);
             }
         }
 }
@@ -307,4 +320,4 @@ static void leave(hgca_leaving *l) {
     }
 }
 
-const hgca_isa_selection SELECT_ISA = {scan, reach, weigh, leave, pass_by, hold, lanes_from};
+const hgca_isa_selection SELECT_ISA = {scan, reach, weigh, leave, pass_by, close_blocks, hold, lanes_from};

@@ -12,14 +12,16 @@
 #include "select.h"
 #include "tickets.h"
 
-enum { HGCA_STAGES = 4 };
+/* Blocks that may matter, their groups, codes, weights, rows (select.c). */
+enum { HGCA_STAGE_BLOCKS, HGCA_STAGE_GROUPS, HGCA_STAGE_CODES, HGCA_STAGE_WEIGHTS, HGCA_STAGE_ROWS, HGCA_STAGES };
 
-/* log2 of the 16 rows a group stands for. */
+/* log2 of the rows a group and a block stand for. */
 #define HGCA_GROUP_OCTAVES 4.0f
+#define HGCA_BLOCK_OCTAVES 7.0f
 
 /* Partials of a unit: its share of the near rows, rows that are read, groups not taken (those of some weight, and the rest),
- * positions scored and not read. */
-enum { HGCA_NEAR, HGCA_READ, HGCA_GUESSED, HGCA_PASSED, HGCA_LEFT, HGCA_PARTS };
+ * positions scored and not read, blocks that stay closed. */
+enum { HGCA_NEAR, HGCA_READ, HGCA_GUESSED, HGCA_PASSED, HGCA_LEFT, HGCA_CLOSED, HGCA_PARTS };
 
 /* One KV head of one job. */
 typedef struct {
@@ -35,20 +37,29 @@ typedef struct {
     const float *code_query;         /* [queries][dim rounded up to 8], in base 2 */
     float *total;                    /* [queries] log2 of everything's mass */
     float scanned_mass;              /* what the positions with scores hold of it, pooled */
-    hgca_edge gate, edge;
-    float estimate_edge;    /* least weight of a group that enters as an estimate */
+    hgca_edge open, gate, edge; /* of blocks, groups, rows */
+    float estimate_edge;    /* least weight of a group that enters as an estimate of its own */
+    float closed_edge;      /* least weight of a closed block that enters at all */
     hgca_partial *partials; /* [units][HGCA_PARTS], and then the rows behind the index */
     _Atomic int32_t left[HGCA_STAGES];
     _Atomic int32_t stage; /* the first that is not finished */
     _Atomic int32_t *heads_left; /* of its job: who brings it to zero sums the statistics up */
 } hgca_head;
 
-/* Scores of a unit's groups, as hgca_scan leaves them [queries][clustered, rounded up to 16], and their pooled weights. */
+/* Scores as hgca_scan leaves them [queries][count, rounded up to 16], and their pooled weights. */
 typedef struct {
     uint16_t *score;
     float *max, *sum;
     float *weight;
-} hgca_group_scores;
+} hgca_mean_scores;
+
+/* A unit's groups that are looked at, or its blocks. */
+typedef struct {
+    hgca_mean_scores mean;  /* by their mean keys: what an estimate counts for */
+    hgca_mean_scores reach; /* with what their spread adds: what a gate goes by; without spreads the same */
+    float *raw, *spread;    /* [queries][count, rounded up to 16]: scores of the mean keys, variances of scores */
+    int64_t count;
+} hgca_scored;
 
 /* Some of its positions: whole groups. */
 typedef struct {
@@ -56,20 +67,24 @@ typedef struct {
     int64_t first; /* group of 16 positions */
     int64_t groups;
     int64_t clustered; /* the first so many of them are in a clustering */
+    hgca_scored block; /* blocks of 128 positions; none: all groups are looked at */
+    uint16_t *closed;  /* a bit per block whose groups are not looked at */
+    int32_t *open;     /* which 16 groups are, those that stand side by side, by number; ascending */
+    int64_t open_count;
+    hgca_scored group; /* 16 * open_count of them, but for pages that are not there */
     int32_t *taken;    /* groups whose rows may be read, ascending */
-    uint16_t *passed;  /* a bit per group with a score that is not taken */
+    uint16_t *passed;  /* a bit per group of `group` that is not taken */
     int64_t taken_count;
     uint16_t *score; /* [queries][16 * taken] */
     uint16_t *chosen; /* a bit per position of each group taken: it is read */
     int32_t *rows;    /* [16 * groups] */
     float *weight;   /* [16 * taken] */
     float *max, *sum;
-    hgca_group_scores mean;  /* of the groups' mean keys: what an estimate counts for */
-    hgca_group_scores reach; /* with what their spread adds: what the gate goes by; without spreads the same */
-    float *raw, *spread;     /* [queries][clustered, rounded up to 16]: scores of the mean keys, variances of scores */
-    float *left_sum; /* of groups not taken, relative to mean.max */
+    float *scratch;  /* for hgca_scan */
+    float *left_sum; /* of groups not taken, relative to group.mean.max */
+    float *closed_sum; /* of closed blocks, relative to block.mean.max */
     hgca_bins bins;
-    int64_t room; /* groups of the gate's last bin it may take, then rows of the edge's */
+    int64_t room; /* of an edge's last bin it may take: blocks, then groups, then rows */
     int32_t index; /* among its head's units */
     hgca_selection_stats stats;
 } hgca_unit;
@@ -79,24 +94,32 @@ typedef struct {
     hgca_head *heads;
     hgca_unit *units;
     int32_t unit_count;
+    int32_t first_stage;
 } hgca_selecting;
 
 /* Groups with scores of their own; the last page may lack rows. */
 static inline int64_t hgca_scored_groups(const hgca_selection *job) { return (job->clustered + HGCA_LANES - 1) / HGCA_LANES; }
 
-/* Scores that are kept for so many groups: 16 are scored at once. */
-static inline int64_t hgca_score_room(int64_t groups) { return (groups + HGCA_LANES - 1) / HGCA_LANES * HGCA_LANES; }
+/* Scores that are kept for so many groups or blocks: 16 are scored at once. */
+static inline int64_t hgca_score_room(int64_t count) { return (count + HGCA_LANES - 1) / HGCA_LANES * HGCA_LANES; }
 
-/* One stage of one unit: piece = stage * unit_count + unit. */
+/* Group i of those that are looked at. */
+static inline int64_t hgca_group_at(const hgca_unit *u, int64_t i) { return (int64_t)u->open[i / HGCA_LANES] * HGCA_LANES + i % HGCA_LANES; }
+
+/* One stage of one unit: piece = (stage - first_stage) * unit_count + unit. */
 void hgca_run_selection(hgca_batch *batch, int32_t piece);
 
 /* Whether codes of rows are scored. */
 static inline int hgca_scans(const hgca_head *h) { return h->job->gate != HGCA_GATE_READ; }
 
-/* The last stage of a unit. */
+/* Stages of a unit: which groups are looked at and taken (select_gate.c), which rows are read. */
+void hgca_score_blocks(hgca_unit *unit);
+void hgca_score_groups(hgca_unit *unit);
+void hgca_take_groups(hgca_unit *unit); /* begins the third */
 void hgca_read_rows(hgca_unit *unit);
 
 /* What a stage's last unit does for the whole head. */
+void hgca_choose_blocks(hgca_head *head, hgca_unit *units);
 void hgca_choose_groups(hgca_head *head, hgca_unit *units);
 void hgca_find_total(hgca_head *head, hgca_unit *units);
 void hgca_choose_rows(hgca_head *head, hgca_unit *units);

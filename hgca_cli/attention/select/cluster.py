@@ -22,6 +22,8 @@ from hgca_cli.kv.store import Store
 from hgca_cli.selection import Selection
 
 GATE_SHARE = 0.25  # most groups that are looked at
+BLOCKS_FROM = 32768  # clustered rows from which blocks of 128 are looked at before groups
+OPEN_MASS = 0.998  # what the blocks that are opened may hold
 
 
 class Cluster(Scan):
@@ -50,6 +52,7 @@ class Cluster(Scan):
         clusters.settle(store, self._codes)
         if clusters.rows != self._described_rows:
             self._described_rows = clusters.rows
+            gate = self.gate if self.mass < 1.0 or self._budget is not None else "none"
             mass, most = self._gate(clusters.rows // selection.GROUP)
             described.cluster(
                 clusters.rows,
@@ -58,7 +61,9 @@ class Cluster(Scan):
                 clusters.means,
                 clusters.apart,
                 spread_codes=clusters.spread_codes,
-                gate=self.gate if self.mass < 1.0 or self._budget is not None else "none",
+                block_codes=clusters.block_codes if gate != "none" and clusters.rows >= BLOCKS_FROM else None,
+                open_mass=OPEN_MASS,
+                gate=gate,
                 mass=mass,
                 most=most,
             )

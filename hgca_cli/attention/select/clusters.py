@@ -22,6 +22,7 @@ from hgca_cli.kv.store import Store
 SEGMENT = 2048  # rows clustered together
 PATIENCE = 256  # rows after a segment until it is used
 GROUPS = SEGMENT // selection.GROUP
+BLOCKS = SEGMENT // selection.BLOCK
 
 
 class Segment(NamedTuple):
@@ -33,12 +34,14 @@ class Segment(NamedTuple):
     group_codes: Tensor  # u8 [kv_heads, 1, bytes], of the mean keys
     spread_codes: Tensor  # u8 likewise, of the variances of their keys
     means: Tensor  # bf16 [kv_heads, 128, key_dim + value_dim]
+    block_keys: Tensor  # bf16 [kv_heads, 16, 2, key_dim], mean and variances of a block's keys
 
 
 class Clusters:
     """The clustered part of one layer's store: its first `rows` rows, whole segments.
 
-    order, group_codes, spread_codes, means  as in Segment, for the whole capacity; apart u8 [kv_heads, groups]: 1 where rows
+    order, group_codes, spread_codes, means  as in Segment, for the whole capacity; block_codes u8 [kv_heads, blocks of
+    128 blocks, bytes], of the mean keys of blocks, and of their variances; apart u8 [kv_heads, groups]: 1 where rows
     stand that are like no others, so many groups of each segment
     """
 
@@ -55,6 +58,12 @@ class Clusters:
         self._means = GrowingArray(heads, segments * GROUPS, width, torch.bfloat16, what)
         self.order, self.group_codes, self.means = self._order.whole[..., 0], self._codes.whole, self._means.whole
         self.spread_codes = self._spread.whole
+        self._block_keys = GrowingArray(heads, segments * BLOCKS, 2 * layout.key_dim, torch.bfloat16, what)
+        self._block_codes = [
+            GrowingArray(heads, -(-segments * BLOCKS // selection.BLOCK), self._codes.whole.shape[2], torch.uint8, what)
+            for _ in range(2)
+        ]
+        self.block_codes = (self._block_codes[0].whole, self._block_codes[1].whole)
         self.apart = torch.zeros(heads, segments, GROUPS, dtype=torch.uint8)
         self.apart[..., GROUPS - apart :] = 1
         self.apart = self.apart.view(heads, -1)
@@ -81,7 +90,9 @@ class Clusters:
         """Forget segments that are no longer whole."""
         while self._coming and self._coming[-1][0] + SEGMENT > rows:
             self._coming.pop()[1].exception()  # its thread may still read these rows
-        self.rows = min(self.rows, rows // SEGMENT * SEGMENT)
+        if rows < self.rows:
+            self.rows = rows // SEGMENT * SEGMENT
+            self._encode_blocks()
 
     def _take(self, first: int, segment: Segment, codes: Codes) -> None:
         index, end = first // SEGMENT, first + SEGMENT
@@ -94,21 +105,33 @@ class Clusters:
         self.spread_codes[:, index : index + 1] = segment.spread_codes
         self.means[:, index * GROUPS : (index + 1) * GROUPS] = segment.means
         codes.reorder(first, segment.codes, segment.block_means)
+        self._block_keys.commit((index + 1) * BLOCKS)
+        self._block_keys.whole[:, index * BLOCKS : (index + 1) * BLOCKS] = segment.block_keys.flatten(2)
         self.rows = end
+        self._encode_blocks()
+
+    def _encode_blocks(self) -> None:
+        """The last of the blocks' codes anew: 128 blocks, those of eight segments, share their scales."""
+        blocks = self.rows // selection.BLOCK
+        of_which = -(-blocks // selection.BLOCK)
+        keys = self._block_keys.whole[:, :blocks].unflatten(2, (2, self._layout.key_dim))
+        for which, codes in enumerate(self._block_codes):
+            codes.commit(of_which)
+            selection.encode(keys[:, :, which], codes.whole, max(0, of_which - 1) * selection.BLOCK)
 
 
 def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int, apart: int) -> Segment:
     """Cluster rows first .. first + 2047, one KV head after another: so little at once stays off the pool's threads."""
     heads, key_dim, value_dim = keys.shape[0], keys.shape[2], values.shape[2]
-    blocks = SEGMENT // selection.BLOCK
     width = selection.block_bytes(key_dim)
     made = Segment(
         torch.empty(heads, SEGMENT, dtype=torch.int32),
-        torch.empty(heads, blocks, width, dtype=torch.uint8),
-        torch.empty(heads, blocks, value_dim, dtype=torch.bfloat16),
+        torch.empty(heads, BLOCKS, width, dtype=torch.uint8),
+        torch.empty(heads, BLOCKS, value_dim, dtype=torch.bfloat16),
         torch.empty(heads, 1, width, dtype=torch.uint8),
         torch.empty(heads, 1, width, dtype=torch.uint8),
         torch.empty(heads, GROUPS, key_dim + value_dim, dtype=torch.bfloat16),
+        torch.empty(heads, BLOCKS, 2, key_dim, dtype=torch.bfloat16),
     )
     for head in range(heads):
         one = slice(head, head + 1)
@@ -117,11 +140,15 @@ def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int, ap
         selection.cluster(key, order, first, apart=apart, scale=key_scale)
         selection.encode(key, made.codes[one], 0, scale=key_scale, order=order)
         selection.average(value, made.block_means[one], 0, each=selection.BLOCK, scale=value_scale, order=order)
+        for spread, of_block in enumerate(made.block_keys[one].unbind(2)):
+            selection.average(
+                key, of_block, 0, each=selection.BLOCK, scale=key_scale, order=order, spread=bool(spread)
+            )
         mean_key, mean_value = made.means[one][..., :key_dim], made.means[one][..., key_dim:]
         selection.average(key, mean_key, 0, each=selection.GROUP, scale=key_scale, order=order)
         selection.average(value, mean_value, 0, each=selection.GROUP, scale=value_scale, order=order)
         selection.encode(mean_key, made.group_codes[one], 0)
-        spread = torch.empty_like(mean_key, memory_format=torch.contiguous_format)
-        selection.average(key, spread, 0, each=selection.GROUP, scale=key_scale, order=order, spread=True)
-        selection.encode(spread, made.spread_codes[one], 0)
+        variances = torch.empty_like(mean_key, memory_format=torch.contiguous_format)
+        selection.average(key, variances, 0, each=selection.GROUP, scale=key_scale, order=order, spread=True)
+        selection.encode(variances, made.spread_codes[one], 0)
     return made
