@@ -6,14 +6,6 @@
 
 static const float LOG2E = 1.44269504088896341f;
 
-/* A group not taken enters with its own mean row from so many times on what it may hold if all that is left out were spread
- * evenly, else with its block's mean value. Measured: 8 times half the bytes at 128k, and a KL of .0024 in place of .0022 at 8k. */
-static const float ESTIMATE = 2.0f;
-
-/* A closed block enters if it holds more than so many times what each would if all that is left out were spread evenly: those that
- * do not hold no more than this share of it together. */
-static const float NEGLIGIBLE = 0.05f;
-
 /* Rows behind the index are read whatever they are. */
 static void read_rest(const hgca_head *h) {
     const hgca_attention *rows = &h->job->rows;
@@ -60,19 +52,14 @@ static float closed_mass(const hgca_head *h, const hgca_unit *units, int32_t q) 
 
 static const hgca_scored *scored_of(const hgca_unit *u, int blocks) { return blocks ? &u->block : &u->group; }
 
-static const hgca_mean_scores *scores_of(const hgca_unit *u, int blocks, int reach) {
-    return reach ? &scored_of(u, blocks)->reach : &scored_of(u, blocks)->mean;
-}
-
-/* Pooled weights of blocks or groups, by their means or with what their spread adds, counted into the units' bins; what they
- * hold of everything. */
-static float weigh_means(hgca_head *h, hgca_unit *units, int blocks, int reach, float least) {
+/* Pooled weights of what blocks or groups may hold, counted into the units' bins; the share of everything that all may hold. */
+static float weigh_means(hgca_head *h, hgca_unit *units, int blocks, float least) {
     const float octaves = blocks ? HGCA_BLOCK_OCTAVES : HGCA_GROUP_OCTAVES;
     float held = 0.0f, share[HGCA_UNIT * HGCA_LANES];
     for (int32_t q = 0; q < h->queries; q++) {
         float own = -INFINITY, rest = beside(h, q);
         for (int32_t i = 0; i < h->units; i++) {
-            const hgca_mean_scores *scores = scores_of(&units[i], blocks, reach);
+            const hgca_mean_scores *scores = &scored_of(&units[i], blocks)->reach;
             if (scored_of(&units[i], blocks)->count) own = hgca_add_log2(own, hgca_mass_log2(scores->max[q], scores->sum[q]));
         }
         if (!blocks) rest = hgca_add_log2(rest, closed_mass(h, units, q));
@@ -81,7 +68,7 @@ static float weigh_means(hgca_head *h, hgca_unit *units, int blocks, int reach, 
     }
     for (int32_t i = 0; i < h->units; i++) {
         hgca_unit *u = &units[i];
-        const hgca_mean_scores *scores = scores_of(u, blocks, reach);
+        const hgca_mean_scores *scores = &scored_of(u, blocks)->reach;
         const int64_t count = scored_of(u, blocks)->count;
         memset(&u->bins, 0, sizeof u->bins);
         if (count == 0) continue;
@@ -107,22 +94,18 @@ void hgca_choose_blocks(hgca_head *h, hgca_unit *units) {
     const int64_t blocks = job->clustered / HGCA_BLOCK;
     if (!job->block_codes || blocks == 0) return;
     const float least = hgca_least_weight(job->open_mass, blocks);
-    weigh_means(h, units, 1, 0, least);
-    const float held = weigh_means(h, units, 1, 1, least);
+    const float held = weigh_means(h, units, 1, least);
     h->open = choose_edge(h, units, 1.0f - job->open_mass, 1, blocks, least);
     h->open.all = held != held; /* what is no number is not hidden */
-    h->closed_edge = NEGLIGIBLE * (1.0f - job->mass) / (float)blocks;
 }
 
 void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
     const hgca_selection *job = h->job;
     if (job->gate == HGCA_GATE_NONE || job->clustered == 0) return;
     const float least = hgca_least_weight(job->gate_mass, hgca_scored_groups(job));
-    if (!job->pages && job->spread_codes) weigh_means(h, units, 0, 0, least);
-    const float held = weigh_means(h, units, 0, 1, least);
+    const float held = weigh_means(h, units, 0, least);
     h->gate = choose_edge(h, units, 1.0f - job->gate_mass, 1, job->gate_most, least);
     h->gate.all = held != held;
-    h->estimate_edge = ESTIMATE * (1.0f - job->mass) / (float)hgca_scored_groups(job);
 }
 
 void hgca_find_total(hgca_head *h, hgca_unit *units) {

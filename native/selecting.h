@@ -38,8 +38,6 @@ typedef struct {
     float *total;                    /* [queries] log2 of everything's mass */
     float scanned_mass;              /* what the positions with scores hold of it, pooled */
     hgca_edge open, gate, edge; /* of blocks, groups, rows */
-    float estimate_edge;    /* least weight of a group that enters as an estimate of its own */
-    float closed_edge;      /* least weight of a closed block that enters at all */
     hgca_partial *partials; /* [units][HGCA_PARTS], and then the rows behind the index */
     _Atomic int32_t left[HGCA_STAGES];
     _Atomic int32_t stage; /* the first that is not finished */

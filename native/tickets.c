@@ -17,9 +17,11 @@ static size_t *size_of(void *memory) { return (size_t *)(void *)((char *)memory 
 
 void *hgca_take_memory(size_t bytes) {
     void *found = NULL;
+    int best = -1;
     hgca_pool_lock();
-    for (int i = 0; i < SPARES && !found; i++)
-        if (spare[i] && *size_of(spare[i]) >= bytes) found = spare[i], spare[i] = NULL;
+    for (int i = 0; i < SPARES; i++) /* the smallest that is enough: a large job finds the memory it had, still in the cache */
+        if (spare[i] && *size_of(spare[i]) >= bytes && (best < 0 || *size_of(spare[i]) < *size_of(spare[best]))) best = i;
+    if (best >= 0) found = spare[best], spare[best] = NULL;
     hgca_pool_unlock();
     if (found) return found;
     const size_t size = (bytes + bytes / 8 + LINE) / LINE * LINE; /* a little more: the next asks for a little more */
