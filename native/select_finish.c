@@ -115,7 +115,8 @@ void hgca_find_total(hgca_head *h, hgca_unit *units) {
         for (int32_t i = 0; i < h->units; i++) {
             const hgca_mean_scores *mean = &units[i].group.mean;
             scanned = hgca_add_log2(scanned, hgca_mass_log2(units[i].max[q], units[i].sum[q]));
-            if (units[i].group.count) left = hgca_add_log2(left, hgca_mass_log2(mean->max[q] + HGCA_GROUP_OCTAVES, units[i].left_sum[q]));
+            const float *sum = hgca_scans(h) ? units[i].left_sum : mean->sum; /* of groups that are read no more is known yet */
+            if (units[i].group.count) left = hgca_add_log2(left, hgca_mass_log2(mean->max[q] + HGCA_GROUP_OCTAVES, sum[q]));
         }
         h->total[q] = hgca_add_log2(scanned, left);
         h->scanned_mass += hgca_share(scanned, h->total[q]) / (float)h->queries;

@@ -131,7 +131,8 @@ static int64_t pass_groups(hgca_unit *u, hgca_partial to) {
 }
 
 /* Pooled weights by mean keys, of everything. */
-static void weigh_means(const hgca_head *h, const hgca_scored *of, float octaves) {
+static void weigh_means(hgca_unit *u, const hgca_scored *of, float octaves) {
+    const hgca_head *h = u->head;
     float share[HGCA_UNIT * HGCA_LANES], total = 0.0f;
     for (int32_t q = 0; q < h->queries; q++) share[q] = hgca_share(of->mean.max[q] + octaves, h->total[q]) / (float)h->queries;
     hgca_weighing weighing = {
@@ -139,8 +140,10 @@ static void weigh_means(const hgca_head *h, const hgca_scored *of, float octaves
         .count = hgca_score_room(of->count),
         .queries = h->queries,
         .share = share,
-        .least = INFINITY, /* no bins */
+        .least = INFINITY, /* bins have done their work */
         .weight = of->mean.weight,
+        .rows = u->bins.rows,
+        .mass = u->bins.mass,
         .total = &total,
     };
     hgca_selection_kernels()->weigh(&weighing);
@@ -154,7 +157,7 @@ static void guess_groups(hgca_unit *u, hgca_partial to, hgca_partial passed) {
     const float each = (1.0f - h->job->mass) / (float)hgca_scored_groups(h->job);
     const float own = (u->block.count ? ESTIMATE_OPENED : ESTIMATE) * each;
     int64_t count = 0;
-    if (scored && h->job->block_mean) weigh_means(h, &u->group, HGCA_GROUP_OCTAVES);
+    if (scored && h->job->block_mean) weigh_means(u, &u->group, HGCA_GROUP_OCTAVES);
     for (int64_t i = 0; i < scored; i += HGCA_LANES) {
         uint16_t *bits = &u->passed[i / HGCA_LANES];
         const uint32_t some = *bits & (h->job->block_mean ? lanes(u->group.mean.weight + i, own) : 0xffff);
@@ -209,7 +212,7 @@ static void guess_closed(hgca_unit *u, hgca_partial to) {
     if (room == 0) return;
     const float each = (1.0f - h->job->mass) / (float)(h->job->clustered / HGCA_BLOCK);
     begin_guess(h, to, u->block.mean.max, HGCA_BLOCK_OCTAVES);
-    weigh_means(h, &u->block, HGCA_BLOCK_OCTAVES);
+    weigh_means(u, &u->block, HGCA_BLOCK_OCTAVES);
     for (int64_t i = 0; i < room; i += HGCA_LANES) {
         uint16_t *bits = &u->closed[i / HGCA_LANES];
         u->stats.estimated += HGCA_GROUPS * __builtin_popcount(*bits);

@@ -159,7 +159,7 @@ static void lay_out_head(hgca_layout *at, const hgca_selection *job, hgca_head *
     float *mean_query = take(at, 4 * queries * hgca_query_width(dim, job->mean_dtype));
     float *near_query = take(at, job->near ? 4 * queries * hgca_query_width(dim, job->near->dtype) : 0);
     float *code_query = take(at, 4 * queries * hgca_code_width(dim));
-    float *spread_query = job->spread_codes ? take(at, 4 * queries * hgca_code_width(dim)) : NULL;
+    float *spread_query = job->spread_codes || opens_blocks(job) ? take(at, 4 * queries * hgca_code_width(dim)) : NULL;
     float *total = take(at, 4 * queries);
     hgca_partial *partials = take(at, (int64_t)sizeof *partials * (HGCA_PARTS * count + HGCA_READ + 1));
     if (at->base) {

@@ -38,6 +38,7 @@ class Clustering:
     group_codes: Tensor
     means: Tensor
     apart: Tensor
+    block_codes: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Indexed:
         made.hold(self.key.shape[1], self.indexed)
         if self.clustering is not None:
             c = self.clustering
-            made.cluster(c.rows, c.order, c.group_codes, c.means, c.apart, **(gate or {"gate": "none", "mass": 1.0}))
+            gate = {"block_codes": c.block_codes, **gate} if gate else {"gate": "none", "mass": 1.0}
+            made.cluster(c.rows, c.order, c.group_codes, c.means, c.apart, **gate)
         return made
 
     def choose(self, query: Tensor, scale: float, softcap: float = 0.0, **options: Any) -> Result:
@@ -81,14 +83,16 @@ class Indexed:
         """Which rows are read, bool [kv_heads, rows]: with the unit vectors as values the output is the rows' weights."""
         kv_heads, rows, _ = self.key.shape
         one = torch.eye(rows).to(self.value.dtype).expand(kv_heads, rows, rows)
-        means = torch.empty(kv_heads, 0, rows, dtype=torch.bfloat16)
+        # closed blocks leave no trace either
+        blocks = self.clustering is not None and self.clustering.block_codes is not None
+        means = torch.zeros(kv_heads, self.block_means.shape[1] if blocks else 0, rows, dtype=torch.bfloat16)
         probe = replace(self, value=one, block_means=means)
         if self.clustering is not None:  # groups not taken leave no trace: their mean value is zero
             c = self.clustering
             keys = c.means[..., : self.key.shape[2]]
             groups = torch.cat([keys, torch.zeros(kv_heads, keys.shape[1], rows, dtype=keys.dtype)], 2)
             probe = replace(probe, clustering=replace(c, means=groups))
-        out = probe.choose(query, scale, softcap, **(options | {"estimate": False, "near": None})).out
+        out = probe.choose(query, scale, softcap, **(options | {"estimate": blocks, "near": None})).out
         return (out.view(kv_heads, -1, rows) != 0).any(1)
 
 
@@ -147,6 +151,22 @@ def cluster(plain: Indexed, clustered: int, apart: int, means_dtype: torch.dtype
     flags[:, groups - apart :] = 1
     made = Clustering(clustered, order, group_codes, means.to(means_dtype), flags)
     return replace(plain, codes=codes, block_means=block_means, clustering=made)
+
+
+def with_blocks(made: Indexed) -> Indexed:
+    """Codes of the mean keys of blocks and of the variances about them, beside those of groups."""
+    c = made.clustering
+    assert c is not None
+    blocks, (heads, _, dim) = c.rows // selection.BLOCK, made.key.shape
+    scale = None if made.scales is None else made.scales[..., 0]
+    keys = torch.empty(2, heads, blocks, dim, dtype=torch.bfloat16)
+    codes = torch.empty(2, heads, -(-blocks // selection.BLOCK), selection.block_bytes(dim), dtype=torch.uint8)
+    for spread in (0, 1):
+        selection.average(
+            made.key, keys[spread], 0, each=selection.BLOCK, scale=scale, order=c.order, spread=bool(spread)
+        )
+        selection.encode(keys[spread], codes[spread], 0)
+    return replace(made, clustering=replace(c, block_codes=(codes[0], codes[1])))
 
 
 def random_query(heads: int, key_dim: int, seed: int = 7) -> Tensor:

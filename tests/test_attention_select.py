@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hgca_cli.attention.layer import LayerState
+from hgca_cli.attention.select import cluster
 from hgca_cli.attention.select.cluster import Cluster
 from hgca_cli.attention.select.clusters import PATIENCE, SEGMENT
 from hgca_cli.attention.select.scan import LEAST, Scan
@@ -159,6 +160,41 @@ def test_a_long_prompts_segments_are_taken_in_as_they_are_made(rng: torch.Genera
             coming.result()
         assert len(waiting) <= 1, "one may be too young to be used"
     assert clustered(layer) == 3 * SEGMENT, "before the first token"
+
+
+def test_a_long_store_is_looked_at_block_by_block(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As near exact attention as without, with fewer groups scored; nothing is left of a segment that was rewound."""
+    text = Text(rng, SEGMENT + DUE, GQA, 0.0, None)
+    centres = 3 * torch.randn(GQA.kv_heads, 16, GQA.key_dim, generator=rng)
+    text.key += centres[:, torch.randint(16, text.key.shape[1:2], generator=rng)]
+    text.query *= 2.0
+
+    def made(blocks_from: int) -> LayerState:
+        monkeypatch.setattr(cluster, "BLOCKS_FROM", blocks_from)
+        return state(GQA, window=16, sinks=4, context=text.key.shape[1], select="two-level", quality=0.9)
+
+    errors, groups = [], []
+    for blocks_from in (1 << 30, SEGMENT):
+        layer = made(blocks_from)
+        text.feed(layer, 0, SEGMENT + DUE - 10)
+        got, want = text.feed(layer, layer.length, 1), wanted_at(text, layer.length - 1, 1)
+        errors.append(float((got - want).norm() / want.norm()))
+        assert layer.reads.last is not None and clustered(layer) == 2 * SEGMENT
+        groups.append(layer.reads.last.reads.groups)
+    assert groups[0] == GQA.kv_heads * 2 * SEGMENT // 16 > groups[1] > 0
+    assert errors[1] < errors[0] + 0.05 < 0.5
+    layer.rewind(SEGMENT + PATIENCE + 40)
+    once = made(SEGMENT)
+    text.feed(once, 0, SEGMENT + PATIENCE + 39)
+    text.feed(once, once.length, 1)
+    assert clustered(once) == clustered(layer) == SEGMENT
+    for mine, other in zip(blocks_of(layer), blocks_of(once), strict=True):
+        assert torch.equal(mine[:, :1], other[:, :1])
+
+
+def blocks_of(layer: LayerState) -> tuple[Tensor, Tensor]:
+    assert isinstance(layer.selector, Cluster) and layer.selector._clusters.block_codes is not None
+    return layer.selector._clusters.block_codes
 
 
 def test_sequences_of_a_step_keep_apart(rng: torch.Generator) -> None:

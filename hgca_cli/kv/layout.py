@@ -38,6 +38,8 @@ class LayerLayout:
         groups = 0.0
         if policy != "scan":  # order, mean key and value and the codes of mean key and spread for 16 rows
             groups = 4 + (2 * (self.key_dim + self.value_dim) + 2 * (wide / 2 + wide / 32) + 1) / 16
+        if policy == "two-level":  # mean key and variances of 128 rows, and their codes
+            groups += (4 * self.key_dim + 2 * (wide / 2 + wide / 32)) / 128
         return self.kv_heads * math.ceil(codes + groups)
 
     def piece(self, rows: int, *, gpu: bool = False) -> tuple[int, int]:

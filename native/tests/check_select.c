@@ -40,7 +40,7 @@ static void make_index(hgca_selection *job, const problem *p, int64_t indexed, i
     }
     for (int64_t h = 0; h < heads; h++)
         for (int64_t i = clustered; i < indexed; i++) order[h * indexed + i] = (int32_t)i;
-    for (int64_t i = 0; i < heads * groups; i++) flag[i] = i % groups >= groups - apart;
+    for (int64_t i = 0; i < heads * groups; i++) flag[i] = apart > 0 && i % groups / (BLOCK / GROUP) >= (groups - apart) / (BLOCK / GROUP); /* whole blocks */
     hgca_codes encode = {.of = all_keys, .order = order, .order_head_stride = indexed, .codes = codes,
                          .codes_head_stride = blocks * bytes};
     hgca_means keys = {.of = keys_of, .order = order, .order_head_stride = indexed, .mean = mean,
@@ -54,7 +54,22 @@ static void make_index(hgca_selection *job, const problem *p, int64_t indexed, i
                                  .heads = rows->kv_heads, .dim = rows->key_dim, .dtype = HGCA_BF16},
                           .codes = group_codes, .codes_head_stride = up(groups, BLOCK) * bytes};
     bad |= hgca_encode(&encode) | hgca_average(&keys) | hgca_average(&values) | hgca_average(&whole) | hgca_encode(&grouped);
+    const int64_t held = clustered / BLOCK, bytes_of_codes = up(held, BLOCK) * bytes;
+    uint16_t *block_key = room(4 * heads * held * rows->key_dim);
+    char *block_codes = room(2 * heads * bytes_of_codes);
+    for (int spread = 0; spread < 2; spread++) {
+        uint16_t *of = block_key + spread * heads * held * rows->key_dim;
+        hgca_means wide = {.of = keys_of, .order = order, .order_head_stride = indexed, .mean = of, .each = BLOCK, .spread = spread,
+                           .mean_head_stride = 2 * held * rows->key_dim, .mean_row_stride = 2 * rows->key_dim};
+        hgca_codes coded = {.of = {.rows = of, .head_stride = wide.mean_head_stride, .row_stride = wide.mean_row_stride, .count = held,
+                                   .heads = rows->kv_heads, .dim = rows->key_dim, .dtype = HGCA_BF16},
+                            .codes = block_codes + spread * heads * bytes_of_codes, .codes_head_stride = bytes_of_codes};
+        bad |= hgca_average(&wide) | hgca_encode(&coded);
+    }
+    free(block_key);
     if (bad) exit(3);
+    job->block_codes = block_codes, job->block_codes_head_stride = bytes_of_codes;
+    job->block_spread_codes = block_codes + heads * bytes_of_codes, job->block_spread_codes_head_stride = bytes_of_codes;
     job->codes = codes, job->codes_head_stride = encode.codes_head_stride, job->indexed = indexed;
     job->block_mean = block_mean, job->block_mean_head_stride = whole.mean_head_stride;
     job->clustered = clustered, job->order = order, job->order_head_stride = indexed;
@@ -63,7 +78,8 @@ static void make_index(hgca_selection *job, const problem *p, int64_t indexed, i
     job->mean_dtype = HGCA_BF16, job->apart = flag, job->apart_head_stride = groups;
 }
 
-static void drop_index(hgca_selection *job, const void *block_mean) {
+static void drop_index(hgca_selection *job, const void *block_mean, const void *block_codes) {
+    free((void *)(uintptr_t)block_codes);
     free((void *)(uintptr_t)job->codes);
     free((void *)(uintptr_t)block_mean);
     free((void *)(uintptr_t)job->order);
@@ -156,7 +172,7 @@ static const char *relayed(const hgca_selection *job) {
 
 static const char *one(uint64_t seed) {
     uint64_t state = seed * 2654435761u + 1;
-    shape s = {.kv_heads = 1 + pick(&state, 3), .group = 1 + pick(&state, 6), .rows = pick(&state, pick(&state, 3) ? 300 : 2600),
+    shape s = {.kv_heads = 1 + pick(&state, 3), .group = 1 + pick(&state, 6), .rows = pick(&state, pick(&state, 3) ? 300 : pick(&state, 3) ? 2600 : 9000),
                .key_dim = 1 + pick(&state, 140), .value_dim = 1 + pick(&state, 140), .dtype = pick(&state, 4), .tokens = 1,
                .exact = pick(&state, 2), .gap = pick(&state, 4), .softcap = pick(&state, 4) ? 0.0f : 3.0f};
     shape other = s;
@@ -171,14 +187,17 @@ static const char *one(uint64_t seed) {
                           .gate = pick(&state, 3), .gate_mass = 1.0f, .gate_most = 1 << 30, .read_lse = read_lse,
                           .rows_read = rows_read, .stats = &stats};
     make_index(&job, &p, indexed, clustered, clustered / 512);
-    const void *block_mean = job.block_mean;
+    const void *block_mean = job.block_mean, *block_codes = job.block_codes;
+    job.open_mass = 1.0f;
+    if (job.gate == HGCA_GATE_NONE || pick(&state, 2)) job.block_codes = NULL;
     const char *wrong = NULL;
     const double largest = fmax(largest_value(&p), largest_value(&close));
     double tolerance = s.dtype == HGCA_I8 || other.dtype == HGCA_I8 ? 5e-4 : 4e-5;
     if (run(&job) || !(dense_error(&p, job.near) <= tolerance)) wrong = "everything is not dense attention";
     for (int h = 0; h < p.job.heads; h++) beside[h] = (float)uniform(&state) * 4.0f;
     job.beside = pick(&state, 2) ? beside : NULL;
-    job.block_mean = pick(&state, 2) ? block_mean : NULL;
+    job.block_mean = job.block_codes || pick(&state, 2) ? block_mean : NULL;
+    job.open_mass = 0.3f + 0.7f * (float)fabs(uniform(&state));
     job.mass = 0.05f + 0.9f * (float)fabs(uniform(&state));
     job.gate_mass = 0.05f + 0.9f * (float)fabs(uniform(&state));
     job.least = pick(&state, 40), job.most = pick(&state, 2) ? 1 << 30 : pick(&state, 200), job.gate_most = pick(&state, 40);
@@ -188,7 +207,7 @@ static const char *one(uint64_t seed) {
     if (!wrong && (run(&job) || memcmp(before, p.job.out, 4 * (size_t)numbers))) wrong = "the same call again";
     job.near = NULL;
     if (!wrong && s.rows > 0) wrong = relayed(&job);
-    drop_index(&job, block_mean);
+    drop_index(&job, block_mean, block_codes);
     free(read_lse);
     free(beside);
     free(before);

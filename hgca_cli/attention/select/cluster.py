@@ -34,10 +34,11 @@ class Cluster(Scan):
 
     gate = "read"
     apart = 0  # groups of a segment for rows that are like no others
+    blocks = False  # a long store's groups are looked at block by block
 
     def __init__(self, layout: LayerLayout, capacity: int, *, mass: float, budget: float | None = None) -> None:
         super().__init__(layout, capacity, mass=mass, budget=budget)
-        self._clusters = Clusters(layout, capacity, self.apart)
+        self._clusters = Clusters(layout, capacity, self.apart, blocks=self.blocks)
         self._described_rows = 0  # clustered ones that the description knows of
 
     @property
@@ -101,7 +102,8 @@ class TwoLevel(Cluster):
     """Scans the codes of the groups that may matter, reads the rows that do, and estimates the other groups."""
 
     gate = "scan"
-    apart = 8
+    apart = 8  # a block's
+    blocks = True
     gate_mass = 0.95
     gate_share = GATE_SHARE
 

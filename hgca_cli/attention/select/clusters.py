@@ -40,12 +40,13 @@ class Segment(NamedTuple):
 class Clusters:
     """The clustered part of one layer's store: its first `rows` rows, whole segments.
 
-    order, group_codes, spread_codes, means  as in Segment, for the whole capacity; block_codes u8 [kv_heads, blocks of
-    128 blocks, bytes], of the mean keys of blocks, and of their variances; apart u8 [kv_heads, groups]: 1 where rows
-    stand that are like no others, so many groups of each segment
+    order, group_codes, spread_codes, means  as in Segment, for the whole capacity
+    apart        u8 [kv_heads, groups]: 1 where rows stand that are like no others, so many groups of each segment
+    block_codes  u8 [kv_heads, blocks of 128 blocks, bytes], of the mean keys of blocks of 128 rows, and of their variances;
+                 None unless there are to be `blocks`
     """
 
-    def __init__(self, layout: LayerLayout, capacity: int, apart: int) -> None:
+    def __init__(self, layout: LayerLayout, capacity: int, apart: int, *, blocks: bool) -> None:
         self.rows = 0
         self._layout, self._groups_apart = layout, apart
         self._coming: list[tuple[int, Future[Segment]]] = []
@@ -59,11 +60,9 @@ class Clusters:
         self.order, self.group_codes, self.means = self._order.whole[..., 0], self._codes.whole, self._means.whole
         self.spread_codes = self._spread.whole
         self._block_keys = GrowingArray(heads, segments * BLOCKS, 2 * layout.key_dim, torch.bfloat16, what)
-        self._block_codes = [
-            GrowingArray(heads, -(-segments * BLOCKS // selection.BLOCK), self._codes.whole.shape[2], torch.uint8, what)
-            for _ in range(2)
-        ]
-        self.block_codes = (self._block_codes[0].whole, self._block_codes[1].whole)
+        size = (heads, -(-segments * BLOCKS // selection.BLOCK), selection.block_bytes(layout.key_dim))
+        self._block_codes = [GrowingArray(*size, torch.uint8, what) for _ in range(2 * blocks)]
+        self.block_codes = (self._block_codes[0].whole, self._block_codes[1].whole) if blocks else None
         self.apart = torch.zeros(heads, segments, GROUPS, dtype=torch.uint8)
         self.apart[..., GROUPS - apart :] = 1
         self.apart = self.apart.view(heads, -1)
@@ -105,10 +104,11 @@ class Clusters:
         self.spread_codes[:, index : index + 1] = segment.spread_codes
         self.means[:, index * GROUPS : (index + 1) * GROUPS] = segment.means
         codes.reorder(first, segment.codes, segment.block_means)
-        self._block_keys.commit((index + 1) * BLOCKS)
-        self._block_keys.whole[:, index * BLOCKS : (index + 1) * BLOCKS] = segment.block_keys.flatten(2)
         self.rows = end
-        self._encode_blocks()
+        if self._block_codes:
+            self._block_keys.commit((index + 1) * BLOCKS)
+            self._block_keys.whole[:, index * BLOCKS : (index + 1) * BLOCKS] = segment.block_keys.flatten(2)
+            self._encode_blocks()
 
     def _encode_blocks(self) -> None:
         """The last of the blocks' codes anew: 128 blocks, those of eight segments, share their scales."""
@@ -141,9 +141,7 @@ def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int, ap
         selection.encode(key, made.codes[one], 0, scale=key_scale, order=order)
         selection.average(value, made.block_means[one], 0, each=selection.BLOCK, scale=value_scale, order=order)
         for spread, of_block in enumerate(made.block_keys[one].unbind(2)):
-            selection.average(
-                key, of_block, 0, each=selection.BLOCK, scale=key_scale, order=order, spread=bool(spread)
-            )
+            selection.average(key, of_block, 0, each=selection.BLOCK, scale=key_scale, order=order, spread=bool(spread))
         mean_key, mean_value = made.means[one][..., :key_dim], made.means[one][..., key_dim:]
         selection.average(key, mean_key, 0, each=selection.GROUP, scale=key_scale, order=order)
         selection.average(value, mean_value, 0, each=selection.GROUP, scale=value_scale, order=order)
