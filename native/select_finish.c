@@ -46,7 +46,10 @@ static hgca_edge choose_edge(const hgca_head *h, hgca_unit *units, float left, i
 static float closed_mass(const hgca_head *h, const hgca_unit *units, int32_t q) {
     float mass = -INFINITY;
     for (int32_t i = 0; i < h->units; i++)
-        if (units[i].block.count) mass = hgca_add_log2(mass, hgca_mass_log2(units[i].block.mean.max[q] + HGCA_BLOCK_OCTAVES, units[i].closed_sum[q]));
+        if (units[i].block.count) {
+            const float most = units[i].block.mean.max[q] + HGCA_BLOCK_OCTAVES;
+            mass = hgca_add_log2(mass, hgca_mass_log2(most, units[i].closed_sum[q]));
+        }
     return mass;
 }
 

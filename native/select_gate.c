@@ -57,7 +57,8 @@ void hgca_score_blocks(hgca_unit *u) {
         .count = lanes,
         .end = job->clustered / HGCA_BLOCK,
     };
-    score_means(u, &u->block, scan, (const char *)job->block_spread_codes + h->head * job->block_spread_codes_head_stride, OF_BLOCK);
+    const char *spread_codes = (const char *)job->block_spread_codes + h->head * job->block_spread_codes_head_stride;
+    score_means(u, &u->block, scan, spread_codes, OF_BLOCK);
     u->stats.bytes += 2 * (lanes * hgca_lanes_bytes(dim) + up(u->block.count, HGCA_BLOCK) / HGCA_BLOCK * hgca_scales_bytes(dim));
 }
 
@@ -120,7 +121,8 @@ void hgca_score_groups(hgca_unit *u) {
         for (int64_t i = 0; i < u->group.count; i += HGCA_LANES) u->open[u->open_count++] = (int32_t)((u->first + i) / HGCA_LANES);
     if (u->group.count == 0) return;
     const int64_t dim = job->rows.key_dim;
-    const char *spread_codes = job->pages || !job->spread_codes ? NULL : (const char *)job->spread_codes + h->head * job->spread_codes_head_stride;
+    const char *spread_codes = NULL;
+    if (!job->pages && job->spread_codes) spread_codes = (const char *)job->spread_codes + h->head * job->spread_codes_head_stride;
     const hgca_scan scan = {
         .codes = job->pages ? (const char *)job->pages + h->head * job->pages_head_stride
                             : (const char *)job->group_codes + h->head * job->group_codes_head_stride,

@@ -9,7 +9,8 @@ enum { LEAST_UNIT = 16, UNITS_PER_THREAD = 4, MOST_QUERIES = 256, CLUSTER_STEP =
 
 static int check_pages(const hgca_selection *job) {
     if (job->page_kind < HGCA_PAGE_BOX || job->page_kind > HGCA_PAGE_MEAN) return HGCA_BAD_ARGUMENT;
-    if (job->gate != HGCA_GATE_READ || job->clustered != job->indexed || job->order || job->apart || job->block_codes) return HGCA_BAD_ARGUMENT;
+    if (job->gate != HGCA_GATE_READ || job->clustered != job->indexed) return HGCA_BAD_ARGUMENT;
+    if (job->order || job->apart || job->block_codes) return HGCA_BAD_ARGUMENT;
     return job->gate_mass > 0.0f && job->gate_mass <= 1.0f && job->gate_most >= 0 ? HGCA_OK : HGCA_BAD_ARGUMENT;
 }
 

@@ -274,7 +274,8 @@ static void pass_by(hgca_passing *p) {
         for (int half = 0; half < HGCA_LANES; half += HGCA_GROUPS) {
             const uint32_t passed = p->passed[i / HGCA_LANES] & (0xffu << half);
             if (!passed) continue;
-            const uint16_t *mean = (const uint16_t *)(const void *)(p->mean + 2 * p->dim * (2 * (int64_t)p->open[i / HGCA_LANES] + half / HGCA_GROUPS));
+            const int64_t block = 2 * (int64_t)p->open[i / HGCA_LANES] + half / HGCA_GROUPS;
+            const uint16_t *mean = (const uint16_t *)(const void *)(p->mean + 2 * p->dim * block);
             p->blocks++;
             for (int32_t q = 0; q < p->queries; q++) {
                 const float weight = sum_set(p->score + q * p->count + i, passed);

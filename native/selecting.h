@@ -102,7 +102,9 @@ static inline int64_t hgca_scored_groups(const hgca_selection *job) { return (jo
 static inline int64_t hgca_score_room(int64_t count) { return (count + HGCA_LANES - 1) / HGCA_LANES * HGCA_LANES; }
 
 /* Group i of those that are looked at. */
-static inline int64_t hgca_group_at(const hgca_unit *u, int64_t i) { return (int64_t)u->open[i / HGCA_LANES] * HGCA_LANES + i % HGCA_LANES; }
+static inline int64_t hgca_group_at(const hgca_unit *u, int64_t i) {
+    return (int64_t)u->open[i / HGCA_LANES] * HGCA_LANES + i % HGCA_LANES;
+}
 
 /* One stage of one unit: piece = (stage - first_stage) * unit_count + unit. */
 void hgca_run_selection(hgca_batch *batch, int32_t piece);

@@ -54,7 +54,7 @@ def test_open_blocks_are_dense_attention(isa: str, dtype: torch.dtype, gate: str
 
 
 @pytest.mark.parametrize("gate", ["scan", "read"])
-@pytest.mark.parametrize("mass", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("mass", [0.5, 0.7, 0.9])
 def test_closed_blocks_are_estimated(isa: str, threads: int, gate: str, mass: float) -> None:
     made, query, scale = alike(8200, 8192, 8), random_query(6, 24), 0.15
     options: dict[str, Any] = {"mass": 1.0, "estimate": True, "gate": opening(mass, gate=gate)}

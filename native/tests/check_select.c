@@ -40,7 +40,8 @@ static void make_index(hgca_selection *job, const problem *p, int64_t indexed, i
     }
     for (int64_t h = 0; h < heads; h++)
         for (int64_t i = clustered; i < indexed; i++) order[h * indexed + i] = (int32_t)i;
-    for (int64_t i = 0; i < heads * groups; i++) flag[i] = apart > 0 && i % groups / (BLOCK / GROUP) >= (groups - apart) / (BLOCK / GROUP); /* whole blocks */
+    for (int64_t i = 0, each = BLOCK / GROUP; i < heads * groups; i++) /* whole blocks */
+        flag[i] = apart > 0 && i % groups / each >= (groups - apart) / each;
     hgca_codes encode = {.of = all_keys, .order = order, .order_head_stride = indexed, .codes = codes,
                          .codes_head_stride = blocks * bytes};
     hgca_means keys = {.of = keys_of, .order = order, .order_head_stride = indexed, .mean = mean,
