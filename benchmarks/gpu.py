@@ -63,9 +63,11 @@ class Bench:
 
     def plan(self, context: int) -> Plan:
         """The planner's, with the share of the store that a head reads said."""
-        asked = PlanRequest(device=self.options.device, dtype="bf16", context=context, gpu_memory=self.cap)
+        asked = PlanRequest(
+            device=self.options.device, dtype="bf16", context=context, gpu_memory=self.cap, select=self.options.select
+        )
         plan = make_plan(self.shape, self.machine, asked, self.profile)
-        if plan.select != "scan":
+        if plan.select not in ("scan", "two-level"):
             return plan
         choice = Choice(plan.device, "bf16", "bf16", context, plan.window, plan.sinks, plan.chunk, plan.select)
         return replace(plan, budget=rows_read(choice, quality=plan.quality) / plan.stored_rows)
@@ -136,13 +138,15 @@ def decode(bench: Bench) -> None:
             bench.tell({"part": "busy", "rows": rows, "share": alone / middle})
         bench.tell({"part": "predicted", "rows": rows, "off": predicted / (1e3 * middle) - 1} | parts(plan))
         side.close()
-        if plan.stored_rows:
+        if plan.stored_rows and not bench.options.ours_only:
             side = streaming(
                 bench.model, replace(plan, select="exact", budget=None, quality=None).cache, made, bench.device
             )
             bench.decode(side, rows, 3)
             side.close()
         bench.capped(False)
+        if bench.options.ours_only:
+            continue
         for name, offloaded in (("transformers", False), ("transformers, offloaded", True)):
             if offloaded and (bench.cap is None or rows < max(bench.options.lengths)):
                 continue
@@ -182,6 +186,8 @@ def prefill(bench: Bench) -> None:
         side.close()
         cache.close()
         bench.capped(False)
+        if bench.options.ours_only:
+            continue
         whole = DynamicCache(config=bench.model.config)
         read_prompt(bench.model, DynamicCache(config=bench.model.config), ids[:, :4096], 4096)  # warms up
         seconds, _ = read_prompt(bench.model, whole, ids, rows)
@@ -230,6 +236,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--gpu-memory", default="24GiB", help="most bytes of the GPU for our side")
     parser.add_argument("--profile", type=Path, help="a file; default: measured now, quickly")
+    parser.add_argument("--select", help="of rows in the store; default: the planner's")
+    parser.add_argument("--ours-only", action="store_true", help="neither transformers nor a streamed store")
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 32768, 131072])
     parser.add_argument("--prompts", type=int, nargs="+", default=[131072])
     parser.add_argument("--batch", type=int, default=8)
