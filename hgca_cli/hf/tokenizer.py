@@ -46,6 +46,7 @@ class Tokenizer:
                 raise ModelError(f"the tokenizer in {path} cannot be read: {reason(error)}.", FETCH_AGAIN) from error
         if not good:
             raise ModelError(f"the tokenizer in {path} is empty.", FETCH_AGAIN)
+        hf.clean_up_tokenization_spaces = False  # transformers ignores it for these, and warns
         own = hf.eos_token_id
         return cls(hf, frozenset([own] if own is not None else []))
 
