@@ -160,7 +160,7 @@ def test_few_sequences_on_a_processor_are_computed_one_by_one(monkeypatch: pytes
 
 @pytest.mark.parametrize("least", [2, 99])  # in one pass, and one by one
 def test_readings_add_up_the_sequences_that_run(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(together, "LEAST", {"cpu": least})
+    monkeypatch.setattr(together, "pays_from", lambda loaded: least)
     loaded = tiny_loaded()
     engine = Engine(loaded, CacheSettings(window=16, sinks=2, context=512, select="scan"), prefill_chunk=64)
     batch = Batch(engine, 4)
