@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hgca_cli.engine.chances import chance_of
+from hgca_cli.errors import HgcaError
 from hgca_cli.hf.grammar import Grammars
 from hgca_cli.hf.token_bytes import token_bytes
 from tests.cli_process import here, save_tiny
@@ -156,3 +157,20 @@ def test_a_thought_comes_before_what_the_schema_is_for(monkeypatch: pytest.Monke
     while member.answer is None:
         member.draw()
     assert member._stream.text == 'hm</think>"yes"'
+
+
+def test_a_schema_that_cannot_be_kept_here_fails_its_row_alone(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llguidance")
+
+    def refuse(self: Grammars, schema: str) -> None:
+        raise HgcaError("response_format: this model's tokenizer cannot be used (as an example).", "Leave it out.")
+
+    monkeypatch.setattr(Grammars, "guide", refuse)
+    source = tmp_path / "in.jsonl"
+    rows = [chat("bound", response_format={"type": "json_object"}, n=2), chat("free")]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert here("batch", str(source), "-m", tiny).returncode == 3
+    found = {one["custom_id"]: one for one in map(json.loads, (tmp_path / "in.out.jsonl").read_bytes().splitlines())}
+    assert "tokenizer cannot be used" in found["bound"]["error"]["message"] and found["free"]["error"] is None

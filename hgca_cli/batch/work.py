@@ -101,16 +101,16 @@ class Work:
                 row = self.reader.row(line)
                 ids = self.ids(row, batch)
                 check_room(len(ids), batch.engine.context, batch.engine.loaded.trained_context)
+                guides = [self._guide(row, batch) for _ in range(row.choices)]
             except RowError as error:  # a file it names has changed
                 self._fail(row, entry, error.message, error.code)
                 continue
-                self._guide(row, batch)  # fails here, or never
             except HgcaError as error:
                 self._fail(row, entry, str(error), error.code)
                 continue
             opened = self._open[row.id] = _Open(row, entry, [None] * row.choices, self._thinks(ids, row, batch))
             sampling = replace(self.terms.sampling, **row.settings)
-            for choice in range(row.choices):
+            for choice, guide in enumerate(guides):
                 if opened.failed:
                     break
                 seed = sampling.seed if sampling.seed is None else (sampling.seed + choice) % 2**63
@@ -121,7 +121,7 @@ class Work:
                     continues=row.messages is None,
                     seconds=self.terms.seconds,
                     likeliest=row.likeliest,
-                    guide=self._guide(row, batch),
+                    guide=guide,
                     after=END if row.schema and opened.thinks else "",
                 )
 
