@@ -134,9 +134,10 @@ class Job:
         from hgca_cli.commands.ending import ending
         from hgca_cli.hf.load import fingerprint_of
 
-        run: Any = self._there if self.given["engine"] == "ray" else self._here
-        choice, files, *planned = self.found() if run == self._there else self.plan()
-        told["fingerprint"] = fingerprint_of(files)
+        elsewhere = self.given["engine"] == "ray"
+        planned: list[Any]
+        choice, files, *planned = self.found() if elsewhere else self.plan()
+        fingerprint = told["fingerprint"] = fingerprint_of(files)
         output.of(told)
         output.begin(told)
         if self.given["ordered"]:
@@ -153,7 +154,10 @@ class Job:
         if good:
             with ending() as stop:
                 try:
-                    peak = run(good, work, stop, choice, files, *planned)
+                    if elsewhere:
+                        peak = self._there(good, work, stop, choice, fingerprint)
+                    else:
+                        peak = self._here(good, work, stop, choice, files, *planned)
                 except TooManyErrorsError as error:
                     self.view.close()
                     self.view.tell(f"error: {error}")
@@ -198,11 +202,10 @@ class Job:
         return batch.peak
 
     def _there(
-        self, good: list[Entry], work: Work, stop: threading.Event, choice: ModelChoice, files: ModelFiles
+        self, good: list[Entry], work: Work, stop: threading.Event, choice: ModelChoice, fingerprint: str
     ) -> int:
         """Answer these rows on a Ray cluster; returns how many ran at once, at most."""
         from hgca_cli.commands.job_cluster import Elsewhere, Recipe, there
-        from hgca_cli.hf.load import fingerprint_of
 
         given = self.given
         recipe = Recipe(
@@ -218,19 +221,23 @@ class Job:
             common=self.common_length(good),
         )
         elsewhere = Elsewhere(work, self.view)
-        elsewhere.run(recipe, fingerprint_of(files), given["address"], good, stop)
+        elsewhere.run(recipe, fingerprint, given["address"], good, stop)
         return elsewhere.peak
 
     def found(self) -> tuple[ModelChoice, ModelFiles]:
         """The model, without a plan for this machine. Raises ModelError."""
-        from hgca_cli.commands.setup import ModelChoice
         from hgca_cli.hf.registry import resolve
 
+        choice = self._choice()
+        return choice, resolve(choice.name, revision=choice.revision, offline=choice.offline, notify=self._notify)
+
+    def _choice(self) -> ModelChoice:
+        from hgca_cli.commands.setup import ModelChoice
+
         given = self.given
-        choice = ModelChoice(
+        return ModelChoice(
             given["model"], given["revision"], given["trust_remote_code"], given["offline"], self.template
         )
-        return choice, resolve(choice.name, revision=choice.revision, offline=choice.offline, notify=self._notify)
 
     def _watch(self, batch: Batch, tally: Tally, plan: Plan, slots: int) -> None:
         """What the dashboard shows is read of these."""
@@ -249,15 +256,12 @@ class Job:
         """The model, the plan for it, and how many rows it can run at once. Raises ModelError, DoesNotFitError."""
         from hgca_cli.commands.describe import describe
         from hgca_cli.commands.machine import profile_for
-        from hgca_cli.commands.setup import ModelChoice, plan_model
+        from hgca_cli.commands.setup import plan_model
         from hgca_cli.hardware.probe import probe_machine
         from hgca_cli.hardware.together import together
         from hgca_cli.ui.figures import plan_line, plan_table
 
-        given = self.given
-        choice = ModelChoice(
-            given["model"], given["revision"], given["trust_remote_code"], given["offline"], self.template
-        )
+        given, choice = self.given, self._choice()
         files, plan = plan_model(choice, self.request, self._notify, profile=self.profile)
         machine = probe_machine()
         sizes = together(
