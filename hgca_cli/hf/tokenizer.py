@@ -46,7 +46,6 @@ class Tokenizer:
                 raise ModelError(f"the tokenizer in {path} cannot be read: {reason(error)}.", FETCH_AGAIN) from error
         if not good:
             raise ModelError(f"the tokenizer in {path} is empty.", FETCH_AGAIN)
-        hf.clean_up_tokenization_spaces = False  # transformers ignores it for these, and warns
         own = hf.eos_token_id
         return cls(hf, frozenset([own] if own is not None else []))
 
@@ -89,7 +88,7 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, without control tokens."""
-        return str(self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return self._decode(ids, control=False)
 
     def bytes_of(self, token: int) -> bytes | None:
         """The bytes a token stands for; None: nobody knows."""
@@ -142,11 +141,15 @@ class Tokenizer:
 
     def ends_with(self, ids: list[int], text: str) -> bool:
         """Whether the text of ids ends so, control tokens and all; blanks after it do not count."""
-        return str(self.hf.decode(ids[-2 * len(text) :], skip_special_tokens=False)).rstrip().endswith(text)
+        return self._decode(ids[-2 * len(text) :], control=True).rstrip().endswith(text)
 
     def template_knows(self, option: str) -> bool:
         """Whether the chat template looks at an option of this name."""
         return option in str(self.hf.chat_template or "")
+
+    def _decode(self, ids: list[int], *, control: bool) -> str:
+        """As it stands: blanks before punctuation are the model's."""
+        return str(self.hf.decode(ids, skip_special_tokens=not control, clean_up_tokenization_spaces=False))
 
     def _end_of_turn(self) -> frozenset[int]:
         mark = "\ue000end\ue001"
