@@ -86,8 +86,7 @@ class Parts:
         ]
         self._weights = [one._parameters for _, _, one in found if one and "weight" in one._parameters]
         self._at = self._where()
-        every = [one.quick for one in (*linear, *block.gated.layers)]
-        self.most = min(one.most for one in every)
+        self.most = min(one.quick.most for one in (*linear, *block.gated.layers))
 
     def _where(self) -> list[int]:
         return [own["weight"].data_ptr() for own in self._weights]  # type: ignore[union-attr]
@@ -133,18 +132,20 @@ class Parts:
     def _run_several(self, x: Tensor, cosine: Tensor, sine: Tensor, layer: HybridLayer) -> Tensor | None:
         if len(layer.states) != x.size(0):
             return None
-        pairs = [(self._reading(layer, state), state) for state in layer.states]
-        if not all(reading is not None and reading.choose(state) for reading, state in pairs):
+        readings = [one for state in layer.states if (one := self._reading(layer, state)) is not None]
+        if len(readings) < len(layer.states):
             return None
-        described = [reading.take(state) for reading, state in pairs if reading is not None]
+        pairs = list(zip(readings, layer.states, strict=True))
+        if not all(reading.choose(state) for reading, state in pairs):
+            return None
+        described = [reading.take(state) for reading, state in pairs]
         out = torch.empty_like(x)
         at = x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), out.data_ptr()
         several = native.ffi.new("hgca_reading *[]", described)
         if status := native.lib.hgca_decode_layer_several(self._described, several, len(described), *at):
             native.check(status)
         for reading, state in pairs:
-            if reading is not None:
-                reading.end(state)
+            reading.end(state)
         return out
 
     def _reading(self, layer: HybridLayer, state: LayerState) -> Reading | None:
