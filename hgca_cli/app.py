@@ -99,24 +99,19 @@ def run(arguments: list[str]) -> int:
     _prepare_streams()
     warnings.showwarning = _show_warning
     with endings():
-        return _run(arguments, words, debug, as_json)
-
-
-def _run(arguments: list[str], words: list[str], debug: bool, as_json: bool) -> int:
-    """As `run`, of which these are the words and two switches, once signals are taken care of."""
-    try:
-        refuse_foreign(words)
-        code = app(config_first(rename_aliases(arguments)) or ["--help"], prog_name="hgca", standalone_mode=False)
-        sys.stdout.flush()
-        return int(code or 0)
-    except BrokenPipeError:
-        return _reader_left()
-    except SystemExit as stop:  # SIGTERM, SIGHUP; Typer, too, when the reader has left
-        if isinstance(stop.__context__, BrokenPipeError):
+        try:
+            refuse_foreign(words)
+            code = app(config_first(rename_aliases(arguments)) or ["--help"], prog_name="hgca", standalone_mode=False)
+            sys.stdout.flush()
+            return int(code or 0)
+        except BrokenPipeError:
             return _reader_left()
-        return int(stop.code or 0) if isinstance(stop.code, (int, type(None))) else 1
-    except BaseException as error:
-        return _failed(error, debug, as_json)
+        except SystemExit as stop:  # SIGTERM, SIGHUP; Typer, too, when the reader has left
+            if isinstance(stop.__context__, BrokenPipeError):
+                return _reader_left()
+            return int(stop.code or 0) if isinstance(stop.code, (int, type(None))) else 1
+        except BaseException as error:
+            return _failed(error, debug, as_json)
 
 
 def _failed(error: BaseException, debug: bool, as_json: bool) -> int:
