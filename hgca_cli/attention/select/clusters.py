@@ -34,7 +34,9 @@ class Segment(NamedTuple):
     group_codes: Tensor  # u8 [kv_heads, 1, bytes], of the mean keys
     spread_codes: Tensor  # u8 likewise, of the variances of their keys
     means: Tensor  # bf16 [kv_heads, 128, key_dim + value_dim]
-    block_keys: Tensor  # bf16 [kv_heads, 16, 2, key_dim], mean and variances of a block's keys
+    block_keys: (
+        Tensor | None
+    )  # bf16 [kv_heads, 16, 2, key_dim], mean and variances of a block's keys, if they are wanted
 
 
 class Clusters:
@@ -59,7 +61,7 @@ class Clusters:
         self._means = GrowingArray(heads, segments * GROUPS, width, torch.bfloat16, what)
         self.order, self.group_codes, self.means = self._order.whole[..., 0], self._codes.whole, self._means.whole
         self.spread_codes = self._spread.whole
-        self._block_keys = GrowingArray(heads, segments * BLOCKS, 2 * layout.key_dim, torch.bfloat16, what)
+        self._block_keys = GrowingArray(heads, blocks * segments * BLOCKS, 2 * layout.key_dim, torch.bfloat16, what)
         size = (heads, -(-segments * BLOCKS // selection.BLOCK), selection.block_bytes(layout.key_dim))
         self._block_codes = [GrowingArray(*size, torch.uint8, what) for _ in range(2 * blocks)]
         self.block_codes = (self._block_codes[0].whole, self._block_codes[1].whole) if blocks else None
@@ -73,9 +75,8 @@ class Clusters:
         for first in range(known, store.rows - SEGMENT + 1, SEGMENT):
             keys, values = store.keys[:, : first + SEGMENT], store.values[:, : first + SEGMENT]
             scales = None if store.scales is None else store.scales[:, : first + SEGMENT]
-            self._coming.append(
-                (first, worker("index").submit(_cluster, keys, values, scales, first, self._groups_apart))
-            )
+            given = keys, values, scales, first, self._groups_apart, self.block_codes is not None
+            self._coming.append((first, worker("index").submit(_cluster, *given)))
 
     def settle(self, store: Store, codes: Codes, *, wait: bool = True) -> None:
         """Take in the segments that are due; without waiting only those that are made."""
@@ -105,7 +106,7 @@ class Clusters:
         self.means[:, index * GROUPS : (index + 1) * GROUPS] = segment.means
         codes.reorder(first, segment.codes, segment.block_means)
         self.rows = end
-        if self._block_codes:
+        if segment.block_keys is not None:
             self._block_keys.commit((index + 1) * BLOCKS)
             self._block_keys.whole[:, index * BLOCKS : (index + 1) * BLOCKS] = segment.block_keys.flatten(2)
             self._encode_blocks()
@@ -120,7 +121,7 @@ class Clusters:
             selection.encode(keys[:, :, which], codes.whole, max(0, of_which - 1) * selection.BLOCK)
 
 
-def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int, apart: int) -> Segment:
+def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int, apart: int, of_blocks: bool) -> Segment:
     """Cluster rows first .. first + 2047, one KV head after another: so little at once stays off the pool's threads."""
     heads, key_dim, value_dim = keys.shape[0], keys.shape[2], values.shape[2]
     width = selection.block_bytes(key_dim)
@@ -131,7 +132,7 @@ def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int, ap
         torch.empty(heads, 1, width, dtype=torch.uint8),
         torch.empty(heads, 1, width, dtype=torch.uint8),
         torch.empty(heads, GROUPS, key_dim + value_dim, dtype=torch.bfloat16),
-        torch.empty(heads, BLOCKS, 2, key_dim, dtype=torch.bfloat16),
+        torch.empty(heads, BLOCKS, 2, key_dim, dtype=torch.bfloat16) if of_blocks else None,
     )
     for head in range(heads):
         one = slice(head, head + 1)
@@ -140,7 +141,7 @@ def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int, ap
         selection.cluster(key, order, first, apart=apart, scale=key_scale)
         selection.encode(key, made.codes[one], 0, scale=key_scale, order=order)
         selection.average(value, made.block_means[one], 0, each=selection.BLOCK, scale=value_scale, order=order)
-        for spread, of_block in enumerate(made.block_keys[one].unbind(2)):
+        for spread, of_block in enumerate(made.block_keys[one].unbind(2) if made.block_keys is not None else ()):
             selection.average(key, of_block, 0, each=selection.BLOCK, scale=key_scale, order=order, spread=bool(spread))
         mean_key, mean_value = made.means[one][..., :key_dim], made.means[one][..., key_dim:]
         selection.average(key, mean_key, 0, each=selection.GROUP, scale=key_scale, order=order)
