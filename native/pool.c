@@ -15,17 +15,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#if defined(__linux__)
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#endif
-
 #include "hgca.h"
+#include "pool_waiting.h"
 #include "processors.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 enum { MOST_THREADS = 1024 };
 
@@ -52,50 +44,10 @@ static hgca_machine machine;
 static hgca_processor_set node[HGCA_MOST_NODES];
 static int32_t nodes, room[HGCA_MOST_NODES]; /* cores of the node less workers bound to it */
 
-/* Workers without work watch this. On a line of its own, as they read it all the time. */
-static struct {
-    _Alignas(128) _Atomic uint32_t count;
-    char rest[124];
-} news;
-
-static inline void relax(void) {
-#if defined(__x86_64__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
-
 int64_t hgca_now(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-/* Denormal numbers slow some kernels five-fold and mean nothing here. Returns what to restore. */
-static uint64_t flush_denormals(void) {
-#if defined(__x86_64__)
-    unsigned before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040);
-    return before;
-#elif defined(__aarch64__)
-    uint64_t before;
-    __asm__ __volatile__("mrs %0, fpcr" : "=r"(before));
-    __asm__ __volatile__("msr fpcr, %0" : : "r"(before | 1u << 24));
-    return before;
-#else
-    return 0;
-#endif
-}
-
-static void restore_denormals(uint64_t before) {
-#if defined(__x86_64__)
-    _mm_setcsr((unsigned)before);
-#elif defined(__aarch64__)
-    __asm__ __volatile__("msr fpcr, %0" : : "r"(before));
-#else
-    (void)before;
-#endif
 }
 
 static void take_lock(void) { /* waking from a mutex takes longer than anything that is done with this one */
@@ -133,46 +85,6 @@ static void work_on(hgca_batch *batch) {
         batch->run(batch, piece);
     }
 }
-
-/* Stay awake until `at` is no longer `seen`, but not for long. Returns whether it changed. Whoever else wants this core
- * gets it: without that a caller that waits can keep the very worker it waits for off the core, for milliseconds. */
-static int spin(const _Atomic uint32_t *at, uint32_t seen, int64_t duration) {
-    if (duration == 0) return 0;
-    int64_t until = hgca_now() + duration;
-    do {
-        for (int i = 0; i < 16; i++) {
-            if (atomic_load_explicit(at, memory_order_acquire) != seen) return 1;
-            relax();
-        }
-        sched_yield();
-    } while (hgca_now() < until);
-    return 0;
-}
-
-/* A futex, not a condition variable: many are woken by one call, and who wakes has no lock to fight for. */
-#if defined(__linux__)
-static void sleep_on(uint32_t seen) { syscall(SYS_futex, &news.count, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0); }
-static void wake(int32_t workers) { syscall(SYS_futex, &news.count, FUTEX_WAKE_PRIVATE, workers, NULL, NULL, 0); }
-static void forget_sleepers(void) {}
-#else
-static pthread_mutex_t news_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t news_came = PTHREAD_COND_INITIALIZER;
-static void sleep_on(uint32_t seen) {
-    pthread_mutex_lock(&news_lock);
-    if (atomic_load(&news.count) == seen) pthread_cond_wait(&news_came, &news_lock);
-    pthread_mutex_unlock(&news_lock);
-}
-static void wake(int32_t workers) {
-    pthread_mutex_lock(&news_lock);
-    if (workers == 1) pthread_cond_signal(&news_came);
-    else pthread_cond_broadcast(&news_came);
-    pthread_mutex_unlock(&news_lock);
-}
-static void forget_sleepers(void) { /* in a forked child */
-    pthread_mutex_init(&news_lock, NULL);
-    pthread_cond_init(&news_came, NULL);
-}
-#endif
 
 /* A worker is kept to a NUMA node, so that it does not wander off from the memory it read last; inside a node, and on a
  * machine of one node, the scheduler places it. One core per worker would save no time and loses milliseconds whenever
