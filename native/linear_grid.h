@@ -118,21 +118,27 @@ INLINE int32_t nearest(float x) {
     return number - 0x4b400000;
 }
 
+/* A block as whole numbers up to `most`, and what one of them is. Their sum, times that, is `whole`. */
+INLINE float whole_numbers(const float *in, int32_t most, int32_t *number, float *whole) {
+    const float top = largest_of(in);
+    const int some = top > 0.0f && top <= FLT_MAX;
+    const float by = some ? (float)most / top : 0.0f, scale = some || top == 0.0f ? top / (float)most : NAN; /* NaN: so is every product */
+    int32_t all = 0;
+    for (int i = 0; i < BLOCK; i++) number[i] = nearest(some ? in[i] * by : 0.0f), all += number[i];
+    *whole = (float)all * scale;
+    return scale;
+}
+
 static void place(const float *in, int64_t blocks, hgca_placed_block *to) {
     for (int64_t b = 0; b < blocks; b++, in += BLOCK, to++) {
-        int32_t all = 0;
-        const float top = largest_of(in);
-        const int some = top > 0.0f && top <= FLT_MAX;
-        const float by = some ? UNITS / top : 0.0f;
+        int32_t numbers[BLOCK];
+        to->scale = whole_numbers(in, UNITS, numbers, &to->whole);
         memset(to->sum, 0, sizeof to->sum);
         for (int i = 0; i < BLOCK; i++) {
-            const int32_t number = nearest(some ? in[i] * by : 0.0f);
+            const int32_t number = numbers[i];
             const int32_t upper = (number + 64) >> 7, first = (upper + 64) >> 7; /* to the nearest */
             const int32_t level[HGCA_LEVELS] = {first, upper - 128 * first, number - 128 * upper};
-            all += number;
             for (int n = 0; n < HGCA_LEVELS; n++) to->level[n][i] = (int8_t)level[n], to->sum[n] += level[n];
         }
-        to->scale = some ? top / UNITS : top == 0.0f ? 0.0f : NAN; /* NaN: so is every product */
-        to->whole = (float)all * to->scale;
     }
 }

@@ -92,15 +92,12 @@ static void several_grid4(const hgca_several_rows *p) { dot_several_tiles(p, 4);
 
 static void place_several(const float *in, int64_t inputs, hgca_numbers *to, int64_t stride) {
     for (int64_t b = 0; b < inputs / BLOCK; b++, in += BLOCK, to += stride) {
-        const float top = largest_of(in), by = top > 0.0f && top <= FLT_MAX ? MOST_NUMBER / top : 0.0f;
-        int32_t number[BLOCK], all = 0;
-        for (int i = 0; i < BLOCK; i++) number[i] = nearest(by == 0.0f ? 0.0f : in[i] * by), all += number[i];
+        int32_t number[BLOCK];
+        to->scale = whole_numbers(in, MOST_NUMBER, number, &to->whole);
         for (int i = 0; i < BLOCK; i += 8) { /* in the order of pairs */
             int16_t *at = to->number + i;
             at[0] = (int16_t)number[i], at[1] = (int16_t)number[i + 2], at[2] = (int16_t)number[i + 1], at[3] = (int16_t)number[i + 3];
             at[4] = (int16_t)number[i + 4], at[5] = (int16_t)number[i + 6], at[6] = (int16_t)number[i + 5], at[7] = (int16_t)number[i + 7];
         }
-        to->scale = by == 0.0f && top != 0.0f ? NAN : top / MOST_NUMBER; /* NaN: so is every product */
-        to->whole = (float)all * to->scale;
     }
 }
