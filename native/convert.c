@@ -110,8 +110,7 @@ int hgca_copy_rows(const hgca_copy *copies, int32_t count) {
     if (pieces > INT32_MAX) return HGCA_BAD_ARGUMENT; /* more heads than any machine could hold rows of */
     all.batch.run = run_piece;
     all.batch.pieces = (int32_t)pieces;
-    hgca_pool_submit(&all.batch);
-    hgca_pool_wait(&all.batch);
+    hgca_pool_run(&all.batch, 0);
     return HGCA_OK;
 }
 

@@ -62,10 +62,10 @@ int hgca_after_attention(const hgca_layer *l, uintptr_t in, uintptr_t attention,
     float *whole = hgca_take(&own, sizeof(float) * (size_t)width), *normed = hgca_take(&own, sizeof(float) * (size_t)width);
     float *to = (float *)out;
     int status = hgca_linear(&l->out, 1, attention, (uintptr_t)whole);
-    for (int64_t d = 0; d < width && !status; d++) whole[d] = ((const float *)in)[d] + whole[d];
+    if (!status) hgca_add((const float *)in, whole, whole, width);
     if (!status) status = hgca_norm_rows(&l->norm[1], whole, 1, width, normed);
     if (!status) status = hgca_gated(l->gated, (uintptr_t)normed, out);
-    for (int64_t d = 0; d < width && !status; d++) to[d] = whole[d] + to[d];
+    if (!status) hgca_add(whole, to, to, width);
     hgca_give_memory(own.base);
     return status;
 }

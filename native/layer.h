@@ -8,6 +8,10 @@
 int hgca_layer_fits(const hgca_layer *layer);
 int hgca_reading_fits(const hgca_layer *layer, const hgca_reading *reading);
 
+static inline void hgca_add(const float *a, const float *b, float *to, int64_t count) {
+    for (int64_t i = 0; i < count; i++) to[i] = a[i] + b[i];
+}
+
 int hgca_norm_rows(const hgca_norm *norm, const float *in, int64_t rows, int64_t width, float *out);
 
 /* One token's heads through their norms; the first `rotated` numbers of each as pairs, number d and number d + rotated / 2, turned

@@ -78,22 +78,18 @@ int hgca_attend_readings(const hgca_layer *l, const hgca_reading *const *r, int3
     return status;
 }
 
-static void add(const float *a, const float *b, float *to, int64_t count) {
-    for (int64_t i = 0; i < count; i++) to[i] = a[i] + b[i];
-}
-
 static int after(const hgca_layer *l, int32_t count, const float *in, const float *attended, float *whole, float *normed, float *hidden,
                  float *out) {
     const int64_t width = l->out.outputs, between = (int64_t)count * l->gated[0].outputs;
     int status = hgca_linear_several(&l->out, 1, count, (uintptr_t)attended, (uintptr_t)whole);
     if (status) return status;
-    add(in, whole, whole, count * width);
+    hgca_add(in, whole, whole, count * width);
     status = hgca_norm_rows(&l->norm[1], whole, count, width, normed);
     if (!status) status = hgca_linear_several(l->gated, 2, count, (uintptr_t)normed, (uintptr_t)hidden);
     if (status) return status;
     hgca_linear_kernels()->gate(hidden, hidden + between, between);
     status = hgca_linear_several(&l->gated[2], 1, count, (uintptr_t)hidden, (uintptr_t)out);
-    if (!status) add(whole, out, out, count * width);
+    if (!status) hgca_add(whole, out, out, count * width);
     return status;
 }
 

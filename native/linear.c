@@ -153,8 +153,7 @@ int hgca_linear(const hgca_weights *weights, int32_t count, uintptr_t in, uintpt
         to += l->w.outputs;
     }
     if (grid) place(grid, numbers, 0, grid->w.inputs);
-    hgca_pool_submit(&all.batch);
-    hgca_pool_wait(&all.batch);
+    hgca_pool_run(&all.batch, 0);
     if (!is_wide(first)) convert(out_floats, HGCA_F32, (void *)out, first->w.dtype, outputs);
     if (own.base) hgca_give_memory(own.base);
     return HGCA_OK;
@@ -221,8 +220,7 @@ int hgca_gated(const hgca_weights *weights, uintptr_t in, uintptr_t out) {
     gate->placed = up->placed = placed;
     down->in = gate->out;
     if (grid) place(grid, gate->in, 0, gate->w.inputs);
-    hgca_pool_submit(&all.batch);
-    hgca_pool_wait(&all.batch);
+    hgca_pool_run(&all.batch, 0);
     if (!is_wide(down)) convert(down->out, HGCA_F32, (void *)out, down->w.dtype, down->w.outputs);
     hgca_give_memory(own.base);
     return HGCA_OK;

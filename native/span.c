@@ -32,8 +32,7 @@ void hgca_store_bf16(const float *from, int64_t dim, void *to) {
 
 void hgca_finish_batch(hgca_batch *batch, int32_t alone) {
     if (batch->pieces > alone) {
-        hgca_pool_submit(batch);
-        hgca_pool_wait(batch);
+        hgca_pool_run(batch, 0);
         return;
     }
     for (int32_t i = 0; i < batch->pieces; i++) batch->run(batch, i);
