@@ -88,3 +88,8 @@ class Terminal:
         """No region, a cursor that is seen, and nothing of the block."""
         shown = "\n".join(self.screen.display)
         return self.screen.margins is None and not self.screen.cursor.hidden and "machine" not in shown
+
+
+def block_of(terminal: Terminal) -> list[str]:
+    """The lower half of the screen."""
+    return [line.rstrip() for line in terminal.screen.display[-(terminal.screen.lines // 2) :]]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli_process import environment, here, save_tiny
-from tests.screens import Terminal
+from tests.screens import Terminal, block_of
 
 BROKEN = """
 import sys
@@ -64,11 +64,6 @@ def start(model: str, tmp_path: Path):  # type: ignore[no-untyped-def]
     yield run
     for terminal in started:
         terminal.child.close(force=True)
-
-
-def block_of(terminal: Terminal) -> list[str]:
-    """The lower half of the screen."""
-    return [line.rstrip() for line in terminal.screen.display[-(terminal.screen.lines // 2) :]]
 
 
 def is_whole(terminal: Terminal) -> bool:
