@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import hgca_cli.hf.attention
 from hgca_cli import native
-from hgca_cli.config import CacheSettings
+from hgca_cli.config import CacheSettings, SamplingSettings
+from hgca_cli.engine.batch import Batch
+from hgca_cli.engine.batch_metrics import BatchReadings
+from hgca_cli.engine.engine import Engine
+from hgca_cli.engine.member import Request
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.errors import ContextOverflowError
 from hgca_cli.hf import decoder
@@ -131,3 +136,14 @@ def test_what_does_not_fit_together_is_refused(loaded: LoadedModel) -> None:
     several = native.ffi.new("hgca_reading *[]", [native.ffi.new("hgca_reading *")])
     for readings, count in ((several, 1), (several, 0), (native.ffi.NULL, 1)):
         assert lib.hgca_decode_layer_several(described, readings, count, at, at, at, at) == lib.HGCA_BAD_ARGUMENT
+
+
+def test_how_long_attention_took_is_told_of_tokens_in_one_pass(loaded: LoadedModel) -> None:
+    batch = Batch(Engine(loaded, CacheSettings(window=64, sinks=2, context=512), prefill_chunk=64), 4)
+    readings = BatchReadings(batch)
+    sampling = SamplingSettings(max_tokens=40, temperature=0)
+    told = 0
+    for _ in batch.run(iter([Request(key, [5, 6, 7], sampling) for key in range(4)]), threading.Event()):
+        found = readings.take()
+        told += batch.joint and found is not None and (found.spent.attention or 0.0) > 0.0
+    assert told > 5

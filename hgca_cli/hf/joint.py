@@ -23,8 +23,13 @@ def pays_from(loaded: LoadedModel) -> int:
     """
     if loaded.device.type != "cpu":
         return NEVER
+    return 2 if one_call_a_layer(loaded) else FLOATS_PAY
+
+
+def one_call_a_layer(loaded: LoadedModel) -> bool:
+    """Whether the C library does a layer of all sequences together, their attention included."""
     layers = [layer for layer in loaded.model.modules() if isinstance(layer, QuickDecoder)]
-    return 2 if layers and all(layer.parts.most > 1 for layer in layers) else FLOATS_PAY
+    return bool(layers) and all(layer.parts.most > 1 for layer in layers)
 
 
 class JointCache(HybridCache):
