@@ -110,7 +110,7 @@ def leave_the_store(recorder: Recorder) -> None:
 
     def begin_alone() -> None:
         begin()
-        recorder.stored = False
+        recorder.kind = (False,)
 
     recorder.begin = begin_alone  # type: ignore[method-assign]
 

@@ -26,6 +26,7 @@ class CacheSettings:
     quality  share of a head's attention mass that what is read is to hold; None leaves it to the policy
     dense_layers  so many of the first layers read every row, whatever the policy
     store_dir     directory of the files the stores are in; None: in memory
+    device_codes  where a token is one graph of the device, a copy of `scan`'s codes is there, and rows are scored there
     """
 
     window: int = 1024
@@ -37,6 +38,7 @@ class CacheSettings:
     quality: float | None = None
     dense_layers: int = 0
     store_dir: str | None = None
+    device_codes: bool = False
 
     def __post_init__(self) -> None:
         if self.window < 1:

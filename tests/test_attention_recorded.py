@@ -27,6 +27,9 @@ POLICIES: dict[str, dict[str, Any]] = {
     "exact": {},
     "scan": {"select": "scan", "quality": 0.9},
     "all of scan": {"select": "scan", "quality": 1.0},
+    "scan, there": {"select": "scan", "quality": 0.9, "device_codes": True},
+    "all of scan, there": {"select": "scan", "quality": 1.0, "device_codes": True},
+    "two of three layers, there": {"select": "scan", "quality": 0.9, "dense_layers": 1, "device_codes": True},
     "cluster": {"select": "cluster", "quality": 0.9},
     "page": {"select": "page", "quality": 0.9},
     "window": {"select": "window"},
@@ -75,11 +78,16 @@ def test_the_logits_are_those_of_operation_by_operation(family: str, policy: str
     one, other = as_on_a_device(filled(model, settings, tokens)), filled(model, settings, tokens)
     assert GraphStep.serves(other)
     step = GraphStep(model, other)
+    rounds = settings.device_codes and settings.quality != 1.0  # other queries than the C library's, which has 8 bits
     for wanted, got in zip(stepwise(model, one, tokens), recorded(step, other, tokens), strict=True):
-        assert (wanted - got).abs().max() <= 2e-5
+        if rounds:
+            assert (wanted - got).pow(2).mean() <= 2e-3 * wanted.pow(2).mean()
+        else:
+            assert (wanted - got).abs().max() <= 2e-5
     assert one.get_seq_length() == other.get_seq_length() == TOKENS
     for mine, its in zip(one.every_row() or [], other.every_row() or [], strict=True):
-        assert all((a - b).abs().max() <= 1e-5 for a, b in zip(mine, its, strict=True))
+        for a, b in zip(mine, its, strict=True):
+            assert (a - b).pow(2).mean() <= 2e-3 * a.pow(2).mean() if rounds else (a - b).abs().max() <= 1e-5
     assert one.rows().read_share == pytest.approx(other.rows().read_share, abs=0.02)
 
 
@@ -182,6 +190,7 @@ def test_a_captured_step_gives_the_same(dtype: torch.dtype, policy: str) -> None
         else:
             assert ((wanted - got).float().pow(2).mean() / wanted.float().pow(2).mean()) < 1e-2
     assert step.failed is None and step.captured
+    assert any(relay.scores for relay in step.recorder.relays) == settings.device_codes
 
 
 @pytest.mark.gpu

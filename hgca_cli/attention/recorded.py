@@ -14,17 +14,19 @@ from torch import Tensor
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import absorb_sink
 from hgca_cli.attention.relay import Lane, Relay
+from hgca_cli.attention.scoring import LIMITS, Scoring
 from hgca_cli.attention.slots import SlotAttention
 
 TOKEN, POSITION, SLOT, SPANS = 0, 1, 2, slice(3, 7)  # of the numbers that go to the device before a step
-NUMBERS = 7
+CHOICE = slice(7, 7 + LIMITS)
+NUMBERS = CHOICE.stop
 
 
 class Recorder:
     """The layers of one sequence.
 
-    numbers  i64 [7] on the device: the token, its position, its slot, the slots in use
-    stored   whether rows of the store are attended to: a step with them is another than one without
+    numbers  i64 [12] on the device: the token, its position, its slot, the slots in use, what a choice is to be like
+    kind     of step: what is done with the store, and where
     """
 
     def __init__(self, layers: Sequence[LayerState]) -> None:
@@ -33,8 +35,11 @@ class Recorder:
         with torch.inference_mode(False):
             self._sent = torch.zeros(NUMBERS, dtype=torch.int64, pin_memory=device.type == "cuda")
             self.numbers = torch.zeros_like(self._sent, device=device)
-        self.relays = [Relay(layer, device) for layer in layers]
-        self.stored = False
+        self._scoring = None
+        if layers[0].settings.device_codes and shape.in_graph:
+            self._scoring = Scoring(shape, most_stored(layers[0]), self.numbers[CHOICE])
+        self.relays = [Relay(layer, device, self._scoring) for layer in layers]
+        self.kind: tuple[bool, ...] = ()
         self._slot = self.numbers[SLOT : SLOT + 1]
         self._lane = Lane(device)
         self._slots = SlotAttention(self.numbers[SPANS], shape.heads, window.keys.shape[1], shape.value_dim)
@@ -51,9 +56,11 @@ class Recorder:
         position = window.end
         slots = {relay.begin() for relay in self.relays}
         assert len(slots) == 1, "layers of one sequence move together"
-        self.stored = any(relay.described.far.rows or relay.described.chosen for relay in self.relays)
+        stored = any(relay.described.far.rows or relay.described.chosen for relay in self.relays)
+        self.kind = (stored, *(relay.scores for relay in self.relays))
         spans = [number for first, count in window.runs() for number in (first, first + count)]
-        self._sent[POSITION:] = torch.tensor([position, slots.pop(), *spans, *[0] * (4 - len(spans))])
+        wanted = [0] * LIMITS if self._scoring is None else self._scoring.wanted
+        self._sent[POSITION:] = torch.tensor([position, slots.pop(), *spans, *[0] * (4 - len(spans)), *wanted])
         self.numbers[POSITION:].copy_(self._sent[POSITION:], non_blocking=True)
 
     def attend(
@@ -74,18 +81,24 @@ class Recorder:
         relay = self.relays[index]
         relay.tell(scale, softcap)
         window = relay.layer.window
-        if self.stored:
-            self._lane.ask(relay, query)
+        guessed = self._lane.ask(relay, query) if self.stored else None
         window.keys.index_copy_(1, self._slot, key)
         window.values.index_copy_(1, self._slot, value)
         near = self._slots.near(query, window.keys, window.values, scale=scale, softcap=softcap)
         if self.stored:
             self._lane.join()
-        whole, near_lse = near.finish(relay.far() if self.stored else None)
+        whole, near_lse = near.finish(relay.far() if self.stored else None, guessed)
         relay.near_lse.copy_(near_lse, non_blocking=True)
+        if relay.mirror is not None:
+            relay.beside.copy_(near_lse)
         if sink is not None:
             whole = absorb_sink(whole, sink)
         return whole.out.to(query.dtype)
+
+    @property
+    def stored(self) -> bool:
+        """Whether rows of the store are attended to: a step with them is another than one without."""
+        return self.kind[:1] == (True,)
 
     @property
     def host_seconds(self) -> float:
@@ -96,3 +109,9 @@ class Recorder:
         """The device is done with the token. Errors as of Relay.end."""
         for relay in self.relays:
             relay.end()
+
+
+def most_stored(layer: LayerState) -> int:
+    """Rows a layer's store may come to hold: all but those that never leave the window."""
+    window = layer.window
+    return max(0, layer.settings.context - window.sinks - window.ring + layer.settings.block)

@@ -17,7 +17,10 @@ from hgca_cli import native
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import Partial
 from hgca_cli.attention.reading import UNKNOWN
+from hgca_cli.attention.scoring import Guessed, Scoring
 from hgca_cli.attention.select.contract import Chosen
+from hgca_cli.attention.select.mirror import Mirror
+from hgca_cli.attention.select.scan import Scan
 from hgca_cli.attention.sparse import count_read
 from hgca_cli.errors import NativeError
 from hgca_cli.selection import Selection
@@ -30,19 +33,24 @@ class Lane:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def ask(self, relay: Relay, query: Tensor) -> None:
-        """Send a query [heads, key_dim] and have it answered, beside what the main stream does next."""
+    def ask(self, relay: Relay, query: Tensor) -> Guessed | None:
+        """Send a query [heads, key_dim] and have it answered, beside what the main stream does next; returns what the device
+        guesses of rows it scored and the CPU does not read.
+        """
         relay.asked.copy_(query)
         if self._stream is None:
             relay.query.copy_(relay.asked)
+            guessed = relay.score(query)
             native.lib.hgca_run_relay(relay.described)
             relay.answered.copy_(relay.answer)
-            return
+            return guessed
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
             relay.query.copy_(relay.asked, non_blocking=True)
+            guessed = relay.score(query)
             launch_on_host(self._stream.cuda_stream, relay.described)
             relay.answered.copy_(relay.answer, non_blocking=True)
+        return guessed
 
     def join(self) -> None:
         """The main stream waits for the answer."""
@@ -56,9 +64,12 @@ class Relay:
     asked, answered  on the device: the query f32 [heads, key_dim]; out and, behind it, lse f32 [heads * (value_dim + 1)]
     query, answer    the same in CPU memory, pinned where the device is a GPU
     near_lse         f32 [heads] in CPU memory: of the window, of the last token the device is done with
+    scoring, mirror  what chooses rows on the device; None where that is left to the C library
+    beside           near_lse on the device, there only
+    scores           whether rows are chosen on the device for the present token
     """
 
-    def __init__(self, layer: LayerState, device: torch.device) -> None:
+    def __init__(self, layer: LayerState, device: torch.device, scoring: Scoring | None = None) -> None:
         shape, pinned = layer.layout, device.type == "cuda"
         self.layer = layer
         with torch.inference_mode(False):
@@ -67,6 +78,13 @@ class Relay:
             self.near_lse = torch.full((shape.heads,), float("-inf"), pin_memory=pinned)
             self.asked = torch.zeros(shape.heads, shape.key_dim, device=device)
             self.answered = torch.zeros_like(self.answer, device=device)
+            self.row_start = torch.zeros(shape.kv_heads + 1, dtype=torch.int64, pin_memory=pinned)
+            self.beside = torch.full_like(self.near_lse, float("-inf"), device=device)
+        scored = scoring is not None and type(layer.selector) is Scan
+        self.scoring, self.mirror = (
+            (scoring, Mirror(shape, scoring.rows, device)) if scored and scoring else (None, None)
+        )
+        self.scores = False
         self._chosen: Chosen | Selection | None = None
         self._metered = False
         self._scale, self._softcap = 1.0, 0.0
@@ -93,6 +111,13 @@ class Relay:
         out, lse = self.answered.split([shape.heads * shape.value_dim, shape.heads])
         return Partial(out.view(shape.heads, shape.value_dim), lse)
 
+    def score(self, query: Tensor) -> Guessed | None:
+        """Choose the rows the C library reads, on the device, if they are chosen there."""
+        if not self.scores or self.scoring is None or self.mirror is None:
+            return None
+        how = {"scale": self._scale, "softcap": self._softcap}
+        return self.scoring.choose(query, self.mirror, self.beside, self.row_start, **how)
+
     def begin(self) -> int:
         """One more token: rows on their way arrive, what is read is described; returns the slot of the token's row."""
         layer, to = self.layer, self.described
@@ -100,16 +125,31 @@ class Relay:
         store = layer.store
         stored = store is not None and store.rows > 0
         chosen = self._chosen = layer.choose(UNKNOWN, store) if stored else None  # type: ignore[arg-type]
-        to.chosen, to.far.rows, self._metered = native.ffi.NULL, 0, False
+        to.chosen, to.far.rows, to.far.lists, self._metered = native.ffi.NULL, 0, 0, False
+        roomy = self.scoring is not None and store is not None and store.rows <= self.scoring.rows
+        self.scores = self.mirror is not None and roomy and isinstance(chosen, Selection)
         if isinstance(chosen, Selection):
-            to.chosen = chosen.job
-            to.beside = native.address(self.near_lse)
             self._metered = layer.meter.due()
+            if self.scores:
+                self._leave_choice(chosen)
+            else:
+                to.chosen = chosen.job
+                to.beside = native.address(self.near_lse)
         elif chosen is not None:
             assert chosen.row_start is None, "a list of rows that Python names needs the query"
             to.far.rows = store.rows  # type: ignore[union-attr]
         layer.make_room()
         return layer.window.take()
+
+    def _leave_choice(self, chosen: Selection) -> None:
+        """To the device, which writes lists of rows."""
+        store, selector, far = self.layer.store, self.layer.selector, self.described.far
+        assert store is not None and self.mirror is not None and self.scoring is not None and isinstance(selector, Scan)
+        self.mirror.follow(selector.codes)
+        self.scoring.limit(chosen)
+        far.rows, far.lists = store.rows, self.layer.layout.kv_heads
+        far.row_start = native.address(self.row_start, "int64_t *")
+        far.row = native.address(self.scoring.row, "int32_t *")
 
     def end(self) -> None:
         """The device is done with the token: it is counted, now and then measured, and the ring's oldest rows may leave.
@@ -119,12 +159,22 @@ class Relay:
         layer, chosen = self.layer, self._chosen
         if self.described.status:
             native.check(self.described.status)
+        if isinstance(chosen, Selection) and self.scores:
+            self._tell(chosen)
         if isinstance(chosen, Selection) and self._metered:
             self._measure(chosen)
         if layer.store is not None and layer.store.rows > 0:
             count_read(layer, chosen)
         layer.near_lse = self.near_lse
         layer.evict_overflow()
+
+    def _tell(self, chosen: Selection) -> None:
+        """What the device chose, as the C library tells it of its own choices."""
+        store, scoring, shape = self.layer.store, self.scoring, self.layer.layout
+        assert store is not None and scoring is not None
+        read = int(self.row_start[-1]) * store.row_bytes // shape.kv_heads
+        seconds = self.described.ns * 1e-9 * native.threads()
+        chosen.tell(self.row_start, self.answer[-shape.heads :], read + scoring.bytes_scored(store.rows), seconds)
 
     def _measure(self, chosen: Selection) -> None:
         store = self.layer.store

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hgca_cli.attention import dense
 from hgca_cli.attention.merge import Partial, merge
+from hgca_cli.attention.scoring import Guessed, merged
 
 
 class SlotAttention:
@@ -72,8 +73,8 @@ def trouble(device: torch.device) -> str | None:
 class Near(Protocol):
     """Attention to the slots on its way."""
 
-    def finish(self, far: Partial | None) -> tuple[Partial, Tensor]:
-        """The attention to slots and `far` together, and the slots' own log-sum-exp f32 [heads]."""
+    def finish(self, far: Partial | None, guessed: Guessed | None = None) -> tuple[Partial, Tensor]:
+        """The attention to slots, `far` and `guessed` together, and the slots' own log-sum-exp f32 [heads]."""
 
 
 class Plain:
@@ -82,5 +83,8 @@ class Plain:
     def __init__(self, near: Partial) -> None:
         self._near = near
 
-    def finish(self, far: Partial | None) -> tuple[Partial, Tensor]:
-        return (self._near if far is None else merge(self._near, far)), self._near.lse
+    def finish(self, far: Partial | None, guessed: Guessed | None = None) -> tuple[Partial, Tensor]:
+        whole = self._near
+        for more in (far, None if guessed is None else merged(guessed)):
+            whole = whole if more is None else merge(whole, more)
+        return whole, self._near.lse

@@ -10,6 +10,7 @@ import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
 from hgca_cli.attention.merge import Partial
+from hgca_cli.attention.scoring import Guessed
 
 BLOCK = 64  # slots at a time
 MOST_SPLITS = 64  # parts of the slots; each is one program for each KV head
@@ -62,30 +63,42 @@ def _part(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _merged(  # type: ignore[no-untyped-def]
-    outs, lses, far, result, near_lse, whole_lse, parts,
-    HEADS: tl.constexpr, PARTS: tl.constexpr, VALUE: tl.constexpr, FAR: tl.constexpr,
+    outs, lses, far, guessed, guessed_lses, result, near_lse, whole_lse, parts, more,
+    HEADS: tl.constexpr, PARTS: tl.constexpr, VALUE: tl.constexpr, FAR: tl.constexpr, MORE: tl.constexpr,
 ):  # fmt: skip
-    """The parts of one query head, and the store's if FAR, by log-sum-exp."""
-    head, some, to = tl.program_id(0), tl.arange(0, PARTS), tl.arange(0, VALUE)
+    """The parts of one query head, the store's if FAR, and `more` parts that are guessed if MORE, by log-sum-exp."""
+    head, to = tl.program_id(0), tl.arange(0, VALUE)
+    base, total, out = _added(outs, lses, head, parts, PARTS, VALUE)
+    tl.store(near_lse + head, base + tl.log(total))
+    if FAR:
+        far_lse = tl.load(far + HEADS * VALUE + head)
+        top = tl.maximum(base, far_lse)
+        mine, other = tl.exp(base - top), tl.exp(far_lse - top)
+        out = out * mine + tl.load(far + head * VALUE + to) * other
+        total = total * mine + other
+        base = top
+    if MORE:
+        its_base, its_total, its_out = _added(guessed, guessed_lses, head, more, MORE, VALUE)
+        top = tl.maximum(base, its_base)
+        mine, other = tl.exp(base - top), tl.where(its_total > 0.0, tl.exp(its_base - top), 0.0)
+        out = out * mine + its_out * other
+        total = total * mine + its_total * other
+        base = top
+    tl.store(whole_lse + head, base + tl.log(total))
+    tl.store(result + head * VALUE + to, out / total)
+
+
+@triton.jit
+def _added(outs, lses, head, parts, PARTS: tl.constexpr, VALUE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Parts of a head as base, total, out: they hold e^base * total, and out is not divided by total yet. Of none: total 0."""
+    some, to = tl.arange(0, PARTS), tl.arange(0, VALUE)
     here = some < parts
     lse = tl.load(lses + head * parts + some, mask=here, other=float("-inf"))
     most = tl.max(lse, 0)
     base = tl.where(most == float("-inf"), 0.0, most)
     share = tl.exp(lse - base)
-    total = tl.sum(share, 0)
     out = tl.load(outs + (head * parts + some)[:, None] * VALUE + to[None, :], mask=here[:, None], other=0.0)
-    out = tl.sum(out * share[:, None], 0)
-    near = base + tl.log(total)
-    tl.store(near_lse + head, near)
-    if FAR:
-        far_lse = tl.load(far + HEADS * VALUE + head)
-        top = tl.maximum(near, far_lse)
-        mine, other = tl.exp(base - top), tl.exp(far_lse - top)
-        out = out * mine + tl.load(far + head * VALUE + to) * other
-        total = total * mine + other
-        near = top + tl.log(tl.exp(near - top) + other)
-    tl.store(whole_lse + head, near)
-    tl.store(result + head * VALUE + to, out / total)
+    return base, tl.sum(share, 0), tl.sum(out * share[:, None], 0)
 
 
 class Kernels:
@@ -120,14 +133,18 @@ class Launched:
     def __init__(self, kernels: Kernels, heads: int, value_dim: int, dtype: torch.dtype) -> None:
         self._kernels, self._heads, self._value_dim, self._dtype = kernels, heads, value_dim, dtype
 
-    def finish(self, far: Partial | None) -> tuple[Partial, Tensor]:
+    def finish(self, far: Partial | None, guessed: Guessed | None = None) -> tuple[Partial, Tensor]:
         """As slots.Near.finish; `far` is out with lse right behind it in memory. Out is in the query's dtype."""
         kernels, device = self._kernels, self._kernels.outs.device
         out = torch.empty(self._heads, self._value_dim, device=device, dtype=self._dtype)
         near, whole = torch.empty(2, self._heads, device=device)
         answered: Any = kernels.lses if far is None else far.out
+        more = 0 if guessed is None else guessed.lse.shape[1]
+        guess, its_lse = (kernels.outs, kernels.lses) if guessed is None else guessed
+        padded = triton.next_power_of_2(more) if more else 0
         _merged[(self._heads,)](
-            kernels.outs, kernels.lses, answered, out, near, whole, kernels.parts,
+            kernels.outs, kernels.lses, answered, guess, its_lse, out, near, whole, kernels.parts, more,
             HEADS=self._heads, PARTS=triton.next_power_of_2(kernels.parts), VALUE=self._value_dim, FAR=far is not None,
+            MORE=padded, num_warps=8 if padded > 32 else 4,
         )  # fmt: skip
         return Partial(out, whole), near

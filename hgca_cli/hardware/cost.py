@@ -18,6 +18,7 @@ from hgca_cli.kv.layout import LayerLayout
 WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "grid8": 34 / 32, "grid4": 20 / 32}  # of a number, scales of a grid included
 GRIDS = frozenset({"grid4", "grid8"})
 CHUNK_LAYERS = 3.0  # times what a token's layer costs, a chunk's does beyond its products: larger small operations
+SCORING_US = 25.0  # of a layer beside its codes' bytes: four launches, one after another
 KNEE = 0.9  # of the best throughput a batch could reach: beyond it latency grows and little is gained
 
 
@@ -102,6 +103,9 @@ class Costs:
         if batch > 1 or not captured(self.model, choice):
             fixed = max(fixed, (len(layers) * gpu.launch_us + gpu.token_us) * 1e-6 - weights)
         copies = len(store) * gpu.relay_us * 1e-6 if stored else 0.0
+        if stored and choice.select == "scan" and captured(self.model, choice) and batch == 1:  # scored there
+            codes = stored * sum(layer.index_bytes("scan") for layer in layers[self.dense_layers :])
+            selection = codes / (gpu.memory_gb_s * GPU_SHARE * 1e9) + len(layers) * SCORING_US * 1e-6
         return StepCost(weights, fixed, window, copies, selection, attention, True)
 
     def prefill(self, choice: Choice, tokens: int, threads: int) -> float:

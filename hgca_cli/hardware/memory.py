@@ -12,6 +12,8 @@ SCALES = {"int8": 8}  # two float32 beside each row of each KV head in the store
 RUNTIME = 448 << 20  # Python, torch, transformers and a tokenizer: measured 330 MiB after the imports, 450 in a chat
 CUDA_RUNTIME = 1 << 30  # what a CUDA context takes of the host besides
 DISK_SHARE = 0.95  # of what is free on the disk the store is on: others write there, too
+CODED_MORE = 256  # rows: a block on its way out of the window, and what the last block of codes lacks
+SCORED = 6  # bytes of a row and query head while rows are scored: the score, and a share of bins and lists
 SCORES = 192 << 20  # plain attention, where flash kernels do not apply, holds at most 64 MiB of scores three times
 
 
@@ -66,7 +68,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Memory:
-    """What one place must hold. limit: what may be used of it, a margin already taken off."""
+    """What one place must hold. limit: what may be used of it, a margin already taken off. A GPU's store is codes of its rows."""
 
     place: str  # "GPU 0 (name)", "host memory", or "disk" and its directory
     weights: int
@@ -147,6 +149,15 @@ def stored_rows(choice: Choice) -> int:
     return max(0, choice.context - choice.sinks - choice.window)
 
 
+def device_codes_bytes(model: Model, choice: Choice) -> int:
+    """Bytes of a GPU's copy of the codes of stored rows, and of the scores it makes of them, of one sequence."""
+    layers = model.layout.layers
+    if choice.device == "cpu" or choice.select != "scan" or not all(layer.in_graph for layer in layers):
+        return 0
+    rows = stored_rows(choice) + CODED_MORE if stored_rows(choice) else 0
+    return rows * (sum(layer.index_bytes("scan") for layer in layers) + SCORED * max(layer.heads for layer in layers))
+
+
 def needs(
     model: Model, choice: Choice, device_limit: int, host_limit: int, gpu_name: str = "", disk: Disk | None = None
 ) -> list[Memory]:
@@ -178,7 +189,7 @@ def needs(
         return [Memory("host memory", weights, window, store, work + staging, RUNTIME, host_limit), *on_disk]
     place = f"GPU {choice.device.removeprefix('cuda:')}" + (f" ({gpu_name})" if gpu_name else "")
     return [
-        Memory(place, weights, window, 0, work, 0, device_limit),
+        Memory(place, weights, window, device_codes_bytes(model, choice), work, 0, device_limit),
         Memory("host memory", 0, 0, store, staging, RUNTIME + CUDA_RUNTIME, host_limit),
         Memory("host memory while loading", weights, 0, 0, 0, RUNTIME + CUDA_RUNTIME, host_limit),
         *on_disk,

@@ -111,6 +111,7 @@ class Plan:
             quality=self.quality,
             dense_layers=self.dense_layers,
             store_dir=self.store_dir,
+            device_codes=self.device != "cpu" and self.select == "scan",
         )
 
     @property

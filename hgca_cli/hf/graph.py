@@ -19,14 +19,14 @@ from hgca_cli.hf.load import forward
 class GraphStep:
     """One more token of the one sequence in a cache.
 
-    captured  graphs by whether the store is read, with their logits
+    captured  graphs by kind of step, with their logits
     """
 
     def __init__(self, model: Any, cache: HybridCache) -> None:
         self._model, self._cache = model, cache
         self.recorder = Recorder([layer.states[0] for layer in cache.layers])
         self._device = self.recorder.numbers.device
-        self.captured: dict[bool, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.captured: dict[tuple[bool, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool: Any = None
         self.failed: str | None = None  # why nothing is captured
 
@@ -50,7 +50,7 @@ class GraphStep:
         try:
             recorder.begin()
             recorder.numbers[TOKEN : TOKEN + 1].copy_(ids[0])
-            captured = self.captured.get(recorder.stored)
+            captured = self.captured.get(recorder.kind)
             if captured is not None:
                 captured[0].replay()
                 logits = captured[1].clone()
@@ -75,7 +75,7 @@ class GraphStep:
             self._wait()
             return
         self._pool = graph.pool()
-        self.captured[self.recorder.stored] = graph, logits
+        self.captured[self.recorder.kind] = graph, logits
 
     def _forward(self) -> Tensor:
         numbers, layers = self.recorder.numbers, self._cache.layers

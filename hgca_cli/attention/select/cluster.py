@@ -50,7 +50,7 @@ class Cluster(Scan):
         """The standing description, brought up to date; segments that are due are taken in."""
         described = self._described(store)
         clusters = self._clusters
-        clusters.settle(store, self._codes)
+        clusters.settle(store, self.codes)
         if clusters.rows != self._described_rows:
             self._described_rows = clusters.rows
             gate = self.gate if self.mass < 1.0 or self._budget is not None else "none"
@@ -81,7 +81,7 @@ class Cluster(Scan):
         """
         super().stored(store)
         self._clusters.extend(store)
-        self._clusters.settle(store, self._codes, wait=False)
+        self._clusters.settle(store, self.codes, wait=False)
 
     def truncate(self, store_rows: int, ring_rows: int) -> None:
         """Segments that are no longer whole are forgotten, and their rows get codes in their own order again."""

@@ -16,10 +16,11 @@ class Codes:
 
     whole  u8 [kv_heads, blocks, bytes], for the whole capacity; so much of it is written as there are rows
     means  bf16 [kv_heads, blocks, value_dim], mean value of each block, likewise
+    kept   blocks that have not changed since who copies them set it
     """
 
     def __init__(self, layout: LayerLayout, capacity: int) -> None:
-        self.rows = 0
+        self.rows = self.kept = 0
         blocks = -(-capacity // selection.BLOCK)
         width = selection.block_bytes(layout.key_dim)
         self._memory = GrowingArray(layout.kv_heads, blocks, width, torch.uint8, "the index of older rows")
@@ -38,12 +39,14 @@ class Codes:
         values = store.values[:, : store.rows]
         selection.average(values, self.means, first, each=selection.BLOCK, scale=scales[1])
         self.rows = store.rows
+        self.kept = min(self.kept, first // selection.BLOCK)
 
     def reorder(self, first: int, codes: Tensor, means: Tensor) -> None:
         """Whole blocks from position `first` on are in another order now: u8 [kv_heads, blocks, bytes] and their means."""
         blocks = slice(first // selection.BLOCK, first // selection.BLOCK + codes.shape[1])
         self.whole[:, blocks] = codes
         self.means[:, blocks] = means
+        self.kept = min(self.kept, blocks.start)
 
     def truncate(self, rows: int) -> None:
         """Forget what is beyond, whole blocks: a block's mean value and scales would still tell of rows that are gone."""

@@ -24,12 +24,13 @@ class Scan(Unwatching):
 
     mass    share of the attention mass to be kept per KV head
     budget  most rows as a share of the store; None: the mass alone decides
+    codes   of the store's rows
     """
 
     def __init__(self, layout: LayerLayout, capacity: int, *, mass: float, budget: float | None = None) -> None:
         self.mass, self._budget = mass, budget
         self._layout, self._capacity = layout, capacity
-        self._codes = Codes(layout, capacity)
+        self.codes = Codes(layout, capacity)
         self._selection: Selection | None = None
 
     def choose(self, query: Tensor, store: Store) -> Selection | None:
@@ -42,11 +43,11 @@ class Scan(Unwatching):
 
     def stored(self, store: Store) -> None:
         """New rows get their codes."""
-        self._codes.extend(store)
+        self.codes.extend(store)
 
     def truncate(self, store_rows: int, ring_rows: int) -> None:
         """Codes of rows that are gone are written anew."""
-        self._codes.truncate(store_rows)
+        self.codes.truncate(store_rows)
 
     def _described(self, store: Store) -> Selection:
         if self._selection is None:
@@ -54,12 +55,12 @@ class Scan(Unwatching):
                 self._layout.heads,
                 store.keys,
                 store.values,
-                self._codes.whole,
+                self.codes.whole,
                 scales=store.scales,
-                block_means=self._codes.means,
+                block_means=self.codes.means,
                 mass=self.mass,
             )
-        self._selection.hold(store.rows, self._codes.rows)
+        self._selection.hold(store.rows, self.codes.rows)
         most = EVERY if self._budget is None else max(1, round(self._budget * store.rows))
         self._selection.limit(self.mass, min(LEAST, most), most)
         return self._selection

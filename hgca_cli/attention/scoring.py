@@ -1,0 +1,138 @@
+"""Rows of the store chosen on the device, by its copy of their codes: the CPU is told which rows to read, and scores none.
+
+As `scan` chooses (docs/selection.md): scores by 4-bit codes, weights pooled over a KV head's group, rows by weight until what is
+left holds no more than the mass target allows, and block means for what is left. On a GPU Triton kernels; elsewhere torch does
+the same, for tests and as the definition. Weights are counted in eighths of an octave, each bin's by its middle.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hgca_cli import selection
+from hgca_cli.attention.merge import Partial
+from hgca_cli.attention.select.mirror import Mirror
+from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.selection import Selection
+
+BINS = 256  # of weights, eighths of an octave below 1; the last one is of those never read
+ROWS, LEAST, MOST, LIGHTEST, LEFT = range(5)  # of `limits`
+LIMITS = 5
+WHOLE = 1 << 40  # the mass of everything, where it is a whole number
+
+
+class Guessed(NamedTuple):
+    """What was scored and is not read, as partials of parts of the store."""
+
+    out: Tensor  # f32 [heads, parts, value_dim]
+    lse: Tensor  # f32 [heads, parts]
+
+
+class Scoring:
+    """For layers of one shape, one after another; all of them use the same memory.
+
+    limits  i64 [5] on the device: rows stored, rows to read at least and at most, the first bin that is not read, and the mass
+            that may be left out, of 2^40; `wanted` are those of the present token, which whoever has a step made brings there
+    row     i32 [kv_heads * rows], what is to be read, in memory both see; `row_start` of a layer says whose is which
+    """
+
+    def __init__(self, layout: LayerLayout, rows: int, limits: Tensor) -> None:
+        self.layout, self.limits = layout, limits
+        self.wanted = [0] * LIMITS
+        self.rows = max(1, -(-rows // selection.BLOCK)) * selection.BLOCK
+        device = limits.device
+        with torch.inference_mode(False):
+            self.row = torch.zeros(layout.kv_heads * self.rows, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._kernels = None
+        if device.type == "cuda":
+            from hgca_cli.attention import scoring_triton
+
+            self._kernels = scoring_triton.Kernels(self)
+
+    def limit(self, chosen: Selection) -> None:
+        """What the present token's choice is to be like."""
+        job = chosen.job
+        lightest = max(
+            2.0**-31, (1.0 - job.mass) / 2 / max(1, job.indexed)
+        )  # all of these hold half of what may be left out
+        first = min(BINS - 1, max(1, int(-8.0 * math.log2(lightest))))
+        self.wanted = [job.indexed, job.least, job.most, first, int((1.0 - job.mass) * WHOLE)]
+
+    def bytes_scored(self, rows: int) -> int:
+        """Bytes of codes and means of so many rows that a token of a layer reads on the device."""
+        shape = self.layout
+        blocks = -(-rows // selection.BLOCK)
+        return shape.kv_heads * blocks * (selection.block_bytes(shape.key_dim) + 2 * shape.value_dim)
+
+    def choose(
+        self, query: Tensor, mirror: Mirror, beside: Tensor, row_start: Tensor, *, scale: float, softcap: float
+    ) -> Guessed:
+        """Write `row` and row_start i64 [kv_heads + 1], in memory both see.
+
+        query   [heads, key_dim], any dtype; beside f32 [heads], log-sum-exp of rows that are read elsewhere
+        """
+        if self._kernels is not None:
+            return self._kernels.choose(query, mirror, beside, row_start, scale=scale, softcap=softcap)
+        shape = self.layout
+        rows, least, most, lightest, left = self.limits.tolist()
+        asked = query.float().view(shape.kv_heads, -1, shape.key_dim)
+        score = asked @ decoded(mirror.codes, shape.key_dim)[:, :rows].mT * scale
+        score = softcap * torch.tanh(score / softcap) if softcap else score
+        whole = torch.logaddexp(score.logsumexp(-1), beside.view(shape.kv_heads, -1))
+        weight = torch.exp(score - whole.unsqueeze(-1))  # [kv_heads, group, rows], of everything
+        bins = (-8.0 * torch.log2(weight.mean(1))).nan_to_num(BINS - 1, BINS - 1, 0).clamp(0, BINS - 1).int()
+        taken = torch.stack(
+            [
+                _taken(own, left / WHOLE, least, most, lightest) | bool(one.isnan().any())
+                for own, one in zip(bins, whole, strict=True)
+            ]
+        )
+        row_start[0] = 0
+        torch.cumsum(taken.sum(1), 0, out=row_start[1:])
+        named = taken.nonzero()[:, 1].int()
+        self.row[: len(named)] = named
+        rest = weight.masked_fill(taken.unsqueeze(1), 0.0)
+        blocks = -(-rows // selection.BLOCK)
+        rest = torch.nn.functional.pad(rest, (0, blocks * selection.BLOCK - rows)).unflatten(-1, (blocks, -1)).sum(-1)
+        held = rest.sum(-1, keepdim=True)
+        out = torch.where(held > 0, rest @ mirror.means[:, :blocks].float() / held, 0.0)
+        lse = torch.where(held > 0, held.log() + whole.unsqueeze(-1), float("-inf"))
+        return Guessed(out.view(shape.heads, 1, -1), lse.view(shape.heads, 1))
+
+
+def _taken(bins: Tensor, left: float, least: int, most: int, lightest: int) -> Tensor:
+    """Which rows of a head are read, by their bins [rows]."""
+    count = torch.bincount(bins, minlength=BINS)
+    count[BINS - 1] = 0
+    mass = count * torch.exp2(-(torch.arange(BINS) + 0.5) / 8.0)
+    held, rows = mass.cumsum(0), count.cumsum(0)
+    enough = ((held >= mass.sum() - left) & (rows >= least)) | (rows >= most)
+    enough[lightest - 1 :] = True
+    edge = int(enough.int().argmax())
+    room = most - int(rows[edge] - count[edge])
+    at_edge = bins == edge
+    return (bins < edge) | (at_edge & (at_edge.cumsum(0) <= room))
+
+
+def decoded(codes: Tensor, dim: int) -> Tensor:
+    """Keys f32 [kv_heads, blocks * 128, dim] that codes u8 [kv_heads, blocks, bytes] stand for."""
+    wide = -(-dim // 8) * 8
+    heads, blocks, _ = codes.shape
+    step, zero = (
+        codes[..., : 4 * wide].contiguous().view(torch.bfloat16).float().view(heads, blocks, 2, 1, wide).unbind(2)
+    )
+    packed = codes[..., 4 * wide :].reshape(heads, blocks, 8, wide // 8, 16, 4)  # lanes, chunks, positions, numbers
+    both = torch.stack([packed & 15, packed >> 4], dim=-2)  # of a chunk: 4 low halves, 4 high ones
+    whole = both.permute(0, 1, 2, 4, 3, 5, 6).reshape(heads, blocks, selection.BLOCK, wide)
+    return (whole * step + zero).reshape(heads, -1, wide)[..., :dim]
+
+
+def merged(guessed: Guessed) -> Partial:
+    """One partial of the parts."""
+    lse = guessed.lse.logsumexp(-1)
+    share = torch.exp(guessed.lse - lse.unsqueeze(-1)).nan_to_num(0.0)
+    return Partial((guessed.out * share.unsqueeze(-1)).sum(-2), lse)

@@ -1,0 +1,246 @@
+"""The GPU's kernels of attention/scoring.py: four launches a layer, integers where order could matter. Importing this needs Triton.
+
+Each program has a KV head and a part of its rows; what a head needs of all parts is made by the next launch. Codes are read once
+(words of 8 numbers of a row, 16 rows side by side), scores stay in the device's caches.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton  # type: ignore[import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
+from torch import Tensor
+
+from hgca_cli import selection
+from hgca_cli.attention import scoring
+from hgca_cli.attention.select.mirror import Mirror
+
+if TYPE_CHECKING:
+    from hgca_cli.attention.scoring import Guessed, Scoring
+
+PART = 512  # rows of a part, at least
+MOST_PARTS = 128
+GROUP = 16  # query heads of a KV head are padded to a multiple of this: the least a matrix unit takes
+TILE = 16  # parts that are added up at a time
+ALL = 1 << 20  # an edge beyond all bins: every row is read
+
+
+@triton.jit
+def _score(  # type: ignore[no-untyped-def]
+    query, steps, words, limits, scores, tops, sums, scale, softcap, steps_head, words_head, room, each,
+    GROUPED: tl.constexpr, PADDED: tl.constexpr, KEY: tl.constexpr, BLOCK: tl.constexpr, CAPPED: tl.constexpr,
+):  # fmt: skip
+    """Scores of a part's rows, and of each query head the largest and the sum of exponentials below it."""
+    head, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    rows = tl.load(limits)
+    group, d, chunk, nibble, row = (
+        tl.arange(0, PADDED), tl.arange(0, KEY), tl.arange(0, KEY // 8), tl.arange(0, 8), tl.arange(0, BLOCK)
+    )  # fmt: skip
+    real = group < GROUPED
+    number = d // 8 * 8 + d % 8 // 2 + d % 2 * 4  # of a row, as nibbles stand in a word
+    line = head * GROUPED + group
+    asked = tl.load(query + line[:, None] * KEY + number[None, :], mask=real[:, None], other=0.0).to(tl.float32)
+    most = tl.full([PADDED], float("-inf"), tl.float32)
+    total = tl.zeros([PADDED], tl.float32)
+    first = part * each
+    for start in range(first, tl.minimum(first + each, rows), BLOCK):
+        block = start // BLOCK
+        at = steps + head.to(tl.int64) * steps_head + block * (34 * KEY)
+        step = tl.load(at + number).to(tl.float32)
+        zero = tl.load(at + KEY + number).to(tl.float32)
+        folded = asked * step[None, :]
+        base = tl.sum(asked * zero[None, :], 1)
+        large = tl.max(tl.abs(folded), 1)
+        large = tl.where(large == 0.0, 1.0, large)
+        at = words + head.to(tl.int64) * words_head + block * (17 * KEY) + KEY
+        word = tl.load(at + (row // 16 * (2 * KEY) + row % 16)[None, :] + (chunk * 16)[:, None])
+        code = (word[:, None, :] >> (nibble * 4)[None, :, None]) & 15
+        code = tl.reshape(code, [KEY, BLOCK]).to(tl.float16)
+        score = tl.dot((folded / large[:, None]).to(tl.float16), code) * large[:, None] + base[:, None]
+        score = score * scale
+        if CAPPED:
+            score = softcap * (1.0 - 2.0 / (tl.exp(2.0 * score / softcap) + 1.0))  # tanh
+        place = start + row
+        score = tl.where((place < rows)[None, :], score, float("-inf"))
+        tl.store(scores + line[:, None] * room + place[None, :], score, mask=real[:, None])
+        higher = tl.maximum(most, tl.max(score, 1))
+        total = total * tl.exp(most - higher) + tl.sum(tl.exp(score - higher[:, None]), 1)
+        most = higher
+    tl.store(tops + line * parts + part, most, mask=real)
+    tl.store(sums + line * parts + part, total, mask=real)
+
+
+@triton.jit
+def _weigh(  # type: ignore[no-untyped-def]
+    scores, tops, sums, beside, limits, wholes, bins, counts, parts, room, each,
+    GROUPED: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, BINS: tl.constexpr,
+):  # fmt: skip
+    """The bin of each row's weight, how many a part has of each, and what all rows hold, of the store and beside it."""
+    head, part = tl.program_id(0), tl.program_id(1)
+    rows = tl.load(limits)
+    group, some, row, bin = tl.arange(0, PADDED), tl.arange(0, PARTS), tl.arange(0, BLOCK), tl.arange(0, BINS)
+    real = group < GROUPED
+    line = head * GROUPED + group
+    there = real[:, None] & (some < parts)[None, :]
+    top = tl.load(tops + line[:, None] * parts + some[None, :], mask=there, other=float("-inf"))
+    total = tl.load(sums + line[:, None] * parts + some[None, :], mask=there, other=0.0)
+    most = tl.max(top, 1)
+    besides = tl.load(beside + line, mask=real, other=0.0)
+    most = tl.maximum(most, besides)
+    most = tl.where(real, most, 0.0)
+    whole = most + tl.log(tl.sum(total * tl.exp(top - most[:, None]), 1) + tl.exp(besides - most))
+    if part == 0:
+        tl.store(wholes + line, whole, mask=real)
+    count = tl.zeros([BINS], tl.int32)
+    first = part * each
+    for start in range(first, tl.minimum(first + each, rows), BLOCK):
+        place = start + row
+        score = tl.load(scores + line[:, None] * room + place[None, :], mask=real[:, None], other=float("-inf"))
+        weight = tl.sum(tl.exp(score - whole[:, None]), 0) / GROUPED
+        which = tl.where(weight > 0.0, -8.0 * tl.log2(tl.where(weight > 0.0, weight, 1.0)), BINS - 1.0)
+        which = tl.minimum(tl.maximum(which, 0.0), BINS - 1.0).to(tl.int32)
+        tl.store(bins + head * room + place, which.to(tl.uint8))
+        count += tl.histogram(which, BINS)
+    tl.store(counts + (head * parts + part) * BINS + bin, count)
+
+
+@triton.jit
+def _edge(  # type: ignore[no-untyped-def]
+    counts, wholes, limits, edges, taken, offsets, rooms, parts, each,
+    GROUPED: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, BINS: tl.constexpr, ALL: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """The last bin of which a head reads rows, and where each part's begin; the choice of scoring._taken."""
+    head = tl.program_id(0)
+    rows, least, most, lightest = tl.load(limits), tl.load(limits + 1), tl.load(limits + 2), tl.load(limits + 3)
+    left = tl.load(limits + 4).to(tl.float32) / WHOLE
+    bin, some, group = tl.arange(0, BINS), tl.arange(0, TILE), tl.arange(0, PADDED)
+    whole = tl.load(wholes + head * GROUPED + group, mask=group < GROUPED, other=0.0)
+    strange = tl.sum((whole != whole).to(tl.int32), 0) > 0
+    count = tl.zeros([BINS], tl.int32)
+    for start in range(0, parts, TILE):
+        at = counts + (head * parts + start + some)[:, None] * BINS + bin[None, :]
+        count += tl.sum(tl.load(at, mask=(start + some < parts)[:, None], other=0), 0)
+    count = tl.where(bin == BINS - 1, 0, count)
+    mass = count.to(tl.float32) * tl.exp2(-(bin.to(tl.float32) + 0.5) / 8.0)
+    held, row = tl.cumsum(mass, 0), tl.cumsum(count, 0)
+    enough = (held >= tl.sum(mass, 0) - left) & (row >= least)
+    enough = enough | (row >= most) | (bin >= lightest - 1)
+    edge = tl.min(tl.where(enough, bin, BINS - 1), 0)
+    room = most - tl.sum(tl.where(bin < edge, count, 0), 0)
+    edge = tl.where(strange, ALL, edge)
+    before = rows * 0
+    for start in range(0, parts, TILE):
+        part = start + some
+        at = counts + (head * parts + part)[:, None] * BINS + bin[None, :]
+        own = tl.load(at, mask=(part < parts)[:, None], other=0)
+        sure = tl.sum(tl.where((bin < edge)[None, :], own, 0), 1).to(tl.int64)
+        at_edge = tl.sum(tl.where((bin == edge)[None, :], own, 0), 1).to(tl.int64)
+        mine = tl.maximum(room - (tl.cumsum(at_edge, 0) - at_edge), 0)
+        mine = tl.minimum(mine, at_edge)
+        every = tl.minimum(tl.maximum(rows - part * each, 0), each)
+        takes = tl.where(strange, every, sure + mine)
+        tl.store(offsets + head * parts + part, before + tl.cumsum(takes, 0) - takes, mask=part < parts)
+        tl.store(rooms + head * parts + part, mine, mask=part < parts)
+        before += tl.sum(takes, 0)
+        room -= tl.sum(at_edge, 0)
+    tl.store(edges + head, edge)
+    tl.store(taken + head, before)
+
+
+@triton.jit
+def _name(  # type: ignore[no-untyped-def]
+    scores, wholes, bins, limits, edges, taken, offsets, rooms, means, means_head, row_start, named, outs, lses, room, each,
+    HEADS: tl.constexpr, SOME: tl.constexpr, GROUPED: tl.constexpr, PADDED: tl.constexpr, VALUE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A part's rows to be read, in order; and its other rows' weights with the mean values of their blocks."""
+    head, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    rows = tl.load(limits)
+    group, row, number, other = tl.arange(0, PADDED), tl.arange(0, BLOCK), tl.arange(0, VALUE), tl.arange(0, SOME)
+    real = group < GROUPED
+    line = head * GROUPED + group
+    count = tl.load(taken + other, mask=other < HEADS, other=0)
+    if (part == 0) & (head == 0):
+        tl.store(row_start + 1 + other, tl.cumsum(count, 0), mask=other < HEADS)
+        tl.store(row_start, rows * 0)
+    place = tl.sum(tl.where(other < head, count, 0), 0) + tl.load(offsets + head * parts + part)
+    left, edge = tl.load(rooms + head * parts + part), tl.load(edges + head)
+    whole = tl.load(wholes + line, mask=real, other=0.0)
+    out = tl.zeros([PADDED, VALUE], tl.float32)
+    held = tl.zeros([PADDED], tl.float32)
+    first = part * each
+    for start in range(first, tl.minimum(first + each, rows), BLOCK):
+        at = start + row
+        inside = at < rows
+        bin = tl.load(bins + head * room + at).to(tl.int32)
+        at_edge = (inside & (bin == edge)).to(tl.int64)
+        take = inside & ((bin < edge) | ((at_edge > 0) & (tl.cumsum(at_edge, 0) <= left)))
+        left -= tl.sum(at_edge, 0)
+        one = take.to(tl.int64)
+        tl.store(named + place + tl.cumsum(one, 0) - one, at.to(tl.int32), mask=take)
+        place += tl.sum(one, 0)
+        score = tl.load(scores + line[:, None] * room + at[None, :], mask=real[:, None], other=float("-inf"))
+        weight = tl.where((inside & (take == 0))[None, :], tl.exp(score - whole[:, None]), 0.0)
+        rest = tl.sum(weight, 1)
+        mean = tl.load(means + head * means_head + start // BLOCK * VALUE + number).to(tl.float32)
+        out += rest[:, None] * mean[None, :]
+        held += rest
+    some = tl.where(held > 0.0, held, 1.0)
+    lse = tl.where(held > 0.0, tl.log(some) + whole, float("-inf"))
+    tl.store(lses + line * parts + part, lse, mask=real)
+    tl.store(outs + (line * parts + part)[:, None] * VALUE + number[None, :], out / some[:, None], mask=real[:, None])
+
+
+class Kernels:
+    """For a Scoring; memory between the launches is used again by each layer."""
+
+    def __init__(self, of: Scoring) -> None:
+        shape, device = of.layout, of.limits.device
+        self.of = of
+        self.each = -(-max(PART, -(-of.rows // MOST_PARTS)) // selection.BLOCK) * selection.BLOCK
+        self.parts = -(-of.rows // self.each)
+        room = self.parts * self.each
+
+        def memory(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(*size, dtype=dtype, device=device)
+
+        self.scores, self.bins = memory(shape.heads, room), memory(shape.kv_heads, room, dtype=torch.uint8)
+        self.tops, self.sums, self.lses = memory(3, shape.heads, self.parts)
+        self.wholes, self.outs = memory(shape.heads), memory(shape.heads, self.parts, shape.value_dim)
+        self.counts = memory(shape.kv_heads, self.parts, scoring.BINS, dtype=torch.int32)
+        self.edges = memory(shape.kv_heads, dtype=torch.int32)
+        self.taken = memory(shape.kv_heads, dtype=torch.int64)
+        self.offsets, self.rooms = memory(2, shape.kv_heads, self.parts, dtype=torch.int64)
+
+    def choose(
+        self, query: Tensor, mirror: Mirror, beside: Tensor, row_start: Tensor, *, scale: float, softcap: float
+    ) -> Guessed:
+        """As Scoring.choose."""
+        shape, room, each, parts = self.of.layout, self.scores.shape[1], self.each, self.parts
+        limits, row = self.of.limits, self.of.row
+        grid, group = (shape.kv_heads, parts), shape.heads // shape.kv_heads
+        padded = max(GROUP, triton.next_power_of_2(group))
+        steps, words = mirror.codes.view(torch.bfloat16), mirror.codes.view(torch.int32)
+        block, bins = selection.BLOCK, scoring.BINS
+        _score[grid](
+            query.contiguous(), steps, words, limits, self.scores, self.tops, self.sums, scale, softcap or 1.0,
+            steps.stride(0), words.stride(0), room, each,
+            GROUPED=group, PADDED=padded, KEY=shape.key_dim, BLOCK=block, CAPPED=softcap > 0.0,
+        )  # fmt: skip
+        _weigh[grid](
+            self.scores, self.tops, self.sums, beside, limits, self.wholes, self.bins, self.counts, parts, room, each,
+            GROUPED=group, PADDED=padded, PARTS=triton.next_power_of_2(parts), BLOCK=block, BINS=bins,
+        )  # fmt: skip
+        _edge[(shape.kv_heads,)](
+            self.counts, self.wholes, limits, self.edges, self.taken, self.offsets, self.rooms, parts, each,
+            GROUPED=group, PADDED=padded, TILE=TILE, BINS=bins, ALL=ALL, WHOLE=scoring.WHOLE,
+        )  # fmt: skip
+        _name[grid](
+            self.scores, self.wholes, self.bins, limits, self.edges, self.taken, self.offsets, self.rooms,
+            mirror.means, mirror.means.stride(0), row_start, row, self.outs, self.lses, room, each,
+            HEADS=shape.kv_heads, SOME=triton.next_power_of_2(shape.kv_heads), GROUPED=group, PADDED=padded,
+            VALUE=shape.value_dim, BLOCK=block,
+        )  # fmt: skip
+        return scoring.Guessed(self.outs, self.lses)
