@@ -323,18 +323,6 @@ class Selection:
         times = (s.group_ns * 1e-9, s.scan_ns * 1e-9, s.choose_ns * 1e-9, s.read_ns * 1e-9)
         return Reads(s.scanned, s.groups, s.read, s.estimated, s.bytes, *times)
 
-    def tell(self, row_start: Tensor, read_lse: Tensor, touched: int, seconds: float) -> None:
-        """What a step read whose rows were chosen elsewhere.
-
-        row_start  i64 [kv_heads + 1], as of native.Attention; read_lse as of this; bytes touched, and seconds of threads
-        """
-        self.rows_read[:] = row_start[1:] - row_start[:-1]
-        self.read_lse[:] = read_lse
-        self._stats[0] = ffi.new("hgca_selection_stats *")[0]
-        s = self._stats
-        s.scanned, s.read = self.job.indexed * self.kv_heads, int(row_start[-1] - row_start[0])
-        s.bytes, s.read_ns = touched, int(seconds * 1e9)
-
     def aim(
         self, query: Tensor, scale: float, softcap: float, near: Step | None, beside: Tensor | None
     ) -> tuple[list[Any], native.Partial]:

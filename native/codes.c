@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <string.h>
 
-enum { MOST_WIDTH = HGCA_MOST_WIDTH, ALONE = 16 }; /* blocks the caller writes by itself */
+enum { MOST_WIDTH = HGCA_MOST_WIDTH, ALONE = 3 }; /* blocks the caller writes by itself */
 
 int64_t hgca_block_bytes(int32_t dim) {
     return dim < 1 ? 0 : hgca_scales_bytes(dim) + HGCA_GROUPS * hgca_lanes_bytes(dim);

@@ -118,6 +118,8 @@ int hgca_decode_layer_several(const hgca_layer *layer, const hgca_reading *const
  *   far      without a choice: heads, and rows that are all read; rows = 0: none, and the result is nothing
  *   query    [heads][key_dim], there when it is run; out [heads][value_dim] and lse [heads] are written
  *   beside   [heads], lse of rows that the device attends to, which count as kept; null: of none
+ *   told     a choice that the device makes in place of the library, as lists in `far`: its rows_read, read_lse and stats are written;
+ *            scored_bytes: of its index that the device reads, row_bytes: of a row of a KV head
  *   scale, softcap   of scores
  *   ns, status       out: what it took, and whether it went well */
 typedef struct {
@@ -127,6 +129,9 @@ typedef struct {
     float *out;
     float *lse;
     const float *beside;
+    const hgca_selection *told;
+    int64_t scored_bytes;
+    int64_t row_bytes;
     float scale;
     float softcap;
     int64_t ns;

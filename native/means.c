@@ -3,7 +3,7 @@
 
 #include "codes.h"
 
-enum { MOST_WIDTH = HGCA_MOST_WIDTH, ALONE = 128 }; /* means the caller writes by itself */
+enum { MOST_WIDTH = HGCA_MOST_WIDTH, ALONE = 512 }; /* rows the caller adds up by itself */
 
 typedef struct {
     hgca_batch batch; /* first: the pool hands this back */
@@ -42,6 +42,6 @@ int hgca_average(const hgca_means *job) {
     averaging a = {{0}, job, (job->of.count + job->each - 1) / job->each};
     a.batch.run = run_group;
     a.batch.pieces = (int32_t)(a.groups * job->of.heads);
-    hgca_finish_batch(&a.batch, ALONE);
+    hgca_finish_batch(&a.batch, (int32_t)(ALONE / job->each));
     return HGCA_OK;
 }

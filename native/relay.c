@@ -28,6 +28,19 @@ static int run(const hgca_relay *r) {
     return status ? status : hgca_wait(ticket);
 }
 
+/* What the device chose, as the library tells of its own choices. */
+static void tell(const hgca_relay *r) {
+    const hgca_selection *to = r->told;
+    const int64_t *start = r->far.row_start;
+    const int32_t heads = r->far.lists;
+    for (int32_t h = 0; to->rows_read && h < heads; h++) to->rows_read[h] = start[h + 1] - start[h];
+    if (to->read_lse) memcpy(to->read_lse, r->lse, sizeof(float) * (size_t)r->far.heads);
+    if (!to->stats) return;
+    *to->stats = (hgca_selection_stats){.scanned = to->indexed * heads, .read = start[heads] - start[0]};
+    to->stats->bytes = to->stats->read * r->row_bytes + r->scored_bytes;
+    to->stats->read_ns = r->ns * hgca_threads();
+}
+
 void hgca_run_relay(void *relay) {
     hgca_relay *r = relay;
     struct timespec began, ended;
@@ -35,4 +48,5 @@ void hgca_run_relay(void *relay) {
     r->status = r->query && r->out && r->lse ? run(r) : HGCA_BAD_ARGUMENT;
     clock_gettime(CLOCK_MONOTONIC, &ended);
     r->ns = (ended.tv_sec - began.tv_sec) * 1000000000LL + ended.tv_nsec - began.tv_nsec;
+    if (r->told && r->status == HGCA_OK && r->far.lists) tell(r);
 }

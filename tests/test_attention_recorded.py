@@ -89,6 +89,11 @@ def test_the_logits_are_those_of_operation_by_operation(family: str, policy: str
         for a, b in zip(mine, its, strict=True):
             assert (a - b).pow(2).mean() <= 2e-3 * a.pow(2).mean() if rounds else (a - b).abs().max() <= 1e-5
     assert one.rows().read_share == pytest.approx(other.rows().read_share, abs=0.02)
+    for mine, its in zip(one.layers, other.layers, strict=True):
+        a, b = mine.states[0].reads, its.states[0].reads
+        if a.last is not None and b.last is not None:
+            assert b.last.reads.read == int(b.last.rows_read.sum()) == pytest.approx(a.last.reads.read, abs=8)
+            assert b.share_bytes == pytest.approx(a.share_bytes, rel=0.15)
 
 
 def test_it_starts_with_an_empty_store_and_goes_on_after_rewinding() -> None:
@@ -185,7 +190,7 @@ def test_a_captured_step_gives_the_same(dtype: torch.dtype, policy: str) -> None
     assert GraphStep.serves(other)
     step = GraphStep(model, other)
     for wanted, got in zip(stepwise(model, one, tokens), recorded(step, other, tokens), strict=True):
-        if dtype == torch.float32:
+        if dtype == torch.float32 and not settings.device_codes:
             assert (wanted - got).abs().max() <= 1e-3
         else:
             assert ((wanted - got).float().pow(2).mean() / wanted.float().pow(2).mean()) < 1e-2

@@ -49,11 +49,11 @@ class Case:
         chosen.hold(self.rows, self.codes.rows)
         scoring.limit(chosen)
         limits.copy_(torch.tensor(scoring.wanted))
-        mirror = Mirror(self.layout, ROOM, device)
-        mirror.follow(self.codes)
+        mirror = Mirror(self.layout, 1, ROOM, device)
+        mirror.follow([self.codes])
         starts = torch.zeros(self.layout.kv_heads + 1, dtype=torch.int64, pin_memory=device.type == "cuda")
         query, beside = self.query.to(device), self.beside.to(device)
-        guessed = scoring.choose(query, mirror, beside, starts, scale=self.scale, softcap=softcap)
+        guessed = scoring.choose(query, mirror.layers[0], beside, starts, scale=self.scale, softcap=softcap)
         if device.type == "cuda":
             torch.cuda.synchronize()
         lists = [scoring.row[a:b].tolist() for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
@@ -144,19 +144,22 @@ def test_what_is_no_number_hides_nothing(rng: torch.Generator) -> None:
 
 
 def test_the_copy_follows_rows_that_come_and_go(rng: torch.Generator) -> None:
-    case = Case(4, 2, 64, 200, rng)
-    mirror = Mirror(case.layout, ROOM, CPU)
-    for rows, more in ((200, 100), (150, 300), (10, 600)):
-        mirror.follow(case.codes)
-        case.store.truncate(rows)
-        case.codes.truncate(rows)
-        case.store.append(*torch.randn(2, 2, more, 64, generator=rng))
-        case.codes.extend(case.store)
-        mirror.follow(case.codes)
-        blocks = -(-case.store.rows // selection.BLOCK)
-        assert torch.equal(mirror.codes[:, :blocks], case.codes.whole[:, :blocks])
-        assert torch.equal(mirror.means[:, :blocks], case.codes.means[:, :blocks])
-    assert case.codes.kept == blocks
+    cases = [Case(4, 2, 64, 200, rng) for _ in "ab"]
+    mirror = Mirror(cases[0].layout, 2, ROOM, CPU)
+    codes = [case.codes for case in cases]
+    for rows, more in ((200, 100), (150, 300), (10, 600), (600, 64), (650, 64)):
+        mirror.follow(codes)
+        for case in cases:
+            case.store.truncate(rows)
+            case.codes.truncate(rows)
+            case.store.append(*torch.randn(2, 2, more, 64, generator=rng))
+            case.codes.extend(case.store)
+        mirror.follow(codes)
+        blocks = -(-cases[0].store.rows // selection.BLOCK)
+        for coded, of in zip(mirror.layers, codes, strict=True):
+            assert torch.equal(coded.codes[:, :blocks], of.whole[:, :blocks])
+            assert torch.equal(coded.means[:, :blocks], of.means[:, :blocks])
+            assert of.kept == blocks
 
 
 def test_limits_say_what_is_too_light() -> None:

@@ -15,6 +15,8 @@ from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import absorb_sink
 from hgca_cli.attention.relay import Lane, Relay
 from hgca_cli.attention.scoring import LIMITS, Scoring
+from hgca_cli.attention.select.mirror import Coded, Mirror
+from hgca_cli.attention.select.scan import Scan
 from hgca_cli.attention.slots import SlotAttention
 
 TOKEN, POSITION, SLOT, SPANS = 0, 1, 2, slice(3, 7)  # of the numbers that go to the device before a step
@@ -35,10 +37,14 @@ class Recorder:
         with torch.inference_mode(False):
             self._sent = torch.zeros(NUMBERS, dtype=torch.int64, pin_memory=device.type == "cuda")
             self.numbers = torch.zeros_like(self._sent, device=device)
-        self._scoring = None
-        if layers[0].settings.device_codes and shape.in_graph:
+        self._scoring: Scoring | None = None
+        coded: dict[int, Coded] = {}
+        self._scans = {i: one.selector for i, one in enumerate(layers) if type(one.selector) is Scan}
+        if layers[0].settings.device_codes and shape.in_graph and self._scans:
             self._scoring = Scoring(shape, most_stored(layers[0]), self.numbers[CHOICE])
-        self.relays = [Relay(layer, device, self._scoring) for layer in layers]
+            self._mirror = Mirror(shape, len(self._scans), self._scoring.rows, device)
+            coded = dict(zip(self._scans, self._mirror.layers, strict=True))
+        self.relays = [Relay(layer, device, self._scoring, coded.get(i)) for i, layer in enumerate(layers)]
         self.kind: tuple[bool, ...] = ()
         self._slot = self.numbers[SLOT : SLOT + 1]
         self._lane = Lane(device)
@@ -58,10 +64,19 @@ class Recorder:
         assert len(slots) == 1, "layers of one sequence move together"
         stored = any(relay.described.far.rows or relay.described.chosen for relay in self.relays)
         self.kind = (stored, *(relay.scores for relay in self.relays))
+        self._bring_codes()
         spans = [number for first, count in window.runs() for number in (first, first + count)]
         wanted = [0] * LIMITS if self._scoring is None else self._scoring.wanted
         self._sent[POSITION:] = torch.tensor([position, slots.pop(), *spans, *[0] * (4 - len(spans)), *wanted])
         self.numbers[POSITION:].copy_(self._sent[POSITION:], non_blocking=True)
+
+    def _bring_codes(self) -> None:
+        """If rows are chosen on the device: codes that are new, and what a choice is to be like."""
+        scans = [self._scans[i].codes for i, relay in enumerate(self.relays) if relay.scores]
+        if self._scoring is not None and scans:
+            assert len(scans) == len(self._scans), "layers of one sequence move together"
+            self._mirror.follow(scans)
+            self._scoring.limit(next(relay for relay in self.relays if relay.scores).chosen)
 
     def attend(
         self,
@@ -89,7 +104,7 @@ class Recorder:
             self._lane.join()
         whole, near_lse = near.finish(relay.far() if self.stored else None, guessed)
         relay.near_lse.copy_(near_lse, non_blocking=True)
-        if relay.mirror is not None:
+        if relay.coded is not None:
             relay.beside.copy_(near_lse)
         if sink is not None:
             whole = absorb_sink(whole, sink)

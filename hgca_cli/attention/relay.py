@@ -19,8 +19,7 @@ from hgca_cli.attention.merge import Partial
 from hgca_cli.attention.reading import UNKNOWN
 from hgca_cli.attention.scoring import Guessed, Scoring
 from hgca_cli.attention.select.contract import Chosen
-from hgca_cli.attention.select.mirror import Mirror
-from hgca_cli.attention.select.scan import Scan
+from hgca_cli.attention.select.mirror import Coded
 from hgca_cli.attention.sparse import count_read
 from hgca_cli.errors import NativeError
 from hgca_cli.selection import Selection
@@ -64,12 +63,14 @@ class Relay:
     asked, answered  on the device: the query f32 [heads, key_dim]; out and, behind it, lse f32 [heads * (value_dim + 1)]
     query, answer    the same in CPU memory, pinned where the device is a GPU
     near_lse         f32 [heads] in CPU memory: of the window, of the last token the device is done with
-    scoring, mirror  what chooses rows on the device; None where that is left to the C library
+    scoring, coded   what chooses rows on the device, by what; None where that is left to the C library
     beside           near_lse on the device, there only
     scores           whether rows are chosen on the device for the present token
     """
 
-    def __init__(self, layer: LayerState, device: torch.device, scoring: Scoring | None = None) -> None:
+    def __init__(
+        self, layer: LayerState, device: torch.device, scoring: Scoring | None = None, coded: Coded | None = None
+    ) -> None:
         shape, pinned = layer.layout, device.type == "cuda"
         self.layer = layer
         with torch.inference_mode(False):
@@ -79,11 +80,9 @@ class Relay:
             self.asked = torch.zeros(shape.heads, shape.key_dim, device=device)
             self.answered = torch.zeros_like(self.answer, device=device)
             self.row_start = torch.zeros(shape.kv_heads + 1, dtype=torch.int64, pin_memory=pinned)
+            self._starts = native.address(self.row_start, "int64_t *")
             self.beside = torch.full_like(self.near_lse, float("-inf"), device=device)
-        scored = scoring is not None and type(layer.selector) is Scan
-        self.scoring, self.mirror = (
-            (scoring, Mirror(shape, scoring.rows, device)) if scored and scoring else (None, None)
-        )
+        self.scoring, self.coded = scoring, coded
         self.scores = False
         self._chosen: Chosen | Selection | None = None
         self._metered = False
@@ -93,6 +92,7 @@ class Relay:
         to.query, to.out, to.lse = (native.address(one) for one in (self.query, self.answer[:out], self.answer[out:]))
         if layer.store is not None:
             to.far = layer.store.read.described[0]
+            to.row_bytes = layer.store.row_bytes // shape.kv_heads
         to.far.heads, to.far.value_dim = shape.heads, shape.value_dim
 
     @staticmethod
@@ -105,6 +105,12 @@ class Relay:
         self._scale = self.described.scale = scale
         self._softcap = self.described.softcap = softcap
 
+    @property
+    def chosen(self) -> Selection:
+        """Of the present token. Only where `scores`."""
+        assert isinstance(self._chosen, Selection)
+        return self._chosen
+
     def far(self) -> Partial:
         """What came back, on the device."""
         shape = self.layer.layout
@@ -113,10 +119,10 @@ class Relay:
 
     def score(self, query: Tensor) -> Guessed | None:
         """Choose the rows the C library reads, on the device, if they are chosen there."""
-        if not self.scores or self.scoring is None or self.mirror is None:
+        if not self.scores or self.scoring is None or self.coded is None:
             return None
         how = {"scale": self._scale, "softcap": self._softcap}
-        return self.scoring.choose(query, self.mirror, self.beside, self.row_start, **how)
+        return self.scoring.choose(query, self.coded, self.beside, self.row_start, **how)
 
     def begin(self) -> int:
         """One more token: rows on their way arrive, what is read is described; returns the slot of the token's row."""
@@ -125,13 +131,12 @@ class Relay:
         store = layer.store
         stored = store is not None and store.rows > 0
         chosen = self._chosen = layer.choose(UNKNOWN, store) if stored else None  # type: ignore[arg-type]
-        to.chosen, to.far.rows, to.far.lists, self._metered = native.ffi.NULL, 0, 0, False
-        roomy = self.scoring is not None and store is not None and store.rows <= self.scoring.rows
-        self.scores = self.mirror is not None and roomy and isinstance(chosen, Selection)
+        to.chosen, to.told, to.far.rows, to.far.lists = native.ffi.NULL, native.ffi.NULL, 0, 0
+        self._metered = self.scores = False
         if isinstance(chosen, Selection):
             self._metered = layer.meter.due()
-            if self.scores:
-                self._leave_choice(chosen)
+            if self.coded is not None and self.scoring is not None and self.scoring.fits(chosen):
+                self._leave_choice(chosen, self.scoring)
             else:
                 to.chosen = chosen.job
                 to.beside = native.address(self.near_lse)
@@ -141,15 +146,12 @@ class Relay:
         layer.make_room()
         return layer.window.take()
 
-    def _leave_choice(self, chosen: Selection) -> None:
+    def _leave_choice(self, chosen: Selection, scoring: Scoring) -> None:
         """To the device, which writes lists of rows."""
-        store, selector, far = self.layer.store, self.layer.selector, self.described.far
-        assert store is not None and self.mirror is not None and self.scoring is not None and isinstance(selector, Scan)
-        self.mirror.follow(selector.codes)
-        self.scoring.limit(chosen)
-        far.rows, far.lists = store.rows, self.layer.layout.kv_heads
-        far.row_start = native.address(self.row_start, "int64_t *")
-        far.row = native.address(self.scoring.row, "int32_t *")
+        to, self.scores = self.described, True
+        to.told, to.scored_bytes = chosen.job, scoring.bytes_scored(chosen.rows)
+        to.far.rows, to.far.lists = chosen.rows, self.layer.layout.kv_heads
+        to.far.row_start, to.far.row = self._starts, scoring.named
 
     def end(self) -> None:
         """The device is done with the token: it is counted, now and then measured, and the ring's oldest rows may leave.
@@ -159,22 +161,12 @@ class Relay:
         layer, chosen = self.layer, self._chosen
         if self.described.status:
             native.check(self.described.status)
-        if isinstance(chosen, Selection) and self.scores:
-            self._tell(chosen)
         if isinstance(chosen, Selection) and self._metered:
             self._measure(chosen)
         if layer.store is not None and layer.store.rows > 0:
             count_read(layer, chosen)
         layer.near_lse = self.near_lse
         layer.evict_overflow()
-
-    def _tell(self, chosen: Selection) -> None:
-        """What the device chose, as the C library tells it of its own choices."""
-        store, scoring, shape = self.layer.store, self.scoring, self.layer.layout
-        assert store is not None and scoring is not None
-        read = int(self.row_start[-1]) * store.row_bytes // shape.kv_heads
-        seconds = self.described.ns * 1e-9 * native.threads()
-        chosen.tell(self.row_start, self.answer[-shape.heads :], read + scoring.bytes_scored(store.rows), seconds)
 
     def _measure(self, chosen: Selection) -> None:
         store = self.layer.store

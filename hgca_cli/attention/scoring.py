@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hgca_cli import selection
+from hgca_cli import native, selection
 from hgca_cli.attention.merge import Partial
-from hgca_cli.attention.select.mirror import Mirror
+from hgca_cli.attention.select.mirror import Coded
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.selection import Selection
 
@@ -37,7 +37,8 @@ class Scoring:
 
     limits  i64 [5] on the device: rows stored, rows to read at least and at most, the first bin that is not read, and the mass
             that may be left out, of 2^40; `wanted` are those of the present token, which whoever has a step made brings there
-    row     i32 [kv_heads * rows], what is to be read, in memory both see; `row_start` of a layer says whose is which
+    row     i32 [kv_heads * rows], what is to be read, in memory both see; `row_start` of a layer says whose is which. `named`: the
+            same for the C library
     """
 
     def __init__(self, layout: LayerLayout, rows: int, limits: Tensor) -> None:
@@ -47,11 +48,17 @@ class Scoring:
         device = limits.device
         with torch.inference_mode(False):
             self.row = torch.zeros(layout.kv_heads * self.rows, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self.named = native.address(self.row, "int32_t *")
+        self._block = layout.kv_heads * (selection.block_bytes(layout.key_dim) + 2 * layout.value_dim)
         self._kernels = None
         if device.type == "cuda":
             from hgca_cli.attention import scoring_triton
 
             self._kernels = scoring_triton.Kernels(self)
+
+    def fits(self, chosen: Selection) -> bool:
+        """Whether there is room for the rows, and every one of them has a code."""
+        return chosen.rows <= self.rows and chosen.job.indexed == chosen.rows
 
     def limit(self, chosen: Selection) -> None:
         """What the present token's choice is to be like."""
@@ -64,23 +71,21 @@ class Scoring:
 
     def bytes_scored(self, rows: int) -> int:
         """Bytes of codes and means of so many rows that a token of a layer reads on the device."""
-        shape = self.layout
-        blocks = -(-rows // selection.BLOCK)
-        return shape.kv_heads * blocks * (selection.block_bytes(shape.key_dim) + 2 * shape.value_dim)
+        return -(-rows // selection.BLOCK) * self._block
 
     def choose(
-        self, query: Tensor, mirror: Mirror, beside: Tensor, row_start: Tensor, *, scale: float, softcap: float
+        self, query: Tensor, coded: Coded, beside: Tensor, row_start: Tensor, *, scale: float, softcap: float
     ) -> Guessed:
         """Write `row` and row_start i64 [kv_heads + 1], in memory both see.
 
         query   [heads, key_dim], any dtype; beside f32 [heads], log-sum-exp of rows that are read elsewhere
         """
         if self._kernels is not None:
-            return self._kernels.choose(query, mirror, beside, row_start, scale=scale, softcap=softcap)
+            return self._kernels.choose(query, coded, beside, row_start, scale=scale, softcap=softcap)
         shape = self.layout
         rows, least, most, lightest, left = self.limits.tolist()
         asked = query.float().view(shape.kv_heads, -1, shape.key_dim)
-        score = asked @ decoded(mirror.codes, shape.key_dim)[:, :rows].mT * scale
+        score = asked @ decoded(coded.codes, shape.key_dim)[:, :rows].mT * scale
         score = softcap * torch.tanh(score / softcap) if softcap else score
         whole = torch.logaddexp(score.logsumexp(-1), beside.view(shape.kv_heads, -1))
         weight = torch.exp(score - whole.unsqueeze(-1))  # [kv_heads, group, rows], of everything
@@ -99,7 +104,7 @@ class Scoring:
         blocks = -(-rows // selection.BLOCK)
         rest = torch.nn.functional.pad(rest, (0, blocks * selection.BLOCK - rows)).unflatten(-1, (blocks, -1)).sum(-1)
         held = rest.sum(-1, keepdim=True)
-        out = torch.where(held > 0, rest @ mirror.means[:, :blocks].float() / held, 0.0)
+        out = torch.where(held > 0, rest @ coded.means[:, :blocks].float() / held, 0.0)
         lse = torch.where(held > 0, held.log() + whole.unsqueeze(-1), float("-inf"))
         return Guessed(out.view(shape.heads, 1, -1), lse.view(shape.heads, 1))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hgca_cli import selection
 from hgca_cli.attention import scoring
-from hgca_cli.attention.select.mirror import Mirror
+from hgca_cli.attention.select.mirror import Coded
 
 if TYPE_CHECKING:
     from hgca_cli.attention.scoring import Guessed, Scoring
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PART = 512  # rows of a part, at least
 MOST_PARTS = 128
 GROUP = 16  # query heads of a KV head are padded to a multiple of this: the least a matrix unit takes
-TILE = 16  # parts that are added up at a time
+TILE = 64  # parts that are added up at a time
 ALL = 1 << 20  # an edge beyond all bins: every row is read
 
 
@@ -215,14 +215,15 @@ class Kernels:
         self.offsets, self.rooms = memory(2, shape.kv_heads, self.parts, dtype=torch.int64)
 
     def choose(
-        self, query: Tensor, mirror: Mirror, beside: Tensor, row_start: Tensor, *, scale: float, softcap: float
+        self, query: Tensor, coded: Coded, beside: Tensor, row_start: Tensor, *, scale: float, softcap: float
     ) -> Guessed:
         """As Scoring.choose."""
         shape, room, each, parts = self.of.layout, self.scores.shape[1], self.each, self.parts
         limits, row = self.of.limits, self.of.row
         grid, group = (shape.kv_heads, parts), shape.heads // shape.kv_heads
-        padded = max(GROUP, triton.next_power_of_2(group))
-        steps, words = mirror.codes.view(torch.bfloat16), mirror.codes.view(torch.int32)
+        few = triton.next_power_of_2(group)
+        padded = max(GROUP, few)
+        steps, words = coded.codes.view(torch.bfloat16), coded.codes.view(torch.int32)
         block, bins = selection.BLOCK, scoring.BINS
         _score[grid](
             query.contiguous(), steps, words, limits, self.scores, self.tops, self.sums, scale, softcap or 1.0,
@@ -231,16 +232,16 @@ class Kernels:
         )  # fmt: skip
         _weigh[grid](
             self.scores, self.tops, self.sums, beside, limits, self.wholes, self.bins, self.counts, parts, room, each,
-            GROUPED=group, PADDED=padded, PARTS=triton.next_power_of_2(parts), BLOCK=block, BINS=bins,
+            GROUPED=group, PADDED=few, PARTS=triton.next_power_of_2(parts), BLOCK=block, BINS=bins,
         )  # fmt: skip
         _edge[(shape.kv_heads,)](
             self.counts, self.wholes, limits, self.edges, self.taken, self.offsets, self.rooms, parts, each,
-            GROUPED=group, PADDED=padded, TILE=TILE, BINS=bins, ALL=ALL, WHOLE=scoring.WHOLE,
+            GROUPED=group, PADDED=few, TILE=TILE, BINS=bins, ALL=ALL, WHOLE=scoring.WHOLE, num_warps=8,
         )  # fmt: skip
         _name[grid](
             self.scores, self.wholes, self.bins, limits, self.edges, self.taken, self.offsets, self.rooms,
-            mirror.means, mirror.means.stride(0), row_start, row, self.outs, self.lses, room, each,
-            HEADS=shape.kv_heads, SOME=triton.next_power_of_2(shape.kv_heads), GROUPED=group, PADDED=padded,
+            coded.means, coded.means.stride(0), row_start, row, self.outs, self.lses, room, each,
+            HEADS=shape.kv_heads, SOME=triton.next_power_of_2(shape.kv_heads), GROUPED=group, PADDED=few,
             VALUE=shape.value_dim, BLOCK=block,
         )  # fmt: skip
         return scoring.Guessed(self.outs, self.lses)

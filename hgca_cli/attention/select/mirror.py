@@ -1,33 +1,63 @@
-"""A device's copy of a layer's codes, so that rows can be scored where the query is (attention/scoring.py)."""
+"""A device's copy of the codes of all layers, so that rows can be scored where the query is (attention/scoring.py)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from hgca_cli import selection
 from hgca_cli.attention.select.codes import Codes
 from hgca_cli.kv.layout import LayerLayout
 
+STAGED = 2  # blocks of every layer that are copied together: what an eviction changes
+
+
+class Coded(NamedTuple):
+    """Of one layer: codes u8 [kv_heads, blocks, bytes] and means bf16 [kv_heads, blocks, value_dim], as of Codes."""
+
+    codes: Tensor
+    means: Tensor
+
 
 class Mirror:
-    """Of one layer and sequence, with room for `rows` rows.
+    """Of the layers of one sequence, which are alike, with room for `rows` rows each. layers: on the device."""
 
-    codes  u8 [kv_heads, blocks, bytes]; means bf16 [kv_heads, blocks, value_dim]: as of Codes
-    """
-
-    def __init__(self, layout: LayerLayout, rows: int, device: torch.device) -> None:
+    def __init__(self, layout: LayerLayout, layers: int, rows: int, device: torch.device) -> None:
         blocks = -(-rows // selection.BLOCK)
-        heads, width = layout.kv_heads, selection.block_bytes(layout.key_dim)
+        sizes = (selection.block_bytes(layout.key_dim), torch.uint8), (layout.value_dim, torch.bfloat16)
         with torch.inference_mode(False):
-            self.codes = torch.zeros(heads, blocks, width, dtype=torch.uint8, device=device)
-            self.means = torch.zeros(heads, blocks, layout.value_dim, dtype=torch.bfloat16, device=device)
-        self._of: Codes | None = None
+            self._whole = [
+                torch.zeros(layers, layout.kv_heads, blocks, width, dtype=dtype, device=device)
+                for width, dtype in sizes
+            ]
+            self._staged = [
+                torch.zeros(
+                    layers, layout.kv_heads, STAGED, width, dtype=dtype, pin_memory=device.type == "cuda", device="cpu"
+                )
+                for width, dtype in sizes
+            ]
+        self.layers = [Coded(*parts) for parts in zip(*self._whole, strict=True)]
+        self._of: list[Codes] = []
 
-    def follow(self, codes: Codes) -> None:
-        """Copy what changed since the last time. There is room for it."""
-        first = codes.kept if self._of is codes else 0
-        changed = slice(first, -(-codes.rows // selection.BLOCK))
-        if changed.start < changed.stop:
-            self.codes[:, changed].copy_(codes.whole[:, changed])
-            self.means[:, changed].copy_(codes.means[:, changed])
-        self._of, codes.kept = codes, changed.stop
+    def follow(self, codes: Sequence[Codes]) -> None:
+        """Copy what changed since the last time, of every layer. There is room for it; the device is done with the last copy."""
+        same = len(codes) == len(self._of) and all(a is b for a, b in zip(codes, self._of, strict=True))
+        first = min(one.kept for one in codes) if same else 0
+        end = -(-codes[0].rows // selection.BLOCK)
+        if first >= end:
+            return
+        for at, source in enumerate(([one.whole for one in codes], [one.means for one in codes])):
+            if end - first > STAGED:
+                for to, one in zip(self._whole[at], source, strict=True):
+                    to[:, first:end].copy_(one[:, first:end])
+                continue
+            staged = self._staged[at][:, :, : end - first]
+            for to, one in zip(staged, source, strict=True):
+                to.copy_(one[:, first:end])
+            self._whole[at][:, :, first:end].copy_(staged, non_blocking=True)
+        self._of = list(codes)
+        for layer in codes:
+            layer.kept = end
