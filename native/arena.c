@@ -85,6 +85,7 @@ const char *hgca_status_text(int status) {
     case HGCA_NO_OPENMP: return "this process has no GNU OpenMP";
     case HGCA_NO_ISA: return "this machine does not have that instruction set";
     case HGCA_NO_SPACE: return "the file system has no room";
+    case HGCA_NO_ANSWER: return "the device did not come to ask";
     case HGCA_FORKED: return "these jobs were started before fork() and belong to the parent process";
     }
     return "unknown status";

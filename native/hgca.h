@@ -17,7 +17,8 @@ enum {
     HGCA_NO_ISA = 3,       /* no such instruction set here */
     HGCA_NO_OPENMP = 4,    /* this process has no GNU OpenMP to share */
     HGCA_NO_SPACE = 6,     /* the file system has no room for more of a file, or does not let it grow */
-    HGCA_FORKED = 5        /* the jobs were started before fork(): the parent process has them */
+    HGCA_FORKED = 5,       /* the jobs were started before fork(): the parent process has them */
+    HGCA_NO_ANSWER = 7     /* a device asked nothing for too long */
 };
 
 enum { HGCA_F32 = 0, HGCA_BF16 = 1, HGCA_F16 = 2, HGCA_I8 = 3 };

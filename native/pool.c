@@ -53,7 +53,7 @@ int64_t hgca_now(void) {
 static void take_lock(void) { /* waking from a mutex takes longer than anything that is done with this one */
     for (int i = 0; i < LOCK_TRIES; i++) {
         if (pthread_mutex_trylock(&lock) == 0) return;
-        relax();
+        hgca_relax();
     }
     pthread_mutex_lock(&lock);
 }

@@ -14,23 +14,13 @@
 #include <sys/syscall.h>
 #endif
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "relax.h"
 
 /* Workers without work watch this. On a line of its own, as they read it all the time. */
 static struct {
     _Alignas(128) _Atomic uint32_t count;
     char rest[124];
 } news;
-
-static inline void relax(void) {
-#if defined(__x86_64__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
 
 /* Denormal numbers slow some kernels five-fold and mean nothing here. Returns what to restore. */
 static uint64_t flush_denormals(void) {
@@ -66,7 +56,7 @@ static int spin(const _Atomic uint32_t *at, uint32_t seen, int64_t duration) {
     do {
         for (int i = 0; i < 16; i++) {
             if (atomic_load_explicit(at, memory_order_acquire) != seen) return 1;
-            relax();
+            hgca_relax();
         }
         sched_yield();
     } while (hgca_now() < until);

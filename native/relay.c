@@ -1,9 +1,11 @@
 /* Attention to a store in the middle of a device's step: called by whoever the device's stream calls, with what was prepared before. */
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <time.h>
 
 #include "hgca.h"
+#include "relax.h"
 #include "tickets.h"
 
 static int run(const hgca_relay *r) {
@@ -49,4 +51,35 @@ void hgca_run_relay(void *relay) {
     clock_gettime(CLOCK_MONOTONIC, &ended);
     r->ns = (ended.tv_sec - began.tv_sec) * 1000000000LL + ended.tv_nsec - began.tv_nsec;
     if (r->told && r->status == HGCA_OK && r->far.lists) tell(r);
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+enum { LOOKS = 1 << 12 }; /* at a flag, between two looks at the clock */
+
+/* Whether the device asks before `patience` seconds are over. */
+static int asks(const volatile int32_t *flag, int32_t token, double patience) {
+    const double began = now();
+    for (int32_t looks = 0; *flag != token; looks++) {
+        hgca_relax();
+        if (looks >= LOOKS && (looks = 0, now() - began > patience)) return 0;
+    }
+    atomic_thread_fence(memory_order_acquire);
+    return 1;
+}
+
+int hgca_serve_relays(hgca_relay *const *relays, int32_t count, const volatile int32_t *asked, volatile int32_t *answered, int32_t token,
+                      double patience) {
+    int status = HGCA_OK;
+    for (int32_t i = 0; i < count; i++) {
+        if (status == HGCA_OK && !asks(&asked[HGCA_FLAGS * i], token, patience)) status = HGCA_NO_ANSWER;
+        if (status == HGCA_OK) hgca_run_relay(relays[i]);
+        atomic_thread_fence(memory_order_release);
+        answered[HGCA_FLAGS * i] = token;
+    }
+    return status;
 }

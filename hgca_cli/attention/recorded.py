@@ -17,17 +17,20 @@ from hgca_cli.attention.relay import Lane, Relay
 from hgca_cli.attention.scoring import LIMITS, Scoring
 from hgca_cli.attention.select.mirror import Coded, Mirror
 from hgca_cli.attention.select.scan import Scan
+from hgca_cli.attention.signals import Signals
 from hgca_cli.attention.slots import SlotAttention
 
 TOKEN, POSITION, SLOT, SPANS = 0, 1, 2, slice(3, 7)  # of the numbers that go to the device before a step
 CHOICE = slice(7, 7 + LIMITS)
-NUMBERS = CHOICE.stop
+SERIAL = slice(CHOICE.stop, CHOICE.stop + 1)
+NUMBERS = SERIAL.stop
 
 
 class Recorder:
     """The layers of one sequence.
 
-    numbers  i64 [12] on the device: the token, its position, its slot, the slots in use, what a choice is to be like
+    numbers  i64 [13] on the device: the token, its position, its slot, the slots in use, what a choice is to be like, and the
+             number of the step
     kind     of step: what is done with the store, and where
     """
 
@@ -44,10 +47,12 @@ class Recorder:
             self._scoring = Scoring(shape, most_stored(layers[0]), self.numbers[CHOICE])
             self._mirror = Mirror(shape, len(self._scans), self._scoring.rows, device)
             coded = dict(zip(self._scans, self._mirror.layers, strict=True))
-        self.relays = [Relay(layer, device, self._scoring, coded.get(i)) for i, layer in enumerate(layers)]
+        self.relays = [Relay(i, layer, device, self._scoring, coded.get(i)) for i, layer in enumerate(layers)]
         self.kind: tuple[bool, ...] = ()
         self._slot = self.numbers[SLOT : SLOT + 1]
-        self._lane = Lane(device)
+        self._serial = 0
+        self._signals = Signals(len(layers), self.numbers[SERIAL])
+        self._lane = Lane(device, self._signals)
         self._slots = SlotAttention(self.numbers[SPANS], shape.heads, window.keys.shape[1], shape.value_dim)
 
     @staticmethod
@@ -65,9 +70,12 @@ class Recorder:
         stored = any(relay.described.far.rows or relay.described.chosen for relay in self.relays)
         self.kind = (stored, *(relay.scores for relay in self.relays))
         self._bring_codes()
+        self._serial += 1
         spans = [number for first, count in window.runs() for number in (first, first + count)]
         wanted = [0] * LIMITS if self._scoring is None else self._scoring.wanted
-        self._sent[POSITION:] = torch.tensor([position, slots.pop(), *spans, *[0] * (4 - len(spans)), *wanted])
+        self._sent[POSITION:] = torch.tensor(
+            [position, slots.pop(), *spans, *[0] * (4 - len(spans)), *wanted, self._serial]
+        )
         self.numbers[POSITION:].copy_(self._sent[POSITION:], non_blocking=True)
 
     def _bring_codes(self) -> None:
@@ -101,7 +109,7 @@ class Recorder:
         window.values.index_copy_(1, self._slot, value)
         near = self._slots.near(query, window.keys, window.values, scale=scale, softcap=softcap)
         if self.stored:
-            self._lane.join()
+            self._lane.join(relay)
         whole, near_lse = near.finish(relay.far() if self.stored else None, guessed)
         relay.near_lse.copy_(near_lse, non_blocking=True)
         if relay.coded is not None:
@@ -119,6 +127,11 @@ class Recorder:
     def host_seconds(self) -> float:
         """What the C library took for the last token."""
         return sum(relay.described.ns for relay in self.relays) * 1e-9 if self.stored else 0.0
+
+    def serve(self) -> None:
+        """A graph of the step was started: answer what it asks. Raises NativeError if it does not ask."""
+        if self.stored:
+            self._signals.serve([relay.described for relay in self.relays], self._serial)
 
     def end(self) -> None:
         """The device is done with the token. Errors as of Relay.end."""

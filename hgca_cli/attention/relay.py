@@ -20,48 +20,54 @@ from hgca_cli.attention.reading import UNKNOWN
 from hgca_cli.attention.scoring import Guessed, Scoring
 from hgca_cli.attention.select.contract import Chosen
 from hgca_cli.attention.select.mirror import Coded
+from hgca_cli.attention.signals import Signals
 from hgca_cli.attention.sparse import count_read
 from hgca_cli.errors import NativeError
 from hgca_cli.selection import Selection
 
 
 class Lane:
-    """The stream beside the main one on which queries leave and answers come; on the CPU everything happens at once."""
+    """The stream beside the main one on which queries leave and answers come; on the CPU everything happens at once.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    signals  how graphs ask and are answered; what is no graph asks by a function of the host, as nobody serves it
+    """
+
+    def __init__(self, device: torch.device, signals: Signals) -> None:
+        self.device, self.signals = device, signals
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def ask(self, relay: Relay, query: Tensor) -> Guessed | None:
         """Send a query [heads, key_dim] and have it answered, beside what the main stream does next; returns what the device
         guesses of rows it scored and the CPU does not read.
         """
-        relay.asked.copy_(query)
         if self._stream is None:
-            relay.query.copy_(relay.asked)
+            relay.query.copy_(query)
             guessed = relay.score(query)
             native.lib.hgca_run_relay(relay.described)
             relay.answered.copy_(relay.answer)
             return guessed
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
-            relay.query.copy_(relay.asked, non_blocking=True)
+            self.signals.send(query, relay.query)
             guessed = relay.score(query)
-            launch_on_host(self._stream.cuda_stream, relay.described)
-            relay.answered.copy_(relay.answer, non_blocking=True)
+            self.signals.ask(relay.index)
+            if not torch.cuda.is_current_stream_capturing():
+                launch_on_host(self._stream.cuda_stream, relay.described)
         return guessed
 
-    def join(self) -> None:
+    def join(self, relay: Relay) -> None:
         """The main stream waits for the answer."""
         if self._stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
+            served = torch.cuda.is_current_stream_capturing()
+            self.signals.take(relay.index, relay.answer, relay.answered, served=served)
 
 
 class Relay:
-    """One layer of one sequence.
+    """One layer of one sequence: its `index`.
 
-    asked, answered  on the device: the query f32 [heads, key_dim]; out and, behind it, lse f32 [heads * (value_dim + 1)]
-    query, answer    the same in CPU memory, pinned where the device is a GPU
+    query, answer    f32 [heads, key_dim]; out and, behind it, lse f32 [heads * (value_dim + 1)]: in CPU memory, pinned for a GPU
+    answered         the answer on the device
     near_lse         f32 [heads] in CPU memory: of the window, of the last token the device is done with
     scoring, coded   what chooses rows on the device, by what; None where that is left to the C library
     beside           near_lse on the device, there only
@@ -69,15 +75,20 @@ class Relay:
     """
 
     def __init__(
-        self, layer: LayerState, device: torch.device, scoring: Scoring | None = None, coded: Coded | None = None
+        self,
+        index: int,
+        layer: LayerState,
+        device: torch.device,
+        scoring: Scoring | None = None,
+        coded: Coded | None = None,
     ) -> None:
+        self.index = index
         shape, pinned = layer.layout, device.type == "cuda"
         self.layer = layer
         with torch.inference_mode(False):
             self.query = torch.zeros(shape.heads, shape.key_dim, pin_memory=pinned)
             self.answer = torch.zeros(shape.heads * (shape.value_dim + 1), pin_memory=pinned)
             self.near_lse = torch.full((shape.heads,), float("-inf"), pin_memory=pinned)
-            self.asked = torch.zeros(shape.heads, shape.key_dim, device=device)
             self.answered = torch.zeros_like(self.answer, device=device)
             self.row_start = torch.zeros(shape.kv_heads + 1, dtype=torch.int64, pin_memory=pinned)
             self._starts = native.address(self.row_start, "int64_t *")

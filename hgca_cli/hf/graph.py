@@ -53,6 +53,7 @@ class GraphStep:
             captured = self.captured.get(recorder.kind)
             if captured is not None:
                 captured[0].replay()
+                recorder.serve()
                 logits = captured[1].clone()
             else:
                 logits = self._forward()
