@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 PART = 512  # rows of a part, at least
 MOST_PARTS = 128
-GROUP = 16  # query heads of a KV head are padded to a multiple of this: the least a matrix unit takes
-TILE = 64  # parts that are added up at a time
+GROUP = 16  # query heads of a KV head are padded to a multiple of this to be scored: the least a matrix unit takes
+ROWS = 512  # that are weighed at a time
+TILE = 128  # parts that are added up at a time
 ALL = 1 << 20  # an edge beyond all bins: every row is read
 
 
@@ -86,22 +87,24 @@ def _weigh(  # type: ignore[no-untyped-def]
     there = real[:, None] & (some < parts)[None, :]
     top = tl.load(tops + line[:, None] * parts + some[None, :], mask=there, other=float("-inf"))
     total = tl.load(sums + line[:, None] * parts + some[None, :], mask=there, other=0.0)
-    most = tl.max(top, 1)
     besides = tl.load(beside + line, mask=real, other=0.0)
-    most = tl.maximum(most, besides)
-    most = tl.where(real, most, 0.0)
+    most = tl.where(real, tl.maximum(tl.max(top, 1), besides), 0.0)
     whole = most + tl.log(tl.sum(total * tl.exp(top - most[:, None]), 1) + tl.exp(besides - most))
     if part == 0:
         tl.store(wholes + line, whole, mask=real)
     count = tl.zeros([BINS], tl.int32)
     first = part * each
-    for start in range(first, tl.minimum(first + each, rows), BLOCK):
+    end = tl.minimum(first + each, rows)
+    for start in range(first, end, BLOCK):
         place = start + row
-        score = tl.load(scores + line[:, None] * room + place[None, :], mask=real[:, None], other=float("-inf"))
+        mine = place < end
+        score = tl.load(
+            scores + line[:, None] * room + place[None, :], mask=real[:, None] & mine[None, :], other=float("-inf")
+        )
         weight = tl.sum(tl.exp(score - whole[:, None]), 0) / GROUPED
         which = tl.where(weight > 0.0, -8.0 * tl.log2(tl.where(weight > 0.0, weight, 1.0)), BINS - 1.0)
         which = tl.minimum(tl.maximum(which, 0.0), BINS - 1.0).to(tl.int32)
-        tl.store(bins + head * room + place, which.to(tl.uint8))
+        tl.store(bins + head * room + place, which.to(tl.uint8), mask=mine)
         count += tl.histogram(which, BINS)
     tl.store(counts + (head * parts + part) * BINS + bin, count)
 
@@ -166,7 +169,8 @@ def _name(  # type: ignore[no-untyped-def]
         tl.store(row_start + 1 + other, tl.cumsum(count, 0), mask=other < HEADS)
         tl.store(row_start, rows * 0)
     place = tl.sum(tl.where(other < head, count, 0), 0) + tl.load(offsets + head * parts + part)
-    left, edge = tl.load(rooms + head * parts + part), tl.load(edges + head)
+    left = tl.minimum(tl.load(rooms + head * parts + part), 1 << 30).to(tl.int32)
+    edge = tl.load(edges + head)
     whole = tl.load(wholes + line, mask=real, other=0.0)
     out = tl.zeros([PADDED, VALUE], tl.float32)
     held = tl.zeros([PADDED], tl.float32)
@@ -175,10 +179,10 @@ def _name(  # type: ignore[no-untyped-def]
         at = start + row
         inside = at < rows
         bin = tl.load(bins + head * room + at).to(tl.int32)
-        at_edge = (inside & (bin == edge)).to(tl.int64)
+        at_edge = (inside & (bin == edge)).to(tl.int32)
         take = inside & ((bin < edge) | ((at_edge > 0) & (tl.cumsum(at_edge, 0) <= left)))
         left -= tl.sum(at_edge, 0)
-        one = take.to(tl.int64)
+        one = take.to(tl.int32)
         tl.store(named + place + tl.cumsum(one, 0) - one, at.to(tl.int32), mask=take)
         place += tl.sum(one, 0)
         score = tl.load(scores + line[:, None] * room + at[None, :], mask=real[:, None], other=float("-inf"))
@@ -221,27 +225,26 @@ class Kernels:
         shape, room, each, parts = self.of.layout, self.scores.shape[1], self.each, self.parts
         limits, row = self.of.limits, self.of.row
         grid, group = (shape.kv_heads, parts), shape.heads // shape.kv_heads
-        few = triton.next_power_of_2(group)
-        padded = max(GROUP, few)
+        padded = triton.next_power_of_2(group)
         steps, words = coded.codes.view(torch.bfloat16), coded.codes.view(torch.int32)
         block, bins = selection.BLOCK, scoring.BINS
         _score[grid](
             query.contiguous(), steps, words, limits, self.scores, self.tops, self.sums, scale, softcap or 1.0,
             steps.stride(0), words.stride(0), room, each,
-            GROUPED=group, PADDED=padded, KEY=shape.key_dim, BLOCK=block, CAPPED=softcap > 0.0,
+            GROUPED=group, PADDED=max(GROUP, padded), KEY=shape.key_dim, BLOCK=block, CAPPED=softcap > 0.0,
         )  # fmt: skip
         _weigh[grid](
             self.scores, self.tops, self.sums, beside, limits, self.wholes, self.bins, self.counts, parts, room, each,
-            GROUPED=group, PADDED=few, PARTS=triton.next_power_of_2(parts), BLOCK=block, BINS=bins,
+            GROUPED=group, PADDED=padded, PARTS=triton.next_power_of_2(parts), BLOCK=ROWS, BINS=bins,
         )  # fmt: skip
         _edge[(shape.kv_heads,)](
             self.counts, self.wholes, limits, self.edges, self.taken, self.offsets, self.rooms, parts, each,
-            GROUPED=group, PADDED=few, TILE=TILE, BINS=bins, ALL=ALL, WHOLE=scoring.WHOLE, num_warps=8,
+            GROUPED=group, PADDED=padded, TILE=TILE, BINS=bins, ALL=ALL, WHOLE=scoring.WHOLE, num_warps=16,
         )  # fmt: skip
         _name[grid](
             self.scores, self.wholes, self.bins, limits, self.edges, self.taken, self.offsets, self.rooms,
             coded.means, coded.means.stride(0), row_start, row, self.outs, self.lses, room, each,
-            HEADS=shape.kv_heads, SOME=triton.next_power_of_2(shape.kv_heads), GROUPED=group, PADDED=few,
+            HEADS=shape.kv_heads, SOME=triton.next_power_of_2(shape.kv_heads), GROUPED=group, PADDED=padded,
             VALUE=shape.value_dim, BLOCK=block,
         )  # fmt: skip
         return scoring.Guessed(self.outs, self.lses)
