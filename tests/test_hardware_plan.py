@@ -92,10 +92,10 @@ def test_gpu_keeps_everything_that_fits() -> None:
     offloading = plan(machine=WITH_GPU)
     assert 0 < offloading.window < offloading.context == 131_072
     assert offloading.memory[0].limit == GPU.free - MARGIN
-    one_more = draft(
-        machine=WITH_GPU, device="cuda", context=131_072, window=offloading.window + 256, chunk=offloading.chunk
-    )
-    assert not one_more.fits, "a larger window fits too"
+    card = offloading.memory[0]
+    assert offloading.device_codes and card.store > 0, "codes of what is stored are there, too"
+    more = 256 * card.window // (offloading.window + offloading.sinks) - 256 * card.store // offloading.stored_rows
+    assert card.total + more > card.limit, "a larger window fits too"
     assert offloading.stored_rows == offloading.context - offloading.sinks - offloading.window
 
 

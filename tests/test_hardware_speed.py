@@ -19,6 +19,7 @@ from hgca_cli.hardware.rates import Profile, RowRate
 from hgca_cli.hardware.settings import Plan, PlanRequest
 from hgca_cli.hardware.shapes import known_model, known_models
 from hgca_cli.hardware.speed import SAME
+from hgca_cli.hardware.together import together
 from tests.rates import GIB, gpu_rates, profile
 from tests.test_hardware_plan import BIG, SMALL
 
@@ -71,6 +72,22 @@ def test_a_gpu_takes_no_larger_window_than_helps() -> None:
     assert made.device == "cuda:0" and 1024 <= made.window < most
     larger = plan(BIG, hidden, context=131_072, window=2 * made.window, quality=made.quality)
     assert larger.fits and larger.predicted.step.total >= made.predicted.step.total * (1 - SAME)
+
+
+def test_codes_are_on_a_gpu_where_there_is_room_and_time_is_won() -> None:
+    made = plan(BIG, profile(gpu_rates()), context=131_072)
+    assert made.device_codes and made.cache.device_codes and "the GPU scans" in made.reasons["select"]
+    codes, host = made.memory[0].store, made.predicted.step.host
+    layers = BIG.layout.layers
+    assert codes == (made.stored_rows + 256) * (sum(one.index_bytes("scan") for one in layers) + 6 * layers[0].heads)
+    both = together(BIG, machine_of(profile(gpu_rates())), PlanRequest(context=131_072), None, made)
+    assert both.takes(131_072)[0] >= made.memory[0].window + codes
+    slow = profile(gpu_rates(memory_gb_s=10.0))
+    left = plan(BIG, slow, context=131_072, select="scan")
+    assert not left.device_codes and left.memory[0].store == 0, "the processor is faster"
+    assert host < plan(BIG, profile(gpu_rates()), context=131_072, select="two-level").predicted.step.host
+    exact = plan(BIG, profile(gpu_rates()), context=131_072, select="exact")
+    assert not exact.device_codes and not exact.cache.device_codes
 
 
 def test_more_is_read_where_it_is_hidden() -> None:

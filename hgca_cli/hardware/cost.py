@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hgca_cli.hardware.expected import rows_read, scored_share
-from hgca_cli.hardware.memory import ITEMSIZE, Choice, Model
+from hgca_cli.hardware.memory import ITEMSIZE, Choice, Model, device_codes_bytes
 from hgca_cli.hardware.rates import GPU_SHARE, GpuRates, Profile
 from hgca_cli.hardware.row_rates import row_ns, thread_factor
 from hgca_cli.kv.layout import LayerLayout
@@ -18,7 +18,8 @@ from hgca_cli.kv.layout import LayerLayout
 WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "grid8": 34 / 32, "grid4": 20 / 32}  # of a number, scales of a grid included
 GRIDS = frozenset({"grid4", "grid8"})
 CHUNK_LAYERS = 3.0  # times what a token's layer costs, a chunk's does beyond its products: larger small operations
-SCORING_US = 25.0  # of a layer beside its codes' bytes: four launches, one after another
+SCORING_SHARE = 0.2  # of a GPU's memory rate at which its kernel scores codes: 50 us for 41 MB on an H200
+SCORING_US = 30.0  # of a layer beside that: three launches that weigh, choose and name rows
 KNEE = 0.9  # of the best throughput a batch could reach: beyond it latency grows and little is gained
 
 
@@ -103,9 +104,9 @@ class Costs:
         if batch > 1 or not captured(self.model, choice):
             fixed = max(fixed, (len(layers) * gpu.launch_us + gpu.token_us) * 1e-6 - weights)
         copies = len(store) * gpu.relay_us * 1e-6 if stored else 0.0
-        if stored and choice.select == "scan" and captured(self.model, choice) and batch == 1:  # scored there
+        if stored and device_codes_bytes(self.model, choice) and batch == 1:  # scored there
             codes = stored * sum(layer.index_bytes("scan") for layer in layers[self.dense_layers :])
-            selection = codes / (gpu.memory_gb_s * GPU_SHARE * 1e9) + len(layers) * SCORING_US * 1e-6
+            selection = codes / (gpu.memory_gb_s * SCORING_SHARE * 1e9) + len(layers) * SCORING_US * 1e-6
         return StepCost(weights, fixed, window, copies, selection, attention, True)
 
     def prefill(self, choice: Choice, tokens: int, threads: int) -> float:

@@ -64,6 +64,7 @@ class Choice:
     sinks: int
     chunk: int
     select: str = "exact"
+    device_codes: bool = False  # a GPU has a copy of scan's codes, and scores rows itself
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def stored_rows(choice: Choice) -> int:
 def device_codes_bytes(model: Model, choice: Choice) -> int:
     """Bytes of a GPU's copy of the codes of stored rows, and of the scores it makes of them, of one sequence."""
     layers = model.layout.layers
-    if choice.device == "cpu" or choice.select != "scan" or not all(layer.in_graph for layer in layers):
+    if not choice.device_codes or choice.device == "cpu" or choice.select != "scan":
         return 0
     rows = stored_rows(choice) + CODED_MORE if stored_rows(choice) else 0
     return rows * (sum(layer.index_bytes("scan") for layer in layers) + SCORED * max(layer.heads for layer in layers))

@@ -62,6 +62,7 @@ class Prediction:
 class Plan:
     """Every setting of a run.
 
+    device_codes  the GPU has a copy of `scan`'s codes and scores rows itself
     yarn_context  what the positions are stretched to, None if they are not
     store_dir     directory of the files the store's rows are in; None: they are in memory
     memory        what each place must hold: the GPU if there is one, the host, the host while loading, the disk
@@ -81,6 +82,7 @@ class Plan:
     budget: float | None
     quality: float | None
     dense_layers: int
+    device_codes: bool
     yarn_context: int | None
     store_dir: str | None
     memory: tuple[Memory, ...]
@@ -111,7 +113,7 @@ class Plan:
             quality=self.quality,
             dense_layers=self.dense_layers,
             store_dir=self.store_dir,
-            device_codes=self.device != "cpu" and self.select == "scan",
+            device_codes=self.device_codes,
         )
 
     @property

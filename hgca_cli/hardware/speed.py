@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hgca_cli.config import FOLLOWING, QUALITY
+from hgca_cli.hardware.cost import captured
 from hgca_cli.hardware.memory import Choice, stored_rows
 from hgca_cli.hardware.place import Case, Place
 from hgca_cli.hardware.row_rates import thread_factor
@@ -93,6 +94,14 @@ def predict(place: Place, choice: Choice, quality: float | None, threads: int) -
 
 
 def _candidates(place: Place, choice: Choice) -> Iterator[Choice]:
+    """Windows and policies, with a GPU's copy of the codes and without, where a token is a graph."""
+    yield from _sized(place, choice)
+    if choice.device != "cpu" and captured(place.model, replace(choice, select="scan")):
+        coded = _sized(place, replace(choice, device_codes=True))
+        yield from (one for one in coded if one.select == "scan" and stored_rows(one))
+
+
+def _sized(place: Place, choice: Choice) -> Iterator[Choice]:
     request = place.request
     everything = max(1, choice.context - choice.sinks)
     if request.window is not None:
@@ -140,7 +149,8 @@ def _why_select(place: Place, made: Choice, seconds: dict[Choice, float]) -> str
         if rival is None:
             return why
         return f"{why}: {seconds[made] * 1e3:.1f} ms a token, choosing rows would take {rival * 1e3:.1f}"
-    return "follows the query, and finds what a scan of 4-bit keys finds"
+    where = "; the GPU scans its own copy of these" if made.device_codes else ""
+    return f"follows the query, and finds what a scan of 4-bit keys finds{where}"
 
 
 def _least(seconds: dict[Choice, float], window: int) -> float:

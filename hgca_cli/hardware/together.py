@@ -59,7 +59,15 @@ class Together:
         plan = self.plan
         context = plan.context if tokens is None else max(1, min(tokens, plan.context))
         choice = Choice(
-            plan.device, plan.dtype, plan.kv_dtype, context, plan.window, plan.sinks, plan.chunk, plan.select
+            plan.device,
+            plan.dtype,
+            plan.kv_dtype,
+            context,
+            plan.window,
+            plan.sinks,
+            plan.chunk,
+            plan.select,
+            plan.device_codes,
         )
         return replace(choice, window=min(plan.window, max(1, context - plan.sinks)))
 
