@@ -142,6 +142,31 @@ static const char *bounds(const hgca_selection *job, const problem *p, double la
     return NULL;
 }
 
+/* Lists that somebody else made: every other row, and what the choice's statistics then say. */
+static const char *told(const hgca_selection *job, hgca_relay relay) {
+    const int32_t heads = job->rows.kv_heads;
+    const int64_t each = (job->rows.rows + 1) / 2;
+    int64_t *start = room(8 * (heads + 1)), *read = room(8 * heads);
+    int32_t *row = room(4 * (heads * each + 1));
+    float *lse = room(4 * job->rows.heads);
+    for (int64_t h = 0; h <= heads; h++) start[h] = h * each;
+    for (int64_t i = 0; i < heads * each; i++) row[i] = (int32_t)(2 * (i % each));
+    hgca_selection_stats stats = {.groups = 9};
+    hgca_selection to = *job;
+    to.stats = &stats, to.rows_read = read, to.read_lse = lse;
+    relay.chosen = NULL, relay.told = &to, relay.scored_bytes = 100, relay.row_bytes = 3;
+    relay.far.lists = heads, relay.far.row_start = start, relay.far.row = row, relay.far.run = NULL;
+    hgca_run_relay(&relay);
+    const char *wrong = relay.status ? "a relay of lists" : NULL;
+    for (int h = 0; h < heads && !wrong; h++)
+        if (read[h] != each) wrong = "rows that lists name";
+    if (!wrong && (memcmp(lse, relay.lse, 4 * (size_t)job->rows.heads) || stats.read != heads * each || stats.groups))
+        wrong = "what is told of lists";
+    if (!wrong && stats.bytes != 3 * heads * each + 100) wrong = "bytes of lists";
+    free(start), free(read), free(row), free(lse);
+    return wrong;
+}
+
 /* The same through a relay, whose buffers are others: a choice, every row, and none. */
 static const char *relayed(const hgca_selection *job) {
     const hgca_attention *rows = &job->rows;
@@ -159,6 +184,7 @@ static const char *relayed(const hgca_selection *job) {
         if (relay.status || relay.ns < 0 || memcmp(out, rows->out, 4 * numbers) || memcmp(lse, rows->lse, 4 * (size_t)rows->heads))
             wrong = all ? "a relay of every row" : "a relay of a choice";
     }
+    if (!wrong) wrong = told(job, relay);
     relay.far.rows = 0;
     hgca_run_relay(&relay);
     for (int h = 0; h < rows->heads && !wrong; h++)
