@@ -144,6 +144,24 @@ def test_a_failing_relay_is_an_error_after_the_step() -> None:
     assert cache.rewind(PROMPT + 1)
 
 
+def test_what_comes_between_a_graph_and_its_answers_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    model.set_attn_implementation("hgca")
+    cache = filled(model, SETTINGS, ids())
+    step = GraphStep(model, cache)
+
+    def interrupted() -> Any:
+        raise KeyboardInterrupt
+
+    with torch.inference_mode():
+        step.step(ids()[:, PROMPT : PROMPT + 1])
+        monkeypatch.setattr(step, "_forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            step.step(ids()[:, PROMPT + 1 : PROMPT + 2])
+    flags = step.recorder._signals._flags
+    assert flags[1, :, 0].eq(step.recorder._serial).all() and step.recorder._serial == 2
+
+
 def test_the_meter_measures_what_a_relay_left_out() -> None:
     model = tiny("llama")
     model.set_attn_implementation("hgca")

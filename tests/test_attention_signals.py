@@ -72,3 +72,9 @@ def test_a_device_that_does_not_ask_is_let_go() -> None:
     assert 0.04 < time.monotonic() - began < 5
     assert signals._flags[1, :, 0].eq(5).all(), "it would wait for the others' answers"
     assert answers[0].eq(1).sum() == 0 and answers[1:].eq(1).all()
+
+
+def test_a_step_that_nobody_serves_is_let_go() -> None:
+    signals = Signals(LAYERS, torch.zeros(1, dtype=torch.int64))
+    signals.let_go(9)
+    assert signals._flags[1, :, 0].eq(9).all() and signals._flags[0].eq(0).all()

@@ -50,7 +50,7 @@ class Recorder:
         self.relays = [Relay(i, layer, device, self._scoring, coded.get(i)) for i, layer in enumerate(layers)]
         self.kind: tuple[bool, ...] = ()
         self._slot = self.numbers[SLOT : SLOT + 1]
-        self._serial = 0
+        self._serial = self._served = 0
         self._signals = Signals(len(layers), self.numbers[SERIAL])
         self._lane = Lane(device, self._signals)
         self._slots = SlotAttention(self.numbers[SPANS], shape.heads, window.keys.shape[1], shape.value_dim)
@@ -132,6 +132,12 @@ class Recorder:
         """A graph of the step was started: answer what it asks. Raises NativeError if it does not ask."""
         if self.stored:
             self._signals.serve([relay.described for relay in self.relays], self._serial)
+        self._served = self._serial
+
+    def let_go(self) -> None:
+        """If a graph of the step was started and not served, whatever came between: the device waits for nobody."""
+        if self._served != self._serial:
+            self._signals.let_go(self._serial)
 
     def end(self) -> None:
         """The device is done with the token. Errors as of Relay.end."""

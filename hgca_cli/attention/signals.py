@@ -61,3 +61,7 @@ class Signals:
                 self._relays, len(relays), self._asked, self._answered, serial & 0x7FFFFFFF, patience
             )
         )
+
+    def let_go(self, serial: int) -> None:
+        """Nobody will serve the step of this number: the device does not wait for answers any more."""
+        self._flags[1, :, 0] = serial & 0x7FFFFFFF

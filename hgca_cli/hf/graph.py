@@ -58,6 +58,7 @@ class GraphStep:
             else:
                 logits = self._forward()
         finally:
+            recorder.let_go()
             self._wait()  # also before somebody rewinds what is being written
         recorder.end()
         self._cache.clock.tell(recorder.host_seconds)
