@@ -99,8 +99,8 @@ INLINE void score_level(const char *const key[4], int64_t dim, const char *q, in
 }
 
 INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_rows *tile, int rows, const tile_rows *next,
-                          int next_rows, int heads, float score[][TILE]) {
-    const int64_t dim = p->key_dim, stride = hgca_query_width(dim, HGCA_I8) * 4, level = lines(dim);
+                          int next_rows, int heads, int64_t dim, float score[][TILE]) {
+    const int64_t stride = hgca_query_width(dim, HGCA_I8) * 4, level = lines(dim);
     const char *q = (const char *)query;
     float scale[16] = {0};
     int32_t offset[16] = {0};
@@ -197,8 +197,8 @@ INLINE void weigh_level(__m512i value[TILE / 4][4], int groups, uint8_t level[HE
 
 /* As add_values. Returns 0, with nothing done but prefetching, where a weight is not finite. */
 INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile, int rows, const tile_rows *next,
-                         int next_rows, int heads, float weight[][TILE], const float *factor) {
-    const int64_t dim = p->value_dim, stride = hgca_padded(dim);
+                         int next_rows, int heads, int64_t dim, float weight[][TILE], const float *factor) {
+    const int64_t stride = hgca_padded(dim);
     uint8_t level[HEADS][2][TILE];
     float unit[HEADS];
     UNROLL

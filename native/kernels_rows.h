@@ -53,7 +53,19 @@ INLINE void prefetch_half(const hgca_piece *p, const tile_rows *next, int next_r
     if (half / 2 >= next_rows) return;
     const char *row = half % 2 ? next->value[half / 2] : next->key[half / 2];
     const int64_t bytes = (half % 2 ? p->value_dim : p->key_dim) * size;
-    for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(row + at, 0, 2);
+    if (bytes > 0) __builtin_prefetch(row, 0, 2);
+    if (bytes > LINE) __builtin_prefetch(row + LINE, 0, 2);
+    if (bytes > 2 * LINE) __builtin_prefetch(row + 2 * LINE, 0, 2);
+    for (int64_t at = 3 * LINE; at < bytes; at += LINE) __builtin_prefetch(row + at, 0, 2);
+}
+
+/* What of the next tile is fetched while `columns` vectors of this one's values, from vector c on, are added up: its second
+ * half, in even shares. */
+INLINE void prefetch_slice(const hgca_piece *p, const tile_rows *next, int next_rows, int rows, int c, int columns, int64_t size) {
+    if (next_rows == 0) return;
+    const int vectors = (p->value_dim + VW - 1) / VW, share = (rows + vectors - 1) / vectors;
+    const int until = (c + columns) * share < rows ? (c + columns) * share : rows;
+    for (int half = c * share; half < until; half++) prefetch_half(p, next, next_rows, rows + half, size);
 }
 
 /* Into the first level, beside its key: the processor's own prefetcher then sees rows in the order of memory. */

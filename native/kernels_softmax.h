@@ -52,3 +52,32 @@ static float weigh_tile(float *score, int rows, float *max, float *sum) {
     *sum = *sum * factor + vsum(total);
     return factor;
 }
+
+/* Weights of all heads of a pass at once, if no score of the tile is larger than the largest before, which is so but for the first
+ * tiles; 0 with nothing done else. One head's vectors wait for each other, those of several do not. */
+INLINE int weigh_heads(float score[][TILE], int heads, int rows, const float *max, float *sum) {
+    const int padded = (rows + VW - 1) / VW * VW;
+    VF shift[HEADS], total[HEADS];
+    UNROLL
+    for (int h = 0; h < heads; h++) {
+        if (max[h] == -INFINITY) return 0;
+        shift[h] = vset1(max[h]);
+        total[h] = vzero();
+        for (int r = rows; r % SETTLED != 0; r++) score[h][r] = -INFINITY;
+    }
+    int larger = 0;
+    for (int r = 0; r < padded; r += VW)
+        UNROLL
+        for (int h = 0; h < heads; h++) larger |= vexceeds(vload(&score[h][r]), shift[h]);
+    if (larger) return 0;
+    for (int r = 0; r < padded; r += VW)
+        UNROLL
+        for (int h = 0; h < heads; h++) {
+            VF weight = vexp2(vsub(vload(&score[h][r]), shift[h]));
+            vstore(&score[h][r], weight);
+            total[h] = vadd(total[h], weight);
+        }
+    UNROLL
+    for (int h = 0; h < heads; h++) sum[h] += vsum(total[h]);
+    return 1;
+}

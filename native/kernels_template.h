@@ -12,6 +12,7 @@
  *   vsettle(score, rows)       after the last of them; beyond `rows`, rounded up to SETTLED, the last vector is then -inf
  *   vload_rows(p, dtype)       VW numbers of a row as floats;  vtail_rows(p, dtype, n)  n < VW of them, then zeros
  *   vload_pair(p, even, odd)   2 * VW bf16 numbers of a row as floats
+ *   USUAL_DIM                  a width of bf16 and int8 rows to compile loops for, where that is faster
  *   FEW_REGISTERS              where those of four rows leave no room for accumulators; then also
  *   vload_half(p, half)        the even (0) or odd (1) ones of vload_pair;  vload_once(p)  vload that stays in its register
  *
@@ -69,14 +70,16 @@ static void place_bf16(const float *query, float scale, int64_t dim, float *to) 
 #ifdef I8_DOTS
 #include "kernels_i8_dots.h"
 #endif
+#ifdef I8_PAIRS
+#include "kernels_i8_pairs.h"
+#endif
 #ifdef BF16_DOTS
 #include "kernels_bf16_dots.h"
 #endif
 
 /* score[h][r] for `heads` (a constant) queries over `rows` rows; rows beyond are left alone. */
 INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows *tile, int rows, const tile_rows *next,
-                       int next_rows, int heads, int dtype, float score[][TILE]) {
-    const int dim = p->key_dim;
+                       int next_rows, int heads, int dtype, int dim, float score[][TILE]) {
     const int64_t stride = hgca_query_width(dim, dtype), size = hgca_number_bytes(dtype);
 #ifdef BF16_DOTS
     if (dtype == BF16_QUERY) {
@@ -84,9 +87,9 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
         return;
     }
 #endif
-#ifdef I8_DOTS
+#if defined I8_DOTS || defined I8_PAIRS
     if (dtype == HGCA_I8 && dim <= I8_MOST) {
-        score_tile_i8(p, query, tile, rows, next, next_rows, heads, score);
+        score_tile_i8(p, query, tile, rows, next, next_rows, heads, dim, score);
         return;
     }
 #endif
@@ -160,9 +163,12 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
 
 /* out[h][c ..] = out * factor + sum_r weight[h][r] * value[r][c ..], `columns` (a constant) vectors wide. */
 INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, int rows, const tile_rows *next,
-                        int next_rows, int heads, int dtype, int c, int columns, int tail, float weight[][TILE],
-                        const float *factor) {
-    const int64_t stride = hgca_padded(p->value_dim), size = hgca_number_bytes(dtype);
+                        int next_rows, int heads, int dtype, int dim, int c, int columns, int tail,
+                        float weight[][TILE], const float *factor) {
+    const int64_t stride = hgca_padded(dim), size = hgca_number_bytes(dtype);
+#ifdef FEW_REGISTERS
+    prefetch_slice(p, next, next_rows, rows, c / VW, columns, size);
+#endif
     VF sum[HEADS][COLUMNS];
     UNROLL
     for (int h = 0; h < heads; h++)
@@ -171,7 +177,9 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
             sum[h][j] = vmul(vload(out + h * stride + c + j * VW), vset1(factor[h]));
     for (int r = 0; r < rows; r++) {
         const char *value = tile->value[r] + c * size;
+#ifndef FEW_REGISTERS
         if (c == 0) prefetch_half(p, next, next_rows, rows + r, size);
+#endif
         VF v[COLUMNS];
         if (dtype == HGCA_BF16 && columns % 2 == 0)
             UNROLL
@@ -194,20 +202,19 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
 }
 
 INLINE void add_values(const hgca_piece *p, float *out, const tile_rows *tile, int rows, const tile_rows *next,
-                       int next_rows, int heads, int dtype, float weight[][TILE], const float *factor) {
-    const int dim = p->value_dim;
+                       int next_rows, int heads, int dtype, int dim, float weight[][TILE], const float *factor) {
     int c = 0;
     if (dtype == BF16_QUERY) dtype = HGCA_BF16;
-#ifdef I8_DOTS
-    if (dtype == HGCA_I8 && add_values_i8(p, out, tile, rows, next, next_rows, heads, weight, factor)) return;
+#if defined I8_DOTS || defined I8_PAIRS
+    if (dtype == HGCA_I8 && add_values_i8(p, out, tile, rows, next, next_rows, heads, dim, weight, factor)) return;
 #endif
     for (; COLUMNS > 2 && c + 4 * VW <= dim; c += 4 * VW)
-        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, COLUMNS, 0, weight, factor);
+        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, dim, c, COLUMNS, 0, weight, factor);
     for (; c + 2 * VW <= dim; c += 2 * VW)
-        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 2, 0, weight, factor);
+        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, dim, c, 2, 0, weight, factor);
     for (; c + VW <= dim; c += VW)
-        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 1, 0, weight, factor);
-    if (c < dim) add_columns(p, out, tile, rows, next, next_rows, heads, dtype, c, 1, dim - c, weight, factor);
+        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, dim, c, 1, 0, weight, factor);
+    if (c < dim) add_columns(p, out, tile, rows, next, next_rows, heads, dtype, dim, c, 1, dim - c, weight, factor);
 }
 
 INLINE void scale_tile(float *score, const float *scale, int rows) {
@@ -226,32 +233,56 @@ static void hide_unseen(const hgca_piece *p, int head, const tile_rows *tile, in
 typedef struct {
     void (*score)(const hgca_piece *p, const float *query, const tile_rows *tile, int rows, const tile_rows *next,
                   int next_rows, float score[][TILE]);
+    int (*weigh)(float score[][TILE], int rows, const float *max, float *sum);
     void (*add)(const hgca_piece *p, float *out, const tile_rows *tile, int rows, const tile_rows *next, int next_rows,
                 float weight[][TILE], const float *factor);
 } tile_loops;
 
+#define WEIGH(heads)                                                                        \
+    static int weigh_##heads(float score[][TILE], int rows, const float *max, float *sum) { \
+        return weigh_heads(score, heads, rows, max, sum);                                   \
+    }
+WEIGH(1)
+WEIGH(2)
+#if HEADS > 2
+WEIGH(3)
+WEIGH(4)
+#endif
+
+/* Whether there are loops compiled for this width, which most models have: the count of their turns is known. */
+#ifndef USUAL_DIM
+#define USUAL_DIM 0
+#endif
+INLINE int is_usual(int dim, int dtype) {
+    return USUAL_DIM != 0 && dim == USUAL_DIM && (dtype == HGCA_BF16 || dtype == HGCA_I8);
+}
+
 #define LOOPS(name, heads, dtype)                                                                                       \
     static void score_##name##_##heads(const hgca_piece *p, const float *query, const tile_rows *tile, int rows,        \
                                        const tile_rows *next, int next_rows, float score[][TILE]) {                     \
-        score_tile(p, query, tile, rows, next, next_rows, heads, dtype, score);                                         \
+        if (is_usual(p->key_dim, dtype))                                                                                \
+            score_tile(p, query, tile, rows, next, next_rows, heads, dtype, USUAL_DIM, score);                          \
+        else score_tile(p, query, tile, rows, next, next_rows, heads, dtype, p->key_dim, score);                        \
     }                                                                                                                   \
     static void add_##name##_##heads(const hgca_piece *p, float *out, const tile_rows *tile, int rows,                  \
                                      const tile_rows *next, int next_rows, float weight[][TILE], const float *factor) { \
-        add_values(p, out, tile, rows, next, next_rows, heads, dtype, weight, factor);                                  \
+        if (is_usual(p->value_dim, dtype))                                                                              \
+            add_values(p, out, tile, rows, next, next_rows, heads, dtype, USUAL_DIM, weight, factor);                   \
+        else add_values(p, out, tile, rows, next, next_rows, heads, dtype, p->value_dim, weight, factor);               \
     }
 #if HEADS > 2
 #define ALL_LOOPS(name, dtype)                                                                                   \
     LOOPS(name, 1, dtype)                                                                                        \
     LOOPS(name, 2, dtype) LOOPS(name, 3, dtype) LOOPS(name, 4, dtype) static const tile_loops loops_##name[] = { \
-        {score_##name##_1, add_##name##_1},                                                                      \
-        {score_##name##_2, add_##name##_2},                                                                      \
-        {score_##name##_3, add_##name##_3},                                                                      \
-        {score_##name##_4, add_##name##_4}};
+        {score_##name##_1, weigh_1, add_##name##_1},                                                                      \
+        {score_##name##_2, weigh_2, add_##name##_2},                                                                      \
+        {score_##name##_3, weigh_3, add_##name##_3},                                                                      \
+        {score_##name##_4, weigh_4, add_##name##_4}};
 #else
 #define ALL_LOOPS(name, dtype)                                                             \
     LOOPS(name, 1, dtype)                                                                  \
     LOOPS(name, 2, dtype) static const tile_loops loops_##name[] = {                       \
-        {score_##name##_1, add_##name##_1}, {score_##name##_2, add_##name##_2}};
+        {score_##name##_1, weigh_1, add_##name##_1}, {score_##name##_2, weigh_2, add_##name##_2}};
 #endif
 
 static void heads_over_tile(const hgca_piece *p, const tile_loops *loops, int head, int heads, const tile_rows *tile,
@@ -263,7 +294,10 @@ static void heads_over_tile(const hgca_piece *p, const tile_loops *loops, int he
         if (dtype == HGCA_I8) scale_tile(score[h], tile->key_scale, rows);
         if (p->softcap > 0.0f) cap_scores(score[h], rows, p->softcap);
         if (p->unseen != INT64_MAX) hide_unseen(p, head + h, tile, rows, score[h]);
-        factor[h] = weigh_tile(score[h], rows, p->max + head + h, p->sum + head + h);
+    }
+    const int same = loops->weigh(score, rows, p->max + head, p->sum + head);
+    for (int h = 0; h < heads; h++) {
+        factor[h] = same ? 1.0f : weigh_tile(score[h], rows, p->max + head + h, p->sum + head + h);
         if (dtype == HGCA_I8) scale_tile(score[h], tile->value_scale, rows);
     }
     loops->add(p, p->out + head * hgca_padded(p->value_dim), tile, rows, next, next_rows, score, factor);
@@ -330,7 +364,7 @@ KERNEL(i8, HGCA_I8)
 KERNEL(bf16_dots, BF16_QUERY)
 #endif
 
-#ifndef I8_DOTS
+#if !defined I8_DOTS && !defined I8_PAIRS
 #define place_i8 place_plain
 #endif
 

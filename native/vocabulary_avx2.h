@@ -13,6 +13,7 @@ enum { VW = 8, SETTLED = 2 };
 #define ROWS 2
 #define COLUMNS 2
 #define FEW_REGISTERS
+#define USUAL_DIM 128
 
 static inline VF vzero(void) { return _mm256_setzero_ps(); }
 static inline VF vset1(float x) { return _mm256_set1_ps(x); }
@@ -39,8 +40,16 @@ static inline void vsum4(VF a, VF b, VF c, VF d, float *out) {
 static inline void vsum_heads(VF sum[HEADS][ROWS], int heads, float score[][64], int r) {
     VF x[HEADS];
     UNROLL
-    for (int h = 0; h < HEADS; h++) x[h] = h < heads ? _mm256_hadd_ps(sum[h][0], sum[h][1]) : vzero();
-    __m256 a = _mm256_hadd_ps(x[0], x[1]), b = _mm256_hadd_ps(x[2], x[3]);
+    for (int h = 0; h < HEADS; h++) {
+        if (h >= heads) {
+            x[h] = vzero();
+            continue;
+        }
+        VF a = sum[h][0], b = sum[h][1]; /* vhaddps would take two shuffles */
+        x[h] = _mm256_add_ps(_mm256_blend_ps(a, b, 0xcc), _mm256_shuffle_ps(a, b, 0x4e));
+    }
+    __m256 a = _mm256_add_ps(_mm256_shuffle_ps(x[0], x[1], 0x88), _mm256_shuffle_ps(x[0], x[1], 0xdd));
+    __m256 b = _mm256_add_ps(_mm256_shuffle_ps(x[2], x[3], 0x88), _mm256_shuffle_ps(x[2], x[3], 0xdd));
     vstore(&score[r / 2 % 4][r / 8 * 8], _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31)));
 }
 

@@ -1,0 +1,184 @@
+/* Int8 rows with VPMADDWD (products of 16-bit numbers, each pair added to an int32), included by the template.
+ *
+ * Only the rows are int8: a query is kept in 16 bits, the weights of a tile in 15, relative to the largest. An instruction makes 16
+ * products, of floats 8. Sums are exact: what comes out fits for rows of up to I8_MOST numbers. */
+enum { I8_MOST = 512, Q_MOST = 32767, W_MOST = 32767 };
+
+/* A placed query: i16 [whole lines], then the scale as f32. */
+INLINE int64_t lines(int64_t dim) { return (dim + LINE - 1) / LINE * LINE; }
+
+static void place_i8(const float *query, float scale, int64_t dim, float *to) {
+    if (dim > I8_MOST) {
+        place_floats(query, scale, dim, to);
+        return;
+    }
+    int16_t *number = (int16_t *)to;
+    float largest = 0.0f, sum = 0.0f;
+    for (int64_t d = 0; d < dim; d++) {
+        float x = fabsf(query[d] * scale);
+        largest = x > largest ? x : largest;
+        sum += x;
+    }
+    float unit = largest / Q_MOST;
+    if (!(sum < INFINITY)) unit = NAN; /* a query that is not finite: so are its scores */
+    const float by = unit > 0.0f ? 1.0f / unit : 0.0f;
+    memset(number, 0, sizeof *number * (size_t)lines(dim));
+    for (int64_t d = 0; d < dim && by < INFINITY; d++) number[d] = (int16_t)lrintf(query[d] * scale * by);
+    memcpy(number + lines(dim), &unit, sizeof unit);
+}
+
+INLINE __m128i load_bytes(const char *at, int64_t left) {
+    if (left >= 16) return _mm_loadu_si128((const __m128i *)(const void *)at);
+    char whole[16] = {0};
+    memcpy(whole, at, (size_t)left);
+    return _mm_loadu_si128((const __m128i *)(const void *)whole);
+}
+
+/* sum + the products of a lane, in this order: GCC would add up all products first, and run out of registers. */
+INLINE __m256i add_products(__m256i sum, __m256i a, __m256i b) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
+/* As _mm256_shuffle_ps. */
+#define SHUFFLE(a, b, which) _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), which))
+
+/* As vsum_heads, of integers: [row][row] of the heads 0, 1, 2, 3. */
+INLINE __m256i sums_i32(__m256i sum[HEADS][2], int heads) {
+    __m256i x[HEADS];
+    UNROLL
+    for (int h = 0; h < HEADS; h++) {
+        if (h >= heads) {
+            x[h] = _mm256_setzero_si256();
+            continue;
+        }
+        x[h] = _mm256_add_epi32(_mm256_blend_epi32(sum[h][0], sum[h][1], 0xcc), SHUFFLE(sum[h][0], sum[h][1], 0x4e));
+    }
+    __m256i a = _mm256_add_epi32(SHUFFLE(x[0], x[1], 0x88), SHUFFLE(x[0], x[1], 0xdd));
+    __m256i b = _mm256_add_epi32(SHUFFLE(x[2], x[3], 0x88), SHUFFLE(x[2], x[3], 0xdd));
+    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+}
+
+/* 16 numbers, or the `left` ones, of two rows. */
+INLINE void score_block(const char *const key[2], int64_t d, int64_t left, const int16_t *q, int64_t stride, int heads,
+                        __m256i sum[HEADS][2]) {
+    __m256i k[2];
+    UNROLL
+    for (int j = 0; j < 2; j++) k[j] = _mm256_cvtepi8_epi16(load_bytes(key[j] + d, left));
+    UNROLL
+    for (int h = 0; h < heads; h++) {
+        __m256i n = _mm256_loadu_si256((const __m256i *)(const void *)(q + h * stride + d));
+        __asm__("" : "+x"(n));
+        UNROLL
+        for (int j = 0; j < 2; j++) sum[h][j] = add_products(sum[h][j], n, k[j]);
+    }
+}
+
+INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_rows *tile, int rows, const tile_rows *next,
+                          int next_rows, int heads, int64_t dim, float score[][TILE]) {
+    const int64_t stride = hgca_query_width(dim, HGCA_I8) * 2;
+    const int16_t *q = (const int16_t *)query;
+    float unit[8] = {0};
+    UNROLL
+    for (int h = 0; h < heads; h++) {
+        memcpy(&unit[2 * h], q + h * stride + lines(dim), sizeof(float));
+        unit[2 * h + 1] = unit[2 * h];
+    }
+    for (int r = 0; r < rows; r += 2) {
+        const char *key[2];
+        UNROLL
+        for (int j = 0; j < 2; j++) {
+            key[j] = tile->key[r + j < rows ? r + j : rows - 1];
+            prefetch_half(p, next, next_rows, r + j, 1);
+        }
+        __m256i sum[HEADS][2];
+        UNROLL
+        for (int h = 0; h < heads; h++)
+            UNROLL
+            for (int j = 0; j < 2; j++) sum[h][j] = _mm256_setzero_si256();
+        int64_t d = 0;
+        for (; d + 16 <= dim; d += 16) score_block(key, d, 16, q, stride, heads, sum);
+        if (d < dim) score_block(key, d, dim - d, q, stride, heads, sum);
+        vstore(&score[r / 2 % 4][r / 8 * 8], vmul(_mm256_cvtepi32_ps(sums_i32(sum, heads)), vload(unit)));
+    }
+    vsettle(score, rows);
+}
+
+/* Weights of one head in 16 bits, zeros beyond `rows` up to whole vectors; returns what one unit is worth, NaN where a weight
+ * is not finite. */
+INLINE float round_weights(const float *weight, int rows, int16_t *number) {
+    const int padded = (rows + VW - 1) / VW * VW; /* weights beyond the rows are 0 */
+    VF top = vzero(), sum = top;
+    for (int r = 0; r < padded; r += VW) {
+        top = vmax(vload(weight + r), top);
+        sum = vadd(vload(weight + r), sum);
+    }
+    const float largest = vlargest(top);
+    if (!(vsum(sum) < INFINITY)) return NAN;
+    const float by = largest > 1e-30f ? W_MOST / largest : 0.0f;
+    for (int r = 0; r < padded; r += VW) {
+        __m256i whole = _mm256_cvtps_epi32(vmul(vload(weight + r), vset1(by)));
+        __m128i low = _mm256_castsi256_si128(whole), high = _mm256_extracti128_si256(whole, 1);
+        _mm_storeu_si128((__m128i *)(void *)(number + r), _mm_packs_epi32(low, high));
+    }
+    return by > 0.0f ? largest / W_MOST : 0.0f;
+}
+
+/* 16 columns, or the `left` ones, of two rows with weights number[h][r], number[h][r + 1]. */
+INLINE void add_rows(const char *even, const char *odd, int64_t left, int heads, int r, int16_t number[HEADS][TILE],
+                     __m256i sum[HEADS][2]) {
+    const __m128i a = load_bytes(even, left), b = load_bytes(odd, left);
+    const __m256i v[2] = {_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b)), _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b))};
+    UNROLL
+    for (int h = 0; h < heads; h++) {
+        int32_t both;
+        memcpy(&both, &number[h][r], sizeof both);
+        const __m256i w = _mm256_set1_epi32(both);
+        UNROLL
+        for (int j = 0; j < 2; j++) sum[h][j] = add_products(sum[h][j], w, v[j]);
+    }
+}
+
+/* 16 columns from c on, or the `left` ones: out = out * factor + sum * unit. */
+INLINE void add_block(float *out, const tile_rows *tile, int rows, int heads, int64_t dim, int64_t c, int64_t left,
+                      int16_t number[HEADS][TILE], const float *factor, const float *unit) {
+    const int64_t stride = hgca_padded(dim);
+    __m256i sum[HEADS][2];
+    UNROLL
+    for (int h = 0; h < heads; h++)
+        UNROLL
+        for (int j = 0; j < 2; j++) sum[h][j] = _mm256_setzero_si256();
+    int r = 0;
+    for (; r + 2 <= rows; r += 2) add_rows(tile->value[r] + c, tile->value[r + 1] + c, left, heads, r, number, sum);
+    if (r < rows) add_rows(tile->value[r] + c, tile->value[r] + c, left, heads, r, number, sum); /* the second one's weight is 0 */
+    UNROLL
+    for (int h = 0; h < heads; h++)
+        UNROLL
+        for (int j = 0; j < 2; j++) {
+            float *at = out + h * stride + c + j * VW;
+            vstore(at, vfma(_mm256_cvtepi32_ps(sum[h][j]), vset1(unit[h]), vmul(vload(at), vset1(factor[h]))));
+        }
+}
+
+/* As add_values. Returns 0, with nothing done, where a weight is not finite. */
+INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile, int rows, const tile_rows *next,
+                         int next_rows, int heads, int64_t dim, float weight[][TILE], const float *factor) {
+    int16_t number[HEADS][TILE];
+    float unit[HEADS];
+    UNROLL
+    for (int h = 0; h < heads; h++) {
+        unit[h] = round_weights(weight[h], rows, number[h]);
+        if (!(unit[h] == unit[h])) return 0;
+    }
+    int64_t c = 0;
+    for (; c + 16 <= dim; c += 16) {
+        prefetch_slice(p, next, next_rows, rows, (int)c / VW, 2, 1);
+        add_block(out, tile, rows, heads, dim, c, 16, number, factor, unit);
+    }
+    if (c < dim) {
+        prefetch_slice(p, next, next_rows, rows, (int)c / VW, 2, 1);
+        add_block(out, tile, rows, heads, dim, c, dim - c, number, factor, unit);
+    }
+    return 1;
+}
