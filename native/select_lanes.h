@@ -62,15 +62,18 @@ INLINE void cut_bf16(void *p, lanes_f x) {
 #endif
 }
 
-/* Whole numbers in -128 .. 127 as bytes. */
-INLINE void store_bytes(void *p, lanes_i x) {
+/* Sixteen whole numbers in -128 .. 127 as bytes. */
+INLINE void store_bytes(void *p, const lanes_i x[PARTS]) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
-    const __m256i wide = (__m256i)x;
-    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
-    _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(words, words));
+    const __m256i words = _mm256_packs_epi32((__m256i)x[0], (__m256i)x[1]); /* 0-3, 8-11, 4-7, 12-15 */
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128((__m128i *)p, _mm_shuffle_epi32(bytes, 0xd8));
 #else
-    lanes_b bytes = __builtin_convertvector(x, lanes_b);
-    memcpy(p, &bytes, sizeof bytes);
+    UNROLL
+    for (int i = 0; i < PARTS; i++) {
+        lanes_b bytes = __builtin_convertvector(x[i], lanes_b);
+        memcpy((char *)p + i * LANES, &bytes, sizeof bytes);
+    }
 #endif
 }
 
@@ -87,17 +90,7 @@ INLINE lanes_f largest_f(lanes_f a, lanes_f b) {
 #endif
 }
 
-INLINE lanes_f smallest_f(lanes_f a, lanes_f b) { /* likewise */
-#if defined(__AVX512F__)
-    return (lanes_f)_mm512_min_ps((__m512)a, (__m512)b);
-#elif defined(__AVX2__)
-    return (lanes_f)_mm256_min_ps((__m256)a, (__m256)b);
-#else
-    return pick(a < b, a, b);
-#endif
-}
-
-INLINE lanes_i nearest(lanes_f x) { /* of numbers below 2^22 */
+INLINE lanes_i nearest(lanes_f x) { /* of numbers below 2^22; of a NaN any */
 #if defined(__AVX512F__)
     return (lanes_i)_mm512_cvtps_epi32((__m512)x);
 #elif defined(__AVX2__)
@@ -156,11 +149,11 @@ INLINE lanes_f root_f(lanes_f x) {
  * codes are far from that. */
 INLINE lanes_f exp2_f(lanes_f x) {
     x = largest_f(x, all_f(-126.0f));
-    lanes_f n = (x + 12582912.0f) - 12582912.0f, r = x - n; /* to the nearest integer: 1.5 * 2^23 has none behind the point */
+    const lanes_f shifted = x + 12582912.0f, r = x - (shifted - 12582912.0f); /* 1.5 * 2^23 has no bits behind the point */
     lanes_f p = r * 5.50089300e-2f + 2.42210984e-1f;
     p = p * r + 6.93282843e-1f;
     p = p * r + 1.0f;
-    return p * (lanes_f)((__builtin_convertvector(n, lanes_i) + 127) << 23);
+    return (lanes_f)((lanes_i)p + ((lanes_i)shifted << 23)); /* the last bits of `shifted` are n; at -126 p is 1 or more */
 }
 
 /* Those of LANES numbers whose bit is set, else 0. */

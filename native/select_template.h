@@ -7,25 +7,19 @@
 #include "select.h"
 #include "select_lanes.h"
 
-enum { QUERIES = HGCA_QUERIES, MOST_WIDTH = HGCA_MOST_WIDTH, AHEAD = 4 }; /* queries at once; groups until one that is prefetched */
+/* Queries at once; groups until one whose codes, whose scales are fetched. */
+enum { QUERIES = HGCA_QUERIES, MOST_WIDTH = HGCA_MOST_WIDTH, AHEAD = 4, FAR_AHEAD = 6 };
 
 #include "select_dots.h"
 
-/* 8-bit numbers of a query from floats [whole vectors]; `top` is the largest of them. */
-INLINE void round_query(const float *scaled, int64_t width, float top, int8_t *query8) {
-    const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
-    for (int64_t i = 0; i < width; i += LANES) /* to the nearest; a NaN is no largest, but its base is NaN */
-        store_bytes(query8 + i, nearest(smallest_f(largest_f(load_f(scaled + i) * inverse, all_f(-127.0f)), all_f(127.0f))));
-}
-
-/* A block's scales enter `queries` (a constant) queries, which are then rounded to 8 bits: step makes scores of dot products,
- * base is the part of the score that all positions of the block share. */
-INLINE void place_queries(const float *query, int queries, const char *block, int64_t width, int8_t *query8, float *step,
-                          float *base) {
-    const uint16_t *scale = (const uint16_t *)(const void *)block, *zero = scale + width;
-    float scaled[QUERIES][MOST_WIDTH] __attribute__((aligned(64)));
+/* A block's scales enter `queries` (a constant, at most 2: registers) queries, which are then rounded to 8 bits: step makes scores of
+ * dot products, base is the part of the score that all positions of the block share. */
+INLINE void place_some(const float *query, int queries, const uint16_t *scale, int64_t width, int8_t *query8, float *step,
+                       float *base) {
+    const uint16_t *zero = scale + width;
+    float scaled[2][MOST_WIDTH + HGCA_LANES] __attribute__((aligned(64))); /* not a page apart: loads would wait for stores */
     const lanes_i magnitude = (lanes_i){0} + 0x7fffffff;
-    lanes_f most[QUERIES][PARTS], part[QUERIES][PARTS];
+    lanes_f most[2][PARTS], part[2][PARTS];
     UNROLL
     for (int q = 0; q < queries; q++)
         UNROLL
@@ -54,18 +48,34 @@ INLINE void place_queries(const float *query, int queries, const char *block, in
             sum += query[q * width + i] * hgca_from_bf16(zero[i]);
         }
         for (; i % HGCA_LANES; i++) scaled[q][i] = 0.0f;
-        round_query(scaled[q], width, top, query8 + q * MOST_WIDTH);
+        const float inverse = top > 0.0f ? 127.0f / top : 0.0f; /* a NaN is no largest, but its base is NaN */
+        for (i = 0; i < width; i += HGCA_LANES) {
+            lanes_i whole[PARTS];
+            UNROLL
+            for (int p = 0; p < PARTS; p++) whole[p] = nearest(load_f(scaled[q] + i + p * LANES) * inverse);
+            store_bytes(query8 + q * MOST_WIDTH + i, whole);
+        }
         step[q] = top / 127.0f;
         base[q] = sum;
     }
+}
+
+INLINE void place_queries(const float *query, int queries, const char *block, int64_t width, int8_t *query8, float *step,
+                          float *base) {
+    const uint16_t *scale = (const uint16_t *)(const void *)block;
+    UNROLL
+    for (int q = 0; q + 1 < queries; q += 2)
+        place_some(query + q * width, 2, scale, width, query8 + q * MOST_WIDTH, step + q, base + q);
+    const int last = queries - 1;
+    if (queries % 2) place_some(query + last * width, 1, scale, width, query8 + last * MOST_WIDTH, step + last, base + last);
 }
 
 INLINE int64_t block_bytes(int64_t dim) { return hgca_scales_bytes(dim) + HGCA_GROUPS * hgca_lanes_bytes(dim); }
 
 INLINE int64_t group_at(const hgca_scan *s, int64_t i) { return s->groups ? s->groups[i] : s->first + i; }
 
-INLINE const void *codes_at(const hgca_scan *s, int64_t group) {
-    return s->codes + group / HGCA_GROUPS * block_bytes(s->dim) + hgca_scales_bytes(s->dim) +
+INLINE const uint8_t *codes_at(const hgca_scan *s, int64_t group) {
+    return (const uint8_t *)s->codes + group / HGCA_GROUPS * block_bytes(s->dim) + hgca_scales_bytes(s->dim) +
            group % HGCA_GROUPS * hgca_lanes_bytes(s->dim);
 }
 
@@ -81,12 +91,10 @@ INLINE void score_boxes(const hgca_scan *s, int64_t block, const float *query, l
             score[p] += load_bf16(box + (query[d] > 0.0f ? each - HGCA_LANES : 0) + p * LANES) * query[d];
 }
 
-/* The i-th group's codes, and the scales of a block that begins with it. */
-INLINE void prefetch_group(const hgca_scan *s, int64_t i) {
-    const int64_t group = group_at(s, i), block = group / HGCA_GROUPS;
-    const char *at = codes_at(s, group);
-    for (int64_t b = 0; b < hgca_lanes_bytes(s->dim); b += 64) __builtin_prefetch(at + b, 0, 2);
-    if (i && group_at(s, i - 1) / HGCA_GROUPS == block) return;
+/* The scales of a block that begins with the i-th group. */
+INLINE void prefetch_scales(const hgca_scan *s, int64_t i) {
+    const int64_t block = group_at(s, i) / HGCA_GROUPS;
+    if (group_at(s, i - 1) / HGCA_GROUPS == block) return;
     for (int64_t b = 0; b < hgca_scales_bytes(s->dim); b += 64) __builtin_prefetch(s->codes + block * block_bytes(s->dim) + b, 0, 2);
 }
 
@@ -133,62 +141,90 @@ static void reach(const hgca_reaching *s) {
     }
 }
 
-INLINE void scan_groups(const hgca_scan *s, int first_query, int queries, float *raw) {
-    const int64_t width = hgca_code_width(s->dim), n = s->count * HGCA_LANES;
+/* What of a scan goes on from group to group. */
+typedef struct {
     int8_t query8[QUERIES * MOST_WIDTH] __attribute__((aligned(64)));
-    float step[QUERIES] = {0}, base[QUERIES] = {0};
+    int32_t dot[2][QUERIES][HGCA_LANES] __attribute__((aligned(64)));
     lanes_f top[QUERIES][PARTS];
-    int strange[QUERIES] = {0}; /* a score is NaN: a block's scales, or the query, are no numbers */
-    int64_t placed = -1;
-    for (int q = 0; q < queries; q++)
-        for (int p = 0; p < PARTS; p++) top[q][p] = all_f(-INFINITY);
-    for (int64_t i = 0, both; i < s->count; i += 1 + both) {
-        const int64_t group = group_at(s, i);
-        both = !s->sides && i + 1 < s->count && group_at(s, i + 1) / HGCA_GROUPS == group / HGCA_GROUPS;
-        const int64_t other = both ? group_at(s, i + 1) : group;
-        lanes_f scores[2][QUERIES][PARTS];
-        if (s->sides)
-            for (int q = 0; q < queries; q++) {
-                score_boxes(s, group, s->query + (first_query + q) * width, scores[0][q]);
-                strange[q] |= !(fabsf(sum_f(scores[0][q])) < INFINITY);
-            }
-        else {
-            for (int64_t ahead = i + AHEAD; ahead < s->count && ahead <= i + AHEAD + both; ahead++) prefetch_group(s, ahead);
-            if (group / HGCA_GROUPS != placed) {
-                placed = group / HGCA_GROUPS;
-                const char *block = s->codes + placed * block_bytes(s->dim);
-                place_queries(s->query + first_query * width, queries, block, width, query8, step, base);
-                for (int q = 0; q < queries; q++) strange[q] |= !(fabsf(base[q]) < INFINITY && step[q] < INFINITY);
-            }
-            int32_t dot[2][QUERIES][HGCA_LANES] __attribute__((aligned(64)));
-            dot_lanes(codes_at(s, group), codes_at(s, other), width, query8, queries, dot[0], dot[1]);
-            for (int k = 0; k <= both; k++)
-                for (int q = 0; q < queries; q++)
-                    for (int p = 0; p < PARTS; p++) {
-                        lanes_i whole;
-                        memcpy(&whole, dot[k][q] + p * LANES, sizeof whole);
-                        scores[k][q][p] = __builtin_convertvector(whole, lanes_f) * step[q] + base[q];
-                    }
-        }
-        for (int k = 0; k <= both; k++) {
-            const int64_t left = s->end - (k ? other : group) * HGCA_LANES;
-            for (int q = 0; q < queries; q++) {
-                float *to = raw + q * n + (i + k) * HGCA_LANES;
-                for (int p = 0; p < PARTS; p++) store_f(to + p * LANES, scores[k][q][p]);
-                if (s->softcap > 0.0f || left < HGCA_LANES) {
-                    if (s->softcap > 0.0f)
-                        for (int r = 0; r < HGCA_LANES; r++) to[r] = 1.44269504f * s->softcap * tanhf(to[r] / s->softcap);
-                    for (int64_t r = left < 0 ? 0 : left; r < HGCA_LANES; r++) to[r] = -INFINITY;
-                    for (int p = 0; p < PARTS; p++) scores[k][q][p] = load_f(to + p * LANES);
-                }
-                for (int p = 0; p < PARTS; p++) top[q][p] = largest_f(scores[k][q][p], top[q][p]);
-            }
-        }
+    float step[QUERIES], base[QUERIES];
+    int strange[QUERIES]; /* a score is NaN: a block's scales, or the query, are no numbers */
+} scanning;
+
+/* Scores of 16 positions are kept, the largest noted; those from `left` on do not exist. */
+INLINE void keep_scores(const hgca_scan *s, lanes_f score[PARTS], int64_t left, float *to, lanes_f top[PARTS]) {
+    UNROLL
+    for (int p = 0; p < PARTS; p++) store_f(to + p * LANES, score[p]);
+    if (s->softcap > 0.0f || left < HGCA_LANES) {
+        if (s->softcap > 0.0f)
+            for (int r = 0; r < HGCA_LANES; r++) to[r] = 1.44269504f * s->softcap * tanhf(to[r] / s->softcap);
+        for (int64_t r = left < 0 ? 0 : left; r < HGCA_LANES; r++) to[r] = -INFINITY;
+        for (int p = 0; p < PARTS; p++) score[p] = load_f(to + p * LANES);
     }
+    UNROLL
+    for (int p = 0; p < PARTS; p++) top[p] = largest_f(score[p], top[p]);
+}
+
+/* Boxes: one after the other. */
+INLINE void scan_boxes(const hgca_scan *s, int first_query, int queries, float *raw, scanning *at) {
+    const int64_t width = hgca_code_width(s->dim), n = s->count * HGCA_LANES;
+    for (int64_t i = 0; i < s->count; i++)
+        for (int q = 0; q < queries; q++) {
+            const int64_t group = group_at(s, i);
+            lanes_f score[PARTS];
+            score_boxes(s, group, s->query + (first_query + q) * width, score);
+            at->strange[q] |= !(fabsf(sum_f(score)) < INFINITY);
+            keep_scores(s, score, s->end - group * HGCA_LANES, raw + q * n + i * HGCA_LANES, at->top[q]);
+        }
+}
+
+/* Codes: two groups of a block at once. */
+INLINE void scan_codes(const hgca_scan *s, int first_query, int queries, float *raw, scanning *at) {
+    const int64_t width = hgca_code_width(s->dim), n = s->count * HGCA_LANES;
+    int64_t placed = -1;
+    for (int64_t i = 0, both; i < s->count; i += 1 + both) {
+        const int64_t group = group_at(s, i), block = group / HGCA_GROUPS;
+        both = i + 1 < s->count && group_at(s, i + 1) / HGCA_GROUPS == block;
+        const int64_t other = both ? group_at(s, i + 1) : group;
+        const uint8_t *const codes[2] = {codes_at(s, group), codes_at(s, other)}, *ahead[2] = {codes[0], codes[1]};
+        for (int k = 0; k <= both; k++) {
+            if (i + k + FAR_AHEAD < s->count) prefetch_scales(s, i + k + FAR_AHEAD);
+            if (i + k + AHEAD < s->count) ahead[k] = codes_at(s, group_at(s, i + k + AHEAD));
+        }
+        if (block != placed) {
+            const char *scales = s->codes + block * block_bytes(s->dim);
+            placed = block;
+            place_queries(s->query + first_query * width, queries, scales, width, at->query8, at->step, at->base);
+            for (int q = 0; q < queries; q++) at->strange[q] |= !(fabsf(at->base[q]) < INFINITY && at->step[q] < INFINITY);
+        }
+        dot_lanes(codes, ahead, width, at->query8, queries, at->dot);
+        for (int k = 0; k <= both; k++)
+            UNROLL
+            for (int q = 0; q < queries; q++) {
+                lanes_f score[PARTS];
+                UNROLL
+                for (int p = 0; p < PARTS; p++) {
+                    lanes_i whole;
+                    memcpy(&whole, at->dot[k][q] + p * LANES, sizeof whole);
+                    score[p] = __builtin_convertvector(whole, lanes_f) * at->step[q] + at->base[q];
+                }
+                keep_scores(s, score, s->end - (k ? other : group) * HGCA_LANES, raw + q * n + (i + k) * HGCA_LANES, at->top[q]);
+            }
+    }
+}
+
+INLINE void scan_groups(const hgca_scan *s, int first_query, int queries, float *raw) {
+    const int64_t n = s->count * HGCA_LANES;
+    scanning at;
+    for (int q = 0; q < queries; q++) {
+        at.strange[q] = 0;
+        for (int p = 0; p < PARTS; p++) at.top[q][p] = all_f(-INFINITY);
+    }
+    if (s->sides) scan_boxes(s, first_query, queries, raw, &at);
+    else scan_codes(s, first_query, queries, raw, &at);
     for (int q = 0; q < queries; q++) {
         const int of = first_query + q;
-        if (s->raw == NULL) soften(raw + q * n, n, top[q], strange[q], s->score + of * n, &s->max[of], &s->sum[of]);
-        else if (strange[q]) for (int64_t i = 0; i < n; i++) s->raw[of * n + i] = NAN;
+        if (s->raw == NULL) soften(raw + q * n, n, at.top[q], at.strange[q], s->score + of * n, &s->max[of], &s->sum[of]);
+        else if (at.strange[q]) for (int64_t i = 0; i < n; i++) s->raw[of * n + i] = NAN;
         else memcpy(s->raw + of * n, raw + q * n, sizeof(float) * (size_t)n);
     }
 }
@@ -224,11 +260,12 @@ static uint32_t lanes_from(const float *weight, float edge) {
 #endif
 }
 
-static void weigh(const hgca_weighing *w) {
+INLINE void weigh_of(const hgca_weighing *w, int32_t queries) {
     lanes_f total[PARTS] = {{0}};
     for (int64_t i = 0; i < w->count; i += HGCA_LANES) {
         lanes_f weight[PARTS] = {{0}};
-        for (int q = 0; q < w->queries; q++)
+        UNROLL
+        for (int q = 0; q < queries; q++)
             UNROLL
             for (int p = 0; p < PARTS; p++) weight[p] += load_bf16(w->score + q * w->count + i + p * LANES) * w->share[q];
         UNROLL
@@ -247,6 +284,14 @@ static void weigh(const hgca_weighing *w) {
         }
     }
     *w->total += sum_f(total);
+}
+
+static void weigh(const hgca_weighing *w) {
+    switch (w->queries) { /* a constant number is no loop */
+    case 3: weigh_of(w, 3); break;
+    case 4: weigh_of(w, 4); break;
+    default: weigh_of(w, w->queries);
+    }
 }
 
 INLINE void add_set(lanes_f part[PARTS], const uint16_t *score, uint32_t bits) {
@@ -310,10 +355,16 @@ static void leave(hgca_leaving *l) {
     for (int64_t i = 0, end; i < l->count; i = end, l->blocks++) {
         const int64_t block = l->groups[i] / HGCA_GROUPS;
         const uint16_t *mean = (const uint16_t *)(const void *)(l->mean + 2 * dim * block);
-        for (end = i; end < l->count && l->groups[end] / HGCA_GROUPS == block;) end++;
+        uint32_t read = 0;
+        for (end = i; end < l->count && l->groups[end] / HGCA_GROUPS == block;) read |= l->chosen[end++];
         for (int32_t q = 0; q < l->queries; q++) {
             lanes_f part[PARTS] = {{0}};
-            for (int64_t g = i; g < end; g++) add_set(part, l->score + (q * l->count + g) * HGCA_LANES, ~(uint32_t)l->chosen[g]);
+            const uint16_t *score = l->score + q * l->count * HGCA_LANES;
+            if (read) for (int64_t g = i; g < end; g++) add_set(part, score + g * HGCA_LANES, ~(uint32_t)l->chosen[g]);
+            else
+                for (int64_t g = i; g < end; g++)
+                    UNROLL
+                    for (int p = 0; p < PARTS; p++) part[p] += load_bf16(score + g * HGCA_LANES + p * LANES);
             const float weight = sum_f(part);
             l->sum[q] += weight;
             add_mean(l->out + q * width, mean, dim, weight);
