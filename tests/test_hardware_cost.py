@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hgca_cli.config import QUALITY, SELECTORS
 from hgca_cli.hardware.cost import GPU_SHARE, Costs, StepCost
-from hgca_cli.hardware.expected import LEAST, rows_read
+from hgca_cli.hardware.expected import LEAST, rows_read, scored_rows
 from hgca_cli.hardware.memory import Choice, Model
 from hgca_cli.hardware.row_rates import between, rate_at, row_ns, thread_factor
 from hgca_cli.kv.layout import KVLayout, LayerLayout
@@ -49,6 +49,17 @@ def test_choosing_rows_scores_all_and_reads_few() -> None:
     assert step.selection == pytest.approx(32 * (stored * 8 * 4e-9 + 50e-6))
     assert step.attention == pytest.approx(32 * rows_read(replace(CPU, select="scan")) * 8 * 24e-9)
     assert step.total < decode().total
+
+
+@pytest.mark.parametrize(
+    ("rows", "two_level", "cluster"), [(8192, 0.66, 0.34), (131_072, 0.26, 0.23), (524_288, 0.21, 0.23)]
+)
+def test_groups_make_choosing_cheaper_the_longer_the_store(rows: int, two_level: float, cluster: float) -> None:
+    """Shares as benchmarks/results/long.jsonl has them."""
+    assert scored_rows("scan", rows) == rows and scored_rows("exact", rows) == 0
+    assert scored_rows("two-level", rows) == pytest.approx(two_level * rows, rel=0.05)
+    assert scored_rows("cluster", rows) == pytest.approx(cluster * rows, rel=0.05)
+    assert scored_rows("two-level", 1000) == scored_rows("cluster", 1000) == 1000, "nothing is in groups yet"
 
 
 def test_a_gpu_hides_the_hosts_work_behind_its_window() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hgca_cli.hardware.expected import rows_read, scored_share
+from hgca_cli.hardware.expected import rows_read, scored_rows
 from hgca_cli.hardware.memory import ITEMSIZE, Choice, Model, device_codes_bytes
 from hgca_cli.hardware.rates import GPU_SHARE, GpuRates, Profile
 from hgca_cli.hardware.row_rates import row_ns, thread_factor
@@ -186,7 +186,7 @@ class Costs:
             return 0.0, 0.0
         host = self.profile.host
         factor = thread_factor(host, threads) * 1e-9 * layer.kv_heads
-        scored = stored * scored_share(choice.select)
+        scored = scored_rows(choice.select, stored)
         selection = scored * row_ns(host, "scan", choice.kv_dtype, layer) if scored else 0.0
         read = rows_read(choice, stored, self.quality, self.budget)
         how = "dense" if read == stored else "runs" if choice.select in ("cluster", "page") else "rows"

@@ -34,9 +34,17 @@ def rows_read(
     return min(most, _by_mass(rows, quality or QUALITY))
 
 
-def scored_share(select: str) -> float:
-    """Of the store's rows, what is scored by code."""
-    return {"scan": 1.0, "two-level": 0.35, "cluster": 0.1, "page": 0.15}.get(select, 0.0)
+def scored_rows(select: str, rows: int) -> float:
+    """What choosing among so many rows costs, in rows whose codes are scored.
+
+    Groups, blocks and what is not in groups yet count as the rows whose codes take as long: benchmarks/long.py, threads' time of
+    choosing over that of `scan`, 8,192 to 524,288 rows (results/long.jsonl).
+    """
+    if select == "two-level":  # from some length on blocks are looked at before groups
+        return min(rows, 0.45 * rows + 1700, 0.2 * rows + 8000)
+    if select == "cluster":
+        return min(rows, 0.22 * rows + 1000)
+    return rows * {"scan": 1.0, "page": 0.15}.get(select, 0.0)
 
 
 def _by_mass(rows: int, mass: float) -> int:

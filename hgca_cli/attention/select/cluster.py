@@ -24,6 +24,7 @@ from hgca_cli.selection import Selection
 GATE_SHARE = 0.25  # most groups that are looked at
 BLOCKS_FROM = 32768  # clustered rows from which blocks of 128 are looked at before groups
 OPEN_MASS = 0.998  # what the blocks that are opened may hold
+GATE_MASS, LONG_GATE_MASS = 0.98, 0.95  # what the groups that are looked at may hold, of all and where there are blocks
 
 
 class Cluster(Scan):
@@ -104,8 +105,7 @@ class TwoLevel(Cluster):
     gate = "scan"
     apart = 8  # a block's
     blocks = True
-    gate_mass = 0.95
-    gate_share = GATE_SHARE
 
     def _gate(self, groups: int) -> tuple[float, int]:
-        return self.gate_mass, max(1, round(self.gate_share * groups))
+        mass = GATE_MASS if groups * selection.GROUP < BLOCKS_FROM else LONG_GATE_MASS
+        return mass, max(1, round(GATE_SHARE * groups))
