@@ -233,3 +233,50 @@ def test_a_signal_ends_it_cleanly_with_the_command_that_goes_on(tiny: str, tmp_p
 
 def test_help_names_what_can_be_a_row() -> None:
     assert b"OpenAI" in hgca("batch", "--help").stdout
+
+
+def test_rows_that_are_set_aside_survive_a_kill(tiny: str, tmp_path: Path) -> None:
+    from hgca_cli.commands.describe import describe
+    from hgca_cli.commands.setup import ModelChoice, plan_model
+    from hgca_cli.hardware.probe import probe_machine
+    from hgca_cli.hardware.settings import PlanRequest
+    from hgca_cli.hardware.together import together
+
+    letters = [chr(one) for one in range(33, 127)]
+    short = [{"id": f"short {at}", "prompt": f"the cat {at}", "max_tokens": 200, "stop": letters} for at in range(10)]
+    long = [{"id": f"long {at}", "prompt": f"the mat {at}", "max_tokens": 150 + 9 * at} for at in range(14)]
+    source = write_rows(tmp_path / "in.jsonl", *short, *long)
+    words = ("-m", tiny, "--temp", "0", "--ctx", "512", "--threads", "1", "--concurrency", "12", "--json")
+    free = here("batch", source, "-o", str(tmp_path / "free.jsonl"), *words)
+    assert json.loads(free.stdout)["set_aside"] == 0, free.stderr
+    request = PlanRequest(context=512, threads=1)
+    files, plan = plan_model(ModelChoice(tiny, None, False, True, None), request, lambda event: None, profile="none")
+    sizes = together(describe(files, False), probe_machine(), request, None, plan)
+    memory = plan.memory[0]
+    tight = memory.weights + memory.work + memory.runtime + 3 * sizes.takes(400)[0]
+    words = ("batch", source, "-o", str(tmp_path / "tight.jsonl"), *words, "--ram-limit", str(tight))
+    running = subprocess.Popen(
+        [sys.executable, "-m", "hgca_cli", *words],
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 120
+    while time.monotonic() < until and running.poll() is None:
+        if (tmp_path / "tight.jsonl").exists() and (tmp_path / "tight.jsonl").read_bytes().count(b"\n") >= 12:
+            running.kill()
+            break
+        time.sleep(0.002)
+    assert running.wait() == -signal.SIGKILL
+    before = (tmp_path / "tight.jsonl").read_bytes()
+    done = hgca(*words)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "tight.jsonl").read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    wanted, found = (
+        {one["id"]: one["text"] for one in rows_in(tmp_path / name)} for name in ("free.jsonl", "tight.jsonl")
+    )
+    assert found == wanted and len(rows_in(tmp_path / "tight.jsonl")) == 24
+    whole = here("batch", source, "-o", str(tmp_path / "whole.jsonl"), *words[4:])
+    assert json.loads(whole.stdout)["set_aside"] > 0 and b"set aside" in whole.stderr
+    assert {one["id"]: one["text"] for one in rows_in(tmp_path / "whole.jsonl")} == wanted

@@ -47,6 +47,7 @@ class Worker:
     rows: dict[str, Given] = field(default_factory=dict)
     running: tuple[Slot, ...] = ()
     peak: int = 0
+    set_aside: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,11 @@ class Cluster:
     def peak(self) -> int:
         """Most rows that ran at once, on each of the engines there are."""
         return sum(worker.peak for worker in self._workers)
+
+    @property
+    def set_aside(self) -> int:
+        """How often a row waited for memory, on the engines there are."""
+        return sum(worker.set_aside for worker in self._workers)
 
     def run(
         self,
@@ -225,6 +231,7 @@ class Cluster:
 
     def _take(self, worker: Worker, told: Told, left: set[str], calls: Calls) -> None:
         worker.running, worker.peak = told.slots, max(worker.peak, told.peak)
+        worker.set_aside = told.set_aside
         for text in told.notices:
             self._tell(text)
         for one in told.finished:

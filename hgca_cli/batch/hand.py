@@ -42,7 +42,9 @@ class Finished:
 
 @dataclass(frozen=True)
 class Told:
-    """What an engine tells: rows it finished, what it did since the last time, who runs, and how many ran at once at most."""
+    """What an engine tells: rows it finished, what it did since the last time, who runs, how many ran at once at most, and how
+    often one was set aside, so far.
+    """
 
     finished: tuple[Finished, ...] = ()
     notices: tuple[str, ...] = ()
@@ -50,6 +52,7 @@ class Told:
     written: int = 0
     slots: tuple[Slot, ...] = ()
     peak: int = 0
+    set_aside: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,14 +125,14 @@ class Hand:
             raise self._failed
         (read, written), before = (self._progress.read, self._progress.written), self._before
         self._before = read, written
-        members = self._batch.members if self._batch is not None else []
         return Told(
             tuple(one for one in found if isinstance(one, Finished)),
             tuple(one for one in found if isinstance(one, str)),
             read - before[0],
             written - before[1],
-            tuple(member.slot for member, _ in members),
+            self._batch.slots_in_use if self._batch is not None else (),
             self._batch.peak if self._batch is not None else 0,
+            self._batch.set_aside if self._batch is not None else 0,
         )
 
     def _work(self) -> None:

@@ -181,14 +181,16 @@ class Job:
     ) -> int:
         """Answer these rows in this process; returns how many ran at once, at most."""
         from hgca_cli.commands.setup import check_switch, start_engine
-        from hgca_cli.engine.batch import Batch, Room
+        from hgca_cli.engine.batch import Batch
+        from hgca_cli.engine.room import Room
 
         engine = start_engine(choice, files, plan)
         check_switch(engine.loaded.tokenizer, self.options())
-        slots = self.slots or sizes.sequences(self.common_length(good))
+        common = self.common_length(good)
+        slots = self.slots or sizes.sequences(common, common - self.given["max_tokens"] + 1)
         self.view.note(f"{len(good):,} rows, up to {slots} at once")
         work.terms = self._terms(choice)(engine.loaded.model.generation_config.to_diff_dict())
-        batch = Batch(engine, slots, Room(sizes.limits, sizes.takes))
+        batch = Batch(engine, slots, Room(sizes.limits, sizes.takes, sizes.holds, sizes.free))
 
         def show(event: Event | Any) -> None:
             if isinstance(event, Notice):
@@ -219,6 +221,7 @@ class Job:
             reader=Reader(given["text"], given["raw"], self.system),
             slots=self.slots,
             common=self.common_length(good),
+            read=self.common_length(good) - given["max_tokens"],
         )
         elsewhere = Elsewhere(work, self.view)
         elsewhere.run(recipe, fingerprint, given["address"], good, stop)

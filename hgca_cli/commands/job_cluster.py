@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Recipe:
     """All that an engine needs to know, to be sent to its node.
 
-    common  tokens that most rows may grow to; slots: rows at once; None: its planner's
+    common  tokens that most rows may grow to; read: of these, of their prompts; slots: rows at once; None: its planner's
     """
 
     choice: ModelChoice
@@ -44,6 +44,7 @@ class Recipe:
     reader: Reader
     slots: int | None
     common: int
+    read: int
 
 
 def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
@@ -51,7 +52,8 @@ def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
     from hgca_cli.commands.describe import describe
     from hgca_cli.commands.machine import profile_for
     from hgca_cli.commands.setup import check_switch, plan_model, start_engine
-    from hgca_cli.engine.batch import Batch, Room
+    from hgca_cli.engine.batch import Batch
+    from hgca_cli.engine.room import Room
     from hgca_cli.hardware.probe import probe_machine
     from hgca_cli.hardware.together import together
     from hgca_cli.hf.load import fingerprint_of
@@ -72,10 +74,9 @@ def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
     for text in wrong:
         tell(text)
     terms = Terms(sampling, choice.name, recipe.form, dict(recipe.options), recipe.seconds)
-    slots = recipe.slots or sizes.sequences(recipe.common)
-    return Started(
-        Batch(engine, slots, Room(sizes.limits, sizes.takes)), recipe.reader, terms, plan, fingerprint_of(files)
-    )
+    slots = recipe.slots or sizes.sequences(recipe.common, recipe.read + 1)
+    batch = Batch(engine, slots, Room(sizes.limits, sizes.takes, sizes.holds, sizes.free))
+    return Started(batch, recipe.reader, terms, plan, fingerprint_of(files))
 
 
 def shared(request: PlanRequest, beside: int, free: int) -> PlanRequest:
@@ -156,8 +157,10 @@ class Elsewhere:
         tally.read += told.read
         tally.written += told.written
         running = self._cluster.slots if self._cluster is not None else ()
-        tally.waiting = sum(slot.read < slot.prompt for _, slot in running)
-        tally.running = len(running) - tally.waiting
+        tally.aside = sum(slot.aside for _, slot in running)
+        tally.waiting = sum(slot.read < slot.prompt and not slot.aside for _, slot in running)
+        tally.running = len(running) - tally.waiting - tally.aside
+        tally.set_aside = self._cluster.set_aside if self._cluster is not None else 0
         self.peak = max(self.peak, self._cluster.peak if self._cluster is not None else 0)
         self._view.progress(tally)
 
