@@ -155,6 +155,21 @@ def test_more_errors_than_may_be_and_rows_that_take_too_long(tiny: str, tmp_path
     assert rows_in(tmp_path / "slow.out.jsonl")[0]["error"]["code"] == "timeout"
 
 
+def test_shares_of_a_job_are_the_job(tiny: str, tmp_path: Path) -> None:
+    last = '{"id": "x", "prompt": "mat"}'
+    source = write_rows(tmp_path / "in.jsonl", *(f'"the cat {at}"' for at in range(4)), "nonsense", last, '"e"')
+    words = ("batch", source, "-m", tiny, "-n", "3", "--temp", "0")
+    assert [here(*words, "--shard", f"{at}/3").returncode for at in (1, 2, 3)] == [0, 3, 0]
+    assert here(*words).returncode == 3
+    shares = [rows_in(tmp_path / f"in.{at}of3.out.jsonl") for at in (1, 2, 3)]
+    assert [len(share) for share in shares] == [3, 2, 2]
+    found = {one["id"]: one.get("text") for share in shares for one in share}
+    assert found == {one["id"]: one.get("text") for one in rows_in(tmp_path / "in.out.jsonl")} and "line-5" in found
+    assert b"all 2 rows are done, 1 failed" in here(*words, "--shard", "2/3").stderr
+    write_rows(tmp_path / "in.jsonl", last, '"a"', '"b"', last)
+    assert here(*words, "--shard", "2/3", "--overwrite").returncode == 2  # the same id in two shares
+
+
 def test_a_dry_run_counts_and_writes_nothing(tiny: str, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", '"the cat"', openai_row("a", max_tokens=7, n=2), "nonsense")
     weights = next(Path(tiny).glob("*.safetensors"))
@@ -174,6 +189,8 @@ def test_a_dry_run_counts_and_writes_nothing(tiny: str, tmp_path: Path) -> None:
         (("twice",), 2, b"lines 1 and 2"), (("in.jsonl", "--concurrency", "0"), 2, b"--concurrency"),
         (("in.jsonl", "--root", "none"), 2, b"--root"), (("in.jsonl", "-o", "-", "--json"), 2, b"--json"),
         (("in.jsonl", "--errors", "in.out.jsonl"), 2, b"two things"), (("in.jsonl", "-o", "-", "--overwrite"), 2, b"--overwrite"),
+        (("in.jsonl", "--shard", "3/2"), 2, b"1/2 to 2/2"), (("in.jsonl", "--shard", "2"), 2, b"--shard"),
+        (("in.jsonl", "--shard", "0/0"), 2, b"--shard"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_a_model_is_looked_for(

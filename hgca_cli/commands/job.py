@@ -46,8 +46,8 @@ COMMON = 0.75  # of the rows are no longer than what the number of rows at once 
 
 @dataclass
 class Job:
-    """A job and what it was asked to be. paths: of answers and errors; slots: rows at once, None: the planner's; dashboard: of
-    ui/job.py.
+    """A job and what it was asked to be. paths: of answers and errors; slots: rows at once, None: the planner's; shard: which of how
+    many shares of the rows; dashboard: of ui/job.py.
     """
 
     given: Mapping[str, Any]
@@ -60,6 +60,7 @@ class Job:
     slots: int | None
     profile: str
     dashboard: str = "line"
+    shard: tuple[int, int] = (1, 1)
     _open: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -111,6 +112,8 @@ class Job:
         self._open.append(lines)
         reader = Reader(given["text"], given["raw"], self.system, documents_under(given["root"]))
         checked = check(lines, reader, limit=given["limit"], strict=given["strict"])
+        which, of = self.shard
+        checked.entries = checked.entries[which - 1 :: of]
         if checked.unknown:
             self.view.note(f"nobody looks at these fields: {', '.join(shown(one) for one in checked.unknown[:10])}")
         if models := [one for one in checked.models if one != given["model"]]:
