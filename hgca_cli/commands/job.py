@@ -225,6 +225,7 @@ class Job:
             slots=self.slots,
             common=self.common_length(good),
             read=self.common_length(good) - given["max_tokens"],
+            watched=self.dashboard == "full",
         )
         elsewhere = Elsewhere(work, self.view)
         elsewhere.run(recipe, fingerprint, given["address"], good, stop)
