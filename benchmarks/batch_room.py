@@ -14,6 +14,7 @@ import itertools
 import json
 import random
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,13 @@ def main() -> None:
     parser.add_argument("--room", default="160M", help="bytes for rows")
     parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="of the process, where others use the machine; one thread"
+    )
     parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}")
     options = parser.parse_args()
+    if options.cpu_time:
+        options.threads, Clock.now = 1, time.process_time
     native.set_threads(options.threads)
     torch.set_num_threads(options.threads)
     engine = engine_of(options.model, 8192)
@@ -67,7 +73,7 @@ def main() -> None:
     ratio = sides["holds"]["tokens_per_second"] / sides["may become"]["tokens_per_second"]
     told = {
         "prompts": len(ids), "prompt_tokens": sum(map(len, ids)), "new": options.new, "mean": sum(lengths) / len(lengths),
-        "room": limit, "slots": options.slots, "ratio": round(ratio, 3), "sides": sides,
+        "room": limit, "cpu_time": options.cpu_time, "slots": options.slots, "ratio": round(ratio, 3), "sides": sides,
     }  # fmt: skip
     print(json.dumps(told, indent=1))
     if options.record:
