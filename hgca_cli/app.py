@@ -141,6 +141,7 @@ def _explain(error: BaseException, debug: bool) -> tuple[str, str, str, int]:
     if told is not None:
         command = getattr(getattr(error, "ctx", None), "command_path", "hgca")
         words = re.sub(r"\s*\(Possible options: (.+)\)", r". Did you mean \1?", str(told()))
+        words = words if words.endswith((".", "?", "!")) else f"{words}."
         return words, hint_for(words, f"See {command} --help."), "usage", int(getattr(error, "exit_code", 2))
     what = f"unexpected error: {type(error).__name__}: {str(error)[:300]}".rstrip(": ")
     return what, "" if debug else "(--debug shows the traceback; please report it.)", "unexpected", 1

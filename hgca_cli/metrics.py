@@ -105,6 +105,7 @@ class Slot:
     """One of the sequences that run together. key: whatever its request is known by.
 
     read     of the tokens of its prompt; written: of `most` that its answer may have
+    aside    it waits for memory
     """
 
     key: Any
@@ -112,3 +113,4 @@ class Slot:
     read: int
     written: int
     most: int
+    aside: bool = False

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from hgca_cli.batch import hand as hand_module
 from hgca_cli.batch.check import Entry, check
 from hgca_cli.batch.cluster import MOST_DEATHS, SPARE, Calls, Cluster, Place, Worker
 from hgca_cli.batch.hand import Finished, Given, Hand, Ready, Started, Told
 from hgca_cli.batch.lines import Lines
 from hgca_cli.batch.rows import Reader
 from hgca_cli.batch.work import Terms
+from hgca_cli.commands.job_cluster import Elsewhere
 from hgca_cli.config import SamplingSettings
 from hgca_cli.engine.batch import Batch
 from hgca_cli.errors import ModelError
@@ -63,6 +66,31 @@ def test_rows_that_are_given_while_others_run_are_answered(tmp_path: Path) -> No
     assert hand.tell(0.05) == Told(peak=2)
     hand.give(given[:1])  # after a rest
     assert told_until(hand, 1)[0][0].record["text"] == next(one for one in found if one.name == "line-1").record["text"]
+
+
+def test_an_engine_that_is_watched_tells_what_its_rows_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hand_module, "READ_SECONDS", 0.0)
+    lines, made = entries(tmp_path / "in", *(f'{{"prompt": "row {at}", "max_tokens": 200}}' for at in range(2)))
+    for watched in (False, True):
+        given = [Given(one, lines.at(one.begin, one.number), {}) for one in made]
+        hand = Hand(lambda beside, tell, watched=watched: replace(start(beside, tell), watched=watched), 1)
+        hand.ready()
+        hand.give(given)
+        seen, finished, until = [], 0, time.monotonic() + 60
+        while finished < 2 and time.monotonic() < until:
+            told = hand.tell(0.01)
+            finished += len(told.finished)
+            seen += [] if told.metrics is None else [told]
+        assert bool(seen) == watched
+        for told in seen:
+            assert told.metrics is not None and 0 < told.metrics.places.tokens <= told.metrics.tokens < 2 * 512
+            assert told.metrics.places.window_bytes > 0 and told.metrics.device == "cpu"
+    cluster = SimpleNamespace(metrics=tuple(told.metrics for told in seen[:2]), slots=())
+    elsewhere = Elsewhere(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+    assert elsewhere._metrics() is None
+    elsewhere._cluster = cluster  # type: ignore[assignment]
+    both = elsewhere._metrics()
+    assert both is not None and both.tokens == sum(one.tokens for one in cluster.metrics)
 
 
 def test_an_engine_that_cannot_be_says_why() -> None:

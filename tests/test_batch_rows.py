@@ -53,6 +53,21 @@ def test_a_completion_line_continues_its_text_or_its_tokens() -> None:
     assert row({"url": COMPLETION, "body": {"prompt": [5, 6]}}).ids == [5, 6]
 
 
+def test_a_body_without_a_url_is_what_it_asks() -> None:
+    made = row({"custom_id": "a", "body": {"messages": USER, "max_tokens": 3}})
+    assert (made.form, made.messages, made.settings) == (CHAT, USER, {"max_tokens": 3})
+    made = row({"custom_id": "a", "body": {"prompt": "Once"}})
+    assert (made.form, made.prompt) == (COMPLETION, "Once")
+
+
+def test_a_line_that_is_no_json_says_where() -> None:
+    for content, where in ((b'{"prompt": "a" "b"}', "character 16"), (b"nonsense", "character 1")):
+        with pytest.raises(RowError, match=rf"expecting .* \({where}\)$"):
+            row(content)
+    with pytest.raises(RowError, match=r"^id is a number"):
+        row({"id": 3.5, "prompt": "a"})
+
+
 def test_lines_of_our_own() -> None:
     assert row({"prompt": "hi", "max_tokens": 3}).messages == USER
     assert row({"prompt": "hi"}, system="be brief").messages == [{"role": "system", "content": "be brief"}, *USER]

@@ -155,6 +155,21 @@ def test_more_errors_than_may_be_and_rows_that_take_too_long(tiny: str, tmp_path
     assert rows_in(tmp_path / "slow.out.jsonl")[0]["error"]["code"] == "timeout"
 
 
+def test_shares_of_a_job_are_the_job(tiny: str, tmp_path: Path) -> None:
+    last = '{"id": "x", "prompt": "mat"}'
+    source = write_rows(tmp_path / "in.jsonl", *(f'"the cat {at}"' for at in range(4)), "nonsense", last, '"e"')
+    words = ("batch", source, "-m", tiny, "-n", "3", "--temp", "0")
+    assert [here(*words, "--shard", f"{at}/3").returncode for at in (1, 2, 3)] == [0, 3, 0]
+    assert here(*words).returncode == 3
+    shares = [rows_in(tmp_path / f"in.{at}of3.out.jsonl") for at in (1, 2, 3)]
+    assert [len(share) for share in shares] == [3, 2, 2]
+    found = {one["id"]: one.get("text") for share in shares for one in share}
+    assert found == {one["id"]: one.get("text") for one in rows_in(tmp_path / "in.out.jsonl")} and "line-5" in found
+    assert b"all 2 rows are done, 1 failed" in here(*words, "--shard", "2/3").stderr
+    write_rows(tmp_path / "in.jsonl", last, '"a"', '"b"', last)
+    assert here(*words, "--shard", "2/3", "--overwrite").returncode == 2  # the same id in two shares
+
+
 def test_a_dry_run_counts_and_writes_nothing(tiny: str, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", '"the cat"', openai_row("a", max_tokens=7, n=2), "nonsense")
     weights = next(Path(tiny).glob("*.safetensors"))
@@ -174,6 +189,9 @@ def test_a_dry_run_counts_and_writes_nothing(tiny: str, tmp_path: Path) -> None:
         (("twice",), 2, b"lines 1 and 2"), (("in.jsonl", "--concurrency", "0"), 2, b"--concurrency"),
         (("in.jsonl", "--root", "none"), 2, b"--root"), (("in.jsonl", "-o", "-", "--json"), 2, b"--json"),
         (("in.jsonl", "--errors", "in.out.jsonl"), 2, b"two things"), (("in.jsonl", "-o", "-", "--overwrite"), 2, b"--overwrite"),
+        (("in.jsonl", "--shard", "3/2"), 2, b"1/2 to 2/2"), (("in.jsonl", "--shard", "2"), 2, b"--shard"),
+        (("in.jsonl", "--shard", "0/0"), 2, b"--shard"), (("in.jsonl", "--metrics", "none/m.json"), 2, b"--metrics"),
+        (("in.jsonl", "--limit", "0"), 2, b"equal to 1. See"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_a_model_is_looked_for(
@@ -233,3 +251,50 @@ def test_a_signal_ends_it_cleanly_with_the_command_that_goes_on(tiny: str, tmp_p
 
 def test_help_names_what_can_be_a_row() -> None:
     assert b"OpenAI" in hgca("batch", "--help").stdout
+
+
+def test_rows_that_are_set_aside_survive_a_kill(tiny: str, tmp_path: Path) -> None:
+    from hgca_cli.commands.describe import describe
+    from hgca_cli.commands.setup import ModelChoice, plan_model
+    from hgca_cli.hardware.probe import probe_machine
+    from hgca_cli.hardware.settings import PlanRequest
+    from hgca_cli.hardware.together import together
+
+    letters = [chr(one) for one in range(33, 127)]
+    short = [{"id": f"short {at}", "prompt": f"the cat {at}", "max_tokens": 200, "stop": letters} for at in range(10)]
+    long = [{"id": f"long {at}", "prompt": f"the mat {at}", "max_tokens": 150 + 9 * at} for at in range(14)]
+    source = write_rows(tmp_path / "in.jsonl", *short, *long)
+    words = ("-m", tiny, "--temp", "0", "--ctx", "512", "--threads", "1", "--concurrency", "12", "--json")
+    free = here("batch", source, "-o", str(tmp_path / "free.jsonl"), *words)
+    assert json.loads(free.stdout)["set_aside"] == 0, free.stderr
+    request = PlanRequest(context=512, threads=1)
+    files, plan = plan_model(ModelChoice(tiny, None, False, True, None), request, lambda event: None, profile="none")
+    sizes = together(describe(files, False), probe_machine(), request, None, plan)
+    memory = plan.memory[0]
+    tight = memory.weights + memory.work + memory.runtime + 3 * sizes.takes(400)[0]
+    words = ("batch", source, "-o", str(tmp_path / "tight.jsonl"), *words, "--ram-limit", str(tight))
+    running = subprocess.Popen(
+        [sys.executable, "-m", "hgca_cli", *words],
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 120
+    while time.monotonic() < until and running.poll() is None:
+        if (tmp_path / "tight.jsonl").exists() and (tmp_path / "tight.jsonl").read_bytes().count(b"\n") >= 12:
+            running.kill()
+            break
+        time.sleep(0.002)
+    assert running.wait() == -signal.SIGKILL
+    before = (tmp_path / "tight.jsonl").read_bytes()
+    done = hgca(*words)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "tight.jsonl").read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    wanted, found = (
+        {one["id"]: one["text"] for one in rows_in(tmp_path / name)} for name in ("free.jsonl", "tight.jsonl")
+    )
+    assert found == wanted and len(rows_in(tmp_path / "tight.jsonl")) == 24
+    whole = here("batch", source, "-o", str(tmp_path / "whole.jsonl"), *words[4:])
+    assert json.loads(whole.stdout)["set_aside"] > 0 and b"set aside" in whole.stderr
+    assert {one["id"]: one["text"] for one in rows_in(tmp_path / "whole.jsonl")} == wanted

@@ -172,6 +172,25 @@ def test_a_signal_leaves_what_is_finished(cluster: str, tiny: str, tmp_path: Pat
     assert not engines()
 
 
+def test_the_dashboard_shows_what_engines_hold(cluster: str, tiny: str, tmp_path: Path) -> None:
+    from tests.screens import Terminal, block_of
+
+    source = write(tmp_path / "in.jsonl", rows(300, 200))
+    words = command(source, tiny, cluster, "--dashboard", "full", "--select", "scan", "--window", "16")
+    terminal = Terminal(words, env=environment(PYTHONIOENCODING="utf-8"), columns=100, rows=30)
+
+    def known() -> bool:
+        lines = {line[:9].strip(): line for line in block_of(terminal)}
+        return all(name in lines and "n/a" not in lines[name] for name in ("rows", "bytes", "slots"))
+
+    try:
+        terminal.until(known, "figures of engines")
+        terminal.child.sendintr()
+        terminal.until_text("interrupted; go on with: hgca batch")
+    finally:
+        terminal.child.close(force=True)
+
+
 def test_what_cannot_be_is_said_in_a_line(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "in.jsonl", ['"a"'])
     done = here("batch", source, "-m", tiny, "--address", "127.0.0.1:1")

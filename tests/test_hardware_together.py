@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+import psutil
 import pytest
 
 from hgca_cli.hardware.machine import Machine
@@ -41,3 +43,22 @@ def test_a_job_takes_longer_the_more_it_reads_and_writes() -> None:
     one, more, longer = (sizes.seconds(*asked, 8) for asked in (([100] * 8, 20), ([100] * 16, 20), ([100] * 8, 200)))
     assert 0 < one < more and one < longer
     assert sizes.seconds([100] * 16, 200, 16) < sizes.seconds([100] * 16, 200, 1)
+
+
+@pytest.mark.parametrize("machine", [HOST, WITH_GPU])
+def test_what_is_held_is_what_is_there_and_at_most_all(machine: Machine) -> None:
+    sizes = of(BIG, machine)
+    for most in (300, 5000, sizes.plan.context):
+        held = [sizes.holds(tokens, most) for tokens in (1, most // 3, most // 2, most)]
+        assert held[-1] == sizes.takes(most)
+        assert all(
+            one <= other for before, after in itertools.pairwise(held) for one, other in zip(before, after, strict=True)
+        )
+        assert held[0][0] == held[-1][0] if machine is WITH_GPU else held[0][0] < held[-1][0]
+    assert of(SMALL).sequences(4000, 10) >= of(SMALL).sequences(4000)
+
+
+def test_what_is_free_leaves_others_some() -> None:
+    for machine in (HOST, WITH_GPU):
+        *others, free = of(SMALL, machine).free()
+        assert free is not None and 0 <= free < psutil.virtual_memory().total and others == [None] * len(others)

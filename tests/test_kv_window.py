@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
+
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -100,3 +104,44 @@ def test_one_row_is_put_where_many_are(dtype: torch.dtype, rng: torch.Generator)
         window.read.put(9, key, value)
     scattered = states[0, :2, :1].repeat_interleave(2, -1)[..., ::2]
     assert window.read.put(8, scattered, value) is False
+
+
+def test_a_window_that_was_put_away_is_as_it_was(tmp_path: Path) -> None:
+    window = Window(LAYOUT, 7, 2, torch.device("cpu"), torch.float32)
+    window.append(*numbered(0, 7))
+    window.drop_oldest(2)
+    window.append(*numbered(7, 1))
+    before, keys = held(window), window.keys.clone()
+    window.put_away()  # nothing is to be had
+    assert window.read is not None
+    window.put_away(str(tmp_path))
+    window.put_away(str(tmp_path))
+    assert window.read is None and held(window) == before and not list(tmp_path.iterdir())
+    window.bring_back()
+    window.bring_back()
+    assert window.read is not None and held(window) == before and torch.equal(window.keys, keys)
+
+
+def test_a_window_takes_memory_as_rows_come() -> None:
+    layout = LayerLayout(heads=8, kv_heads=8, key_dim=128, value_dim=128)
+    before = psutil.Process().memory_info().rss
+    window = Window(layout, 1 << 14, 4, torch.device("cpu"), torch.float32)  # 128 MiB
+    assert window.read is not None and not window.keys[:, ::512].any()
+    assert psutil.Process().memory_info().rss - before < 32 << 20
+    window.append(torch.ones(8, 1 << 13, 128), torch.ones(8, 1 << 13, 128))
+    assert 64 << 20 <= psutil.Process().memory_info().rss - before < 112 << 20
+    del window
+    gc.collect()
+    assert psutil.Process().memory_info().rss - before < 32 << 20
+
+
+@pytest.mark.gpu
+def test_a_window_gives_a_gpu_its_memory_back() -> None:
+    layout = LayerLayout(heads=8, kv_heads=8, key_dim=128, value_dim=128)
+    window = Window(layout, 1 << 12, 4, torch.device("cuda"), torch.bfloat16)
+    window.append(*torch.randn(2, 8, 1 << 12, 128, device="cuda", dtype=torch.bfloat16))
+    keys, values, taken = window.keys.cpu(), window.values.cpu(), torch.cuda.memory_allocated()
+    window.put_away()
+    assert torch.cuda.memory_allocated() <= taken - keys.nbytes - values.nbytes
+    window.bring_back()
+    assert window.keys.is_cuda and torch.equal(window.keys.cpu(), keys) and torch.equal(window.values.cpu(), values)

@@ -140,7 +140,7 @@ def test_a_dashboard_that_fails_leaves_the_bar(
     view.watch(SimpleNamespace(sample=lambda: JOB))  # type: ignore[arg-type]
     assert view._drawing is not None
     view._drawing.wait(20)
-    view.progress(SimpleNamespace(rows=9, done=1, failed=0, left=None, rate=3.0, running=1, waiting=0))
+    view.progress(SimpleNamespace(rows=9, done=1, failed=0, left=None, rate=3.0, running=1, waiting=0, aside=2))
     assert "the dashboard stopped: ZeroDivisionError: no" in screen.getvalue()
     assert view._bar is not None
     view.close()

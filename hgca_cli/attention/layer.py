@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from hgca_cli.attention.meter import QualityMeter
 from hgca_cli.attention.select.contract import EVERY, Chosen, Selector
 from hgca_cli.attention.worker import worker
 from hgca_cli.config import CacheSettings
-from hgca_cli.errors import ContextOverflowError
+from hgca_cli.errors import ContextOverflowError, DoesNotFitError
 from hgca_cli.kv.evict import Evictor, evict_oldest
 from hgca_cli.kv.layout import LayerLayout, window_slots
 from hgca_cli.kv.pieces import Pieces
@@ -67,6 +68,8 @@ class LayerState:
         self.near_lse: Tensor | None = None
         self.reads = ReadCounters()
         self._settling: Future[None] | None = None
+        self._evicted: tuple[int, int] | None = None  # the length at which rows left last, and how many
+        self._untold = False  # rows are in the store, or will be, that the policy has not heard of
         self.reading: Reading | None = None  # made at the first token that is one call
 
     @property
@@ -82,8 +85,39 @@ class LayerState:
         self._take_in()
 
     def _take_in(self) -> None:
-        if self.evictor is not None and self.store is not None and self.evictor.settle():
+        if self.evictor is None or self.store is None:
+            return
+        self._untold |= self.evictor.pending > 0
+        self.evictor.settle()
+        if self._untold:
             self.selector.stored(self.store)
+            self._untold = False
+
+    def put_away(self) -> None:
+        """Free what the window takes of the device, or of memory where the store is in files. Errors as of Window.put_away."""
+        self._arrive()
+        self.reading = None
+        self.window.put_away(self.settings.store_dir)
+
+    def bring_back(self) -> None:
+        """The window is where it was, with the rows it had. Errors as of Window.bring_back."""
+        self.window.bring_back()
+
+    def _return(self, length: int) -> None:
+        """Rows that left because of tokens that never were are in the window again: whoever computes these anew finds them there."""
+        if self.evictor is not None and self._evicted is not None:
+            at, count = self._evicted
+            if length == at - 1 == self.length - 1 and self.evictor.pending == count:
+                self.evictor.give_up()
+                self.window.start -= count
+                self._evicted = None
+
+    def _arrive(self) -> None:
+        """Nobody else is at the store; rows it has no memory for at present are still on their way."""
+        settling, self._settling = self._settling, None
+        if settling is not None:
+            with contextlib.suppress(DoesNotFitError):
+                settling.result()
 
     def expect(self, tokens: int) -> None:
         """A turn of so many prompt tokens begins."""
@@ -125,6 +159,7 @@ class LayerState:
         count = min(self.settings.block, window.ring_rows)
         self.selector.leave(count, self.length)
         evict_oldest(window, self.evictor, count)
+        self._evicted = self.length, count
 
     def append_chunk(self, key: Tensor, value: Tensor) -> None:
         """Take the rows of a prompt chunk [kv_heads, n, dim]: the newest stay in the window, older ones go on."""
@@ -196,8 +231,12 @@ class LayerState:
 
     def rewind(self, length: int) -> None:
         """Forget tokens `length` and later. Only if `can_rewind`."""
-        self.settle()
+        if self.store is not None and length < self.window.start:
+            self.settle()
+        else:  # nothing of the store goes, so this succeeds where there is no memory for more of it
+            self._arrive()
+        self._return(length)
         self.window.rewind(length)
-        if self.store is not None:
+        if self.store is not None and self.evictor is not None:
             self.store.truncate(max(0, length - self.window.sinks))
-            self.selector.truncate(self.store.rows, self.window.ring_rows)
+            self.selector.truncate(self.store.rows + self.evictor.pending, self.window.ring_rows)

@@ -20,7 +20,7 @@ from typing import Any
 from hgca_cli.batch.check import Entry
 from hgca_cli.batch.hand import Finished, Given, Hand, Ready, Start, Told
 from hgca_cli.errors import HgcaError, ModelError, UsageError
-from hgca_cli.metrics import Slot
+from hgca_cli.metrics import Metrics, Slot
 
 REMEDY = "pip install 'hgca[ray]'"
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TQDM_PATCH_PRINT": "0"}
@@ -47,6 +47,8 @@ class Worker:
     rows: dict[str, Given] = field(default_factory=dict)
     running: tuple[Slot, ...] = ()
     peak: int = 0
+    set_aside: int = 0
+    metrics: Metrics | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,16 @@ class Cluster:
     def peak(self) -> int:
         """Most rows that ran at once, on each of the engines there are."""
         return sum(worker.peak for worker in self._workers)
+
+    @property
+    def set_aside(self) -> int:
+        """How often a row waited for memory, on the engines there are."""
+        return sum(worker.set_aside for worker in self._workers)
+
+    @property
+    def metrics(self) -> tuple[Metrics, ...]:
+        """The latest reading of each engine that has rows."""
+        return tuple(worker.metrics for worker in self._workers if worker.metrics is not None)
 
     def run(
         self,
@@ -225,6 +237,8 @@ class Cluster:
 
     def _take(self, worker: Worker, told: Told, left: set[str], calls: Calls) -> None:
         worker.running, worker.peak = told.slots, max(worker.peak, told.peak)
+        worker.set_aside = told.set_aside
+        worker.metrics = (told.metrics or worker.metrics) if told.slots else None
         for text in told.notices:
             self._tell(text)
         for one in told.finished:

@@ -16,9 +16,12 @@ from hgca_cli.batch.rows import Reader, RowError
 from hgca_cli.batch.tally import Tally
 from hgca_cli.batch.work import Terms, Work
 from hgca_cli.engine.batch import Batch, Progress
+from hgca_cli.engine.batch_metrics import BatchReadings
 from hgca_cli.errors import HgcaError
 from hgca_cli.events import Done, Notice
-from hgca_cli.metrics import Slot
+from hgca_cli.metrics import Metrics, Slot
+
+READ_SECONDS = 1.0  # from one reading to the next, at least: many sequences are read, while rows wait for Python's lock
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class Finished:
 
 @dataclass(frozen=True)
 class Told:
-    """What an engine tells: rows it finished, what it did since the last time, who runs, and how many ran at once at most."""
+    """What an engine tells: rows it finished, what it did since the last time, who runs, how many ran at once at most, and how
+    often one was set aside, so far; where somebody looks, a reading of all.
+    """
 
     finished: tuple[Finished, ...] = ()
     notices: tuple[str, ...] = ()
@@ -50,6 +55,8 @@ class Told:
     written: int = 0
     slots: tuple[Slot, ...] = ()
     peak: int = 0
+    set_aside: int = 0
+    metrics: Metrics | None = None
 
 
 @dataclass(frozen=True)
@@ -64,13 +71,14 @@ class Ready:
 
 @dataclass
 class Started:
-    """What rows are answered with."""
+    """What rows are answered with. watched: readings are wanted."""
 
     batch: Batch
     reader: Reader
     terms: Terms
     plan: Any
     fingerprint: str
+    watched: bool = False
 
 
 Start = Callable[[int, Callable[[str], None]], Started]  # engines on this node, and where notices go
@@ -88,6 +96,8 @@ class Hand:
         self._told: queue.SimpleQueue[Finished | str] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[Ready] = queue.SimpleQueue()
         self._batch: Batch | None = None
+        self._readings: BatchReadings | None = None
+        self._read_at = 0.0
         self._failed: BaseException | None = None
         self._lines = _Lines()
         self._progress = Tally(0, 0)
@@ -122,15 +132,24 @@ class Hand:
             raise self._failed
         (read, written), before = (self._progress.read, self._progress.written), self._before
         self._before = read, written
-        members = self._batch.members if self._batch is not None else []
         return Told(
             tuple(one for one in found if isinstance(one, Finished)),
             tuple(one for one in found if isinstance(one, str)),
             read - before[0],
             written - before[1],
-            tuple(member.slot for member, _ in members),
+            self._batch.slots_in_use if self._batch is not None else (),
             self._batch.peak if self._batch is not None else 0,
+            self._batch.set_aside if self._batch is not None else 0,
+            self._reading(),
         )
+
+    def _reading(self) -> Metrics | None:
+        """Now and then, of all together."""
+        now = time.monotonic()
+        if self._readings is None or now - self._read_at < READ_SECONDS:
+            return None
+        self._read_at = now
+        return self._readings.take()
 
     def _work(self) -> None:
         try:
@@ -142,6 +161,7 @@ class Hand:
             self._ready.put(Ready(error=(f"{type(error).__name__}: {str(error)[:300]}", "", 1)))
             return
         batch = self._batch = started.batch
+        self._readings = BatchReadings(batch) if started.watched else None
         self._ready.put(Ready(batch.slots, started.plan, started.fingerprint))
         reader = replace(started.reader, document=self._lines.document)
         output = _Output(self._told.put)

@@ -101,7 +101,9 @@ class Reader:
         url, body = value.get("url"), value.get("body")
         if str(value.get("method", "POST")).upper() != "POST":
             raise RowError(f"method {_shown(value['method'])} is not POST")
-        if url not in (CHAT, COMPLETION):
+        if url is None and isinstance(body, dict):  # as Together's lines: what is asked tells it
+            url = COMPLETION if "prompt" in body and "messages" not in body else CHAT
+        if url not in (CHAT, COMPLETION, None):
             raise RowError(f"url {_shown(url)} is not supported; {CHAT} and {COMPLETION} are", "unsupported")
         if not isinstance(body, dict):
             raise RowError(f"body is {_kind(body)}, not an object")
@@ -181,6 +183,8 @@ def parse(content: str) -> Any:
         return json.loads(content, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         what = "is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON: {str(error)[:120]}"
+        if isinstance(error, json.JSONDecodeError):  # whose "line 1" is not the file's
+            what = f"is not JSON: {error.msg[:1].lower()}{error.msg[1:]} (character {error.pos + 1:,})"
         raise RowError(f"the line {what}") from error
 
 
@@ -190,7 +194,7 @@ def id_of(value: Any, number: int) -> str:
     if given is None:
         return name_of(number)
     if not isinstance(given, str) and type(given) is not int:
-        raise RowError(f"custom_id is {_kind(given)}, not a text")
+        raise RowError(f"{'custom_id' if 'custom_id' in value else 'id'} is {_kind(given)}, not a text")
     return str(given)
 
 

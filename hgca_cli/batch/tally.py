@@ -19,6 +19,7 @@ class Tally:
 
     done, failed     rows; read, written: tokens, also of rows that still run; cached: prompt tokens that were not read
     running, waiting sequences that write, and whose prompts are read
+    aside            those that wait for memory; set_aside: how often one did
     """
 
     rows: int
@@ -30,6 +31,8 @@ class Tally:
     cached: int = 0
     running: int = 0
     waiting: int = 0
+    aside: int = 0
+    set_aside: int = 0
     finished_bytes: int = 0
     prompts: int = 0  # tokens of prompts, of finished rows
     answers: int = 0  # tokens of answers, of finished rows
@@ -104,6 +107,7 @@ class Tally:
             "token_seconds": spread(self.per_token),
             "read_share": _mean(self.shares),
             "quality": _mean(self.qualities),
+            "set_aside": self.set_aside,
         }
         return figures
 

@@ -88,6 +88,7 @@ class Work:
                     self.tally.read += event.read
                     self.tally.written += event.written
                     self.tally.running, self.tally.waiting = event.writing, event.reading
+                    self.tally.aside, self.tally.set_aside = event.aside, batch.set_aside
                 notify(event)
 
     def _requests(self, entries: Iterable[Entry | None], batch: Batch) -> Iterator[Request | None]:

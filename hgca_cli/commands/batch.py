@@ -79,6 +79,14 @@ def batch(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N rows.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Only every N-th row, from the I-th on: a share of the job.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check every line, count tokens, show the plan and what it will take.")
     ] = False,
@@ -150,9 +158,10 @@ def batch(
         if one_of(engine, "--engine", ENGINES) == "local" and address is not None:
             raise UsageError("--address names a Ray cluster.", "Add --engine ray.")
         one_of(output_format, "--output-format", FORMATS)
+        share = shard_of(shard)
         slots = count_of(concurrency, "--concurrency", 4096)
         style, request, sampling = style_of(color, plain=plain), plan_request(given), sampling_flags(given)
-        paths, shown = _paths(given), dashboard_of(given, ("quiet",))
+        paths, shown = _paths(given, share), dashboard_of(given, ("quiet",))
         said = read_text(system_file.expanduser(), str(system_file)).strip() if system_file else system
         template = read_text(chat_template.expanduser(), str(chat_template)) if chat_template else None
     from hgca_cli.commands.job import Job
@@ -166,6 +175,7 @@ def batch(
         system=None if said is None else prompt_text(said, "--system"),
         template=template,
         slots=slots,
+        shard=share,
         profile=profile,
         dashboard=shown,
     )
@@ -173,7 +183,22 @@ def batch(
     raise typer.Exit(job.count() if dry_run else job.run())
 
 
-def _paths(given: Mapping[str, Any]) -> tuple[Path | None, Path | None]:
+def shard_of(text: str | None) -> tuple[int, int]:
+    """Which of how many shares, counted from 1. Raises UsageError."""
+    if text is None:
+        return 1, 1
+    which, slash, of = text.partition("/")
+    if not (slash and which.isdecimal() and of.isdecimal() and which.isascii() and of.isascii() and len(text) < 20):
+        raise UsageError(f"--shard: {text!r} is no share of a job.", "Give I/N, like 2/4 for the second of four.")
+    if not 1 <= int(which) <= int(of):
+        raise UsageError(
+            f"--shard: there is no {which} of {of}.",
+            f"Give 1/{max(1, int(of))} to {max(1, int(of))}/{max(1, int(of))}.",
+        )
+    return int(which), int(of)
+
+
+def _paths(given: Mapping[str, Any], shard: tuple[int, int] = (1, 1)) -> tuple[Path | None, Path | None]:
     """Where answers and errors go: None is standard output, and no file of their own. Raises UsageError."""
     source, output = given["source"], given["output"]
     if output is None:
@@ -181,7 +206,8 @@ def _paths(given: Mapping[str, Any]) -> tuple[Path | None, Path | None]:
             output = "-"
         else:
             path = Path(source).expanduser()
-            output = str(path.with_name(path.stem + SUFFIX))
+            part = "" if shard[1] == 1 else f".{shard[0]}of{shard[1]}"
+            output = str(path.with_name(path.stem + part + SUFFIX))
     answers = None if output == "-" else Path(output).expanduser()
     errors = given["errors"].expanduser() if given["errors"] is not None else None
     if answers is None and given["json"]:
@@ -190,6 +216,11 @@ def _paths(given: Mapping[str, Any]) -> tuple[Path | None, Path | None]:
         flag = "--errors" if errors is not None else "--overwrite" if given["overwrite"] else "--retry-errors"
         raise UsageError(f"{flag} needs an output in a file.", "Name one with -o.")
     there = [one for one in (answers, errors, given["metrics"]) if one is not None]
+    metrics = given["metrics"]
+    if (
+        metrics is not None and not metrics.expanduser().absolute().parent.is_dir()
+    ):  # not to be found out when all is done
+        raise UsageError(f"cannot write {metrics}: there is no such directory.", "Name another file with --metrics.")
     for at, one in enumerate(there):
         if one.is_dir():
             raise UsageError(f"cannot write {one}: it is a directory.", "Name a file.")

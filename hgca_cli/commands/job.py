@@ -46,8 +46,8 @@ COMMON = 0.75  # of the rows are no longer than what the number of rows at once 
 
 @dataclass
 class Job:
-    """A job and what it was asked to be. paths: of answers and errors; slots: rows at once, None: the planner's; dashboard: of
-    ui/job.py.
+    """A job and what it was asked to be. paths: of answers and errors; slots: rows at once, None: the planner's; shard: which of how
+    many shares of the rows; dashboard: of ui/job.py.
     """
 
     given: Mapping[str, Any]
@@ -60,6 +60,7 @@ class Job:
     slots: int | None
     profile: str
     dashboard: str = "line"
+    shard: tuple[int, int] = (1, 1)
     _open: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -111,6 +112,8 @@ class Job:
         self._open.append(lines)
         reader = Reader(given["text"], given["raw"], self.system, documents_under(given["root"]))
         checked = check(lines, reader, limit=given["limit"], strict=given["strict"])
+        which, of = self.shard
+        checked.entries = checked.entries[which - 1 :: of]
         if checked.unknown:
             self.view.note(f"nobody looks at these fields: {', '.join(shown(one) for one in checked.unknown[:10])}")
         if models := [one for one in checked.models if one != given["model"]]:
@@ -181,14 +184,16 @@ class Job:
     ) -> int:
         """Answer these rows in this process; returns how many ran at once, at most."""
         from hgca_cli.commands.setup import check_switch, start_engine
-        from hgca_cli.engine.batch import Batch, Room
+        from hgca_cli.engine.batch import Batch
+        from hgca_cli.engine.room import Room
 
         engine = start_engine(choice, files, plan)
         check_switch(engine.loaded.tokenizer, self.options())
-        slots = self.slots or sizes.sequences(self.common_length(good))
+        common = self.common_length(good)
+        slots = self.slots or sizes.sequences(common, common - self.given["max_tokens"] + 1)
         self.view.note(f"{len(good):,} rows, up to {slots} at once")
         work.terms = self._terms(choice)(engine.loaded.model.generation_config.to_diff_dict())
-        batch = Batch(engine, slots, Room(sizes.limits, sizes.takes))
+        batch = Batch(engine, slots, Room(sizes.limits, sizes.takes, sizes.holds, sizes.free))
 
         def show(event: Event | Any) -> None:
             if isinstance(event, Notice):
@@ -219,6 +224,8 @@ class Job:
             reader=Reader(given["text"], given["raw"], self.system),
             slots=self.slots,
             common=self.common_length(good),
+            read=self.common_length(good) - given["max_tokens"],
+            watched=self.dashboard == "full",
         )
         elsewhere = Elsewhere(work, self.view)
         elsewhere.run(recipe, fingerprint, given["address"], good, stop)

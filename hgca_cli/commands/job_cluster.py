@@ -16,8 +16,9 @@ from hgca_cli.batch.rows import Reader, RowError
 from hgca_cli.batch.work import Terms, Work
 from hgca_cli.commands.flags import sampling_of
 from hgca_cli.commands.setup import ModelChoice
+from hgca_cli.engine.batch_metrics import together
 from hgca_cli.events import Event, Notice
-from hgca_cli.metrics import Slot
+from hgca_cli.metrics import Metrics, Slot
 
 if TYPE_CHECKING:
     import threading
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 class Recipe:
     """All that an engine needs to know, to be sent to its node.
 
-    common  tokens that most rows may grow to; slots: rows at once; None: its planner's
+    common  tokens that most rows may grow to; read: of these, of their prompts; slots: rows at once; None: its planner's
+    watched somebody looks at what engines do
     """
 
     choice: ModelChoice
@@ -44,6 +46,8 @@ class Recipe:
     reader: Reader
     slots: int | None
     common: int
+    read: int
+    watched: bool = False
 
 
 def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
@@ -51,9 +55,10 @@ def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
     from hgca_cli.commands.describe import describe
     from hgca_cli.commands.machine import profile_for
     from hgca_cli.commands.setup import check_switch, plan_model, start_engine
-    from hgca_cli.engine.batch import Batch, Room
+    from hgca_cli.engine.batch import Batch
+    from hgca_cli.engine.room import Room
     from hgca_cli.hardware.probe import probe_machine
-    from hgca_cli.hardware.together import together
+    from hgca_cli.hardware.together import together as sizes_of
     from hgca_cli.hf.load import fingerprint_of
 
     def notify(event: Event) -> None:
@@ -65,17 +70,16 @@ def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
     choice = recipe.choice
     files, plan = plan_model(choice, request, notify, profile=recipe.profile)
     profile = profile_for(recipe.profile, machine, notify)
-    sizes = together(describe(files, choice.trust_remote_code), machine, request, profile, plan)
+    sizes = sizes_of(describe(files, choice.trust_remote_code), machine, request, profile, plan)
     engine = start_engine(choice, files, plan)
     check_switch(engine.loaded.tokenizer, recipe.options)
     sampling, _, wrong = sampling_of(recipe.sampling, engine.loaded.model.generation_config.to_diff_dict())
     for text in wrong:
         tell(text)
     terms = Terms(sampling, choice.name, recipe.form, dict(recipe.options), recipe.seconds)
-    slots = recipe.slots or sizes.sequences(recipe.common)
-    return Started(
-        Batch(engine, slots, Room(sizes.limits, sizes.takes)), recipe.reader, terms, plan, fingerprint_of(files)
-    )
+    slots = recipe.slots or sizes.sequences(recipe.common, recipe.read + 1)
+    batch = Batch(engine, slots, Room(sizes.limits, sizes.takes, sizes.holds, sizes.free))
+    return Started(batch, recipe.reader, terms, plan, fingerprint_of(files), recipe.watched)
 
 
 def shared(request: PlanRequest, beside: int, free: int) -> PlanRequest:
@@ -147,7 +151,7 @@ class Elsewhere:
         used, tally = Usage("cpu").read, self._work.tally
         tally.start()
         self._watcher = JobWatcher(
-            lambda: None, self._slots, used, tally, _name, plan=ready.plan, model=self._model, most=ready.rows
+            self._metrics, self._slots, used, tally, _name, plan=ready.plan, model=self._model, most=ready.rows
         )
         self._view.watch(self._watcher)
 
@@ -156,10 +160,16 @@ class Elsewhere:
         tally.read += told.read
         tally.written += told.written
         running = self._cluster.slots if self._cluster is not None else ()
-        tally.waiting = sum(slot.read < slot.prompt for _, slot in running)
-        tally.running = len(running) - tally.waiting
+        tally.aside = sum(slot.aside for _, slot in running)
+        tally.waiting = sum(slot.read < slot.prompt and not slot.aside for _, slot in running)
+        tally.running = len(running) - tally.waiting - tally.aside
+        tally.set_aside = self._cluster.set_aside if self._cluster is not None else 0
         self.peak = max(self.peak, self._cluster.peak if self._cluster is not None else 0)
         self._view.progress(tally)
+
+    def _metrics(self) -> Metrics | None:
+        found = self._cluster.metrics if self._cluster is not None else ()
+        return together(found, found, max(one.context for one in found)) if found else None
 
     def _slots(self) -> tuple[Slot, ...]:
         cluster = self._cluster

@@ -1,49 +1,38 @@
 """Many requests at once: sequences of different lengths decode together, and whoever is finished is replaced at once.
 
-Between two tokens of everybody the prompts of those who wait are read, a chunk's worth at a time, so that neither starves.
+Between two tokens of everybody the prompts of those who wait are read, a chunk's worth at a time, so that neither starves. Where
+memory gets short the youngest are set aside: they keep all they have, and go on when others are finished.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hgca_cli.engine.beginnings import Beginnings
 from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.member import Answer, Member, Request
-from hgca_cli.engine.sequence import Sequence
+from hgca_cli.engine.room import QUANTUM, Claim, Lengths, Room
+from hgca_cli.engine.sequence import Sequence, memory_ran_out
 from hgca_cli.engine.together import Together
-from hgca_cli.errors import HgcaError
+from hgca_cli.errors import DoesNotFitError, HgcaError
 from hgca_cli.events import Notice
-
-Bytes = tuple[int, ...]  # in every place that holds rows
-
-
-@dataclass(frozen=True)
-class Room:
-    """What rows of sequences may take together.
-
-    limits  bytes of every place; takes: of a sequence that grows to so many tokens, there. None: nobody counts
-    """
-
-    limits: Bytes = ()
-    takes: Callable[[int], Bytes] | None = None
-
-    def of(self, tokens: int) -> Bytes:
-        """Bytes of a sequence that grows to so many tokens."""
-        return self.takes(tokens) if self.takes is not None else ()
+from hgca_cli.metrics import Slot
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How a batch stands: sequences that write and that read, prompt tokens read and tokens written since the last time."""
+    """How a batch stands: sequences that write, that read, and that are set aside until there is memory; prompt tokens read and
+    tokens written since the last time.
+    """
 
     writing: int
     reading: int
     read: int
     written: int
+    aside: int = 0
 
 
 class Batch:
@@ -53,15 +42,21 @@ class Batch:
     room   what they may take; a request that does not fit beside the others waits, one that is alone runs
     """
 
+    peak: int  # most that ran at once
+    set_aside: int  # how often a sequence was
+
     def __init__(self, engine: Engine, slots: int, room: Room | None = None) -> None:
         self.engine = engine
         self.slots = slots
-        self.peak = 0  # most that ran at once
+        self.peak = self.set_aside = 0
         self._room = room or Room()
         self._together = Together(engine.loaded)
         self._beginnings = Beginnings(engine)
         self._reading: list[Member] = []
         self._writing: list[Member] = []
+        self._aside: list[Member] = []  # memory was refused to them; others that wait for it are among those that write
+        self._lengths = Lengths()
+        self._left = False  # somebody, since memory was refused the last time
         self._waiting: Request | None = None  # one more, which there is no room for yet
 
     def run(self, requests: Iterator[Request | None], stop: threading.Event) -> Iterator[Answer | Progress | Notice]:
@@ -70,6 +65,7 @@ class Batch:
         """
         try:
             while not stop.is_set():
+                self._bring_back()
                 self._admit(requests)
                 if not self._running:
                     return
@@ -78,12 +74,22 @@ class Batch:
             for member in self._running:
                 member.close()
             self._beginnings.close()
-            self._reading, self._writing, self._waiting = [], [], None
+            self._reading, self._writing, self._aside, self._waiting = [], [], [], None
 
     @property
     def members(self) -> list[tuple[Member, bool]]:
         """Whoever runs at present, and whether it writes. May be called from any thread."""
         return [*((one, True) for one in list(self._writing)), *((one, False) for one in list(self._reading))]
+
+    @property
+    def slots_in_use(self) -> tuple[Slot, ...]:
+        """How far everybody is, those that write first. May be called from any thread."""
+        return tuple(one.slot for one in [*(member for member, _ in self.members), *self.refused])
+
+    @property
+    def refused(self) -> list[Member]:
+        """Whoever was refused memory, and waits with all it has. May be called from any thread."""
+        return list(self._aside)
 
     @property
     def joint(self) -> bool:
@@ -92,47 +98,136 @@ class Batch:
 
     @property
     def _running(self) -> list[Member]:
-        return self._writing + self._reading
+        return self._writing + self._reading + self._aside
 
     def _admit(self, requests: Iterator[Request | None]) -> None:
         """Whoever there is a slot and room for. One more is known of, as long as there are any."""
         while True:
             if self._waiting is None:
                 self._waiting = next(requests, None)
-            if self._waiting is None or len(self._running) >= self.slots or not self._make_room(self._waiting):
+            full = len(self._running) >= self.slots or any(member.aside for member in self._running)
+            if self._waiting is None or full or not self._make_room(self._waiting):
                 return
-            self._reading.append(Member(self._waiting, self.engine))
+            member = Member(self._waiting, self.engine)
+            member.granted = self._first(self._waiting).granted
+            self._reading.append(member)
             self._waiting = None
             self.peak = max(self.peak, len(self._running))
 
     def _make_room(self, request: Request) -> bool:
-        """Whether a request fits beside those that run, once beginnings that are not its own are given up."""
-        lengths = [self._most(request), *(self._most(member.request) for member in self._running)]
-        while not self._fit([*lengths, *self._beginnings.lengths]):
+        """Whether a request fits beside those that run, once beginnings that are not its own are given up: if answers become as
+        long as they use to, and so that all can be finished if they become longer.
+        """
+        expected = [self._expected(request, 0), *(self._expected(one.request, one.written) for one in self._running)]
+        while not (self._room.fits(expected, self._beginnings.lengths) and self._safe(self._first(request))):
             if not self._beginnings.drop(request.ids):
                 return not self._running and (not self._beginnings.drop() or self._make_room(request))
         return True
 
-    def _fit(self, lengths: list[int]) -> bool:
-        """Whether rows of sequences of these lengths fit, however far all of them get."""
-        places = zip(*(self._room.of(length) for length in lengths), strict=True)
-        return all(sum(place) <= limit for place, limit in zip(places, self._room.limits, strict=True))
+    def _safe(self, asked: Claim, of: Member | None = None) -> bool:
+        """Whether all can still be finished if this is granted, to one of them or to one more."""
+        running, kept = self._running, self._beginnings.lengths
+        claims = [asked, *(Claim(one.granted, self._most(one.request)) for one in running if one is not of)]
+        begun = [Claim(max(1, one.sequence.cached), self._most(one.request)) for one in running if one.begun]
+        return self._room.safe(claims, kept, self._room.limits_now(begun, kept))
+
+    def _first(self, request: Request) -> Claim:
+        most = self._most(request)
+        return Claim(min(most, len(request.ids) + QUANTUM), most)
+
+    def _expected(self, request: Request, written: int) -> Claim:
+        most = self._most(request)
+        tokens = self._lengths.expected(len(request.ids), written, request.sampling.max_tokens)
+        return Claim(max(1, min(most, tokens)), most)
 
     def _most(self, request: Request) -> int:
         return max(1, min(self.engine.context, len(request.ids) + request.sampling.max_tokens))
+
+    def _grant(self) -> list[Member]:
+        """Those that write the next token: there is room for it. The oldest are asked first, and one goes on whatever happens."""
+        for member in self._writing:
+            most = self._most(member.request)
+            if member.length <= member.granted or member.granted >= most:
+                member.aside = False
+                continue
+            asked = Claim(min(most, max(member.granted, member.length - 1) + QUANTUM), most)
+            granted = self._safe(asked, member)
+            while not granted and self._beginnings.drop():
+                granted = self._safe(asked, member)
+            if granted or not (self._reading or any(not one.aside for one in self._writing if one is not member)):
+                member.granted, member.aside = asked.granted, False
+            elif not member.aside:
+                self._wait(member)
+        return [member for member in self._writing if not member.aside]
+
+    def _wait(self, member: Member) -> None:
+        member.aside = True
+        self.set_aside += 1
+
+    def _refuse(self, member: Member, error: HgcaError | None, beside: int) -> bool:
+        """Memory was refused to one that writes or reads, while so many others had some; False if that is its end, because
+        nobody else's could help it.
+        """
+        if not isinstance(error, DoesNotFitError):
+            return False
+        while self._beginnings.drop():
+            beside += 1
+        if not beside:
+            return False
+        if member.logits is None:  # nothing of an answer is lost: the prompt is read again, after those that have one
+            member.close()
+            member = Member(member.request, self.engine)
+            member.granted = self._first(member.request).granted
+            self._aside.append(member)
+        else:
+            member.owed = True
+            with contextlib.suppress(DoesNotFitError):  # no memory to copy it to: it waits as it is
+                member.sequence.put_away()
+            self._aside.insert(0, member)
+        self._left = False
+        self._wait(member)
+        return True
+
+    def _bring_back(self) -> None:
+        """One of those that were refused memory is tried again, once others have given some back, or if there is nobody else."""
+        if not self._aside or not (self._left or not (self._writing or self._reading)):
+            return
+        member = self._aside[0]
+        try:
+            member.sequence.bring_back(self.engine.loaded)
+        except DoesNotFitError as error:
+            if self._writing or self._reading or self._beginnings.drop():
+                return
+            member.fail(error)
+        self._aside.pop(0)
+        member.aside = False
+        (self._reading if member.reading else self._writing).append(member)
 
     def _begin(self, member: Member, stop: threading.Event) -> None:
         """A sequence with address space, and a window, for what the request can need, and what is known of its prompt."""
         following = self._reading[1].request if len(self._reading) > 1 else self._waiting
         ids = member.request.ids
         pause = self._beginnings.worth_keeping(ids, following.ids if following is not None else None)
-        if pause and not self._fit([pause, *(self._most(one.request) for one in self._running)]):
+        running = [self._expected(one.request, one.written) for one in self._running]
+        if pause and not self._room.fits(running, [*self._beginnings.lengths, pause]):
             pause = 0
-        member.begin(self._beginnings.sequence_for(ids, self._most(member.request)), stop, pause, self._keep)
+        most = self._most(member.request)
+        try:
+            sequence = self._beginnings.sequence_for(ids, most)
+        except Exception as error:
+            if not isinstance(error, HgcaError) and not memory_ran_out(error):
+                raise
+            while self._beginnings.drop():
+                pass  # it reads all of its prompt by itself
+            sequence = self._beginnings.sequence_for(ids, most)
+        member.begin(sequence, stop, pause, self._keep)
 
     def _keep(self, sequence: Sequence) -> None:
-        with contextlib.suppress(HgcaError):  # it is read again then
+        try:
             self._beginnings.keep(sequence)
+        except Exception as error:  # it is read again then
+            if not isinstance(error, HgcaError) and not memory_ran_out(error):
+                raise
 
     def _step(self, stop: threading.Event) -> Iterator[Answer | Progress | Notice]:
         """A chunk's worth of prompts, then a token of everybody who writes."""
@@ -150,27 +245,37 @@ class Batch:
                 continue
             self._reading.pop(0)
             if member.answer is not None:
-                yield self._leave(member)
+                beside = len(self._writing) + sum(one.begun for one in self._reading + self._aside)
+                if not self._refuse(member, member.answer.error, beside):
+                    yield self._leave(member)
             elif stop.is_set():
                 member.close()
             else:
                 self._writing.append(member)
         if stop.is_set():
             return
-        written = 0
-        for member in self._writing:
-            written += member.draw()
+        going, written = self._grant(), 0
+        for member in going:
+            if member.answer is None:
+                written += member.draw()
         for member in [one for one in self._writing if one.answer is not None]:
             self._writing.remove(member)
             yield self._leave(member)
-        for member, error in self._together.forward(self._writing):
-            member.fail(error)
+        going = [one for one in going if one.answer is None]
+        beside = len(self._writing) - 1 + sum(one.begun for one in self._reading)
+        for member, error in self._together.forward(going):
             self._writing.remove(member)
-            yield self._leave(member)
-        yield Progress(len(self._writing), len(self._reading), read, written)
+            if not self._refuse(member, error, beside):
+                member.fail(error)
+                yield self._leave(member)
+        aside = sum(member.aside for member in self._running)
+        yield Progress(len(self._writing) + len(self._aside) - aside, len(self._reading), read, written, aside)
 
     def _leave(self, member: Member) -> Answer:
         answer = member.answer
         assert answer is not None
+        if answer.done is not None:
+            self._lengths.ended(answer.done.completion_tokens, member.request.sampling.max_tokens)
+        self._left = True
         member.close()
         return answer

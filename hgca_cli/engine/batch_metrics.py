@@ -31,7 +31,9 @@ class BatchReadings:
         members = self._batch.members
         found = [(member, writes, self._of(member, told)) for member, writes in members]
         known = [(writes, one) for _, writes, one in found if one is not None]
-        running = {id(member): one.evicted or 0 for member, _, one in found if one is not None}
+        still = {id(member) for member in self._batch.refused}
+        running = {at: size for at, size in self._evicted.items() if at in still}
+        running |= {id(member): one.evicted or 0 for member, _, one in found if one is not None}
         self._left += sum(size for member, size in self._evicted.items() if member not in running)
         self._evicted = running
         if not known:
@@ -42,7 +44,8 @@ class BatchReadings:
 
     def slots(self) -> tuple[Slot, ...]:
         """Whoever runs, those that write first."""
-        found = (self._still(member, lambda one: one.slot) for member, _ in self._batch.members)
+        everybody = [*(member for member, _ in self._batch.members), *self._batch.refused]
+        found = (self._still(member, lambda one: one.slot) for member in everybody)
         return tuple(slot for slot in found if slot is not None)
 
     def _of(self, member: Member, told: bool) -> Metrics | None:
@@ -57,7 +60,7 @@ class BatchReadings:
         try:
             return read(member)
         except Exception:
-            if any(member is one for one, _ in self._batch.members):
+            if any(member is one for one in [*(one for one, _ in self._batch.members), *self._batch.refused]):
                 raise
             return None
 

@@ -72,6 +72,9 @@ class Member:
         self.begun = False
         self.reading = True
         self.answer: Answer | None = None
+        self.granted = 0  # tokens that there is room for
+        self.aside = False  # it waits for memory
+        self.owed = False  # its last token was drawn, and is still to be computed
         self.logits: Tensor | None = None  # after the last token
         self.token = -1  # the next to be computed: it is in the sequence already
         self._engine = engine
@@ -127,9 +130,23 @@ class Member:
                 keep(sequence)
         return logits
 
+    @property
+    def length(self) -> int:
+        """Tokens there must be room for, for one more to be written."""
+        return len(self.sequence.tokens) + 1
+
+    @property
+    def written(self) -> int:
+        """Tokens of the answer."""
+        return self._written
+
     def draw(self) -> int:
-        """The next token, or the end of the answer; returns how many tokens were written, 0 or 1."""
+        """The next token, or the end of the answer; returns how many tokens were written, 0 or 1. None as long as the last one
+        is still to be computed, because there was no memory.
+        """
         assert self.logits is not None
+        if self.owed:
+            return 0
         try:
             if self.request.sampling.max_tokens == 0:
                 return self._finish("length")
@@ -171,7 +188,8 @@ class Member:
         """How far it is. May be called from any thread."""
         prompt = len(self.request.ids)
         read = min(prompt, self.sequence.cached)
-        return Slot(self.request.key, prompt, read, self._written, self.request.sampling.max_tokens)
+        most = self.request.sampling.max_tokens
+        return Slot(self.request.key, prompt, read, self._written, most, self.aside)
 
     def close(self) -> None:
         """Give the memory back."""

@@ -15,6 +15,7 @@ from hgca_cli.errors import DoesNotFitError
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.graph import GraphStep
 from hgca_cli.hf.load import LoadedModel
+from hgca_cli.native import OutOfMemoryError
 
 GRAPHS = os.environ.get("HGCA_CUDA_GRAPHS", "1") != "0"
 
@@ -71,17 +72,16 @@ class Sequence:
                 output = loaded.forward(ids, self.cache, logits_to_keep=1)
                 logits: Tensor = output.logits[0, -1]
                 return logits
-        except torch.OutOfMemoryError as error:
+        except BaseException as error:
             self.forget_beyond(before)
+            if not memory_ran_out(error):
+                raise
             if loaded.device.type == "cuda":
                 torch.cuda.empty_cache()
             raise DeviceFullError(
                 f"{loaded.device} ran out of memory at token {before + ids.shape[1]:,}.",
                 "Choose a smaller --prefill-chunk, --window or --ctx.",
             ) from error
-        except BaseException:
-            self.forget_beyond(before)
-            raise
 
     def rewind(self, length: int) -> bool:
         """Back to the first `length` tokens; False if rows needed for that are gone."""
@@ -91,6 +91,27 @@ class Sequence:
         if self.on_disk is not None and self.on_disk.rows > length:
             self.on_disk = replace(self.on_disk, rows=length)
         return True
+
+    def put_away(self) -> None:
+        """Give back what can be had of memory while nothing is computed: windows on a GPU with its graphs, or windows beside stores
+        in files. Tokens and rows stay. Raises DoesNotFitError.
+        """
+        self._step = None
+        self.cache.put_away()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    def bring_back(self, loaded: LoadedModel) -> None:
+        """Everything is where it was before `put_away`. Raises DoesNotFitError; it is away then."""
+        try:
+            self.cache.bring_back()
+        except BaseException as error:
+            self.put_away()
+            if not memory_ran_out(error):
+                raise
+            raise DeviceFullError(
+                f"{loaded.device} has no memory for a window.", "Choose a smaller --window."
+            ) from error
 
     def close(self) -> None:
         """Give the memory back."""
@@ -120,6 +141,13 @@ class Sequence:
         if not self.cache.rewind(length):
             self.cache.close()  # all tokens are waiting now
             self.on_disk = None
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether torch or Python had no memory: on the CPU torch says it in words only."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def shared(one: list[int], other: list[int]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hgca_cli.engine.member import Member
+from hgca_cli.engine.sequence import memory_ran_out
 from hgca_cli.errors import HgcaError
 from hgca_cli.hf.joint import JointCache, joint_forward, pays_from
 from hgca_cli.hf.load import LoadedModel
@@ -27,20 +28,18 @@ class Together:
         before = [member.sequence.cached for member in members]
         try:
             logits = joint_forward(self._loaded, self._of(members), [one.token for one in members], before)
-        except (torch.OutOfMemoryError, HgcaError):
+        except BaseException as error:
             self._joint = None
             for member, length in zip(members, before, strict=True):
                 member.sequence.forget_beyond(length)
+            if not isinstance(error, HgcaError) and not memory_ran_out(error):
+                raise
             if self._loaded.device.type == "cuda":
                 torch.cuda.empty_cache()
             half = len(members) // 2
             return self._some(members[:half]) + self._some(members[half:])
-        except BaseException:
-            for member, length in zip(members, before, strict=True):
-                member.sequence.forget_beyond(length)
-            raise
         for member, row in zip(members, logits, strict=True):
-            member.logits = row
+            member.logits, member.owed = row, False
         return []
 
     def _some(self, members: list[Member]) -> list[tuple[Member, HgcaError]]:
@@ -49,7 +48,7 @@ class Together:
     def _alone(self, member: Member) -> list[tuple[Member, HgcaError]]:
         ids = torch.tensor([member.sequence.waiting], device=self._loaded.device)
         try:
-            member.logits = member.sequence.forward(self._loaded, ids)
+            member.logits, member.owed = member.sequence.forward(self._loaded, ids), False
         except HgcaError as error:
             return [(member, error)]
         return []

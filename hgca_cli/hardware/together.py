@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,10 +10,25 @@ from hgca_cli.hardware.assumed import assume
 from hgca_cli.hardware.machine import Machine
 from hgca_cli.hardware.memory import Choice, Memory, Model
 from hgca_cli.hardware.place import Case, Place
+from hgca_cli.hardware.probe import host_memory
 from hgca_cli.hardware.rates import Profile
 from hgca_cli.hardware.settings import Plan, PlanRequest
 
 MOST = 256  # sequences
+BLOCK = 128  # rows
+SPARE, SPARE_PART = 256 << 20, 50  # of the host's memory, left to others: bytes, and at most one part in so many
+LOOK_SECONDS = 0.5
+
+
+@dataclass
+class _Looked:
+    """What was free, and when."""
+
+    at: float = -1e9
+    free: int = 0
+
+
+_looked = _Looked()
 
 
 @dataclass(frozen=True)
@@ -36,10 +52,30 @@ class Together:
         needed = _holding(self.place.needs(self._choice(tokens)))
         return tuple(one.window + one.store + (logits if at == 0 else 0) for at, one in enumerate(needed))
 
-    def sequences(self, tokens: int) -> int:
-        """How many of this length pay: the planner's knee, or fewer if no more fit."""
+    def holds(self, tokens: int, most: int) -> tuple[int, ...]:
+        """Bytes of one that has so many tokens and may grow to `most`: a GPU's window is there from its first token on, rows in the
+        host's memory take what they have. What its index takes is allocated for whole blocks, so a few rows more are counted.
+        """
+        now, then = self.takes(min(most, tokens + BLOCK)), self.takes(most)
+        return now if self.plan.device == "cpu" else (then[0], *now[1:])
+
+    def free(self) -> tuple[int | None, ...]:
+        """Bytes of the host's memory that others have left at present, but for some that stay theirs; None of other places."""
+        now = time.monotonic()
+        if now - _looked.at >= LOOK_SECONDS:
+            total, free = host_memory()
+            _looked.at, _looked.free = now, max(0, free - min(SPARE, total // SPARE_PART))
+        return tuple(
+            _looked.free if one.place == "host memory" else None for one in _holding(self.place.needs(self._choice()))
+        )
+
+    def sequences(self, tokens: int, surely: int | None = None) -> int:
+        """How many that may grow to so many tokens pay: the planner's knee, or fewer if no more fit.
+
+        surely  tokens that each will have; None: all of them
+        """
         most = MOST
-        for limit, taken in zip(self.limits, self.takes(tokens), strict=True):
+        for limit, taken in zip(self.limits, self.takes(tokens if surely is None else surely), strict=True):
             most = min(most, limit // taken) if taken else most
         costs = self.place.costs(self.plan.quality)
         return costs.knee(self._choice(tokens), self.plan.threads, max(1, most))

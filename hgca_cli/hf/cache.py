@@ -364,6 +364,20 @@ class HybridCache(Cache):
             for state in layer.states:
                 state.reads = ReadCounters()
 
+    def put_away(self) -> None:
+        """Windows give their device's memory back until `bring_back`; nothing may be computed until then. Errors as of
+        Window.put_away.
+        """
+        for layer in self.layers:
+            for state in layer.states:
+                state.put_away()
+
+    def bring_back(self) -> None:
+        """Windows are where they were. After an error some are: call it again, or `put_away`."""
+        for layer in self.layers:
+            for state in layer.states:
+                state.bring_back()
+
     def close(self) -> None:
         """Give the memory back."""
         self.reset()

@@ -53,10 +53,17 @@ class Evictor:
         if self._copied is not None:
             self._copied.synchronize()
             self._copied = None
-        for key, value in self._staged:
-            self._store.append(key, value)
-        self._staged.clear()
+        while self._staged:  # what memory was refused for comes the next time
+            self._store.append(*self._staged[0])
+            self._staged.pop(0)
         return True
+
+    def give_up(self) -> None:
+        """What is on its way stays where it came from."""
+        if self._copied is not None:
+            self._copied.synchronize()
+            self._copied = None
+        self._staged.clear()
 
 
 def evict_oldest(window: Window, evictor: Evictor, count: int) -> None:

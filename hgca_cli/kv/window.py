@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from hgca_cli import native
+from hgca_cli.errors import DoesNotFitError
+from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.units import format_bytes
+
+COMMIT = (
+    1 << 20
+)  # at once: of more the system makes huge pages, which are given whole to whoever touches their first byte
 
 
 class Window:
@@ -28,11 +35,17 @@ class Window:
         self.ring = slots - self.sinks
         self.start = self.sinks
         self.end = 0
+        self._shape = [(layout.kv_heads, slots, dim) for dim in (layout.key_dim, layout.value_dim)]
+        self._device = device
+        self._away: list[GrowingArray] = []
+        self._make(dtype)
+
+    def _make(self, dtype: torch.dtype) -> None:
         # zeros, not empty: a policy that watches looks at every slot and drops the unused ones, which must be finite
         with torch.inference_mode(False):  # the caller may leave inference mode between a prompt and a rewind
-            self.keys = torch.zeros(layout.kv_heads, slots, layout.key_dim, device=device, dtype=dtype)
-            self.values = torch.zeros(layout.kv_heads, slots, layout.value_dim, device=device, dtype=dtype)
-            self.read = native.Rows(self.keys, self.values) if device.type == "cpu" and dtype in native.DTYPES else None
+            self.keys, self.values = (_zeros(shape, self._device, dtype) for shape in self._shape)
+            in_reach = self._device.type == "cpu" and dtype in native.DTYPES
+            self.read = native.Rows(self.keys, self.values) if in_reach else None
 
     @property
     def rows(self) -> int:
@@ -67,6 +80,36 @@ class Window:
             self.values[:, target] = value[:, done : done + run]
             self.end += run
             done += run
+
+    def put_away(self, folder: str | None = None) -> None:
+        """Give the device's memory back: the rows go to CPU memory, or to a file in a folder, and stay as they are until
+        `bring_back`. On the CPU, without a folder, there is nothing to be had, and nothing happens. Raises DoesNotFitError.
+        """
+        if self._away or (self._device.type == "cpu" and folder is None):
+            return
+        dtype = self.keys.dtype
+        away = [GrowingArray(*shape, dtype, "a window's rows", folder) for shape in self._shape]
+        for array, rows in zip(away, (self.keys, self.values), strict=True):
+            array.commit(rows.shape[1])
+            array.whole.copy_(rows)
+        self._away = away
+        self.read = None
+        self.keys, self.values = (array.whole for array in away)
+
+    def bring_back(self) -> None:
+        """The rows are on the device again. If there is no memory for them they stay away, and whatever it raised is raised."""
+        if not self._away:
+            return
+        keys, values, away = self.keys, self.values, self._away
+        try:
+            self._make(keys.dtype)
+        except BaseException:
+            self.keys, self.values = keys, values
+            raise
+        self.keys.copy_(keys)
+        self.values.copy_(values)
+        self._away = []
+        del keys, values, away
 
     def take(self) -> int:
         """The slot of one more row, which whoever takes it writes. Only where `read` is not None; the caller made room."""
@@ -132,3 +175,23 @@ class Window:
             return position, min(count, self.sinks - position)
         offset = (position - self.sinks) % self.ring
         return self.sinks + offset, min(count, self.ring - offset)
+
+
+def _zeros(shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """On the CPU in pages that take memory as they are touched: a sequence holds what it has, not what it may become.
+
+    Raises DoesNotFitError there, torch.OutOfMemoryError elsewhere.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    heads, slots, dim = shape
+    size = heads * slots * dim * dtype.itemsize
+    try:
+        memory = native.Reservation(size)
+        for first in range(0, size, COMMIT):
+            memory.commit(first, min(COMMIT, size - first))
+    except native.OutOfMemoryError as error:
+        raise DoesNotFitError(
+            f"no memory for {format_bytes(size)} of a window in one layer.", "Lower --window or --ctx."
+        ) from error
+    return memory.tensor(dtype, shape, (slots * dim, dim, 1), 0)

@@ -130,7 +130,8 @@ def figures(tally: Any) -> str:
     left = f", {format_seconds(tally.left)} left" if tally.left is not None else ""
     failed = f", {tally.failed:,} failed" if tally.failed else ""
     reading = f", {tally.waiting} reading" if tally.waiting else ""
-    return f"{tally.rate:,.1f} tok/s{left} | {tally.running} running{reading}{failed}"
+    aside = f", {tally.aside} set aside" if tally.aside else ""
+    return f"{tally.rate:,.1f} tok/s{left} | {tally.running} running{reading}{aside}{failed}"
 
 
 def job_table(summary: dict[str, Any]) -> str:
@@ -148,6 +149,8 @@ def job_table(summary: dict[str, Any]) -> str:
         if (spread := summary[name]) is not None:
             shown = [f"{unit * spread[one]:,.2f} {'s' if unit == 1.0 else 'ms'}" for one in ("p50", "p90")]
             lines.append(f"  {label:15} p50 {shown[0]}, p90 {shown[1]}")
+    if summary["set_aside"]:
+        lines.append(f"  memory          rows were set aside {summary['set_aside']:,} times until others were finished")
     if summary["read_share"] is not None:
         kept = f", {summary['quality']:.1%} of the attention kept" if summary["quality"] is not None else ""
         lines.append(f"  store           {summary['read_share']:.0%} of it read{kept}")

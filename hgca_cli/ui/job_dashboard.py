@@ -67,8 +67,10 @@ def _speed(snapshot: JobSnapshot, glyphs: Glyphs | None, width: int) -> Line:
 
 
 def _counts(snapshot: JobSnapshot) -> str:
-    reading = sum(slot.read < slot.prompt for _, slot in snapshot.slots)
-    return f"{len(snapshot.slots)} of {snapshot.most}: {len(snapshot.slots) - reading} write, {reading} read"
+    aside = sum(slot.aside for _, slot in snapshot.slots)
+    reading = sum(slot.read < slot.prompt and not slot.aside for _, slot in snapshot.slots)
+    waits = f", {aside} set aside" if aside else ""
+    return f"{len(snapshot.slots)} of {snapshot.most}: {len(snapshot.slots) - reading - aside} write, {reading} read{waits}"
 
 
 def _slots(snapshot: JobSnapshot, width: int, room: int) -> list[Line]:

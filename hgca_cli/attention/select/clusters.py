@@ -83,8 +83,14 @@ class Clusters:
         while self._coming and store.rows >= self._coming[0][0] + SEGMENT + PATIENCE:
             if not wait and not self._coming[0][1].done():
                 return
-            first, coming = self._coming.pop(0)
-            self._take(first, coming.result(), codes)
+            first, coming = self._coming[0]
+            try:
+                segment = coming.result()
+            except BaseException:
+                self._coming.clear()  # `extend` begins again
+                raise
+            self._take(first, segment, codes)
+            self._coming.pop(0)
 
     def truncate(self, rows: int) -> None:
         """Forget segments that are no longer whole."""
@@ -100,6 +106,8 @@ class Clusters:
         self._codes.commit(index + 1)
         self._spread.commit(index + 1)
         self._means.commit((index + 1) * GROUPS)
+        if segment.block_keys is not None:  # before anything is written: memory may be refused, and this be tried again
+            self._block_keys.commit((index + 1) * BLOCKS)
         self.order[:, first:end] = segment.order
         self.group_codes[:, index : index + 1] = segment.group_codes
         self.spread_codes[:, index : index + 1] = segment.spread_codes
@@ -107,7 +115,6 @@ class Clusters:
         codes.reorder(first, segment.codes, segment.block_means)
         self.rows = end
         if segment.block_keys is not None:
-            self._block_keys.commit((index + 1) * BLOCKS)
             self._block_keys.whole[:, index * BLOCKS : (index + 1) * BLOCKS] = segment.block_keys.flatten(2)
             self._encode_blocks()
 

@@ -50,4 +50,5 @@ class Codes:
 
     def truncate(self, rows: int) -> None:
         """Forget what is beyond, whole blocks: a block's mean value and scales would still tell of rows that are gone."""
-        self.rows = min(self.rows, rows // selection.BLOCK * selection.BLOCK)
+        if rows < self.rows:
+            self.rows = rows // selection.BLOCK * selection.BLOCK

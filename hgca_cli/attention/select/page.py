@@ -72,4 +72,5 @@ class Page(Unwatching):
 
     def truncate(self, store_rows: int, ring_rows: int) -> None:
         """The page that lost rows is written anew when it is read."""
-        self._rows = min(self._rows, store_rows // selection.GROUP * selection.GROUP)
+        if store_rows < self._rows:
+            self._rows = store_rows // selection.GROUP * selection.GROUP
