@@ -1,8 +1,9 @@
 /* Int8 rows with VPMADDWD (products of 16-bit numbers, each pair added to an int32), included by the template.
  *
- * Only the rows are int8: a query is kept in 16 bits, the weights of a tile in 15, relative to the largest. An instruction makes 16
- * products, of floats 8. Sums are exact: what comes out fits for rows of up to I8_MOST numbers. */
-enum { I8_MOST = 512, Q_MOST = 32767, W_MOST = 32767 };
+ * Only the rows are int8: a query and the weights of a tile are kept in 16 bits, relative to the largest. Weights have no sign, so they
+ * are moved down by W_MOVED, and the sum of the values makes up for that. An instruction makes 16 products, of floats 8. Sums are
+ * exact: what comes out fits for rows of up to I8_MOST numbers. */
+enum { I8_MOST = 512, Q_MOST = 32767, W_MOST = 65535, W_MOVED = 32768 };
 
 /* A placed query: i16 [whole lines], then the scale as f32. */
 INLINE int64_t lines(int64_t dim) { return (dim + LINE - 1) / LINE * LINE; }
@@ -105,8 +106,8 @@ INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_ro
     vsettle(score, rows);
 }
 
-/* Weights of one head in 16 bits, zeros beyond `rows` up to whole vectors; returns what one unit is worth, NaN where a weight
- * is not finite. */
+/* Weights of one head in 16 bits, less W_MOVED, zeros beyond `rows` up to whole vectors; returns what one unit is worth, NaN where a
+ * weight is not finite. */
 INLINE float round_weights(const float *weight, int rows, int16_t *number) {
     const int padded = (rows + VW - 1) / VW * VW; /* weights beyond the rows are 0 */
     VF top = vzero(), sum = top;
@@ -118,18 +119,20 @@ INLINE float round_weights(const float *weight, int rows, int16_t *number) {
     if (!(vsum(sum) < INFINITY)) return NAN;
     const float by = largest > 1e-30f ? W_MOST / largest : 0.0f;
     for (int r = 0; r < padded; r += VW) {
-        __m256i whole = _mm256_cvtps_epi32(vmul(vload(weight + r), vset1(by)));
+        __m256i whole = _mm256_sub_epi32(_mm256_cvtps_epi32(vmul(vload(weight + r), vset1(by))), _mm256_set1_epi32(W_MOVED));
         __m128i low = _mm256_castsi256_si128(whole), high = _mm256_extracti128_si256(whole, 1);
         _mm_storeu_si128((__m128i *)(void *)(number + r), _mm_packs_epi32(low, high));
     }
     return by > 0.0f ? largest / W_MOST : 0.0f;
 }
 
-/* 16 columns, or the `left` ones, of two rows with weights number[h][r], number[h][r + 1]. */
+/* 16 columns, or the `left` ones, of two rows with weights number[h][r], number[h][r + 1]; `all` has what all rows add up to. */
 INLINE void add_rows(const char *even, const char *odd, int64_t left, int heads, int r, int16_t number[HEADS][TILE],
-                     __m256i sum[HEADS][2]) {
+                     __m256i sum[HEADS][2], __m256i all[2]) {
     const __m128i a = load_bytes(even, left), b = load_bytes(odd, left);
     const __m256i v[2] = {_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b)), _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b))};
+    UNROLL
+    for (int j = 0; j < 2; j++) all[j] = add_products(all[j], _mm256_set1_epi16(1), v[j]);
     UNROLL
     for (int h = 0; h < heads; h++) {
         int32_t both;
@@ -144,20 +147,23 @@ INLINE void add_rows(const char *even, const char *odd, int64_t left, int heads,
 INLINE void add_block(float *out, const tile_rows *tile, int rows, int heads, int64_t dim, int64_t c, int64_t left,
                       int16_t number[HEADS][TILE], const float *factor, const float *unit) {
     const int64_t stride = hgca_padded(dim);
-    __m256i sum[HEADS][2];
+    __m256i sum[HEADS][2], all[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     UNROLL
     for (int h = 0; h < heads; h++)
         UNROLL
         for (int j = 0; j < 2; j++) sum[h][j] = _mm256_setzero_si256();
     int r = 0;
-    for (; r + 2 <= rows; r += 2) add_rows(tile->value[r] + c, tile->value[r + 1] + c, left, heads, r, number, sum);
-    if (r < rows) add_rows(tile->value[r] + c, tile->value[r] + c, left, heads, r, number, sum); /* the second one's weight is 0 */
+    for (; r + 2 <= rows; r += 2) add_rows(tile->value[r] + c, tile->value[r + 1] + c, left, heads, r, number, sum, all);
+    if (r < rows) add_rows(tile->value[r] + c, tile->value[r] + c, left, heads, r, number, sum, all); /* the second one's weight is 0 */
+    UNROLL
+    for (int j = 0; j < 2; j++) all[j] = _mm256_slli_epi32(all[j], 15); /* W_MOVED of each */
     UNROLL
     for (int h = 0; h < heads; h++)
         UNROLL
         for (int j = 0; j < 2; j++) {
             float *at = out + h * stride + c + j * VW;
-            vstore(at, vfma(_mm256_cvtepi32_ps(sum[h][j]), vset1(unit[h]), vmul(vload(at), vset1(factor[h]))));
+            const VF whole = _mm256_cvtepi32_ps(_mm256_add_epi32(sum[h][j], all[j]));
+            vstore(at, vfma(whole, vset1(unit[h]), vmul(vload(at), vset1(factor[h]))));
         }
 }
 
