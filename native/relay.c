@@ -64,11 +64,11 @@ enum { LOOKS = 1 << 12 }; /* at a flag, between two looks at the clock */
 /* Whether the device asks before `patience` seconds are over. */
 static int asks(const volatile int32_t *flag, int32_t token, double patience) {
     const double began = now();
-    for (int32_t looks = 0; *flag != token; looks++) {
+    const volatile _Atomic int32_t *at = (const volatile _Atomic int32_t *)(const volatile void *)flag;
+    for (int32_t looks = 0; atomic_load_explicit(at, memory_order_acquire) != token; looks++) {
         hgca_relax();
         if (looks >= LOOKS && (looks = 0, now() - began > patience)) return 0;
     }
-    atomic_thread_fence(memory_order_acquire);
     return 1;
 }
 
@@ -78,8 +78,8 @@ int hgca_serve_relays(hgca_relay *const *relays, int32_t count, const volatile i
     for (int32_t i = 0; i < count; i++) {
         if (status == HGCA_OK && !asks(&asked[HGCA_FLAGS * i], token, patience)) status = HGCA_NO_ANSWER;
         if (status == HGCA_OK) hgca_run_relay(relays[i]);
-        atomic_thread_fence(memory_order_release);
-        answered[HGCA_FLAGS * i] = token;
+        volatile _Atomic int32_t *to = (volatile _Atomic int32_t *)(volatile void *)&answered[HGCA_FLAGS * i];
+        atomic_store_explicit(to, token, memory_order_release);
     }
     return status;
 }
