@@ -2,9 +2,9 @@
 #include <math.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <time.h>
 
 #include "hgca.h"
+#include "pool.h"
 #include "relax.h"
 #include "tickets.h"
 
@@ -45,29 +45,21 @@ static void tell(const hgca_relay *r) {
 
 void hgca_run_relay(void *relay) {
     hgca_relay *r = relay;
-    struct timespec began, ended;
-    clock_gettime(CLOCK_MONOTONIC, &began);
+    const int64_t began = hgca_now();
     r->status = r->query && r->out && r->lse ? run(r) : HGCA_BAD_ARGUMENT;
-    clock_gettime(CLOCK_MONOTONIC, &ended);
-    r->ns = (ended.tv_sec - began.tv_sec) * 1000000000LL + ended.tv_nsec - began.tv_nsec;
+    r->ns = hgca_now() - began;
     if (r->told && r->status == HGCA_OK && r->far.lists) tell(r);
-}
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 enum { LOOKS = 1 << 12 }; /* at a flag, between two looks at the clock */
 
 /* Whether the device asks before `patience` seconds are over. */
 static int asks(const volatile int32_t *flag, int32_t token, double patience) {
-    const double began = now();
+    const int64_t began = hgca_now();
     const volatile _Atomic int32_t *at = (const volatile _Atomic int32_t *)(const volatile void *)flag;
     for (int32_t looks = 0; atomic_load_explicit(at, memory_order_acquire) != token; looks++) {
         hgca_relax();
-        if (looks >= LOOKS && (looks = 0, now() - began > patience)) return 0;
+        if (looks >= LOOKS && (looks = 0, (double)(hgca_now() - began) * 1e-9 > patience)) return 0;
     }
     return 1;
 }
