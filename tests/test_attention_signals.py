@@ -45,14 +45,14 @@ def device(signals: Signals, queries: Tensor, serial: int, seen: list[bool]) -> 
 
 
 def test_what_a_device_asks_is_answered_in_order(rng: torch.Generator) -> None:
-    signals = Signals(LAYERS, torch.zeros(1, dtype=torch.int64))
     rows = native.Rows(*torch.randn(2, 1, 40, 8, generator=rng))
     queries, answers = torch.zeros(LAYERS, 2, 8), torch.zeros(LAYERS, 2 * 9)
     relays = [relay(rows, *pair) for pair in zip(queries, answers, strict=True)]
+    signals = Signals(torch.zeros(1, dtype=torch.int64), relays)
     for serial in (1, 2, 7):
         seen: list[bool] = []
         thread = device(signals, queries, serial, seen)
-        signals.serve(relays, serial)
+        signals.serve(serial)
         thread.join()
         assert seen == [True] * LAYERS
         for query, answer in zip(queries, answers, strict=True):
@@ -62,19 +62,20 @@ def test_what_a_device_asks_is_answered_in_order(rng: torch.Generator) -> None:
 
 
 def test_a_device_that_does_not_ask_is_let_go() -> None:
-    signals = Signals(LAYERS, torch.zeros(1, dtype=torch.int64))
     rows = native.Rows(torch.zeros(1, 4, 8), torch.zeros(1, 4, 8))
     queries, answers = torch.zeros(LAYERS, 2, 8), torch.ones(LAYERS, 2 * 9)
+    relays = [relay(rows, *pair) for pair in zip(queries, answers, strict=True)]
+    signals = Signals(torch.zeros(1, dtype=torch.int64), relays)
     signals._flags[0, 0, 0] = 5
     began = time.monotonic()
     with pytest.raises(NativeError, match="did not come to ask"):
-        signals.serve([relay(rows, *pair) for pair in zip(queries, answers, strict=True)], 5, patience=0.05)
+        signals.serve(5, patience=0.05)
     assert 0.04 < time.monotonic() - began < 5
     assert signals._flags[1, :, 0].eq(5).all(), "it would wait for the others' answers"
     assert answers[0].eq(1).sum() == 0 and answers[1:].eq(1).all()
 
 
 def test_a_step_that_nobody_serves_is_let_go() -> None:
-    signals = Signals(LAYERS, torch.zeros(1, dtype=torch.int64))
+    signals = Signals(torch.zeros(1, dtype=torch.int64), [native.ffi.new("hgca_relay *") for _ in range(LAYERS)])
     signals.let_go(9)
     assert signals._flags[1, :, 0].eq(9).all() and signals._flags[0].eq(0).all()

@@ -51,7 +51,7 @@ class Recorder:
         self.kind: tuple[bool, ...] = ()
         self._slot = self.numbers[SLOT : SLOT + 1]
         self._serial = self._served = 0
-        self._signals = Signals(len(layers), self.numbers[SERIAL])
+        self._signals = Signals(self.numbers[SERIAL], [relay.described for relay in self.relays])
         self._lane = Lane(device, self._signals)
         self._slots = SlotAttention(self.numbers[SPANS], shape.heads, window.keys.shape[1], shape.value_dim)
 
@@ -131,7 +131,7 @@ class Recorder:
     def serve(self) -> None:
         """A graph of the step was started: answer what it asks. Raises NativeError if it does not ask."""
         if self.stored:
-            self._signals.serve([relay.described for relay in self.relays], self._serial)
+            self._signals.serve(self._serial)
         self._served = self._serial
 
     def let_go(self) -> None:
