@@ -15,7 +15,7 @@ from hgca_cli.engine.beginnings import Beginnings
 from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.member import Answer, Member, Request
 from hgca_cli.engine.room import QUANTUM, Claim, Lengths, Room
-from hgca_cli.engine.sequence import Sequence, memory_ran_out
+from hgca_cli.engine.sequence import Sequence, is_refusal
 from hgca_cli.engine.together import Together
 from hgca_cli.errors import DoesNotFitError, HgcaError
 from hgca_cli.events import Notice
@@ -108,9 +108,7 @@ class Batch:
             full = len(self._running) >= self.slots or any(member.aside for member in self._running)
             if self._waiting is None or full or not self._make_room(self._waiting):
                 return
-            member = Member(self._waiting, self.engine)
-            member.granted = self._first(self._waiting).granted
-            self._reading.append(member)
+            self._reading.append(self._member(self._waiting))
             self._waiting = None
             self.peak = max(self.peak, len(self._running))
 
@@ -130,6 +128,11 @@ class Batch:
         claims = [asked, *(Claim(one.granted, self._most(one.request)) for one in running if one is not of)]
         begun = [Claim(max(1, one.sequence.cached), self._most(one.request)) for one in running if one.begun]
         return self._room.safe(claims, kept, self._room.limits_now(begun, kept))
+
+    def _member(self, request: Request) -> Member:
+        member = Member(request, self.engine)
+        member.granted = self._first(request).granted
+        return member
 
     def _first(self, request: Request) -> Claim:
         most = self._most(request)
@@ -176,8 +179,7 @@ class Batch:
             return False
         if member.logits is None:  # nothing of an answer is lost: the prompt is read again, after those that have one
             member.close()
-            member = Member(member.request, self.engine)
-            member.granted = self._first(member.request).granted
+            member = self._member(member.request)
             self._aside.append(member)
         else:
             member.owed = True
@@ -215,7 +217,7 @@ class Batch:
         try:
             sequence = self._beginnings.sequence_for(ids, most)
         except Exception as error:
-            if not isinstance(error, HgcaError) and not memory_ran_out(error):
+            if not is_refusal(error):
                 raise
             while self._beginnings.drop():
                 pass  # it reads all of its prompt by itself
@@ -226,7 +228,7 @@ class Batch:
         try:
             self._beginnings.keep(sequence)
         except Exception as error:  # it is read again then
-            if not isinstance(error, HgcaError) and not memory_ran_out(error):
+            if not is_refusal(error):
                 raise
 
     def _step(self, stop: threading.Event) -> Iterator[Answer | Progress | Notice]:

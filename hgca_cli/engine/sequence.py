@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hgca_cli.attention.slots import trouble
 from hgca_cli.engine.session_record import Shard
-from hgca_cli.errors import DoesNotFitError
+from hgca_cli.errors import DoesNotFitError, HgcaError
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.graph import GraphStep
 from hgca_cli.hf.load import LoadedModel
@@ -148,6 +148,11 @@ def memory_ran_out(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether something could not be done, and nothing is wrong with the program: no memory, or an error for people."""
+    return isinstance(error, HgcaError) or memory_ran_out(error)
 
 
 def shared(one: list[int], other: list[int]) -> int:

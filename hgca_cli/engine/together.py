@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hgca_cli.engine.member import Member
-from hgca_cli.engine.sequence import memory_ran_out
+from hgca_cli.engine.sequence import is_refusal
 from hgca_cli.errors import HgcaError
 from hgca_cli.hf.joint import JointCache, joint_forward, pays_from
 from hgca_cli.hf.load import LoadedModel
@@ -32,7 +32,7 @@ class Together:
             self._joint = None
             for member, length in zip(members, before, strict=True):
                 member.sequence.forget_beyond(length)
-            if not isinstance(error, HgcaError) and not memory_ran_out(error):
+            if not is_refusal(error):
                 raise
             if self._loaded.device.type == "cuda":
                 torch.cuda.empty_cache()
