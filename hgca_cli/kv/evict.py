@@ -50,9 +50,7 @@ class Evictor:
         """Wait for the copies and append the rows to the store; whether there were any."""
         if not self._staged:
             return False
-        if self._copied is not None:
-            self._copied.synchronize()
-            self._copied = None
+        self._wait()
         while self._staged:  # what memory was refused for comes the next time
             self._store.append(*self._staged[0])
             self._staged.pop(0)
@@ -60,10 +58,14 @@ class Evictor:
 
     def give_up(self) -> None:
         """What is on its way stays where it came from."""
+        self._wait()
+        self._staged.clear()
+
+    def _wait(self) -> None:
+        """The device is done with the copies."""
         if self._copied is not None:
             self._copied.synchronize()
             self._copied = None
-        self._staged.clear()
 
 
 def evict_oldest(window: Window, evictor: Evictor, count: int) -> None:

@@ -15,9 +15,7 @@ from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.units import format_bytes
 
-COMMIT = (
-    1 << 20
-)  # at once: of more the system makes huge pages, which are given whole to whoever touches their first byte
+COMMIT = 1 << 20  # at once: of more the system makes huge pages, given whole to whoever touches their first byte
 
 
 class Window:
@@ -100,7 +98,7 @@ class Window:
         """The rows are on the device again. If there is no memory for them they stay away, and whatever it raised is raised."""
         if not self._away:
             return
-        keys, values, away = self.keys, self.values, self._away
+        keys, values = self.keys, self.values
         try:
             self._make(keys.dtype)
         except BaseException:
@@ -109,7 +107,6 @@ class Window:
         self.keys.copy_(keys)
         self.values.copy_(values)
         self._away = []
-        del keys, values, away
 
     def take(self) -> int:
         """The slot of one more row, which whoever takes it writes. Only where `read` is not None; the caller made room."""
