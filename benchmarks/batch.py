@@ -37,6 +37,22 @@ class Clock:
     now = staticmethod(time.perf_counter)
 
 
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    """Flags of threads, and of whose seconds count."""
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="of the process, where others use the machine; one thread"
+    )
+
+
+def set_clock(options: argparse.Namespace) -> None:
+    """As these flags say."""
+    if options.cpu_time:
+        options.threads, Clock.now = 1, time.process_time
+    native.set_threads(options.threads)
+    torch.set_num_threads(options.threads)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
@@ -50,16 +66,10 @@ def main() -> None:
     parser.add_argument("--document", type=Path)
     parser.add_argument("--tokens", type=int, default=7000, help="of the document")
     parser.add_argument("--questions", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="of the process, where others use the machine; one thread"
-    )
+    add_clock(parser)
     parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}")
     options = parser.parse_args()
-    if options.cpu_time:
-        options.threads, Clock.now = 1, time.process_time
-    native.set_threads(options.threads)
-    torch.set_num_threads(options.threads)
+    set_clock(options)
     results = rows(options) if options.rows else questions(options)
     print(json.dumps(results, indent=1))
     if options.record:

@@ -14,15 +14,11 @@ import itertools
 import json
 import random
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.batch import Clock, engine_of, texts, warm_up
-from hgca_cli import native
+from benchmarks.batch import Clock, add_clock, engine_of, set_clock, texts, warm_up
 from hgca_cli.config import SamplingSettings
 from hgca_cli.engine.batch import Batch, Progress
 from hgca_cli.engine.engine import Engine
@@ -47,16 +43,10 @@ def main() -> None:
     parser.add_argument("--mean", type=int, default=60, help="tokens that one has")
     parser.add_argument("--room", default="160M", help="bytes for rows")
     parser.add_argument("--slots", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="of the process, where others use the machine; one thread"
-    )
+    add_clock(parser)
     parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}")
     options = parser.parse_args()
-    if options.cpu_time:
-        options.threads, Clock.now = 1, time.process_time
-    native.set_threads(options.threads)
-    torch.set_num_threads(options.threads)
+    set_clock(options)
     engine = engine_of(options.model, 8192)
     encode = engine.loaded.tokenizer.encode_chat
     ids = [encode([{"role": "user", "content": text}], add_generation_prompt=True) for text in texts(options)]
