@@ -216,10 +216,8 @@ def _paths(given: Mapping[str, Any], shard: tuple[int, int] = (1, 1)) -> tuple[P
         flag = "--errors" if errors is not None else "--overwrite" if given["overwrite"] else "--retry-errors"
         raise UsageError(f"{flag} needs an output in a file.", "Name one with -o.")
     there = [one for one in (answers, errors, given["metrics"]) if one is not None]
-    metrics = given["metrics"]
-    if (
-        metrics is not None and not metrics.expanduser().absolute().parent.is_dir()
-    ):  # not to be found out when all is done
+    metrics = given["metrics"]  # a directory that is not there is not to be found out when all is done
+    if metrics is not None and not metrics.expanduser().absolute().parent.is_dir():
         raise UsageError(f"cannot write {metrics}: there is no such directory.", "Name another file with --metrics.")
     for at, one in enumerate(there):
         if one.is_dir():

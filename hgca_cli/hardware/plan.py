@@ -89,7 +89,7 @@ def draw_up(case: Case) -> Plan:
         budget=request.budget,
         quality=quality,
         dense_layers=request.dense_layers,
-        device_codes=choice.device_codes and choice.select == "scan",
+        device_codes=choice.device_codes,
         yarn_context=choice.context if request.yarn else None,
         store_dir=disk.folder if disk is not None else None,
         memory=tuple(place.needs(choice)),
