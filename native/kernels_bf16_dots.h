@@ -27,8 +27,8 @@ INLINE void score_tile_bf16(const hgca_piece *p, const float *query, const tile_
         const char *key[4];
         UNROLL
         for (int j = 0; j < 4; j++) {
-            key[j] = tile->key[r + j < rows ? r + j : rows - 1];
-            prefetch_half(p, next, next_rows, r + j, 2);
+            key[j] = tile->half[2 * (r + j < rows ? r + j : rows - 1)];
+            prefetch_half(p, next, next_rows, r + j, 2, 0);
             if (heads <= 2 && p->heads <= 2) prefetch_value(p, tile, r + j < rows ? r + j : rows - 1, 2);
         }
         VF sum[HEADS][4];

@@ -115,8 +115,8 @@ INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_ro
         const char *key[4];
         UNROLL
         for (int j = 0; j < 4; j++) {
-            key[j] = tile->key[r + j < rows ? r + j : rows - 1];
-            prefetch_half(p, next, next_rows, r + j, 1);
+            key[j] = tile->half[2 * (r + j < rows ? r + j : rows - 1)];
+            prefetch_half(p, next, next_rows, r + j, 1, 0);
         }
         __m512i sum[HEADS][4];
         UNROLL
@@ -170,15 +170,14 @@ INLINE __m512 lanes(__m512i a, __m512i b, int which) { /* two lanes of each */
     return which ? _mm512_shuffle_f32x4(x, y, 0xee) : _mm512_shuffle_f32x4(x, y, 0x44);
 }
 
-/* out = out * factor + sum * unit for 64 columns that stand as interleave_four leaves them. */
-INLINE void add_sums(float *out, int64_t left, const __m512i sum[4], float factor, float unit) {
+/* out += sum * unit for 64 columns that stand as interleave_four leaves them. */
+INLINE void add_sums(float *out, int64_t left, const __m512i sum[4], float unit) {
     __m512 low[2] = {lanes(sum[0], sum[1], 0), lanes(sum[2], sum[3], 0)};
     __m512 high[2] = {lanes(sum[0], sum[1], 1), lanes(sum[2], sum[3], 1)};
     for (int i = 0; i < 4 && 16 * i < left; i++) {
         const __m512 *pair = i < 2 ? low : high;
         __m512 whole = i % 2 ? _mm512_shuffle_f32x4(pair[0], pair[1], 0xdd) : _mm512_shuffle_f32x4(pair[0], pair[1], 0x88);
-        __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(whole)), _mm512_set1_ps(unit));
-        vstore(out + 16 * i, vfma(vload(out + 16 * i), vset1(factor), value));
+        vstore(out + 16 * i, vfma(_mm512_cvtepi32_ps(_mm512_castps_si512(whole)), vset1(unit), vload(out + 16 * i)));
     }
 }
 
@@ -197,7 +196,7 @@ INLINE void weigh_level(__m512i value[TILE / 4][4], int groups, uint8_t level[HE
 
 /* As add_values. Returns 0, with nothing done but prefetching, where a weight is not finite. */
 INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile, int rows, const tile_rows *next,
-                         int next_rows, int heads, int64_t dim, float weight[][TILE], const float *factor) {
+                         int next_rows, int heads, int64_t dim, float weight[][TILE]) {
     const int64_t stride = hgca_padded(dim);
     uint8_t level[HEADS][2][TILE];
     float unit[HEADS];
@@ -214,8 +213,8 @@ INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile,
             UNROLL
             for (int j = 0; j < 4; j++) {
                 int r = 4 * g + j;
-                row[j] = tile->value[r < rows ? r : rows - 1] + c; /* beyond the last row: weights of zero */
-                if (c == 0) prefetch_half(p, next, next_rows, rows + r, 1);
+                row[j] = tile->half[2 * (r < rows ? r : rows - 1) + 1] + c; /* beyond the last row: weights of zero */
+                if (c == 0) prefetch_half(p, next, next_rows, rows + r, 1, 0);
             }
             interleave_four(row, dim - c, value[g]);
         }
@@ -228,7 +227,7 @@ INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile,
         shift_sums(sum, heads, 8);
         weigh_level(value, groups, level, 1, heads, sum);
         UNROLL
-        for (int h = 0; h < heads; h++) add_sums(out + h * stride + c, dim - c, sum[h], factor[h], unit[h]);
+        for (int h = 0; h < heads; h++) add_sums(out + h * stride + c, dim - c, sum[h], unit[h]);
     }
     return 1;
 }

@@ -6,7 +6,7 @@
 enum { I8_MOST = 512, Q_MOST = 32767, W_MOST = 65535, W_MOVED = 32768 };
 
 /* A placed query: i16 [whole lines], then the scale as f32. */
-INLINE int64_t lines(int64_t dim) { return (dim + LINE - 1) / LINE * LINE; }
+INLINE int64_t whole_lines(int64_t dim) { return (dim + LINE - 1) / LINE * LINE; }
 
 static void place_i8(const float *query, float scale, int64_t dim, float *to) {
     if (dim > I8_MOST) {
@@ -23,9 +23,9 @@ static void place_i8(const float *query, float scale, int64_t dim, float *to) {
     float unit = largest / Q_MOST;
     if (!(sum < INFINITY)) unit = NAN; /* a query that is not finite: so are its scores */
     const float by = unit > 0.0f ? 1.0f / unit : 0.0f;
-    memset(number, 0, sizeof *number * (size_t)lines(dim));
+    memset(number, 0, sizeof *number * (size_t)whole_lines(dim));
     for (int64_t d = 0; d < dim && by < INFINITY; d++) number[d] = (int16_t)lrintf(query[d] * scale * by);
-    memcpy(number + lines(dim), &unit, sizeof unit);
+    memcpy(number + whole_lines(dim), &unit, sizeof unit);
 }
 
 INLINE __m128i load_bytes(const char *at, int64_t left) {
@@ -35,30 +35,30 @@ INLINE __m128i load_bytes(const char *at, int64_t left) {
     return _mm_loadu_si128((const __m128i *)(const void *)whole);
 }
 
-/* sum + the products of a lane, in this order: GCC would add up all products first, and run out of registers. */
+/* sum + the products of a lane, in this order and in place: GCC would add up all products first, and run out of registers. */
 INLINE __m256i add_products(__m256i sum, __m256i a, __m256i b) {
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
-    __asm__("" : "+x"(sum));
+    __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(_mm256_madd_epi16(a, b)));
     return sum;
 }
 
 /* As _mm256_shuffle_ps. */
 #define SHUFFLE(a, b, which) _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), which))
 
-/* As vsum_heads, of integers: [row][row] of the heads 0, 1, 2, 3. */
-INLINE __m256i sums_i32(__m256i sum[HEADS][2], int heads) {
-    __m256i x[HEADS];
+/* As vsum_eight, of integers. */
+INLINE __m256i sum_eight_i32(__m256i x[8][HEADS], int h) {
+    __m256i pair[4], four[2];
     UNROLL
-    for (int h = 0; h < HEADS; h++) {
-        if (h >= heads) {
-            x[h] = _mm256_setzero_si256();
-            continue;
-        }
-        x[h] = _mm256_add_epi32(_mm256_blend_epi32(sum[h][0], sum[h][1], 0xcc), SHUFFLE(sum[h][0], sum[h][1], 0x4e));
+    for (int i = 0; i < 4; i++) {
+        __m256i a = x[2 * i][h], b = x[2 * i + 1][h];
+        pair[i] = _mm256_add_epi32(_mm256_blend_epi32(a, b, 0xcc), SHUFFLE(a, b, 0x4e));
     }
-    __m256i a = _mm256_add_epi32(SHUFFLE(x[0], x[1], 0x88), SHUFFLE(x[0], x[1], 0xdd));
-    __m256i b = _mm256_add_epi32(SHUFFLE(x[2], x[3], 0x88), SHUFFLE(x[2], x[3], 0xdd));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+    UNROLL
+    for (int i = 0; i < 2; i++) {
+        __m256i a = pair[2 * i], b = pair[2 * i + 1];
+        four[i] = _mm256_add_epi32(SHUFFLE(a, b, 0x88), SHUFFLE(a, b, 0xdd));
+    }
+    return _mm256_add_epi32(_mm256_permute2x128_si256(four[0], four[1], 0x20),
+                            _mm256_permute2x128_si256(four[0], four[1], 0x31));
 }
 
 /* 16 numbers, or the `left` ones, of two rows. */
@@ -80,18 +80,17 @@ INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_ro
                           int next_rows, int heads, int64_t dim, float score[][TILE]) {
     const int64_t stride = hgca_query_width(dim, HGCA_I8) * 2;
     const int16_t *q = (const int16_t *)query;
-    float unit[8] = {0};
+    float unit[HEADS];
     UNROLL
-    for (int h = 0; h < heads; h++) {
-        memcpy(&unit[2 * h], q + h * stride + lines(dim), sizeof(float));
-        unit[2 * h + 1] = unit[2 * h];
-    }
+    for (int h = 0; h < heads; h++) memcpy(&unit[h], q + h * stride + whole_lines(dim), sizeof(float));
+    __m256i kept[8][HEADS];
+    memset(kept, 0, rows % 8 ? sizeof kept : 0);
     for (int r = 0; r < rows; r += 2) {
         const char *key[2];
         UNROLL
         for (int j = 0; j < 2; j++) {
-            key[j] = tile->key[r + j < rows ? r + j : rows - 1];
-            prefetch_half(p, next, next_rows, r + j, 1);
+            key[j] = tile->half[2 * (r + j < rows ? r + j : rows - 1)];
+            prefetch_half(p, next, next_rows, r + j, 1, KNOWN(dim));
         }
         __m256i sum[HEADS][2];
         UNROLL
@@ -101,29 +100,48 @@ INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_ro
         int64_t d = 0;
         for (; d + 16 <= dim; d += 16) score_block(key, d, 16, q, stride, heads, sum);
         if (d < dim) score_block(key, d, dim - d, q, stride, heads, sum);
-        vstore(&score[r / 2 % 4][r / 8 * 8], vmul(_mm256_cvtepi32_ps(sums_i32(sum, heads)), vload(unit)));
+        __m256i(*keep)[HEADS] = &kept[r % 8];
+        UNROLL
+        for (int j = 0; j < 2; j++)
+            UNROLL
+            for (int h = 0; h < heads; h++) keep[j][h] = sum[h][j];
+        if (r % 8 + 2 < 8 && r + 2 < rows) continue;
+        UNROLL
+        for (int h = 0; h < heads; h++)
+            vstore(&score[h][r / 8 * 8], vmul(_mm256_cvtepi32_ps(sum_eight_i32(kept, h)), vset1(unit[h])));
     }
-    vsettle(score, rows);
 }
 
-/* Weights of one head in 16 bits, less W_MOVED, zeros beyond `rows` up to whole vectors; returns what one unit is worth, NaN where a
- * weight is not finite. */
-INLINE float round_weights(const float *weight, int rows, int16_t *number) {
+/* Weights in 16 bits, less W_MOVED, zeros beyond `rows` up to whole vectors, and what one unit of each head is worth. All heads side
+ * by side, as one's largest number, its division and its products wait for each other. Returns 0 where a weight is not finite. */
+INLINE int round_weights(float weight[][TILE], int heads, int rows, int16_t number[HEADS][TILE], float unit[HEADS]) {
     const int padded = (rows + VW - 1) / VW * VW; /* weights beyond the rows are 0 */
-    VF top = vzero(), sum = top;
-    for (int r = 0; r < padded; r += VW) {
-        top = vmax(vload(weight + r), top);
-        sum = vadd(vload(weight + r), sum);
+    VF top[HEADS], infinite = vzero();
+    UNROLL
+    for (int h = 0; h < heads; h++) top[h] = vzero();
+    for (int r = 0; r < padded; r += VW)
+        UNROLL
+        for (int h = 0; h < heads; h++) {
+            VF w = vload(&weight[h][r]);
+            top[h] = vmax(w, top[h]);
+            infinite = _mm256_or_ps(infinite, _mm256_cmp_ps(w, vset1(INFINITY), _CMP_NLT_UQ));
+        }
+    if (_mm256_movemask_ps(infinite)) return 0;
+    VF by[HEADS];
+    UNROLL
+    for (int h = 0; h < heads; h++) {
+        const float largest = vlargest(top[h]);
+        by[h] = vset1(largest > 1e-30f ? W_MOST / largest : 0.0f);
+        unit[h] = largest > 1e-30f ? largest * (1.0f / W_MOST) : 0.0f;
     }
-    const float largest = vlargest(top);
-    if (!(vsum(sum) < INFINITY)) return NAN;
-    const float by = largest > 1e-30f ? W_MOST / largest : 0.0f;
-    for (int r = 0; r < padded; r += VW) {
-        __m256i whole = _mm256_sub_epi32(_mm256_cvtps_epi32(vmul(vload(weight + r), vset1(by))), _mm256_set1_epi32(W_MOVED));
-        __m128i low = _mm256_castsi256_si128(whole), high = _mm256_extracti128_si256(whole, 1);
-        _mm_storeu_si128((__m128i *)(void *)(number + r), _mm_packs_epi32(low, high));
-    }
-    return by > 0.0f ? largest / W_MOST : 0.0f;
+    for (int r = 0; r < padded; r += VW)
+        UNROLL
+        for (int h = 0; h < heads; h++) {
+            __m256i whole = _mm256_sub_epi32(_mm256_cvtps_epi32(vmul(vload(&weight[h][r]), by[h])), _mm256_set1_epi32(W_MOVED));
+            __m128i low = _mm256_castsi256_si128(whole), high = _mm256_extracti128_si256(whole, 1);
+            _mm_storeu_si128((__m128i *)(void *)&number[h][r], _mm_packs_epi32(low, high));
+        }
+    return 1;
 }
 
 /* 16 columns, or the `left` ones, of two rows with weights number[h][r], number[h][r + 1]; `all` has what all rows add up to. */
@@ -143,18 +161,19 @@ INLINE void add_rows(const char *even, const char *odd, int64_t left, int heads,
     }
 }
 
-/* 16 columns from c on, or the `left` ones: out = out * factor + sum * unit. */
+/* 16 columns from c on, or the `left` ones: out += sum * unit. */
 INLINE void add_block(float *out, const tile_rows *tile, int rows, int heads, int64_t dim, int64_t c, int64_t left,
-                      int16_t number[HEADS][TILE], const float *factor, const float *unit) {
+                      int16_t number[HEADS][TILE], const float *unit) {
     const int64_t stride = hgca_padded(dim);
     __m256i sum[HEADS][2], all[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     UNROLL
     for (int h = 0; h < heads; h++)
         UNROLL
         for (int j = 0; j < 2; j++) sum[h][j] = _mm256_setzero_si256();
-    int r = 0;
-    for (; r + 2 <= rows; r += 2) add_rows(tile->value[r] + c, tile->value[r + 1] + c, left, heads, r, number, sum, all);
-    if (r < rows) add_rows(tile->value[r] + c, tile->value[r] + c, left, heads, r, number, sum, all); /* the second one's weight is 0 */
+    for (int r = 0; r < rows; r += 2) {
+        const char *value = tile->half[2 * r + 1] + c, *beside = r + 1 < rows ? tile->half[2 * r + 3] + c : value;
+        add_rows(value, beside, left, heads, r, number, sum, all); /* a row that is not there has a weight of 0 */
+    }
     UNROLL
     for (int j = 0; j < 2; j++) all[j] = _mm256_slli_epi32(all[j], 15); /* W_MOVED of each */
     UNROLL
@@ -163,28 +182,24 @@ INLINE void add_block(float *out, const tile_rows *tile, int rows, int heads, in
         for (int j = 0; j < 2; j++) {
             float *at = out + h * stride + c + j * VW;
             const VF whole = _mm256_cvtepi32_ps(_mm256_add_epi32(sum[h][j], all[j]));
-            vstore(at, vfma(whole, vset1(unit[h]), vmul(vload(at), vset1(factor[h]))));
+            vstore(at, vfma(whole, vset1(unit[h]), vload(at)));
         }
 }
 
 /* As add_values. Returns 0, with nothing done, where a weight is not finite. */
 INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile, int rows, const tile_rows *next,
-                         int next_rows, int heads, int64_t dim, float weight[][TILE], const float *factor) {
+                         int next_rows, int heads, int64_t dim, float weight[][TILE]) {
     int16_t number[HEADS][TILE];
     float unit[HEADS];
-    UNROLL
-    for (int h = 0; h < heads; h++) {
-        unit[h] = round_weights(weight[h], rows, number[h]);
-        if (!(unit[h] == unit[h])) return 0;
-    }
+    if (!round_weights(weight, heads, rows, number, unit)) return 0;
     int64_t c = 0;
     for (; c + 16 <= dim; c += 16) {
-        prefetch_slice(p, next, next_rows, rows, (int)c / VW, 2, 1);
-        add_block(out, tile, rows, heads, dim, c, 16, number, factor, unit);
+        prefetch_slice(p, next, next_rows, rows, (int)c / VW, 2, 1, KNOWN(dim));
+        add_block(out, tile, rows, heads, dim, c, 16, number, unit);
     }
     if (c < dim) {
-        prefetch_slice(p, next, next_rows, rows, (int)c / VW, 2, 1);
-        add_block(out, tile, rows, heads, dim, c, dim - c, number, factor, unit);
+        prefetch_slice(p, next, next_rows, rows, (int)c / VW, 2, 1, 0);
+        add_block(out, tile, rows, heads, dim, c, dim - c, number, unit);
     }
     return 1;
 }

@@ -9,8 +9,8 @@ INLINE void find_scales(const hgca_piece *p, int64_t row, tile_rows *tile, int r
 INLINE void follow_rows(const hgca_piece *p, int64_t first, int rows, int dtype, tile_rows *tile) {
     const char *key = p->key + first * p->key_row_stride, *value = p->value + first * p->value_row_stride;
     for (int r = 0; r < rows; r++) {
-        tile->key[r] = key + r * p->key_row_stride;
-        tile->value[r] = value + r * p->value_row_stride;
+        tile->half[2 * r] = key + r * p->key_row_stride;
+        tile->half[2 * r + 1] = value + r * p->value_row_stride;
     }
     if (p->unseen != INT64_MAX)
         for (int r = 0; r < rows; r++) tile->at[r] = first + r;
@@ -31,8 +31,8 @@ INLINE void look_up_rows(const hgca_piece *p, row_cursor *at, int rows, int dtyp
             while (at->first >= *at->run) at->first = 0, at->run++, at->row++; /* the first one may be used up, or empty */
             row = *at->row + at->first++;
         }
-        tile->key[r] = p->key + row * p->key_row_stride;
-        tile->value[r] = p->value + row * p->value_row_stride;
+        tile->half[2 * r] = p->key + row * p->key_row_stride;
+        tile->half[2 * r + 1] = p->value + row * p->value_row_stride;
         tile->at[r] = row;
         if (dtype == HGCA_I8) find_scales(p, row, tile, r);
     }
@@ -48,11 +48,12 @@ INLINE void find_rows(const hgca_piece *p, row_cursor *at, int rows, int dtype, 
 }
 
 /* Half-row `half` of the next tile: its keys are even, its values odd. While keys are scored the first half of the tile is
- * fetched, while values are added up the second: in the order of memory, where a row is [key | value]. */
-INLINE void prefetch_half(const hgca_piece *p, const tile_rows *next, int next_rows, int half, int64_t size) {
+ * fetched, while values are added up the second: in the order of memory, where a row is [key | value]. A width
+ * that is KNOWN takes a few instructions, one that must be asked for three times as many. */
+INLINE void prefetch_half(const hgca_piece *p, const tile_rows *next, int next_rows, int half, int64_t size, int known) {
     if (half / 2 >= next_rows) return;
-    const char *row = half % 2 ? next->value[half / 2] : next->key[half / 2];
-    const int64_t bytes = (half % 2 ? p->value_dim : p->key_dim) * size;
+    const char *row = next->half[half];
+    const int64_t bytes = (known ? known : half % 2 ? p->value_dim : p->key_dim) * size;
     if (bytes > 0) __builtin_prefetch(row, 0, 2);
     if (bytes > LINE) __builtin_prefetch(row + LINE, 0, 2);
     if (bytes > 2 * LINE) __builtin_prefetch(row + 2 * LINE, 0, 2);
@@ -61,14 +62,29 @@ INLINE void prefetch_half(const hgca_piece *p, const tile_rows *next, int next_r
 
 /* What of the next tile is fetched while `columns` vectors of this one's values, from vector c on, are added up: its second
  * half, in even shares. */
-INLINE void prefetch_slice(const hgca_piece *p, const tile_rows *next, int next_rows, int rows, int c, int columns, int64_t size) {
+INLINE void prefetch_slice(const hgca_piece *p, const tile_rows *next, int next_rows, int rows, int c, int columns, int64_t size,
+                           int known) {
     if (next_rows == 0) return;
-    const int vectors = (p->value_dim + VW - 1) / VW, share = (rows + vectors - 1) / vectors;
+    const int vectors = ((known ? known : p->value_dim) + VW - 1) / VW, share = (rows + vectors - 1) / vectors;
     const int until = (c + columns) * share < rows ? (c + columns) * share : rows;
-    for (int half = c * share; half < until; half++) prefetch_half(p, next, next_rows, rows + half, size);
+    for (int half = c * share; half < until; half++) prefetch_half(p, next, next_rows, rows + half, size, known);
 }
 
-/* Into the first level, beside its key: the processor's own prefetcher then sees rows in the order of memory. */
+/* In loops compiled for a width of whole lines one line at a time, as often as there are lines: a processor has room for some 24
+ * that are on their way (Zen 3), and what is asked for in bursts is forgotten, or keeps others waiting. */
+INLINE int lines_of_half(int heads, int dim, int dtype) {
+    const int bytes = dim * (int)hgca_number_bytes(dtype);
+    const int waits = heads <= 2; /* for memory alone: the processor's own prefetcher is faster, see prefetch_value */
+    return !waits && KNOWN(dim) > 0 && dtype != HGCA_I8 && bytes % LINE == 0 ? bytes / LINE : 0;
+}
+
+/* Half-row `half` of the next tile, to be fetched; where there is none, one that is in cache already. */
+INLINE const char *half_ahead(const tile_rows *next, int next_rows, int half, const char *otherwise) {
+    return half < 2 * next_rows ? next->half[half] : otherwise;
+}
+
+/* Into the first level, beside its key: the processor's own prefetcher then sees rows in the order of memory. For what waits for
+ * memory alone. */
 INLINE void prefetch_value(const hgca_piece *p, const tile_rows *tile, int r, int64_t size) {
-    for (int64_t at = 0; at < p->value_dim * size; at += LINE) __builtin_prefetch(tile->value[r] + at, 0, 3);
+    for (int64_t at = 0; at < p->value_dim * size; at += LINE) __builtin_prefetch(tile->half[2 * r + 1] + at, 0, 3);
 }

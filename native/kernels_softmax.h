@@ -65,10 +65,15 @@ INLINE int weigh_heads(float score[][TILE], int heads, int rows, const float *ma
         total[h] = vzero();
         for (int r = rows; r % SETTLED != 0; r++) score[h][r] = -INFINITY;
     }
-    int larger = 0;
+    VF top[HEADS];
+    UNROLL
+    for (int h = 0; h < heads; h++) top[h] = shift[h];
     for (int r = 0; r < padded; r += VW)
         UNROLL
-        for (int h = 0; h < heads; h++) larger |= vexceeds(vload(&score[h][r]), shift[h]);
+        for (int h = 0; h < heads; h++) top[h] = vmax(vload(&score[h][r]), top[h]);
+    int larger = 0;
+    UNROLL
+    for (int h = 0; h < heads; h++) larger |= vexceeds(top[h], shift[h]);
     if (larger) return 0;
     for (int r = 0; r < padded; r += VW)
         UNROLL

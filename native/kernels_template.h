@@ -12,9 +12,8 @@
  *   vsettle(score, rows)       after the last of them; beyond `rows`, rounded up to SETTLED, the last vector is then -inf
  *   vload_rows(p, dtype)       VW numbers of a row as floats;  vtail_rows(p, dtype, n)  n < VW of them, then zeros
  *   vload_pair(p, even, odd)   2 * VW bf16 numbers of a row as floats
- *   USUAL_DIM                  a width of bf16 and int8 rows to compile loops for, where that is faster
- *   FEW_REGISTERS              where those of four rows leave no room for accumulators; then also
- *   vload_half(p, half)        the even (0) or odd (1) ones of vload_pair;  vload_once(p)  vload that stays in its register
+ *   USUAL_DIM                  compile loops for rows of this width, and of half of it, where that is faster (not of float32)
+ *   FEW_REGISTERS              where those of four rows leave no room for sums: see kernels_score_few.h; no vsum_heads, vsettle
  *
  * A tile of rows (at most TILE) is scored for HEADS query heads at a time, its scores stay on the stack, and its values are
  * added up while they are in cache; meanwhile the next tile is prefetched, which alone doubles the rate of a core. */
@@ -27,11 +26,11 @@
 #define LOG2E 1.44269504088896341f
 #define INLINE static inline __attribute__((always_inline))
 enum { TILE = 64, LINE = 64, TILE_BYTES = 8192 };
+#define KNOWN(width) (__builtin_constant_p(width) ? (int)(width) : 0) /* of key and value, in loops compiled for it */
 enum { BF16_QUERY = HGCA_I8 + 1 }; /* bf16 rows for queries that are bf16 numbers themselves */
 
 typedef struct {
-    const char *key[TILE];
-    const char *value[TILE];
+    const char *half[2 * TILE]; /* of row r the key, 2 r, and the value, 2 r + 1 */
     float key_scale[TILE] __attribute__((aligned(64))); /* of int8 rows */
     float value_scale[TILE] __attribute__((aligned(64)));
     int64_t at[TILE];
@@ -77,122 +76,50 @@ static void place_bf16(const float *query, float scale, int64_t dim, float *to) 
 #include "kernels_bf16_dots.h"
 #endif
 
-/* score[h][r] for `heads` (a constant) queries over `rows` rows; rows beyond are left alone. */
-INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows *tile, int rows, const tile_rows *next,
-                       int next_rows, int heads, int dtype, int dim, float score[][TILE]) {
-    const int64_t stride = hgca_query_width(dim, dtype), size = hgca_number_bytes(dtype);
-#ifdef BF16_DOTS
-    if (dtype == BF16_QUERY) {
-        score_tile_bf16(p, query, tile, rows, next, next_rows, heads, score);
-        return;
-    }
-#endif
-#if defined I8_DOTS || defined I8_PAIRS
-    if (dtype == HGCA_I8 && dim <= I8_MOST) {
-        score_tile_i8(p, query, tile, rows, next, next_rows, heads, dim, score);
-        return;
-    }
-#endif
-    for (int r = 0; r < rows; r += ROWS) {
-        const char *key[ROWS];
-        UNROLL
-        for (int j = 0; j < ROWS; j++) {
-            key[j] = tile->key[r + j < rows ? r + j : rows - 1];
-            prefetch_half(p, next, next_rows, r + j, size);
-            if (heads <= 2 && p->heads <= 2) prefetch_value(p, tile, r + j < rows ? r + j : rows - 1, size);
-        }
-        VF sum[HEADS][ROWS];
-        UNROLL
-        for (int h = 0; h < heads; h++)
-            UNROLL
-            for (int j = 0; j < ROWS; j++) sum[h][j] = vzero();
-        int d = 0;
 #ifdef FEW_REGISTERS
-        for (; dtype == HGCA_BF16 && d + 2 * VW <= dim; d += 2 * VW)
-            UNROLL
-            for (int half = 0; half < 2; half++) { /* a row is loaded twice: accumulators stay where they are */
-                VF k[ROWS];
-                UNROLL
-                for (int j = 0; j < ROWS; j++) k[j] = vload_half(key[j] + d * size, half);
-                UNROLL
-                for (int h = 0; h < heads; h++) {
-                    VF q = vload_once(query + h * stride + d + half * VW);
-                    UNROLL
-                    for (int j = 0; j < ROWS; j++) sum[h][j] = vfma(q, k[j], sum[h][j]);
-                }
-                __asm__ volatile("" ::: "memory");
-            }
+#include "kernels_score_few.h"
 #else
-        for (; dtype == HGCA_BF16 && d + 2 * VW <= dim; d += 2 * VW) {
-            VF even[ROWS], odd[ROWS];
-            UNROLL
-            for (int j = 0; j < ROWS; j++) vload_pair(key[j] + d * size, &even[j], &odd[j]);
-            UNROLL
-            for (int h = 0; h < heads; h++) {
-                VF q = vload(query + h * stride + d), next_q = vload(query + h * stride + d + VW);
-                UNROLL
-                for (int j = 0; j < ROWS; j++) sum[h][j] = vfma(q, even[j], sum[h][j]);
-                UNROLL
-                for (int j = 0; j < ROWS; j++) sum[h][j] = vfma(next_q, odd[j], sum[h][j]);
-            }
-        }
+#include "kernels_score.h"
 #endif
-        for (; d + VW <= dim; d += VW) {
-            VF k[ROWS];
-            UNROLL
-            for (int j = 0; j < ROWS; j++) k[j] = vload_rows(key[j] + d * size, dtype);
-            UNROLL
-            for (int h = 0; h < heads; h++) {
-                VF q = vload(query + h * stride + d);
-                UNROLL
-                for (int j = 0; j < ROWS; j++) sum[h][j] = vfma(q, k[j], sum[h][j]);
-            }
-        }
-        if (d < dim) {
-            UNROLL
-            for (int j = 0; j < ROWS; j++) {
-                VF k = vtail_rows(key[j] + d * size, dtype, dim - d);
-                UNROLL
-                for (int h = 0; h < heads; h++) sum[h][j] = vfma(vload(query + h * stride + d), k, sum[h][j]);
-            }
-        }
-        vsum_heads(sum, heads, score, r);
-    }
-    vsettle(score, rows);
-}
 
-/* out[h][c ..] = out * factor + sum_r weight[h][r] * value[r][c ..], `columns` (a constant) vectors wide. */
+/* out[h][c ..] += sum_r weight[h][r] * value[r][c ..], `columns` (a constant) vectors wide. */
 INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, int rows, const tile_rows *next,
                         int next_rows, int heads, int dtype, int dim, int c, int columns, int tail,
-                        float weight[][TILE], const float *factor) {
+                        float weight[][TILE]) {
     const int64_t stride = hgca_padded(dim), size = hgca_number_bytes(dtype);
+    /* a pass fetches a line every `step` rows, so a half-row every `turn`: all passes together as many half-rows as there are rows */
+    const int lines = lines_of_half(heads, dim, dtype), step = 4 / (int)size, turn = lines ? step * lines : TILE;
+    int half = rows + c / (2 * VW) * ((rows + turn - 1) / turn);
 #ifdef FEW_REGISTERS
-    prefetch_slice(p, next, next_rows, rows, c / VW, columns, size);
+    if (!lines) prefetch_slice(p, next, next_rows, rows, c / VW, columns, size, KNOWN(dim));
 #endif
     VF sum[HEADS][COLUMNS];
     UNROLL
     for (int h = 0; h < heads; h++)
         UNROLL
-        for (int j = 0; j < columns; j++)
-            sum[h][j] = vmul(vload(out + h * stride + c + j * VW), vset1(factor[h]));
-    for (int r = 0; r < rows; r++) {
-        const char *value = tile->value[r] + c * size;
+        for (int j = 0; j < columns; j++) sum[h][j] = vload(out + h * stride + c + j * VW);
+    for (int from = 0; from < rows; from += turn) {
+        const char *ahead = lines ? half_ahead(next, next_rows, half++, tile->half[1]) : NULL;
+        for (int r = from; r < rows && r < from + turn; r++) {
+            const char *value = tile->half[2 * r + 1] + c * size;
+            if (lines && r % step == 0) __builtin_prefetch(ahead + (r - from) / step * LINE, 0, 2);
 #ifndef FEW_REGISTERS
-        if (c == 0) prefetch_half(p, next, next_rows, rows + r, size);
+            if (c == 0) prefetch_half(p, next, next_rows, rows + r, size, 0);
 #endif
-        VF v[COLUMNS];
-        if (dtype == HGCA_BF16 && columns % 2 == 0)
+            VF v[COLUMNS];
+            if (dtype == HGCA_BF16 && columns % 2 == 0)
+                UNROLL
+                for (int j = 0; j < columns; j += 2) vload_pair(value + j * VW * size, &v[j], &v[j + 1]);
+            else
+                UNROLL
+                for (int j = 0; j < columns; j++)
+                    v[j] = tail ? vtail_rows(value, dtype, tail) : vload_rows(value + j * VW * size, dtype);
             UNROLL
-            for (int j = 0; j < columns; j += 2) vload_pair(value + j * VW * size, &v[j], &v[j + 1]);
-        else
-            UNROLL
-            for (int j = 0; j < columns; j++)
-                v[j] = tail ? vtail_rows(value, dtype, tail) : vload_rows(value + j * VW * size, dtype);
-        UNROLL
-        for (int h = 0; h < heads; h++) {
-            VF w = vset1(weight[h][r]);
-            UNROLL
-            for (int j = 0; j < columns; j++) sum[h][j] = vfma(w, v[j], sum[h][j]);
+            for (int h = 0; h < heads; h++) {
+                VF w = vset1(weight[h][r]);
+                UNROLL
+                for (int j = 0; j < columns; j++) sum[h][j] = vfma(w, v[j], sum[h][j]);
+            }
         }
     }
     UNROLL
@@ -202,23 +129,28 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
 }
 
 INLINE void add_values(const hgca_piece *p, float *out, const tile_rows *tile, int rows, const tile_rows *next,
-                       int next_rows, int heads, int dtype, int dim, float weight[][TILE], const float *factor) {
+                       int next_rows, int heads, int dtype, int dim, float weight[][TILE]) {
     int c = 0;
     if (dtype == BF16_QUERY) dtype = HGCA_BF16;
 #if defined I8_DOTS || defined I8_PAIRS
-    if (dtype == HGCA_I8 && add_values_i8(p, out, tile, rows, next, next_rows, heads, dim, weight, factor)) return;
+    if (dtype == HGCA_I8 && add_values_i8(p, out, tile, rows, next, next_rows, heads, dim, weight)) return;
 #endif
     for (; COLUMNS > 2 && c + 4 * VW <= dim; c += 4 * VW)
-        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, dim, c, COLUMNS, 0, weight, factor);
+        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, dim, c, COLUMNS, 0, weight);
     for (; c + 2 * VW <= dim; c += 2 * VW)
-        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, dim, c, 2, 0, weight, factor);
+        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, dim, c, 2, 0, weight);
     for (; c + VW <= dim; c += VW)
-        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, dim, c, 1, 0, weight, factor);
-    if (c < dim) add_columns(p, out, tile, rows, next, next_rows, heads, dtype, dim, c, 1, dim - c, weight, factor);
+        add_columns(p, out, tile, rows, next, next_rows, heads, dtype, dim, c, 1, 0, weight);
+    if (c < dim) add_columns(p, out, tile, rows, next, next_rows, heads, dtype, dim, c, 1, dim - c, weight);
 }
 
 INLINE void scale_tile(float *score, const float *scale, int rows) {
     for (int r = 0; r < rows; r++) score[r] *= scale[r];
+}
+
+/* What was added up so far, once its largest score is no longer the largest. */
+static void scale_sums(float *out, float factor, int64_t width) {
+    for (int64_t d = 0; d < width; d += VW) vstore(out + d, vmul(vload(out + d), vset1(factor)));
 }
 
 /* After the softcap, which would make -inf visible again. */
@@ -235,7 +167,7 @@ typedef struct {
                   int next_rows, float score[][TILE]);
     int (*weigh)(float score[][TILE], int rows, const float *max, float *sum);
     void (*add)(const hgca_piece *p, float *out, const tile_rows *tile, int rows, const tile_rows *next, int next_rows,
-                float weight[][TILE], const float *factor);
+                float weight[][TILE]);
 } tile_loops;
 
 #define WEIGH(heads)                                                                        \
@@ -253,22 +185,26 @@ WEIGH(4)
 #ifndef USUAL_DIM
 #define USUAL_DIM 0
 #endif
-INLINE int is_usual(int dim, int dtype) {
-    return USUAL_DIM != 0 && dim == USUAL_DIM && (dtype == HGCA_BF16 || dtype == HGCA_I8);
+INLINE int is_usual(const hgca_piece *p, int dim, int dtype) {
+    return USUAL_DIM != 0 && p->key_dim == dim && p->value_dim == dim && dtype != HGCA_F32;
 }
 
 #define LOOPS(name, heads, dtype)                                                                                       \
     static void score_##name##_##heads(const hgca_piece *p, const float *query, const tile_rows *tile, int rows,        \
                                        const tile_rows *next, int next_rows, float score[][TILE]) {                     \
-        if (is_usual(p->key_dim, dtype))                                                                                \
+        if (is_usual(p, USUAL_DIM, dtype))                                                                              \
             score_tile(p, query, tile, rows, next, next_rows, heads, dtype, USUAL_DIM, score);                          \
+        else if (is_usual(p, USUAL_DIM / 2, dtype))                                                                     \
+            score_tile(p, query, tile, rows, next, next_rows, heads, dtype, USUAL_DIM / 2, score);                      \
         else score_tile(p, query, tile, rows, next, next_rows, heads, dtype, p->key_dim, score);                        \
     }                                                                                                                   \
     static void add_##name##_##heads(const hgca_piece *p, float *out, const tile_rows *tile, int rows,                  \
-                                     const tile_rows *next, int next_rows, float weight[][TILE], const float *factor) { \
-        if (is_usual(p->value_dim, dtype))                                                                              \
-            add_values(p, out, tile, rows, next, next_rows, heads, dtype, USUAL_DIM, weight, factor);                   \
-        else add_values(p, out, tile, rows, next, next_rows, heads, dtype, p->value_dim, weight, factor);               \
+                                     const tile_rows *next, int next_rows, float weight[][TILE]) { \
+        if (is_usual(p, USUAL_DIM, dtype))                                                                              \
+            add_values(p, out, tile, rows, next, next_rows, heads, dtype, USUAL_DIM, weight);                           \
+        else if (is_usual(p, USUAL_DIM / 2, dtype))                                                                     \
+            add_values(p, out, tile, rows, next, next_rows, heads, dtype, USUAL_DIM / 2, weight);                       \
+        else add_values(p, out, tile, rows, next, next_rows, heads, dtype, p->value_dim, weight);                       \
     }
 #if HEADS > 2
 #define ALL_LOOPS(name, dtype)                                                                                   \
@@ -288,7 +224,6 @@ INLINE int is_usual(int dim, int dtype) {
 static void heads_over_tile(const hgca_piece *p, const tile_loops *loops, int head, int heads, const tile_rows *tile,
                             int rows, const tile_rows *next, int next_rows, int dtype) {
     float score[HEADS][TILE] __attribute__((aligned(64)));
-    float factor[HEADS];
     loops->score(p, p->query + head * hgca_query_width(p->key_dim, dtype), tile, rows, next, next_rows, score);
     for (int h = 0; h < heads; h++) {
         if (dtype == HGCA_I8) scale_tile(score[h], tile->key_scale, rows);
@@ -296,11 +231,13 @@ static void heads_over_tile(const hgca_piece *p, const tile_loops *loops, int he
         if (p->unseen != INT64_MAX) hide_unseen(p, head + h, tile, rows, score[h]);
     }
     const int same = loops->weigh(score, rows, p->max + head, p->sum + head);
+    float *out = p->out + head * hgca_padded(p->value_dim);
     for (int h = 0; h < heads; h++) {
-        factor[h] = same ? 1.0f : weigh_tile(score[h], rows, p->max + head + h, p->sum + head + h);
+        const float factor = same ? 1.0f : weigh_tile(score[h], rows, p->max + head + h, p->sum + head + h);
+        if (factor != 1.0f) scale_sums(out + h * hgca_padded(p->value_dim), factor, hgca_padded(p->value_dim));
         if (dtype == HGCA_I8) scale_tile(score[h], tile->value_scale, rows);
     }
-    loops->add(p, p->out + head * hgca_padded(p->value_dim), tile, rows, next, next_rows, score, factor);
+    loops->add(p, out, tile, rows, next, next_rows, score);
 }
 
 /* Results of bf16 rows stand as place_bf16 leaves a query: put them where they belong. */

@@ -8,7 +8,7 @@
 #include "kernels.h"
 
 typedef __m256 VF;
-enum { VW = 8, SETTLED = 2 };
+enum { VW = 8, SETTLED = VW };
 #define HEADS 4
 #define ROWS 2
 #define COLUMNS 2
@@ -31,48 +31,26 @@ static inline VF vscale2(VF x, VF n) {
     return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
 
-static inline void vsum4(VF a, VF b, VF c, VF d, float *out) {
-    __m256 sums = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
-}
-
-/* The sums of two rows of each head, in one vector: [row][row] of the heads 0, 1, 2, 3. */
-static inline void vsum_heads(VF sum[HEADS][ROWS], int heads, float score[][64], int r) {
-    VF x[HEADS];
+/* What each of x[0 .. 7][h] adds up to, in their order. VHADDPS would take two shuffles where a blend and one do. */
+static inline VF vsum_eight(VF x[8][HEADS], int h) {
+    VF pair[4], four[2];
     UNROLL
-    for (int h = 0; h < HEADS; h++) {
-        if (h >= heads) {
-            x[h] = vzero();
-            continue;
-        }
-        VF a = sum[h][0], b = sum[h][1]; /* vhaddps would take two shuffles */
-        x[h] = _mm256_add_ps(_mm256_blend_ps(a, b, 0xcc), _mm256_shuffle_ps(a, b, 0x4e));
+    for (int i = 0; i < 4; i++) {
+        VF a = x[2 * i][h], b = x[2 * i + 1][h];
+        pair[i] = _mm256_add_ps(_mm256_blend_ps(a, b, 0xcc), _mm256_shuffle_ps(a, b, 0x4e));
     }
-    __m256 a = _mm256_add_ps(_mm256_shuffle_ps(x[0], x[1], 0x88), _mm256_shuffle_ps(x[0], x[1], 0xdd));
-    __m256 b = _mm256_add_ps(_mm256_shuffle_ps(x[2], x[3], 0x88), _mm256_shuffle_ps(x[2], x[3], 0xdd));
-    vstore(&score[r / 2 % 4][r / 8 * 8], _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31)));
-}
-
-/* Four heads times two rows at a time, as vsum_heads left them, become 8 rows of each head. A vector that is read must have
- * been stored as one: read from four quarters it waits until they have left the store buffer. */
-static inline void vsettle(float score[][64], int rows) {
-    for (int r = 0; r < rows; r += 8) {
-        __m256d x[4], none = _mm256_castps_pd(vset1(-INFINITY));
-        UNROLL
-        for (int g = 0; g < 4; g++) x[g] = r + 2 * g < rows ? _mm256_castps_pd(vload(&score[g][r])) : none;
-        __m256d a = _mm256_unpacklo_pd(x[0], x[1]), b = _mm256_unpackhi_pd(x[0], x[1]);
-        __m256d c = _mm256_unpacklo_pd(x[2], x[3]), d = _mm256_unpackhi_pd(x[2], x[3]);
-        vstore(&score[0][r], _mm256_castpd_ps(_mm256_permute2f128_pd(a, c, 0x20)));
-        vstore(&score[1][r], _mm256_castpd_ps(_mm256_permute2f128_pd(b, d, 0x20)));
-        vstore(&score[2][r], _mm256_castpd_ps(_mm256_permute2f128_pd(a, c, 0x31)));
-        vstore(&score[3][r], _mm256_castpd_ps(_mm256_permute2f128_pd(b, d, 0x31)));
+    UNROLL
+    for (int i = 0; i < 2; i++) {
+        VF a = pair[2 * i], b = pair[2 * i + 1];
+        four[i] = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
     }
+    return _mm256_add_ps(_mm256_permute2f128_ps(four[0], four[1], 0x20), _mm256_permute2f128_ps(four[0], four[1], 0x31));
 }
 
 static inline float vsum(VF x) {
-    float out[4];
-    vsum4(x, x, x, x, out);
-    return out[0];
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
 static inline float vlargest(VF x) {
@@ -92,14 +70,17 @@ static inline VF vload_rows(const char *p, int dtype) {
     return widen(_mm_loadu_si128((const __m128i *)(const void *)p), dtype);
 }
 
-static inline VF vload_half(const char *p, int half) {
-    __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)p);
-    return _mm256_castsi256_ps(half ? _mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)) : _mm256_slli_epi32(both, 16));
+/* Read from the number before on, an even number stands where an odd one does: one mask, which any port takes and which reads
+ * memory itself, in place of a load and a shift. */
+static inline VF vload_half(const char *p, int half, int before) {
+    const int shift = !half && !before;
+    __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)(p - (half || shift ? 0 : 2)));
+    return _mm256_castsi256_ps(shift ? _mm256_slli_epi32(both, 16) : _mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
 }
 
 static inline void vload_pair(const char *p, VF *even, VF *odd) {
-    *even = vload_half(p, 0);
-    *odd = vload_half(p, 1);
+    *even = vload_half(p, 0, 0);
+    *odd = vload_half(p, 1, 0);
 }
 
 static inline VF vload_once(const float *p) {
