@@ -83,10 +83,12 @@ def test_an_engine_that_is_watched_tells_what_its_rows_hold(tmp_path: Path, monk
             seen += [] if told.metrics is None else [told]
         assert bool(seen) == watched
         for told in seen:
-            assert told.metrics is not None and 0 < told.metrics.places.tokens <= told.metrics.tokens < 2 * 512
-            assert told.metrics.places.window_bytes > 0 and told.metrics.device == "cpu"
+            assert told.metrics is not None and told.metrics.places.tokens <= told.metrics.tokens < 2 * 512
+            assert told.metrics.device == "cpu"
+        whole = [told.metrics.places for told in seen if told.metrics is not None and told.metrics.places.tokens]
+        assert bool(whole) == watched and all(places.window_bytes > 0 for places in whole)  # not amid a first token
     cluster = SimpleNamespace(metrics=tuple(told.metrics for told in seen[:2]), slots=())
-    elsewhere = Elsewhere(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+    elsewhere = Elsewhere(SimpleNamespace(), SimpleNamespace(), lambda: None)  # type: ignore[arg-type]
     assert elsewhere._metrics() is None
     elsewhere._cluster = cluster  # type: ignore[assignment]
     both = elsewhere._metrics()

@@ -74,7 +74,10 @@ def test_what_is_not_a_jobs_output_is_left_as_it_is(tmp_path: Path, content: byt
         with pytest.raises(UsageError):
             opened(path)
         assert path.read_bytes() == content
-    opened(path, overwrite=True).close()
+    output = opened(path, overwrite=True)
+    assert path.read_bytes() == content  # until it begins
+    output.begin({})
+    output.close()
     assert path.read_bytes() == b""
 
 
@@ -107,11 +110,37 @@ def test_rows_that_failed_are_forgotten_as_a_whole(tmp_path: Path) -> None:
     output = opened(tmp_path / "out")
     assert output.done == {"a": False, "b": True, "c": False}
     assert output.forget_errors() == 1
+    assert b'"b"' in (tmp_path / "out").read_bytes()  # until it begins
+    output.begin({})
     with pytest.raises(UsageError):  # the lock moved with the file
         opened(tmp_path / "out")
     output.write("b", record("b"))
     output.close()
     assert [json.loads(line)["id"] for line in (tmp_path / "out").read_bytes().splitlines()] == ["a", "c", "b"]
+
+
+@pytest.mark.parametrize("before", [(), ("out",), ("bad",), ("out.manifest.json",), ("out", "out.manifest.json")])
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_ends_without_a_line_leaves_no_file_it_made(tmp_path: Path, before: tuple[str, ...], begun: bool) -> None:
+    for name in before:
+        (tmp_path / name).write_text('{"version": 1}' if name.endswith("json") else "")
+    output = Output(tmp_path / "out", tmp_path / "bad")
+    if begun:
+        output.begin({"model": "m"})
+    output.close()
+    assert {one.name for one in tmp_path.iterdir()} == set(before)
+    output = Output(tmp_path / "out", None)
+    output.keep()
+    output.close()
+    assert (tmp_path / "out").read_bytes() == b""  # an input without rows has an output without lines
+
+
+def test_a_file_that_took_the_outputs_name_is_left(tmp_path: Path) -> None:
+    output = opened(tmp_path / "out")
+    (tmp_path / "out").unlink()
+    (tmp_path / "out").write_text("")
+    output.close()
+    assert (tmp_path / "out").exists()
 
 
 def test_errors_go_into_a_file_of_their_own(tmp_path: Path) -> None:

@@ -208,6 +208,32 @@ def test_mistakes_are_told_before_a_model_is_looked_for(
     assert (tmp_path / "in.jsonl").read_bytes() == before and (tmp_path / "notes").read_text() == "notes"
 
 
+@pytest.mark.parametrize("more", [(), ("--errors", "bad"), ("--overwrite",), ("--retry-errors",)])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_model_that_is_refused_costs_nothing_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], damaged: bool
+) -> None:
+    model = save_tiny(tmp_path / "model") if damaged else "no/such-model"
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "in.jsonl", '"a"', "nonsense")
+    if damaged:  # what no header tells: found when weights are loaded
+        weights = tmp_path / "model" / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-4000:] = b"\xff" * 4000
+        weights.write_bytes(content)
+    there = {"in.jsonl", "model"} if damaged else {"in.jsonl"}
+    done = here("batch", "in.jsonl", "-m", model, "--offline", *(() if more == ("--overwrite",) else more))
+    assert done.returncode == 5 and {one.name for one in tmp_path.iterdir()} == there, done.stderr
+    good = save_tiny(tmp_path / "good")
+    assert here("batch", "in.jsonl", "-m", good, "-n", "2").returncode == 3
+    before = {name: (tmp_path / name).read_bytes() for name in ("in.out.jsonl", "in.out.jsonl.manifest.json")}
+    write_rows(tmp_path / "in.jsonl", '"a"', "nonsense", '"b"')
+    done = here("batch", "in.jsonl", "-m", model, "--offline", *more)
+    assert done.returncode == (5 if more == ("--overwrite",) else 2), done.stderr
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert {one.name for one in tmp_path.iterdir()} == there | {"good", *before}
+
+
 def test_an_empty_input_is_no_work(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("\n\n")
     done = here("batch", str(tmp_path / "in.jsonl"), "-m", "no/such-model")

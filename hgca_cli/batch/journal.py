@@ -29,13 +29,14 @@ class Journal:
     """An output file, locked and open for appending.
 
     path  never a link's target that changes: what is open is compared with what is there before every line
+    made  it was not there before
     """
 
     def __init__(self, path: Path) -> None:
         """Open or create. Raises UsageError if another process writes it or it is no file, ModelError if it cannot be written."""
         self.path = path
         self._size = 0
-        self._handle = _open_locked(path)
+        self._handle, self.made = _open_locked(path)
         try:
             if not stat.S_ISREG(os.fstat(self._handle).st_mode):
                 raise UsageError(f"{path} is not a file.", "Name another with -o, or -o - for standard output.")
@@ -121,6 +122,13 @@ class Journal:
             os.fsync(self._handle)
         self._size = 0
 
+    def remove(self) -> None:
+        """It is gone, if it was made and nothing is in it. Whoever has opened it meanwhile finds it gone once it is closed."""
+        if self.made and self.empty:
+            with contextlib.suppress(OSError, ModelError):
+                self._check_there()
+                self.path.unlink()
+
     def close(self) -> None:
         """Others may write."""
         if self._handle >= 0:
@@ -163,6 +171,7 @@ class Manifest:
 
     def __init__(self, output: Path) -> None:
         self.path = output.with_name(f"{output.name}.manifest.json")
+        self._made = False
 
     def read(self) -> dict[str, Any] | None:
         """None if there is none. Raises UsageError for one that cannot be read."""
@@ -179,8 +188,15 @@ class Manifest:
     def write(self, told: Mapping[str, Any]) -> None:
         """Whole, or as it was before. Errors as of Journal.append."""
         content = json.dumps({"version": 1, **told}, indent=1, sort_keys=True).encode() + b"\n"
+        self._made = self._made or not self.path.exists()
         with _writing(self.path):
             durable.replace(self.path, content)
+
+    def remove(self) -> None:
+        """It is gone, if it was not there before."""
+        if self._made:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -191,12 +207,13 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return ""
 
 
-def _open_locked(path: Path) -> int:
+def _open_locked(path: Path) -> tuple[int, bool]:
+    """A handle, and whether the file was made for it."""
     import fcntl
 
     while True:
         with _writing(path):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+            handle, made = _open_or_make(path)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -208,8 +225,15 @@ def _open_locked(path: Path) -> int:
         with contextlib.suppress(OSError):
             there = path.stat()
             if (there.st_ino, there.st_dev) == (mine.st_ino, mine.st_dev):
-                return handle
+                return handle, made
         os.close(handle)  # replaced between open and lock
+
+
+def _open_or_make(path: Path) -> tuple[int, bool]:
+    how = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK
+    with contextlib.suppress(FileExistsError):
+        return os.open(path, how | os.O_CREAT | os.O_EXCL, 0o666), True
+    return os.open(path, how | os.O_CREAT, 0o666), False  # a link that leads nowhere makes its file, too
 
 
 def _after_last_newline(handle: int, end: int) -> int:

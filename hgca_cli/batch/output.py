@@ -19,7 +19,8 @@ class Output:
     done    ids of rows that are finished already, and whether each of them failed
     mended  bytes of an unfinished line that were cut off
 
-    With path None lines go to standard output, and nothing was done before.
+    With path None lines go to standard output, and nothing was done before. Until `begin` no line that is there is touched, and
+    a job that ends without a line of its own leaves no file that it made.
     """
 
     def __init__(self, path: Path | None, errors: Path | None, *, overwrite: bool = False) -> None:
@@ -27,6 +28,7 @@ class Output:
         self.done: dict[str, bool] = {}
         self.mended = 0
         self._digests: dict[str, str] = {}
+        self._overwrite, self._forgetting, self._kept = overwrite, False, False
         self._ordered: _Order | None = None
         self._journals: list[Journal] = []
         self._manifest = Manifest(path) if path is not None else None
@@ -36,10 +38,7 @@ class Output:
                     self._journals.append(Journal(one))
             self._answers = self._journals[0] if path is not None else None
             self._errors = self._journals[-1] if self._journals else None
-            if overwrite:
-                for journal in self._journals:
-                    journal.clear()
-            elif self._manifest is not None:
+            if not overwrite and self._manifest is not None:
                 self._read(self._manifest)
         except BaseException:
             self.close()
@@ -65,15 +64,21 @@ class Output:
                 )
 
     def begin(self, told: Mapping[str, Any]) -> None:
-        """Lines follow."""
+        """Lines follow: what is to be lost of those there are goes now. Errors as of Journal."""
+        self._lose()
         if self._manifest is not None:
             self._manifest.write(told)
 
     def forget_errors(self) -> int:
-        """Rows that failed are to be done again; returns how many."""
-        gone = sum(journal.keep(lambda record: record.get("error") is None) for journal in self._journals)
-        self.done = {name: failed for name, failed in self.done.items() if not failed}
+        """Rows that failed are to be done again, and their lines to go with `begin`; returns how many."""
+        good: dict[str, bool] = {name: failed for name, failed in self.done.items() if not failed}
+        gone, self.done, self._forgetting = len(self.done) - len(good), good, True
         return gone
+
+    def keep(self) -> None:
+        """No line follows, and none is missing: files stay, be they empty."""
+        self._lose()
+        self._kept = True
 
     def in_order(self, entries: Iterable[Entry]) -> None:
         """Lines are written in the order of these entries, each once those before it are."""
@@ -89,11 +94,23 @@ class Output:
                 sys.stdout.buffer.flush()
             else:
                 journal.append(ready)
+                self._kept = True
 
     def close(self) -> None:
         """Others may write."""
         for journal in self._journals:
+            if not self._kept:
+                journal.remove()
             journal.close()
+        if self._manifest is not None and not self._kept:
+            self._manifest.remove()
+
+    def _lose(self) -> None:
+        for journal in self._journals:
+            if self._overwrite:
+                journal.clear()
+            elif self._forgetting:
+                journal.keep(lambda record: record.get("error") is None)
 
     def _read(self, manifest: Manifest) -> None:
         answers = self._journals[0]

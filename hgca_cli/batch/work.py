@@ -60,6 +60,12 @@ class Work:
         self._open: dict[str, _Open] = {}  # rows that run, by id
         self._grammars: Grammars | None = None
 
+    def begin(self, told: Mapping[str, Any], bad: Iterable[Entry]) -> None:
+        """From here on the output is this job's (`told`: of Output.begin). Lines that cannot run get theirs."""
+        self._output.begin(told)
+        for entry in bad:
+            self.refuse(entry)
+
     def refuse(self, entry: Entry) -> None:
         """A line that cannot run gets its line in the output."""
         assert entry.error is not None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,7 @@ class Job:
             failed = f", {failures:,} of them failed" if failures else ""
             self.view.note(f"{before:,} of {len(checked.entries):,} rows are done already{failed}")
         if not missing:
+            output.keep()
             self.view.tell(
                 f"all {len(checked.entries):,} rows are done" + (f", {failures:,} failed" if failures else "")
             )
@@ -142,7 +144,6 @@ class Job:
         choice, files, *planned = self.found() if elsewhere else self.plan()
         fingerprint = told["fingerprint"] = fingerprint_of(files)
         output.of(told)
-        output.begin(told)
         if self.given["ordered"]:
             output.in_order(missing)
         tally = Tally(len(missing), sum(entry.size for entry in missing))
@@ -150,21 +151,20 @@ class Job:
         if not self.given["ordered"]:
             good = grouped(good)
         work = Work(lines, reader, output, self._terms(choice)({}), tally)
-        for entry in missing:
-            if entry.error is not None:
-                work.refuse(entry)
+        begin = partial(work.begin, told, [entry for entry in missing if entry.error is not None])
         code, peak = 0, 0
-        if good:
-            with ending() as stop:
-                try:
-                    if elsewhere:
-                        peak = self._there(good, work, stop, choice, fingerprint)
-                    else:
-                        peak = self._here(good, work, stop, choice, files, *planned)
-                except TooManyErrorsError as error:
-                    self.view.close()
-                    self.view.tell(f"error: {error}")
-                code = stop.exit_code
+        with ending() as stop:
+            try:
+                if not good:
+                    begin()
+                elif elsewhere:
+                    peak = self._there(good, work, begin, stop, choice, fingerprint)
+                else:
+                    peak = self._here(good, work, begin, stop, choice, files, *planned)
+            except TooManyErrorsError as error:
+                self.view.close()
+                self.view.tell(f"error: {error}")
+            code = stop.exit_code
         self.view.close()
         self._report(tally.summary() | {"concurrency": peak})
         if code:
@@ -176,13 +176,14 @@ class Job:
         self,
         good: list[Entry],
         work: Work,
+        begin: Callable[[], None],
         stop: threading.Event,
         choice: ModelChoice,
         files: ModelFiles,
         plan: Plan,
         sizes: Together,
     ) -> int:
-        """Answer these rows in this process; returns how many ran at once, at most."""
+        """Answer these rows in this process; returns how many ran at once, at most. begin: called once the model is loaded."""
         from hgca_cli.commands.setup import check_switch, start_engine
         from hgca_cli.engine.batch import Batch
         from hgca_cli.engine.room import Room
@@ -201,13 +202,20 @@ class Job:
             else:
                 self.view.progress(work.tally)
 
+        begin()
         self._watch(batch, work.tally, plan, slots)
         work.tally.start()
         work.run(batch, good, stop, show)
         return batch.peak
 
     def _there(
-        self, good: list[Entry], work: Work, stop: threading.Event, choice: ModelChoice, fingerprint: str
+        self,
+        good: list[Entry],
+        work: Work,
+        begin: Callable[[], None],
+        stop: threading.Event,
+        choice: ModelChoice,
+        fingerprint: str,
     ) -> int:
         """Answer these rows on a Ray cluster; returns how many ran at once, at most."""
         from hgca_cli.commands.job_cluster import Elsewhere, Recipe, there
@@ -227,7 +235,7 @@ class Job:
             read=self.common_length(good) - given["max_tokens"],
             watched=self.dashboard == "full",
         )
-        elsewhere = Elsewhere(work, self.view)
+        elsewhere = Elsewhere(work, self.view, begin)
         elsewhere.run(recipe, fingerprint, given["address"], good, stop)
         return elsewhere.peak
 

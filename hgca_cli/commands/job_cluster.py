@@ -96,11 +96,11 @@ def there(choice: ModelChoice) -> ModelChoice:
 
 
 class Elsewhere:
-    """The part of a job that stays here: input, output, figures."""
+    """The part of a job that stays here: input, output, figures. begin: called once an engine is ready."""
 
-    def __init__(self, work: Work, view: JobView) -> None:
+    def __init__(self, work: Work, view: JobView, begin: Callable[[], None]) -> None:
         self.peak = 0  # most rows that ran at once
-        self._work, self._view = work, view
+        self._work, self._view, self._begin = work, view, begin
         self._cluster: Cluster | None = None
         self._watcher: JobWatcher | None = None
         self._model = ""
@@ -148,6 +148,7 @@ class Elsewhere:
         from hgca_cli.hardware.usage import Usage
         from hgca_cli.ui.job_snapshot import JobWatcher
 
+        self._begin()
         used, tally = Usage("cpu").read, self._work.tally
         tally.start()
         self._watcher = JobWatcher(
