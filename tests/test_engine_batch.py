@@ -238,6 +238,42 @@ def test_a_row_that_takes_too_long_ends() -> None:
     assert answers["good"].done is not None
 
 
+@pytest.mark.parametrize("less", [0, 3])
+def test_a_row_that_waits_does_not_take_longer(less: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    class Clock:  # a token of somebody takes a second, whatever the machine does
+        perf_counter = staticmethod(lambda: now[0])
+
+    monkeypatch.setattr("hgca_cli.engine.batch.time", Clock)
+    monkeypatch.setattr("hgca_cli.engine.member.time", Clock)
+    engine = tiny_engine(chunk=16)
+    original, joint = Sequence.forward, together.joint_forward
+
+    def slow(self: Sequence, loaded: Any, ids: torch.Tensor) -> torch.Tensor:
+        now[0] += 1.0
+        return original(self, loaded, ids)
+
+    def slow_together(*given: Any) -> torch.Tensor:
+        now[0] += 1.0
+        return joint(*given)
+
+    monkeypatch.setattr(Sequence, "forward", slow)
+    monkeypatch.setattr(together, "joint_forward", slow_together)
+    asked = [Request(at, [50 + at, 60, 70], replace(GREEDY, max_tokens=20), seconds=21.5) for at in range(4)]
+    long = replace(GREEDY, max_tokens=3)
+    asked.append(Request("long", list(range(40, 200)), long, seconds=14.5))  # ten chunks, then three
+    asked = [replace(one, seconds=(one.seconds or 0) - less) for one in asked]
+    steps, answers = [0], {}
+    batch = Batch(engine, 4, rooms(10_000, lambda: (0,) if 5 < steps[0] < 25 else (10_000,)))
+    for event in batch.run(iter(asked), threading.Event()):
+        steps[0] += isinstance(event, Progress)
+        if isinstance(event, Answer):
+            answers[event.request.key] = event
+    assert now[0] > 30 and batch.set_aside >= 3 and len(answers) == 5
+    assert [one.error is None for one in answers.values()] == [not less] * 5
+
+
 def same_text(beginning: list[int], count: int, tail: int = 9) -> list[list[int]]:
     return [[*beginning, *((90 + 3 * n + 17 * at) % 200 + 40 for n in range(tail))] for at in range(count)]
 

@@ -91,7 +91,13 @@ def batch(
         bool, typer.Option("--dry-run", help="Check every line, count tokens, show the plan and what it will take.")
     ] = False,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", metavar="SECONDS", min=0.0, help="Most that one row may take.")
+        float | None,
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            min=0.0,
+            help="Most that one row's own work may take: waiting is not counted.",
+        ),
     ] = None,
     max_errors: Annotated[
         int | None, typer.Option("--max-errors", metavar="N", min=0, help="End when more rows than this failed.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -257,15 +258,18 @@ class Batch:
         if stop.is_set():
             return
         going, written = self._grant(), 0
-        for member in going:
-            if member.answer is None:
-                written += member.draw()
+        with _spent_by(going):
+            for member in going:
+                if member.answer is None:
+                    written += member.draw()
         for member in [one for one in self._writing if one.answer is not None]:
             self._writing.remove(member)
             yield self._leave(member)
         going = [one for one in going if one.answer is None]
         beside = len(self._writing) - 1 + sum(one.begun for one in self._reading)
-        for member, error in self._together.forward(going):
+        with _spent_by(going):
+            failures = self._together.forward(going)
+        for member, error in failures:
             self._writing.remove(member)
             if not self._refuse(member, error, beside):
                 member.fail(error)
@@ -281,3 +285,13 @@ class Batch:
         self._left = True
         member.close()
         return answer
+
+
+@contextlib.contextmanager
+def _spent_by(members: list[Member]) -> Iterator[None]:
+    """What is done inside is the work of each: they do it together."""
+    began = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - began
+    for member in members:
+        member.spent += seconds

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class TimeoutError(HgcaError):
-    """A request took longer than it may."""
+    """A request's work took longer than it may."""
 
     code = "timeout"
 
@@ -37,7 +37,7 @@ class Request:
 
     key       whatever the caller knows it by
     ids       the prompt; continues: its text goes on in the answer
-    seconds   most that it may take from its first chunk on; None: no limit
+    seconds   most that its own work may take: chunks of its prompt, and steps that compute its tokens; None: no limit
     likeliest so many tokens with their chances are told for each that is written; None: no chances
     guide     says which tokens may come next (hf/grammar.py); from `after` on, once that was written
     """
@@ -75,6 +75,7 @@ class Member:
         self.granted = 0  # tokens that there is room for
         self.aside = False  # it waits for memory
         self.owed = False  # its last token was drawn, and is still to be computed
+        self.spent = 0.0  # seconds of its chunks, and of the steps it took part in: not those it waited for others, or for memory
         self.logits: Tensor | None = None  # after the last token
         self.token = -1  # the next to be computed: it is in the sequence already
         self._engine = engine
@@ -105,7 +106,7 @@ class Member:
         before = self.sequence.cached
         try:
             while self.sequence.cached == before or self.sequence.cached == len(self.request.ids):
-                yield next(self._prefill)
+                yield self._next(self._prefill)
             self._check_time()
         except StopIteration as end:
             self.logits = end.value
@@ -113,6 +114,13 @@ class Member:
         except HgcaError as error:
             self.fail(error)
             self._over()
+
+    def _next(self, prefill: Generator[Event, None, Tensor | None]) -> Event:
+        began = time.perf_counter()
+        try:
+            return next(prefill)
+        finally:
+            self.spent += time.perf_counter() - began
 
     def _whole_prompt(
         self, stop: threading.Event, pause: int, keep: Callable[[Sequence], None] | None
@@ -223,5 +231,5 @@ class Member:
 
     def _check_time(self) -> None:
         limit = self.request.seconds
-        if limit is not None and time.perf_counter() - self._began > limit:
-            raise TimeoutError(f"the row took longer than {limit:g} s.", "Raise --timeout.")
+        if limit is not None and self.spent > limit:
+            raise TimeoutError(f"the row took longer than {limit:g} s, waiting not counted.", "Raise --timeout.")
