@@ -78,6 +78,8 @@ class SamplingSettings:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None  # None draws one
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
@@ -89,6 +91,8 @@ class SamplingSettings:
             ("--top-p", self.top_p, 0 < self.top_p <= 1, "more than 0, at most 1"),
             ("--min-p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
             ("--repeat-penalty", self.repetition_penalty, self.repetition_penalty > 0, "more than 0"),
+            ("--presence-penalty", self.presence_penalty, -2 <= self.presence_penalty <= 2, "-2 to 2"),
+            ("--frequency-penalty", self.frequency_penalty, -2 <= self.frequency_penalty <= 2, "-2 to 2"),
             ("--seed", self.seed, self.seed is None or 0 <= self.seed < 2**63, "0 to 2^63 - 1"),
             ("--max-tokens", self.max_tokens, self.max_tokens >= 0, "0 or more"),
         )

@@ -98,7 +98,7 @@ def test_lines_of_our_own() -> None:
         {"prompt": "a", "logprobs": "yes"}, {"url": COMPLETION, "body": {"prompt": "a", "logprobs": 21}},
         {"prompt": "a", "response_format": {"type": "json_schema"}}, {"prompt": "a", "response_format": {"type": "grammar"}},
         {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 5}}}},
-        {"prompt": "a", "presence_penalty": 0.5}, {"prompt": "a", "id": ["b"]},
+        {"prompt": "a", "presence_penalty": 2.5}, {"prompt": "a", "frequency_penalty": "x"}, {"prompt": "a", "id": ["b"]},
         {"url": "/v1/embeddings", "body": {"input": "a"}}, {"url": CHAT, "body": []}, {"url": CHAT, "body": {}},
         {"url": CHAT, "method": "GET", "body": {"messages": USER}}, {"url": COMPLETION, "body": {"prompt": ["a", "b"]}},
     ],
@@ -112,7 +112,7 @@ def test_what_cannot_run_says_so(value: Any) -> None:
 def test_what_changes_nothing_is_let_through() -> None:
     neutral = {
         "logprobs": False,
-        "presence_penalty": 0.0,
+        "presence_penalty": None,
         "tools": [],
         "response_format": {"type": "text"},
         "top_k": None,

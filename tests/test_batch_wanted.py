@@ -136,6 +136,19 @@ def test_an_end_token_may_come_only_where_the_text_is_whole() -> None:
     assert not allowed[300:].isfinite().any()
 
 
+@pytest.mark.parametrize("name", ["presence", "frequency", "repeat"])
+def test_penalties_of_a_job_and_of_a_row(name: str, tiny: str, tmp_path: Path) -> None:
+    field = "repetition_penalty" if name == "repeat" else f"{name}_penalty"
+    for folder in ("free", "bound"):
+        (tmp_path / folder).mkdir()
+    rows = [{"id": "plain", "prompt": "the cat", "max_tokens": 60}]
+    free = run(
+        tiny, tmp_path / "free", [*rows, {"id": "own", "prompt": "the cat", "max_tokens": 60, field: 2}], "--temp", "0"
+    )
+    bound = run(tiny, tmp_path / "bound", rows, "--temp", "0", f"--{name}-penalty", "2")
+    assert bound["plain"]["text"] == free["own"]["text"] != free["plain"]["text"]
+
+
 def test_a_thought_comes_before_what_the_schema_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("llguidance")
     from hgca_cli.config import CacheSettings, SamplingSettings

@@ -84,6 +84,21 @@ def test_drawn_answers_are_those_of_one_by_one() -> None:
     assert [answers[one.key].text for one in asked] == [alone(engine, one).text for one in asked]
 
 
+@pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty", "repetition_penalty"])
+@pytest.mark.parametrize("least", [2, 99])  # in one pass, and one by one
+def test_penalties_are_each_sequences_own(penalty: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "pays_from", lambda loaded: least)
+    engine = tiny_engine()
+    asked = requests(prompts(8))
+    asked = [replace(one, sampling=replace(one.sampling, max_tokens=40)) for one in asked]
+    free = {key: one.text for key, one in run(Batch(engine, 8), asked).items()}
+    asked = [replace(one, sampling=replace(one.sampling, **{penalty: 1.5})) if one.key % 2 else one for one in asked]
+    answers = run(Batch(engine, 8), asked)
+    assert [answers[one.key].text for one in asked] == [alone(engine, one).text for one in asked]
+    assert all(answers[key].text == free[key] for key in range(0, 8, 2))
+    assert any(answers[key].text != free[key] for key in range(1, 8, 2))
+
+
 def test_stop_strings_and_empty_answers() -> None:
     engine = tiny_engine()
     whole = alone(engine, Request(0, prompts(6)[5], GREEDY)).text

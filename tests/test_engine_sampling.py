@@ -91,6 +91,24 @@ def test_penalty_follows_the_growing_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("presence", "frequency", "wanted"),
+    [
+        (1.0, 0.0, [0, 1, 0, 0]),  # once, however often
+        (0.0, 1.0, [0, 1, 0, 2]),
+        (0.0, 0.4, [0, 0, 1, 0]),
+        (-2.0, 0.0, [0, 0, 0, 0]),
+    ],
+)
+def test_penalties_for_what_is_in_the_answer(presence: float, frequency: float, wanted: list[int]) -> None:
+    row = torch.tensor([3.0, 2.5, 1.9, -1.0])
+    settings = SamplingSettings(temperature=0, presence_penalty=presence, frequency_penalty=frequency)
+    sampler, seen = Sampler(settings), [0, 0, 0]  # a prompt costs nothing
+    for _ in range(4):
+        seen.append(sampler(row, seen))
+    assert seen[3:] == wanted
+
+
+@pytest.mark.parametrize(
     "chosen", [SamplingSettings(temperature=1.0), SamplingSettings(temperature=1.0, top_k=8, top_p=0.95)]
 )
 def test_draws_follow_the_shares(chosen: SamplingSettings) -> None:

@@ -21,7 +21,9 @@ import platformdirs
 from hgca_cli.errors import ModelError, UsageError
 
 LOCAL = "hgca.toml"
-SAMPLING = ("max_tokens", "temp", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop")
+SAMPLING = (
+    "max_tokens", "temp", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "seed", "stop",
+)  # fmt: skip
 NEGATED = {"save": "no_save", "save_kv": "no_save_kv", "cache": "no_cache", "stream": "no_stream"}
 SESSIONS = ("save", "save_kv", "cache", "kv_disk_limit")
 UI = ("stats", "stream", "markdown", "hide_thinking", "plain", "quiet", "verbose", "color", "dashboard")

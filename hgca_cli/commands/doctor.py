@@ -62,6 +62,8 @@ def doctor(
     top_p: options.TopP = None,
     min_p: options.MinP = None,
     repeat_penalty: options.RepeatPenalty = None,
+    presence_penalty: options.PresencePenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
     system: options.System = None,

@@ -33,8 +33,6 @@ FLAGS = {
     "--reasoning-budget": "--no-think turns thinking off where the model has a switch; Ctrl-C ends it.",
     "--chat-template-kwargs": "--think and --no-think set enable_thinking; --chat-template FILE can have all else in it.",
     "--log-file": "Redirect standard error, with --verbose.",
-    "--presence-penalty": "There is --repeat-penalty.",
-    "--frequency-penalty": "There is --repeat-penalty.",
     "--no-show-timings": "It is --no-stats here.",
     "--reasoning": "It is --think or --no-think here.",
 }

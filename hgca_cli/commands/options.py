@@ -239,6 +239,20 @@ RepeatPenalty = Annotated[
         help="Above 1 discourages repetition. Default: the model's, else 1.",
     ),
 ]  # fmt: skip
+PresencePenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--presence-penalty", envvar="HGCA_PRESENCE_PENALTY", metavar="X",
+        help="Taken off each token that is in the answer already, -2 to 2. Default: 0.",
+    ),
+]  # fmt: skip
+FrequencyPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--frequency-penalty", envvar="HGCA_FREQUENCY_PENALTY", metavar="X",
+        help="Taken off each token as often as it is in the answer already, -2 to 2. Default: 0.",
+    ),
+]  # fmt: skip
 Seed = Annotated[
     int | None,
     typer.Option("--seed", envvar="HGCA_SEED", metavar="N", help="The same seed, the same answer. Default: random."),

@@ -151,7 +151,7 @@ COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
     "set": (
         set_setting,
         "NAME VALUE",
-        "temp, top_p, top_k, min_p, repeat_penalty, seed, max_tokens, stop, markdown, quality",
+        "temp, top_p, top_k, min_p, repeat_penalty (presence_, frequency_), seed, max_tokens, stop, markdown, quality",
     ),
     "exact": (switch_exact, "on|off", "read every row, or those the policy chooses"),
     "think": (switch_thinking, "on|off", "let the model think before it answers, where its template has a switch"),

@@ -31,11 +31,14 @@ class Sampler:
         self._generator = torch.Generator().manual_seed(self.seed)
         self._marked = 0  # how many of the seen ids are in the mask
         self._mask: Tensor | None = None
+        self._counted = 0  # how many of the seen ids are counted, or of the prompt
+        self._counts: Tensor | None = None
 
     def __call__(self, logits: Tensor, seen: list[int]) -> int:
         """One token id for logits [vocabulary], any device.
 
-        seen  ids of prompt and answer so far, growing from call to call: what the repetition penalty looks at
+        seen  ids of prompt and answer so far, growing from call to call: what the repetition penalty looks at; those for
+              presence and frequency at what came after the first call
 
         Raises ModelError for NaN, +inf, or logits that leave no token to choose.
         """
@@ -43,6 +46,9 @@ class Sampler:
         logits = logits.float()
         if settings.repetition_penalty != 1.0:
             logits = penalise(logits, self._seen(logits, seen), settings.repetition_penalty)
+        if settings.presence_penalty or settings.frequency_penalty:
+            counts = self._written(logits, seen)
+            logits = logits - settings.frequency_penalty * counts - settings.presence_penalty * (counts > 0)
         top, first = logits.max(0)  # of equal logits the lowest id
         peak = float(top)  # NaN and +inf show in the maximum, and so does a row of nothing but -inf
         if not math.isfinite(peak):
@@ -62,6 +68,16 @@ class Sampler:
             self._mask[torch.tensor(fresh, device=logits.device)] = True
             self._marked = len(seen)
         return self._mask
+
+    def _written(self, logits: Tensor, seen: list[int]) -> Tensor:
+        """How often each id is in the answer, f32 [vocabulary]."""
+        if self._counts is None:
+            self._counts, self._counted = torch.zeros_like(logits), len(seen)
+        if fresh := seen[self._counted :]:
+            ids = torch.tensor(fresh, device=logits.device)
+            self._counts.index_add_(0, ids, torch.ones(len(fresh), device=logits.device))
+            self._counted = len(seen)
+        return self._counts
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
