@@ -83,6 +83,8 @@ class SamplingSettings:
     seed: int | None = None  # None draws one
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
+    json_schema: str = ""  # that an answer fits, as JSON; "": any text
+    reasoning_budget: int | None = None  # most tokens of a thought before the answer; None: no limit
 
     def __post_init__(self) -> None:
         checks = (
@@ -95,6 +97,7 @@ class SamplingSettings:
             ("--frequency-penalty", self.frequency_penalty, -2 <= self.frequency_penalty <= 2, "-2 to 2"),
             ("--seed", self.seed, self.seed is None or 0 <= self.seed < 2**63, "0 to 2^63 - 1"),
             ("--max-tokens", self.max_tokens, self.max_tokens >= 0, "0 or more"),
+            ("--reasoning-budget", self.reasoning_budget, (self.reasoning_budget or 0) >= 0, "0 or more"),
         )
         for flag, value, good, allowed in checks:
             if not good or value != value or value == float("inf"):

@@ -98,6 +98,10 @@ def test_lines_of_our_own() -> None:
         {"prompt": "a", "logprobs": "yes"}, {"url": COMPLETION, "body": {"prompt": "a", "logprobs": 21}},
         {"prompt": "a", "response_format": {"type": "json_schema"}}, {"prompt": "a", "response_format": {"type": "grammar"}},
         {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 5}}}},
+        {"prompt": "a", "guided_json": "{"}, {"prompt": "a", "guided_json": 5}, {"prompt": "a", "structured_outputs": {"regex": "a"}},
+        {"prompt": "a", "guided_json": {"type": "integer"}, "response_format": {"type": "json_object"}},
+        {"prompt": "a", "guided_json": {"type": 5}}, {"prompt": "a", "reasoning_budget": -1}, {"prompt": "a", "reasoning_budget": 1.5},
+        {"prompt": "a", "chat_template_kwargs": 5}, {"prompt": "a", "chat_template_kwargs": {"messages": []}},
         {"prompt": "a", "presence_penalty": 2.5}, {"prompt": "a", "frequency_penalty": "x"}, {"prompt": "a", "id": ["b"]},
         {"url": "/v1/embeddings", "body": {"input": "a"}}, {"url": CHAT, "body": []}, {"url": CHAT, "body": {}},
         {"url": CHAT, "method": "GET", "body": {"messages": USER}}, {"url": COMPLETION, "body": {"prompt": ["a", "b"]}},
@@ -118,7 +122,7 @@ def test_what_changes_nothing_is_let_through() -> None:
         "top_k": None,
     }
     made = row({"prompt": "a", **neutral, "stream": False, "metadata": {"a": "b"}})
-    assert made.settings == {} and made.unknown == ()
+    assert made.settings == {"json_schema": ""} and made.unknown == ()  # any text, whatever the job's schema
 
 
 def test_chances_and_schemas_are_read() -> None:
@@ -127,10 +131,16 @@ def test_chances_and_schemas_are_read() -> None:
     assert row({"prompt": "a", "logprobs": True, "top_logprobs": 20}).likeliest == 20
     assert row({"url": COMPLETION, "body": {"prompt": "a", "logprobs": 0}}).likeliest == 0
     assert row({"url": COMPLETION, "body": {"prompt": "a", "logprobs": 5}}).likeliest == 5
-    assert row({"prompt": "a", "response_format": {"type": "text"}}).schema == ""
-    assert json.loads(row({"prompt": "a", "response_format": {"type": "json_object"}}).schema) == {"type": "object"}
-    wanted = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"type": "integer"}}}
-    assert json.loads(row({"prompt": "a", "response_format": wanted}).schema) == {"type": "integer"}
+
+    def schema(**fields: Any) -> Any:
+        return json.loads(row({"prompt": "a", **fields}).settings["json_schema"])
+
+    assert schema(response_format={"type": "json_object"}) == {"type": "object"}
+    integer = {"type": "integer"}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": integer}}
+    assert schema(response_format=wanted) == schema(json_schema=integer) == integer
+    for form in (integer, json.dumps(integer)):
+        assert schema(guided_json=form) == schema(structured_outputs={"json": form, "regex": None}) == integer
 
 
 def test_a_schema_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

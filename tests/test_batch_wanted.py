@@ -136,6 +136,135 @@ def test_an_end_token_may_come_only_where_the_text_is_whole() -> None:
     assert not allowed[300:].isfinite().any()
 
 
+def test_a_schema_of_the_job_is_for_all_rows_but_those_that_say_otherwise(tiny: str, tmp_path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    pytest.importorskip("llguidance")
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    (tmp_path / "flag").mkdir()
+    own = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "boolean"}}}
+    rows = [
+        chat("all", max_tokens=200), chat("own", response_format=own, max_tokens=20),
+        {"id": "plain", "prompt": "the cat", "max_tokens": 200},
+        chat("free", response_format={"type": "text"}),
+        {"custom_id": "text", "url": "/v1/completions", "body": {"prompt": "the", "max_tokens": 200}},
+    ]  # fmt: skip
+    found = run(tiny, tmp_path, rows, "--json-schema-file", str(tmp_path / "schema.json"), "--seed", "1")
+    for text in (said(found["all"]), found["plain"]["text"], said(found["text"])):
+        jsonschema.validate(json.loads(text), SCHEMA)
+    assert said(found["own"]) in ("true", "false")
+    assert found["free"]["response"]["body"]["usage"]["completion_tokens"] == 6
+    again = run(tiny, tmp_path / "flag", rows, "-j", json.dumps(SCHEMA), "--seed", "1")
+    assert [said(again[name]) for name in ("all", "own")] == [said(found[name]) for name in ("all", "own")]
+
+
+def said(line: dict[str, Any]) -> str:
+    choice = line["response"]["body"]["choices"][0]
+    return str(choice["message"]["content"] if "message" in choice else choice["text"])
+
+
+ASKING = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if loud %}LOUD {{ loud }} {% endif %}{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% if enable_thinking %}<think>\n{% endif %}{% endif %}"
+)
+
+
+def test_options_of_the_template_are_the_jobs_or_a_rows(tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "template").write_text(ASKING)
+    folders = [tmp_path / name for name in ("none", "flag")]
+    for folder in folders:
+        folder.mkdir()
+    rows = [
+        chat("as it is", temperature=0), chat("louder", temperature=0, chat_template_kwargs={"loud": "and louder"}),
+        chat("odd", temperature=0, chat_template_kwargs={"colour": 1}), chat("thinks", chat_template_kwargs={"enable_thinking": True}),
+    ]  # fmt: skip
+    words = ("--chat-template", str(tmp_path / "template"))
+    quiet = run(tiny, folders[0], rows, *words)
+    loud = run(tiny, folders[1], rows, *words, "--chat-template-kwargs", '{"loud": "now"}')
+
+    def tokens(line: dict[str, Any]) -> int:
+        return int(line["response"]["body"]["usage"]["prompt_tokens"])
+
+    assert tokens(loud["as it is"]) > tokens(quiet["as it is"]) and said(loud["as it is"]) != said(quiet["as it is"])
+    assert tokens(loud["louder"]) == tokens(quiet["louder"]) > tokens(quiet["odd"]) + 5
+    assert quiet["thinks"]["response"]["body"]["choices"][0]["message"]["reasoning_content"]
+    done = here("batch", str(folders[1] / "in.jsonl"), "-m", tiny, *words, "--chat-template-kwargs", '{"loud": 5}')
+    assert done.returncode == 2 and b"chat_template_kwargs" in done.stderr  # another job
+
+
+def test_a_budget_for_thoughts_is_the_jobs_or_a_rows(tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "template").write_text(ASKING)
+    rows = [chat("job", max_tokens=60), chat("row", max_tokens=60, thinking_token_budget=5)]
+    found = run(
+        tiny,
+        tmp_path,
+        rows,
+        "--chat-template",
+        str(tmp_path / "template"),
+        "--think",
+        "--reasoning-budget",
+        "20",
+        "--temp",
+        "0",
+    )
+    thoughts = {
+        name: line["response"]["body"]["choices"][0]["message"]["reasoning_content"] for name, line in found.items()
+    }
+    assert all(said(line) for line in found.values()) and 0 < len(thoughts["row"]) < len(thoughts["job"])
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--json-schema", "{"), b"no JSON"), (("--json-schema", "5"), b"not an object"), (("-j", '{"type": 5}'), b"cannot be used"),
+        (("--json-schema-file", "none.json"), b"none.json"), (("-j", "{}", "--json-schema-file", "x"), b"exclude"),
+        (("--chat-template-kwargs", "{"), b"no JSON"), (("--chat-template-kwargs", "[]"), b"no object"),
+        (("--chat-template-kwargs", '{"messages": []}'), b"'messages'"), (("--chat-template-kwargs", '{"odd": 1}'), b"'odd'"),
+        (("--raw", "--chat-template-kwargs", "{}"), b"exclude"), (("--raw", "--reasoning-budget", "3"), b"exclude"),
+        (("--reasoning-budget", "-1"), b"--reasoning-budget"), (("--reasoning-budget", "5"), b"knows no thoughts"),
+        (("--think",), b"no switch"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["batch", "chat", "dry"])
+def test_what_cannot_be_wanted_is_refused_in_a_line(
+    tiny: str, tmp_path: Path, command: str, words: tuple[str, ...], named: bytes
+) -> None:
+    (tmp_path / "in.jsonl").write_text('"the cat"\n')
+    asked = ("chat", "-p", "the cat") if command == "chat" else ("batch", str(tmp_path / "in.jsonl"))
+    done = here(*asked, "-m", tiny, *words, *(("--dry-run",) if command == "dry" else ()))
+    assert done.returncode == (5 if b"none" in named else 2) and named in done.stderr, done.stderr
+    assert done.stderr.count(b"error") == 1 and sorted(one.name for one in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+def test_a_chat_keeps_to_them_too(tiny: str, tmp_path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    pytest.importorskip("llguidance")
+    done = here("chat", "-m", tiny, "-p", "the cat", "-j", json.dumps(SCHEMA), "--seed", "1", "-n", "200")
+    assert done.returncode == 0
+    jsonschema.validate(json.loads(done.stdout), SCHEMA)
+    (tmp_path / "template").write_text(ASKING)
+    words = (
+        "chat",
+        "-m",
+        tiny,
+        "-p",
+        "the cat",
+        "--temp",
+        "0",
+        "-n",
+        "40",
+        "--chat-template",
+        str(tmp_path / "template"),
+        "--json",
+    )
+    plain, loud = (here(*words, *more) for more in ((), ("--chat-template-kwargs", '{"loud": 1}')))
+    tokens = [json.loads(one.stdout.splitlines()[-1])["usage"]["prompt_tokens"] for one in (plain, loud)]
+    assert tokens[1] > tokens[0] + 2
+    bound, free = (
+        json.loads(here(*words, "--think", *more).stdout.splitlines()[-1]) for more in (("--reasoning-budget", "4"), ())
+    )
+    assert bound["text"] and not free["text"] and len(bound["reasoning"]) < len(free["reasoning"])
+
+
 @pytest.mark.parametrize("name", ["presence", "frequency", "repeat"])
 def test_penalties_of_a_job_and_of_a_row(name: str, tiny: str, tmp_path: Path) -> None:
     field = "repetition_penalty" if name == "repeat" else f"{name}_penalty"
@@ -160,9 +289,9 @@ def test_a_thought_comes_before_what_the_schema_is_for(monkeypatch: pytest.Monke
     tokenizer = engine.loaded.tokenizer
     said = iter(tokenizer.encode("hm</think>"))
     guide = Grammars(tokenizer).guide('{"enum": ["yes"]}')
-    member = Member(Request("a", [5], SamplingSettings(max_tokens=50), guide=guide, after="</think>"), engine)
+    member = Member(Request("a", [5], SamplingSettings(max_tokens=50), guide=guide, thinks=True), engine)
     monkeypatch.setattr(
-        type(member._sampler),
+        type(member._chooser._sampler),
         "__call__",
         lambda self, logits, seen: next(said) if logits.isfinite().all() else int(logits.argmax()),
     )
@@ -178,7 +307,7 @@ def test_a_schema_that_cannot_be_kept_here_fails_its_row_alone(
     pytest.importorskip("llguidance")
 
     def refuse(self: Grammars, schema: str) -> None:
-        raise HgcaError("response_format: this model's tokenizer cannot be used (as an example).", "Leave it out.")
+        raise HgcaError("this model's tokenizer cannot be used (as an example).", "Leave it out.")
 
     monkeypatch.setattr(Grammars, "guide", refuse)
     source = tmp_path / "in.jsonl"

@@ -134,6 +134,7 @@ def test_every_setting_of_chat_is_told(model: str, tmp_path: Path) -> None:
         "color",
         "debug",
         "exact",
+        "json_schema_file",
         "session",
         "continue_",
         "no_save",
@@ -141,7 +142,7 @@ def test_every_setting_of_chat_is_told(model: str, tmp_path: Path) -> None:
         "no_cache",
         "kv_disk_limit",
         "reread",
-    }  # fmt: skip  (what is asked, how it looks, what is kept, and what `select` tells)
+    }  # fmt: skip  (what is asked, how it looks, what is kept, and what `select` and `json_schema` tell)
     assert set(chat.__annotations__) - {"return"} - look == shown
 
 

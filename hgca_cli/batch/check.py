@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hgca_cli.batch.lines import Line, Lines
-from hgca_cli.batch.rows import Reader, RowError, bad_row
+from hgca_cli.batch.rows import Reader, Row, RowError, bad_row
 from hgca_cli.errors import UsageError
 
 MOST_SHOWN = 40
@@ -32,11 +32,12 @@ class Entry(NamedTuple):
 
 @dataclass
 class Checked:
-    """An input. unknown: fields nobody looks at; models: what lines ask for."""
+    """An input. unknown: fields nobody looks at; models: what lines ask for; options: what they tell the chat template."""
 
     entries: list[Entry] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
 
     @property
     def bad(self) -> list[Entry]:
@@ -54,7 +55,9 @@ def check(lines: Lines, reader: Reader, *, limit: int | None = None, strict: boo
     seen: dict[str, int] = {}
     unknown: dict[str, int] = {}
     models: dict[str, None] = {}
-    for entry, fields, model in _looked_at(lines, reader, limit):
+    options: dict[str, None] = {}
+    for entry, row in _looked_at(lines, reader, limit):
+        fields, model = row.unknown, row.model
         if (first := seen.setdefault(entry.id, entry.number)) != entry.number:
             raise UsageError(
                 f"lines {first:,} and {entry.number:,} have the same id {shown(entry.id)}.", "Give each its own."
@@ -66,26 +69,27 @@ def check(lines: Lines, reader: Reader, *, limit: int | None = None, strict: boo
         checked.entries.append(entry)
         unknown.update(dict.fromkeys(fields, 0))
         models.update({model: None} if model and len(models) < MOST_SHOWN else {})
-    checked.unknown, checked.models = list(unknown), list(models)
+        options.update(dict.fromkeys(row.options))
+    checked.unknown, checked.models, checked.options = list(unknown), list(models), list(options)
     return checked
 
 
-def entry_of(line: Line, reader: Reader) -> tuple[Entry, tuple[str, ...], str]:
-    """A line looked at: its entry, unknown fields, and the model it asks for."""
+def entry_of(line: Line, reader: Reader) -> tuple[Entry, Row]:
+    """A line looked at: its entry, and its request as far as it can be known."""
     size = len(line.content or b"")
     try:
         row = reader.row(line)
     except RowError as error:
         row = bad_row(line, reader)
         told = (error.message, error.code)
-        return Entry(line.number, line.begin, row.id, row.digest, size, row.form, told), (), ""
+        return Entry(line.number, line.begin, row.id, row.digest, size, row.form, told), row
     said = row.prompt or "".join(f"{one['role']}\0{one['content']}\0" for one in row.messages or ())
     begins = tuple(hash(said[:length]) for length in BEGINNINGS if length <= len(said))
     entry = Entry(line.number, line.begin, row.id, row.digest, max(size, len(said)), row.form, None, begins)
-    return entry, row.unknown, row.model
+    return entry, row
 
 
-def _looked_at(lines: Lines, reader: Reader, limit: int | None) -> Iterator[tuple[Entry, tuple[str, ...], str]]:
+def _looked_at(lines: Lines, reader: Reader, limit: int | None) -> Iterator[tuple[Entry, Row]]:
     for count, line in enumerate(lines):
         if limit is not None and count >= limit:
             return

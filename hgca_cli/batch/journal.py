@@ -201,9 +201,9 @@ class Manifest:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """What an old manifest says otherwise than a new one, in words; "" if nothing."""
-    for name in sorted(new):
-        if old.get(name) != new[name]:
-            return f"{name} was {json.dumps(old.get(name))[:80]} and is {json.dumps(new[name])[:80]}"
+    for name in sorted({*new, *old} - {"version"}):
+        if old.get(name) != new.get(name) and (name in new or name != "fingerprint"):  # which is told once it is known
+            return f"{name} was {json.dumps(old.get(name))[:80]} and is {json.dumps(new.get(name))[:80]}"
     return ""
 
 

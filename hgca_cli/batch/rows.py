@@ -34,8 +34,8 @@ class Row:
     messages  of a conversation; None for a text to continue, which is `prompt`, or `ids` if its tokens were given
     settings  sampling settings the line sets
     choices   answers that are wanted
+    options   for the chat template, before those of the job
     likeliest tokens whose chances are told at each place; None: no chances
-    schema    JSON schema that an answer fits, as JSON; "": any text
     unknown   fields that nobody looks at
     digest    of the line and the documents in it
     """
@@ -47,9 +47,9 @@ class Row:
     prompt: str = ""
     ids: list[int] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     choices: int = 1
     likeliest: int | None = None
-    schema: str = ""
     model: str = ""
     unknown: tuple[str, ...] = ()
     digest: str = ""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from hgca_cli.config import SamplingSettings
 from hgca_cli.errors import UsageError
+from hgca_cli.hf.template import wrong_option
 
 NAMES = {
     "max_tokens": "max_tokens", "max_completion_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p",
     "top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repetition_penalty",
     "presence_penalty": "presence_penalty", "frequency_penalty": "frequency_penalty", "seed": "seed",
+    "reasoning_budget": "reasoning_budget", "thinking_token_budget": "reasoning_budget",
 }  # fmt: skip
-WHOLE = ("max_tokens", "top_k", "seed")
+WHOLE = ("max_tokens", "max_completion_tokens", "top_k", "seed", "reasoning_budget", "thinking_token_budget")
 # What changes an answer, with the values that do not
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (None, False), "suffix": (None, ""),
@@ -22,19 +23,20 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": (None, []), "tool_choice": (None, "none", "auto"),
     "functions": (None, []), "function_call": (None, "none", "auto"), "modalities": (None, ["text"]),
     "stop_token_ids": (None, []), "min_tokens": (None, 0), "ignore_eos": (None, False), "prompt_logprobs": (None, False),
-    "structured_outputs": (None,), "guided_json": (None,), "guided_regex": (None,), "guided_choice": (None,),
+    "guided_regex": (None,), "guided_choice": (None,), "guided_grammar": (None,),
 }  # fmt: skip
 # What does not, here
 PASSED = ("model", "stream", "stream_options", "user", "metadata", "store", "service_tier", "safety_identifier")
 MOST_CHOICES = 128
 MOST_LIKELIEST = 20
-READ = ("stop", "n", "logprobs", "top_logprobs", "response_format")  # here, each in its own way
+SCHEMAS = ("response_format", "json_schema", "guided_json", "structured_outputs")  # of OpenAI, llama.cpp, vLLM, vLLM
+READ = ("stop", "n", "logprobs", "top_logprobs", "chat_template_kwargs", *SCHEMAS)  # here, each in its own way
 
 
 def read_settings(
     given: Mapping[str, Any], refuse: Callable[..., Exception], *, counted: bool = False
 ) -> dict[str, Any]:
-    """settings, choices, model, likeliest, schema and unknown fields of a request.
+    """settings, options, choices, model, likeliest and unknown fields of a request.
 
     refuse   makes the error that is raised from what is wrong and a machine-readable word
     counted  `logprobs` is a number, as completions have it
@@ -55,6 +57,8 @@ def read_settings(
         if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
             raise refuse("stop is not a text or a list of texts")
         settings["stop"] = tuple(words)
+    if (schema := _schema(given, refuse)) is not None:
+        settings["json_schema"] = schema
     choices = given.get("n")
     if choices is not None and (type(choices) is not int or not 1 <= choices <= MOST_CHOICES):
         raise refuse(f"n is not a whole number from 1 to {MOST_CHOICES}")
@@ -65,10 +69,10 @@ def read_settings(
     model = given.get("model")
     return {
         "settings": settings,
+        "options": _options(given.get("chat_template_kwargs"), refuse),
         "choices": choices or 1,
         "model": model if isinstance(model, str) else "",
         "likeliest": _likeliest(given, refuse, counted),
-        "schema": _schema(given.get("response_format"), refuse),
         "unknown": tuple(unknown),
     }
 
@@ -90,32 +94,55 @@ def _likeliest(given: Mapping[str, Any], refuse: Callable[..., Exception], count
     return (count or 0) if wanted else None
 
 
-def _schema(wanted: Any, refuse: Callable[..., Exception]) -> str:
-    """The JSON schema an answer is to fit, as JSON; "": none."""
-    if wanted is None or wanted == {"type": "text"}:
-        return ""
-    kind = wanted.get("type") if isinstance(wanted, dict) else wanted
-    if kind == "json_object":
-        schema: Any = {"type": "object"}
-    elif kind == "json_schema":
+def _schema(given: Mapping[str, Any], refuse: Callable[..., Exception]) -> str | None:
+    """The JSON schema an answer is to fit, as JSON; "": any text, None: nothing is said. As OpenAI writes it, or vLLM."""
+    names = [name for name in SCHEMAS if given.get(name) is not None]
+    if not names:
+        return None
+    if len(names) > 1:
+        raise refuse(f"{names[0]} and {names[1]} say the same thing: give one of them")
+    name, wanted = names[0], given[names[0]]
+    if name == "response_format":
+        kind = wanted.get("type") if isinstance(wanted, dict) else wanted
+        if kind == "text":
+            return ""
+        if kind not in ("json_object", "json_schema"):
+            raise refuse(
+                f"response_format: no type {kind!r:.60}; there are text, json_object, json_schema", "unsupported"
+            )
         told = wanted.get("json_schema")
-        schema = told.get("schema") if isinstance(told, dict) else None
+        schema = {"type": "object"} if kind == "json_object" else told.get("schema") if isinstance(told, dict) else None
         if not isinstance(schema, dict):
             raise refuse("response_format has no json_schema.schema that is an object")
+    elif name != "structured_outputs":
+        schema = wanted
+    elif not isinstance(wanted, dict) or [key for key, one in wanted.items() if one is not None] != ["json"]:
+        raise refuse("structured_outputs: only json is supported", "unsupported")
     else:
-        raise refuse(f"response_format: no type {kind!r:.60}; there are text, json_object, json_schema", "unsupported")
+        schema = wanted["json"]
     from hgca_cli.hf import grammar
 
     if not grammar.is_there():
-        raise refuse(f"response_format needs the package llguidance: {grammar.REMEDY}", "unsupported")
-    text = json.dumps(schema)
-    if wrong := grammar.what_is_wrong(text):
-        raise refuse(f"response_format: the schema cannot be used: {wrong[:200]}")
-    return text
+        raise refuse(f"{name} needs the package llguidance: {grammar.REMEDY}", "unsupported")
+    try:
+        return grammar.checked(schema)
+    except ValueError as error:
+        raise refuse(f"{name}: {str(error)[:200]}") from error
+
+
+def _options(given: Any, refuse: Callable[..., Exception]) -> dict[str, Any]:
+    """What is told to the chat template."""
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise refuse("chat_template_kwargs is not an object")
+    if (name := wrong_option(given)) is not None:
+        raise refuse(f"chat_template_kwargs: {name!r:.60} is no option of a template")
+    return given
 
 
 def _number(name: str, value: Any, refuse: Callable[..., Exception]) -> Any:
-    if name in WHOLE or name == "max_completion_tokens":
+    if name in WHOLE:
         if type(value) is not int:
             raise refuse(f"{name} is {value!r:.60}, not a whole number")
         return value

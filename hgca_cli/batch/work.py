@@ -20,10 +20,9 @@ from hgca_cli.config import SamplingSettings
 from hgca_cli.engine.batch import Batch, Progress
 from hgca_cli.engine.member import Answer, Request
 from hgca_cli.engine.prefill import check_room
-from hgca_cli.engine.reasoning import BEGIN, END, ThoughtStream
+from hgca_cli.engine.reasoning import BEGIN, ThoughtStream
 from hgca_cli.errors import HgcaError
 from hgca_cli.events import Done, Notice
-from hgca_cli.hf.grammar import Grammars, Guide
 from hgca_cli.hf.tokenizer import Tokenizer
 
 
@@ -58,7 +57,6 @@ class Work:
         self.lines, self.reader, self._output, self.terms = lines, reader, output, terms
         self.tally = tally
         self._open: dict[str, _Open] = {}  # rows that run, by id
-        self._grammars: Grammars | None = None
 
     def begin(self, told: Mapping[str, Any], bad: Iterable[Entry]) -> None:
         """From here on the output is this job's (`told`: of Output.begin). Lines that cannot run get theirs."""
@@ -108,7 +106,8 @@ class Work:
                 row = self.reader.row(line)
                 ids = self.ids(row, batch)
                 check_room(len(ids), batch.engine.context, batch.engine.loaded.trained_context)
-                guides = [self._guide(row, batch) for _ in range(row.choices)]
+                sampling = replace(self.terms.sampling, **row.settings)
+                guides = [batch.engine.guide(sampling) for _ in range(row.choices)]
             except RowError as error:  # a file it names has changed
                 self._fail(row, entry, error.message, error.code)
                 continue
@@ -116,7 +115,6 @@ class Work:
                 self._fail(row, entry, str(error), error.code)
                 continue
             opened = self._open[row.id] = _Open(row, entry, [None] * row.choices, self._thinks(ids, row, batch))
-            sampling = replace(self.terms.sampling, **row.settings)
             for choice, guide in enumerate(guides):
                 if opened.failed:
                     break
@@ -129,20 +127,12 @@ class Work:
                     seconds=self.terms.seconds,
                     likeliest=row.likeliest,
                     guide=guide,
-                    after=END if row.schema and opened.thinks else "",
+                    thinks=opened.thinks,
                 )
 
     def ids(self, row: Row, batch: Batch) -> list[int]:
         """The tokens of a row's prompt. Raises HgcaError if its template fails."""
         return prompt_ids(row, batch.engine.loaded.tokenizer, self.terms.options)
-
-    def _guide(self, row: Row, batch: Batch) -> Guide | None:
-        """What keeps an answer to its schema. Raises HgcaError."""
-        if not row.schema:
-            return None
-        if self._grammars is None:
-            self._grammars = Grammars(batch.engine.loaded.tokenizer)
-        return self._grammars.guide(row.schema)
 
     def _thinks(self, ids: list[int], row: Row, batch: Batch) -> bool:
         return row.messages is not None and batch.engine.loaded.tokenizer.ends_with(ids, BEGIN)
@@ -211,7 +201,7 @@ def prompt_ids(row: Row, tokenizer: Any, options: dict[str, Any]) -> list[int]:
         return row.ids
     if row.messages is None:
         return list(tokenizer.encode_prompt(row.prompt))
-    return list(tokenizer.encode_chat(row.messages, add_generation_prompt=True, **options))
+    return list(tokenizer.encode_chat(row.messages, add_generation_prompt=True, **{**options, **row.options}))
 
 
 def _choice(answer: Answer, opened: _Open, tokenizer: Tokenizer) -> Choice:

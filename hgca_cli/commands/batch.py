@@ -14,12 +14,14 @@ from hgca_cli.commands.flags import (
     count_of,
     dashboard_of,
     exclude,
+    exclude_prompt_flags,
     naming_variables,
     one_of,
     plan_request,
     sampling_flags,
 )
 from hgca_cli.commands.inputs import prompt_text, read_text
+from hgca_cli.commands.wanted import template_options
 from hgca_cli.errors import UsageError
 from hgca_cli.hf.registry import DEFAULT
 from hgca_cli.ui.style import style_of
@@ -141,6 +143,10 @@ def batch(
     system: options.System = None,
     system_file: options.SystemFile = None,
     chat_template: options.ChatTemplate = None,
+    chat_template_kwargs: options.ChatTemplateKwargs = None,
+    json_schema: options.JsonSchema = None,
+    json_schema_file: options.JsonSchemaFile = None,
+    reasoning_budget: options.ReasoningBudget = None,
     raw: options.Raw = False,
     think: options.Think = None,
     plain: Annotated[
@@ -158,10 +164,8 @@ def batch(
     """
     given = dict(locals())  # the options, by name
     with naming_variables(context):
-        for one, other in (
-            ("system", "system_file"), ("raw", "system"), ("raw", "system_file"), ("raw", "chat_template"), ("raw", "think"),
-            ("quiet", "verbose"), ("overwrite", "retry_errors"), ("dry_run", "overwrite"), ("text", "root"),
-        ):  # fmt: skip
+        exclude_prompt_flags(given)
+        for one, other in (("overwrite", "retry_errors"), ("dry_run", "overwrite"), ("text", "root")):
             exclude(given, one, other)
         if one_of(engine, "--engine", ENGINES) == "local" and address is not None:
             raise UsageError("--address names a Ray cluster.", "Add --engine ray.")
@@ -171,6 +175,7 @@ def batch(
         style, request, sampling = style_of(color, plain=plain), plan_request(given), sampling_flags(given)
         paths, shown = _paths(given, share), dashboard_of(given, ("quiet",))
         said = read_text(system_file.expanduser(), str(system_file)).strip() if system_file else system
+        made_with = template_options(given)
         template = read_text(chat_template.expanduser(), str(chat_template)) if chat_template else None
     from hgca_cli.commands.job import Job
 
@@ -182,6 +187,7 @@ def batch(
         sampling=sampling,
         system=None if said is None else prompt_text(said, "--system"),
         template=template,
+        template_options=made_with,
         slots=slots,
         shard=share,
         profile=profile,

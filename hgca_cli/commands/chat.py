@@ -25,7 +25,8 @@ from hgca_cli.commands.flags import (
 from hgca_cli.commands.inputs import prompt_text, read_document, read_stdin, read_text, stdin_has_text
 from hgca_cli.commands.keeping import DISK_LIMIT, Keeper, Keeping, latest_session
 from hgca_cli.commands.origins import setter
-from hgca_cli.commands.setup import ModelChoice, plan_model, start_engine
+from hgca_cli.commands.setup import ModelChoice, check_template, plan_model, start_engine
+from hgca_cli.commands.wanted import template_options
 from hgca_cli.engine.sessions import find_session
 from hgca_cli.errors import UsageError
 from hgca_cli.events import Notice
@@ -87,6 +88,10 @@ def chat(
     system: options.System = None,
     system_file: options.SystemFile = None,
     chat_template: options.ChatTemplate = None,
+    chat_template_kwargs: options.ChatTemplateKwargs = None,
+    json_schema: options.JsonSchema = None,
+    json_schema_file: options.JsonSchemaFile = None,
+    reasoning_budget: options.ReasoningBudget = None,
     raw: options.Raw = False,
     think: options.Think = None,
     hide_thinking: options.HideThinking = False,
@@ -127,6 +132,7 @@ def chat(
         style, request, sampling = _checked(given)
         balanced = balance_of(balance)
         shown = dashboard_of(given)
+        made_with = template_options(given)
         template = read_text(chat_template.expanduser(), str(chat_template)) if chat_template else None
         message = _system_message(system, system_file)
         keeping = _keeping(given)
@@ -151,6 +157,7 @@ def chat(
     elif json or is_terminal(sys.stderr):
         sink.plan(planned, model)
     engine = start_engine(choice, files, planned, balance=balanced)
+    check_template(engine.loaded.tokenizer, sampling, think, made_with)
     settings, origins, wrong = sampling_of(sampling, engine.loaded.model.generation_config.to_diff_dict())
     for text in wrong:
         sink.show(Notice(text))
@@ -163,6 +170,7 @@ def chat(
     talk = Talk(
         engine, message, settings, origins, sink, raw=raw, keeper=keeper, plan=planned, trim=trim, unechoed=hidden
     )
+    talk.conversation.options |= made_with
     if think is not None:
         talk.think(think)
     for document in documents:

@@ -23,6 +23,7 @@ from hgca_cli.errors import ModelError, UsageError
 LOCAL = "hgca.toml"
 SAMPLING = (
     "max_tokens", "temp", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "seed", "stop",
+    "json_schema", "json_schema_file", "reasoning_budget",
 )  # fmt: skip
 NEGATED = {"save": "no_save", "save_kv": "no_save_kv", "cache": "no_cache", "stream": "no_stream"}
 SESSIONS = ("save", "save_kv", "cache", "kv_disk_limit")

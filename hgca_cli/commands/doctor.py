@@ -20,6 +20,7 @@ from hgca_cli.commands.flags import (
     plan_request,
     sampling_flags,
 )
+from hgca_cli.commands.wanted import template_options
 from hgca_cli.hf.registry import DEFAULT
 from hgca_cli.ui.doctor_table import doctor_lines, finding_lines
 from hgca_cli.ui.style import Style, style_of
@@ -69,6 +70,10 @@ def doctor(
     system: options.System = None,
     system_file: options.SystemFile = None,
     chat_template: options.ChatTemplate = None,
+    chat_template_kwargs: options.ChatTemplateKwargs = None,
+    json_schema: options.JsonSchema = None,
+    json_schema_file: options.JsonSchemaFile = None,
+    reasoning_budget: options.ReasoningBudget = None,
     raw: options.Raw = False,
     think: options.Think = None,
     overflow: options.Overflow = "error",
@@ -111,5 +116,6 @@ def _checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, An
     exclude_prompt_flags(given)
     balance_of(given["balance"])
     one_of(given["overflow"], "--overflow", OVERFLOW)
+    template_options(given)
     request, sampling = plan_request(given), sampling_flags(given)
     return style_of(given["color"], plain=False, stream=sys.stdout), request, sampling

@@ -8,7 +8,7 @@ from hgca_cli.errors import UsageError
 
 PLANNED = "The plan decides what the GPU gets; --gpu-mem SIZE caps it, --plan shows it."
 TALK = "Without a prompt hgca chat is a conversation; with one it answers and exits."
-FREE = "Answers are not held to a format; --json prints JSON lines."
+FREE = "--json-schema holds answers to a schema; --json prints JSON lines."
 FLAGS = {
     "-ngl": PLANNED,
     "--n-gpu-layers": PLANNED,
@@ -24,14 +24,9 @@ FLAGS = {
     "-mli": 'Esc Enter begins a new line; so do lines between """.',
     "--multiline-input": 'Esc Enter begins a new line; so do lines between """.',
     "--format": FREE,
-    "--json-schema": FREE,
-    "--json-schema-file": FREE,
-    "-j": FREE,
     "--vram-margin": PLANNED,
     "--fit-target": PLANNED,
     "--quant": "Weights are used as they are in the model's files.",
-    "--reasoning-budget": "--no-think turns thinking off where the model has a switch; Ctrl-C ends it.",
-    "--chat-template-kwargs": "--think and --no-think set enable_thinking; --chat-template FILE can have all else in it.",
     "--log-file": "Redirect standard error, with --verbose.",
     "--no-show-timings": "It is --no-stats here.",
     "--reasoning": "It is --think or --no-think here.",

@@ -69,10 +69,13 @@ def plan_request(given: Mapping[str, Any]) -> PlanRequest:
 def sampling_flags(given: Mapping[str, Any]) -> dict[str, Any]:
     """Sampling settings the flags set, and only those. Raises UsageError for a value out of range."""
     from hgca_cli.commands.inputs import prompt_text
+    from hgca_cli.commands.wanted import schema_flag
 
     names = {field.name for field in fields(SamplingSettings)}
     flags = {SAMPLING.get(name, name): value for name, value in given.items() if value is not None}
     flags = {name: value for name, value in flags.items() if name in names}
+    if (schema := schema_flag(given)) is not None:
+        flags["json_schema"] = schema
     if "stop" in flags:
         flags["stop"] = tuple(prompt_text(word, "--stop") for word in flags["stop"])
         if "" in flags["stop"]:
@@ -195,6 +198,9 @@ def exclude_prompt_flags(given: Mapping[str, Any]) -> None:
         ("raw", "system_file"),
         ("raw", "chat_template"),
         ("raw", "think"),
+        ("raw", "chat_template_kwargs"),
+        ("raw", "reasoning_budget"),
+        ("json_schema", "json_schema_file"),
         ("quiet", "verbose"),
     ):
         exclude(given, one, other)

@@ -17,6 +17,7 @@ from hgca_cli.batch.lines import Lines
 from hgca_cli.batch.output import Output
 from hgca_cli.batch.rows import Reader
 from hgca_cli.commands.documents import documents_under
+from hgca_cli.commands.setup import SWITCH
 from hgca_cli.errors import ModelError
 from hgca_cli.events import Event, Notice
 from hgca_cli.ui.job import JobView, job_table
@@ -58,11 +59,13 @@ class Job:
     sampling: Mapping[str, Any]
     system: str | None
     template: str | None
+    template_options: Mapping[str, Any]
     slots: int | None
     profile: str
     dashboard: str = "line"
     shard: tuple[int, int] = (1, 1)
     _open: list[Any] = field(default_factory=list)
+    _told_template: list[str] = field(default_factory=list)  # options, by rows
 
     def __post_init__(self) -> None:
         self.view = JobView(self.style, quiet=self.given["quiet"], mode=self.dashboard)
@@ -116,6 +119,7 @@ class Job:
         checked = check(lines, reader, limit=given["limit"], strict=given["strict"])
         which, of = self.shard
         checked.entries = checked.entries[which - 1 :: of]
+        self._told_template = checked.options
         if checked.unknown:
             self.view.note(f"nobody looks at these fields: {', '.join(shown(one) for one in checked.unknown[:10])}")
         if models := [one for one in checked.models if one != given["model"]]:
@@ -131,7 +135,8 @@ class Job:
         """What must be the same when the job goes on."""
         settings = {name: self.given[name] for name in TOLD}
         drawn = {name: list(value) if isinstance(value, tuple) else value for name, value in self.sampling.items()}
-        return settings | {"sampling": drawn, "system": self.system, "chat_template": self.template}
+        told = settings | {"sampling": drawn, "system": self.system, "chat_template": self.template}
+        return told | ({"chat_template_kwargs": dict(self.template_options)} if self.template_options else {})
 
     def _work(self, lines: Lines, reader: Reader, output: Output, missing: list[Entry], told: dict[str, Any]) -> int:
         from hgca_cli.batch.tally import Tally
@@ -184,12 +189,14 @@ class Job:
         sizes: Together,
     ) -> int:
         """Answer these rows in this process; returns how many ran at once, at most. begin: called once the model is loaded."""
-        from hgca_cli.commands.setup import check_switch, start_engine
+        from hgca_cli.commands.setup import check_template, start_engine
         from hgca_cli.engine.batch import Batch
         from hgca_cli.engine.room import Room
 
         engine = start_engine(choice, files, plan)
-        check_switch(engine.loaded.tokenizer, self.options())
+        check_template(engine.loaded.tokenizer, self.sampling, self.given["think"], self.template_options)
+        if lost := [one for one in self._told_template if not engine.loaded.tokenizer.template_knows(one)]:
+            self.view.note(f"the chat template does not look at what rows tell it: {', '.join(map(shown, lost[:10]))}")
         common = self.common_length(good)
         slots = self.slots or sizes.sequences(common, common - self.given["max_tokens"] + 1)
         self.view.note(f"{len(good):,} rows, up to {slots} at once")
@@ -227,6 +234,7 @@ class Job:
             profile=self.profile,
             sampling=self.sampling,
             options=self.options(),
+            think=self.given["think"],
             form=given["output_format"],
             seconds=given["timeout"],
             reader=Reader(given["text"], given["raw"], self.system),
@@ -299,7 +307,8 @@ class Job:
 
     def options(self) -> dict[str, Any]:
         """For the chat template."""
-        return {} if self.given["think"] is None else {"enable_thinking": self.given["think"]}
+        switch = {} if self.given["think"] is None else {SWITCH: self.given["think"]}
+        return {**self.template_options, **switch}
 
     def _terms(self, choice: ModelChoice) -> Any:
         from hgca_cli.batch.work import Terms

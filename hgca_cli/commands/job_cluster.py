@@ -41,6 +41,7 @@ class Recipe:
     profile: str
     sampling: Mapping[str, Any]
     options: Mapping[str, Any]
+    think: bool | None
     form: str
     seconds: float | None
     reader: Reader
@@ -54,7 +55,7 @@ def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
     """An engine on this node, by a plan for this node. Raises HgcaError."""
     from hgca_cli.commands.describe import describe
     from hgca_cli.commands.machine import profile_for
-    from hgca_cli.commands.setup import check_switch, plan_model, start_engine
+    from hgca_cli.commands.setup import check_template, plan_model, start_engine
     from hgca_cli.engine.batch import Batch
     from hgca_cli.engine.room import Room
     from hgca_cli.hardware.probe import probe_machine
@@ -72,7 +73,7 @@ def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
     profile = profile_for(recipe.profile, machine, notify)
     sizes = sizes_of(describe(files, choice.trust_remote_code), machine, request, profile, plan)
     engine = start_engine(choice, files, plan)
-    check_switch(engine.loaded.tokenizer, recipe.options)
+    check_template(engine.loaded.tokenizer, recipe.sampling, recipe.think, recipe.options)
     sampling, _, wrong = sampling_of(recipe.sampling, engine.loaded.model.generation_config.to_diff_dict())
     for text in wrong:
         tell(text)

@@ -20,12 +20,14 @@ FAILED = 3
 def count_tokens(job: Job, lines: Lines, reader: Reader, checked: Checked) -> int:
     """Tell what the job is; returns the exit code: 3 if rows will fail."""
     from hgca_cli.batch.work import prompt_ids
+    from hgca_cli.commands.setup import check_template
     from hgca_cli.hf.tokenizer import Tokenizer
 
     choice, files, plan, sizes = job.plan()
     tokenizer = Tokenizer.load(files.path, trust_remote_code=choice.trust_remote_code)
     if job.template is not None:
         tokenizer.with_template(job.template)
+    check_template(tokenizer, job.sampling, job.given["think"], job.template_options)
     prompts: list[int] = []
     answers = failing = 0
     good = [entry for entry in checked.entries if entry.error is None]

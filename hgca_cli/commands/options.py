@@ -277,6 +277,36 @@ ChatTemplate = Annotated[
         help="Chat template (jinja) in place of the model's.",
     ),
 ]
+ChatTemplateKwargs = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template-kwargs", envvar="HGCA_CHAT_TEMPLATE_KWARGS", metavar="JSON",
+        help="""Options of the chat template, like '{"enable_thinking": false}'.""",
+    ),
+]  # fmt: skip
+JsonSchema = Annotated[
+    str | None,
+    typer.Option(
+        "--json-schema", "-j", envvar="HGCA_JSON_SCHEMA", metavar="JSON",
+        help="Answers are JSON that fits this schema (hgca[json]).",
+    ),
+]  # fmt: skip
+JsonSchemaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json-schema-file",
+        envvar="HGCA_JSON_SCHEMA_FILE",
+        metavar="FILE",
+        help="File with a schema for --json-schema.",
+    ),
+]
+ReasoningBudget = Annotated[
+    int | None,
+    typer.Option(
+        "--reasoning-budget", envvar="HGCA_REASONING_BUDGET", metavar="N",
+        help="Most tokens of a thought: then it is ended, and the answer begins. Default: no limit.",
+    ),
+]  # fmt: skip
 Raw = Annotated[
     bool, typer.Option("--raw", envvar="HGCA_RAW", help="Continue the text as it stands: no chat template.")
 ]

@@ -40,7 +40,7 @@ AFTER = {  # None means
     "revision": "the newest",
     "think": "as the template has it",
 }
-TOLD = ("system", "system_file", "chat_template", "raw", "think", "overflow")
+TOLD = ("system", "system_file", "chat_template", "chat_template_kwargs", "raw", "think", "overflow")
 LATER = "not planned: see the findings"
 
 By = Callable[[str], tuple[str, str] | None]
@@ -144,7 +144,8 @@ def _drawn(by: By, sampling: Mapping[str, Any], models: Mapping[str, Any]) -> tu
         reason = {"seed": "a new one each time"}.get(name, "") if value is None else ""
         if name == "max_tokens" and usual[0] == "default" and name not in sampling:
             reason = "less where the context has no room"
-        found.append(Setting(name, value, *((by(name) or usual) if field.name in sampling else usual), reason=reason))
+        setter = by(name) or (by("json_schema_file") if name == "json_schema" else None)
+        found.append(Setting(name, value, *((setter or usual) if field.name in sampling else usual), reason=reason))
     return found, wrong
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from hgca_cli.engine.engine import Engine
     from hgca_cli.hardware.settings import Plan, PlanRequest
     from hgca_cli.hf.registry import ModelFiles
+    from hgca_cli.hf.tokenizer import Tokenizer
 
+SWITCH = "enable_thinking"  # what chat templates call it
 PLANNED = (None, "auto", "cpu")  # devices that are always there
 
 
@@ -89,7 +91,23 @@ def start_engine(choice: ModelChoice, files: ModelFiles, plan: Plan, *, balance:
     return Engine(loaded, plan.cache, prefill_chunk=plan.chunk, balance=balance)
 
 
-def check_switch(tokenizer: Any, options: Mapping[str, Any]) -> None:
-    """Raises UsageError for a wish about thinking where the chat template has no switch for it."""
-    if any(not tokenizer.template_knows(name) for name in options):
-        raise UsageError("this model's chat template has no switch for thinking.", "Leave --think and --no-think out.")
+def check_template(
+    tokenizer: Tokenizer, sampling: Mapping[str, Any], think: bool | None, options: Mapping[str, Any]
+) -> None:
+    """Raises UsageError for a wish about thinking, or an option, that the chat template does not look at.
+
+    sampling  of sampling_flags
+    """
+    from hgca_cli.engine.reasoning import BEGIN
+
+    if think is not None and not tokenizer.template_knows(SWITCH):
+        raise UsageError(
+            f"this model's chat template has no switch for thinking ({SWITCH}).", "Leave --think and --no-think out."
+        )
+    for name in options:
+        if not tokenizer.template_knows(name):
+            raise UsageError(
+                f"this model's chat template has no option {name!r}.", "Drop it of --chat-template-kwargs."
+            )
+    if "reasoning_budget" in sampling and not any(map(tokenizer.template_knows, (SWITCH, BEGIN))):
+        raise UsageError("this model's chat template knows no thoughts.", "Leave --reasoning-budget out.")

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from hgca_cli.commands.flags import SAMPLING
+from hgca_cli.commands.wanted import schema_of
 from hgca_cli.config import SamplingSettings
 from hgca_cli.errors import UsageError
 from hgca_cli.units import parse_share
@@ -48,8 +49,10 @@ def setting_of(name: str, value: str) -> Any:
     """A sampling setting from what was typed. Raises UsageError if it is no number; its range is checked when set."""
     if name == "stop":
         return (value,) if value else ()
-    if name == "seed" and value in ("", "none", "random"):
+    if name in ("seed", "reasoning_budget") and value in ("", "none", "random"):
         return None
+    if name == "json_schema":
+        return schema_of(value, "/set json_schema") if value not in ("", "none") else ""
     kind = {field.name: field.type for field in fields(SamplingSettings)}[name]
     try:
         return float(value) if kind == "float" else int(value)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hgca_cli.commands.inputs import Document, prompt_text
 from hgca_cli.commands.interrupt import Twice, interruptible
 from hgca_cli.commands.keeping import Keeper
+from hgca_cli.commands.setup import SWITCH
 from hgca_cli.commands.slash import Leave, run_slash
 from hgca_cli.config import SamplingSettings
 from hgca_cli.engine.conversation import Conversation
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 LEAVE = ("exit", "quit")
 FULL = 0.85  # of the context: a warning
-SWITCH = "enable_thinking"  # what chat templates call it
 
 
 class Talk:

@@ -151,6 +151,8 @@ class Conversation:
     def go_on(self, sampling: SamplingSettings, stop: threading.Event) -> Iterator[Event]:
         """More of the last answer, from where it ended. Events and errors as of `ask`; UsageError if there is none."""
         self._check_answered("to go on with")
+        if sampling.json_schema:
+            raise UsageError("an answer that fits a schema is not gone on with.", "/regen gives another one.")
         began, asked, last = time.perf_counter(), self.messages[:-1], self.messages[-1]
         thought, text = last.get("reasoning_content", ""), last["content"]
         prompt = self._history

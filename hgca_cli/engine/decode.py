@@ -8,7 +8,7 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from hgca_cli.engine.sampling import Sampler
+from hgca_cli.engine.choosing import Chooser
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.hf.load import LoadedModel
 
@@ -17,7 +17,7 @@ def decode(
     loaded: LoadedModel,
     sequence: Sequence,
     logits: Tensor,
-    sampler: Sampler,
+    chooser: Chooser,
     most: int,
     context: int,
     stop: threading.Event,
@@ -35,11 +35,14 @@ def decode(
     for written in range(most):
         if stop.is_set():
             return "interrupted"
-        token = sampler(logits, sequence.tokens)
+        token = chooser(logits, sequence.tokens)
         if token in ends:
             return "stop"
+        chooser.take(token)
         sequence.tokens.append(token)
         yield token
+        if chooser.done:
+            return "stop"
         if written + 1 == most or len(sequence.tokens) >= context:
             return "length"
         if stop.is_set():

@@ -11,15 +11,17 @@ from functools import cached_property
 
 import hgca_cli.hf.attention
 from hgca_cli.config import FOLLOWING, CacheSettings, SamplingSettings
+from hgca_cli.engine.choosing import Chooser
 from hgca_cli.engine.decode import decode
 from hgca_cli.engine.feedback import Feedback
 from hgca_cli.engine.prefill import prefill
-from hgca_cli.engine.sampling import Sampler
+from hgca_cli.engine.reasoning import BEGIN
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.engine.text import TextStream
 from hgca_cli.errors import UsageError
 from hgca_cli.events import Balanced, Done, Event, Notice, Text
 from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.grammar import Grammars, Guide
 from hgca_cli.hf.load import LoadedModel
 from hgca_cli.hf.quicken import quicken
 from hgca_cli.hf.shape import kv_layout
@@ -53,6 +55,14 @@ class Engine:
     def watches(self) -> bool:
         """Whether the policy looks at attention weights, so that a prompt must be read to it."""
         return HybridCache(self.layout, self.settings).watches
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.loaded.tokenizer)
+
+    def guide(self, sampling: SamplingSettings) -> Guide | None:
+        """What keeps one answer to its schema; None without one. Raises HgcaError for a tokenizer or a schema that cannot be used."""
+        return self._grammars.guide(sampling.json_schema) if sampling.json_schema else None
 
     def set_quality(self, quality: float, sequence: Sequence) -> None:
         """Keep this share of the attention mass per head from the next answer on, in a sequence and in new ones.
@@ -113,7 +123,8 @@ class Engine:
         prompt_tokens = len(sequence.tokens) + len(new)
         sequence.cache.reset_counters()
         self.sequence = sequence
-        sampler = Sampler(sampling)
+        thinks = before is None and self.loaded.tokenizer.ends_with(sequence.tokens[-32:] + new, BEGIN)
+        chooser = Chooser(sampling, self.loaded.tokenizer, guide=self.guide(sampling), thinks=thinks)
         stream = TextStream(self.loaded.tokenizer.decode, sampling.stop, before or ())
         reading = time.perf_counter()
         logits = yield from prefill(self.loaded, sequence, new, self.context, self.prefill_chunk, stop)
@@ -121,7 +132,7 @@ class Engine:
         written = 0
         reason = "interrupted"
         if logits is not None:
-            ids = decode(self.loaded, sequence, logits, sampler, sampling.max_tokens, self.context, stop)
+            ids = decode(self.loaded, sequence, logits, chooser, sampling.max_tokens, self.context, stop)
             with closing(self._watched(ids, sequence, sampling, fresh=cached == 0)) as tokens:
                 while True:
                     try:
@@ -159,7 +170,7 @@ class Engine:
             ttft_seconds=first - began,
             decode_seconds=last - first,
             rows=sequence.cache.rows(),
-            seed=sampler.seed,
+            seed=chooser.seed,
             text=stream.text,
         )
 

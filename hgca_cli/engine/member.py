@@ -12,9 +12,9 @@ from torch import Tensor
 
 from hgca_cli.config import SamplingSettings
 from hgca_cli.engine.chances import Chance, chance_of
+from hgca_cli.engine.choosing import Chooser
 from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.prefill import check_room, prefill
-from hgca_cli.engine.sampling import Sampler
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.engine.text import TextStream
 from hgca_cli.errors import HgcaError
@@ -39,7 +39,7 @@ class Request:
     ids       the prompt; continues: its text goes on in the answer
     seconds   most that its own work may take: chunks of its prompt, and steps that compute its tokens; None: no limit
     likeliest so many tokens with their chances are told for each that is written; None: no chances
-    guide     says which tokens may come next (hf/grammar.py); from `after` on, once that was written
+    guide     of Engine.guide; thinks: the prompt ended with the mark a thought begins with
     """
 
     key: Any
@@ -49,7 +49,7 @@ class Request:
     seconds: float | None = None
     likeliest: int | None = None
     guide: Guide | None = None
-    after: str = ""
+    thinks: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Member:
         self.token = -1  # the next to be computed: it is in the sequence already
         self._engine = engine
         self._cached = 0
-        self._sampler = Sampler(request.sampling)
+        self._chooser = Chooser(request.sampling, engine.loaded.tokenizer, guide=request.guide, thinks=request.thinks)
         self._stream = TextStream(
             engine.loaded.tokenizer.decode, request.sampling.stop, request.ids if request.continues else ()
         )
@@ -89,7 +89,6 @@ class Member:
         self._began = self._read = self._first = self._last = time.perf_counter()
         self._written = 0
         self._chances: list[Chance] = []
-        self._guide = request.guide if not request.after else None
 
     def begin(
         self, sequence: Sequence, stop: threading.Event, pause: int = 0, keep: Callable[[Sequence], None] | None = None
@@ -159,12 +158,10 @@ class Member:
             if self.request.sampling.max_tokens == 0:
                 return self._finish("length")
             self._check_time()
-            allowed = self.logits if self._guide is None else self._guide.allow(self.logits)
-            token = self._sampler(allowed, self.sequence.tokens)
+            token = self._chooser(self.logits, self.sequence.tokens)
             if token in self._ends:
                 return self._finish("stop")
-            if self._guide is not None:
-                self._guide.take(token)
+            self._chooser.take(token)
         except HgcaError as error:
             self.fail(error)
             return 0
@@ -178,9 +175,7 @@ class Member:
             self._first = self._last
         self._stream.push(token)
         full = len(self.sequence.tokens) >= self._engine.context
-        if self._guide is None and self.request.guide is not None and self.request.after in self._stream.text:
-            self._guide = self.request.guide
-        if self._stream.stopped or (self._guide is not None and self._guide.done):
+        if self._stream.stopped or self._chooser.done:
             self._finish("stop")
         elif self._written == self.request.sampling.max_tokens or full:
             self._finish("length")
@@ -218,7 +213,7 @@ class Member:
             ttft_seconds=self._first - self._began,
             decode_seconds=self._last - self._first,
             rows=self.sequence.cache.rows(),
-            seed=self._sampler.seed,
+            seed=self._chooser.seed,
             text=self._stream.text,
         )
         self.answer = Answer(self.request, done, None, done.text, tuple(self._chances))

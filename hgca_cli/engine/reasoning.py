@@ -21,6 +21,21 @@ class ThoughtStream:
         self.thought = ""
         self.text = ""
 
+    @property
+    def thinking(self) -> bool:
+        """Whether what comes next belongs to a thought."""
+        return self._state == "thought"
+
+    @property
+    def answering(self) -> bool:
+        """Whether what comes next belongs to the answer, for sure."""
+        return self._state == "answer"
+
+    @property
+    def within_mark(self) -> bool:
+        """Whether the text so far may be the beginning of a mark."""
+        return bool(self._held)
+
     def answer_only(self) -> None:
         """What comes goes on with an answer that was begun before."""
         self._state, self._fresh = "answer", False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,21 @@ REMEDY = "pip install 'hgca[json]'"
 def is_there() -> bool:
     """Whether the package is installed."""
     return importlib.util.find_spec("llguidance") is not None
+
+
+def checked(schema: Any) -> str:
+    """A JSON schema, an object or its text, as JSON. Raises ValueError for one that cannot be used. The package must be there."""
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            raise ValueError(f"the schema is no JSON ({error})") from error
+    if not isinstance(schema, dict):
+        raise ValueError("the schema is not an object")
+    text = json.dumps(schema)
+    if wrong := what_is_wrong(text):
+        raise ValueError(f"the schema cannot be used: {wrong}")
+    return text
 
 
 @cache
@@ -63,7 +79,7 @@ class Grammars:
                 self._known = from_tokenizer(self._tokenizer.hf, None, ends or None)
             except (ValueError, RuntimeError) as error:
                 raise HgcaError(
-                    f"response_format: this model's tokenizer cannot be used ({str(error)[:120]}).", "Leave it out."
+                    f"this model's tokenizer cannot be used for a JSON schema ({str(error)[:120]}).", "Leave it out."
                 ) from error
         return self._known
 
@@ -101,4 +117,4 @@ class Guide:
     def _check(self) -> None:
         if self._matcher.is_error():
             told = " ".join(str(self._matcher.get_error()).split())
-            raise HgcaError(f"response_format: {told[:200]}.", "Give a simpler schema.")
+            raise HgcaError(f"JSON schema: {told[:200]}.", "Give a simpler schema.")

@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 from hgca_cli.errors import ModelError
 from hgca_cli.hf.checks import reason
 
 SECONDS = 5.0
+# What apply_chat_template, and `render`, take for themselves
+TAKEN = (
+    "tokenizer", "messages", "seconds", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message",
+    "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+)  # fmt: skip
+
+
+def wrong_option(options: Iterable[str]) -> str | None:
+    """One of these names that no option of a template can have; None: all are good."""
+    return next((name for name in options if name in TAKEN or not name.isidentifier()), None)
 
 
 class _TimeUp(BaseException):
