@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -153,6 +154,58 @@ def test_more_errors_than_may_be_and_rows_that_take_too_long(tiny: str, tmp_path
     source = write_rows(tmp_path / "slow.jsonl", '"a"')
     assert here("batch", source, "-m", tiny, "--timeout", "0").returncode == 3
     assert rows_in(tmp_path / "slow.out.jsonl")[0]["error"]["code"] == "timeout"
+
+
+def test_rows_that_begin_alike_are_put_next_to_each_other_unless_they_are_not_to_be(tiny: str, tmp_path: Path) -> None:
+    books = [f"{'the cat sat on the mat ' * 30}{at}" for at in "ab"]
+    rows = [{"id": f"{at}{book}", "prompt": books[book], "max_tokens": 1} for at in range(3) for book in (0, 1)]
+    source = write_rows(tmp_path / "in.jsonl", *({**row, "prompt": f"{row['id'][-1]} {row['prompt']}"} for row in rows))
+    words = ("batch", source, "-m", tiny, "--concurrency", "1", "--overwrite")
+    found = {}
+    for flag in ("--group-prefix", "--no-group-prefix"):
+        assert here(*words, flag).returncode == 0
+        lines = rows_in(tmp_path / "in.out.jsonl")
+        found[flag] = (
+            [one["id"] for one in lines],
+            sum(one["usage"]["prompt_tokens_details"]["cached_tokens"] for one in lines),
+        )
+    assert found["--no-group-prefix"] == ([row["id"] for row in rows], 0)
+    assert found["--group-prefix"][0] == sorted((row["id"] for row in rows), key=lambda name: (name[-1], name))
+    assert found["--group-prefix"][1] > 200
+
+
+@pytest.mark.parametrize("quiet", [(), ("-q",)])
+def test_a_log_has_what_was_told_and_how_it_ended(tiny: str, tmp_path: Path, quiet: tuple[str, ...]) -> None:
+    source = write_rows(tmp_path / "in.jsonl", '"a"', "nonsense\x1b[2J")
+    words = ("batch", source, "-n", "2", *quiet, "--log-file", str(tmp_path / "log"))
+    assert here(*words, "-m", "no/such-model", "--offline").returncode == 5
+    assert here(*words, "-m", tiny).returncode == 3
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S* .", line) for line in lines)
+    told = [line.split(" ", 2)[2] for line in lines]
+    assert any("error: " in one and "no/such-model" in one for one in told) and told[-1] == "exit code 3"
+    assert any(one.startswith("line 2: the line is not JSON") for one in told)
+    assert any("1 of 2 rows done, 1 failed" in one for one in told) and "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--quant", "int4"), b"as they are"), (("--quantization=nf4",), b"as they are"), (("--resume",), b"The same command"),
+        (("-i", "in"), b"hgca batch prompts.jsonl"), (("--gpu-memory-utilization", "0.9"), b"--gpu-mem"), (("-p", "hi"), b"hgca chat"),
+        (("--vram-margin", "much"), b"--vram-margin"), (("--log-file", "none/x"), b"--log-file"),
+        (("--log-file", "in.jsonl"), b"input"),
+        (("-np", "0"), b"--concurrency"), (("--parallel=x",), b"--concurrency"),
+    ],
+)  # fmt: skip
+def test_what_other_tools_have_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], named: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write_rows(tmp_path / "in.jsonl", '"a"')
+    done = here("batch", source, "-m", "no/such", "--offline", *words)
+    assert done.returncode == 2 and named in done.stderr and done.stderr.count(b"error") == 1, done.stderr
+    assert [one.name for one in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_shares_of_a_job_are_the_job(tiny: str, tmp_path: Path) -> None:

@@ -102,6 +102,9 @@ def test_gpu_keeps_everything_that_fits() -> None:
 def test_gpu_memory_and_ram_limit_cap() -> None:
     capped = plan(machine=WITH_GPU, gpu_memory=20 * GIB)
     assert capped.memory[0].limit == 20 * GIB - MARGIN and capped.window < plan(machine=WITH_GPU).window
+    spared = plan(machine=WITH_GPU, gpu_margin=5 * GIB)
+    assert spared.memory[0].limit == GPU.free - 5 * GIB and spared.window < plan(machine=WITH_GPU).window
+    assert plan(machine=WITH_GPU, gpu_margin=0).memory[0].limit == GPU.free
     assert plan(machine=WITH_GPU, gpu_memory=99 * GIB).memory[0].limit == GPU.free - MARGIN
     assert plan(ram_limit=40 * GIB).memory[0].limit == 40 * GIB
     assert plan().memory[0].limit == int(HOST_SHARE * HOST.memory_free)

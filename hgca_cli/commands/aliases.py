@@ -27,6 +27,11 @@ ALIASES = {
     "--sink": "--sinks",
     "--dense": "--exact",
     "--gpu-memory": "--gpu-mem",
+    "--fit-target": "--vram-margin",
+    "-np": "--concurrency",
+    "--parallel": "--concurrency",
+    "--max-inflight": "--concurrency",
+    "--max-num-seqs": "--concurrency",
     "--prefill-step-size": "--prefill-chunk",
     "--chunked-prefill-size": "--prefill-chunk",
 }

@@ -57,6 +57,12 @@ def batch(
             "--output-format", metavar="auto|openai|simple", help="Form of an answer's line. auto: that of its row."
         ),
     ] = "auto",
+    group_prefix: Annotated[
+        bool,
+        typer.Option(
+            "--group-prefix/--no-group-prefix", help="Rows that begin alike run next to each other, and share that."
+        ),
+    ] = True,
     strict: Annotated[
         bool, typer.Option("--strict", help="A line that cannot run ends the job before it begins.")
     ] = False,
@@ -107,6 +113,10 @@ def batch(
     metrics: Annotated[
         Path | None, typer.Option("--metrics", metavar="FILE", help="The figures at the end, as JSON, into a file.")
     ] = None,
+    log_file: Annotated[
+        Path | None,
+        typer.Option("--log-file", metavar="FILE", help="What is told goes into a file, too, with the time."),
+    ] = None,
     json: options.JsonDocument = False,
     model: options.Model = DEFAULT,
     revision: options.Revision = None,
@@ -127,6 +137,7 @@ def batch(
     threads: options.Threads = "auto",
     prefill_chunk: options.PrefillChunk = "auto",
     gpu_mem: options.GpuMem = None,
+    vram_margin: options.VramMargin = None,
     ram_limit: options.RamLimit = None,
     store_dir: options.StoreDir = None,
     profile: options.Profile = "auto",
@@ -194,7 +205,7 @@ def batch(
         dashboard=shown,
     )
     context.call_on_close(job.close)
-    raise typer.Exit(job.count() if dry_run else job.run())
+    raise typer.Exit(job.done(job.count if dry_run else job.run))
 
 
 def shard_of(text: str | None) -> tuple[int, int]:
@@ -229,10 +240,12 @@ def _paths(given: Mapping[str, Any], shard: tuple[int, int] = (1, 1)) -> tuple[P
     if answers is None and (given["overwrite"] or given["retry_errors"] or errors is not None):
         flag = "--errors" if errors is not None else "--overwrite" if given["overwrite"] else "--retry-errors"
         raise UsageError(f"{flag} needs an output in a file.", "Name one with -o.")
-    there = [one for one in (answers, errors, given["metrics"]) if one is not None]
-    metrics = given["metrics"]  # a directory that is not there is not to be found out when all is done
-    if metrics is not None and not metrics.expanduser().absolute().parent.is_dir():
-        raise UsageError(f"cannot write {metrics}: there is no such directory.", "Name another file with --metrics.")
+    there = [one for one in (answers, errors, given["metrics"], given["log_file"]) if one is not None]
+    for flag in ("metrics", "log_file"):  # a directory that is not there is not to be found out when all is done
+        path = given[flag]
+        if path is not None and not path.expanduser().absolute().parent.is_dir():
+            name = flag.replace("_", "-")
+            raise UsageError(f"cannot write {path}: there is no such directory.", f"Name another file with --{name}.")
     for at, one in enumerate(there):
         if one.is_dir():
             raise UsageError(f"cannot write {one}: it is a directory.", "Name a file.")

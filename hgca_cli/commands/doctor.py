@@ -54,6 +54,7 @@ def doctor(
     threads: options.Threads = "auto",
     prefill_chunk: options.PrefillChunk = "auto",
     gpu_mem: options.GpuMem = None,
+    vram_margin: options.VramMargin = None,
     ram_limit: options.RamLimit = None,
     store_dir: options.StoreDir = None,
     profile: options.Profile = "auto",

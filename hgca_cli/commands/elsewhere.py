@@ -9,12 +9,19 @@ from hgca_cli.errors import UsageError
 PLANNED = "The plan decides what the GPU gets; --gpu-mem SIZE caps it, --plan shows it."
 TALK = "Without a prompt hgca chat is a conversation; with one it answers and exits."
 FREE = "--json-schema holds answers to a schema; --json prints JSON lines."
+INPUT = "The input is a word of its own: hgca batch prompts.jsonl -o answers.jsonl"
 FLAGS = {
     "-ngl": PLANNED,
     "--n-gpu-layers": PLANNED,
     "--gpu-layers": PLANNED,
     "--num-gpu": PLANNED,
     "--gpu-memory-utilization": PLANNED,
+    "--format": FREE,
+    "--quant": "Weights are used as they are in the model's files.",
+    "--quantization": "Weights are used as they are in the model's files.",
+    "--reasoning": "It is --think or --no-think here.",
+}
+CHAT = {
     "-cnv": TALK,
     "--conversation": TALK,
     "-i": TALK,
@@ -23,13 +30,19 @@ FLAGS = {
     "--single-turn": TALK,
     "-mli": 'Esc Enter begins a new line; so do lines between """.',
     "--multiline-input": 'Esc Enter begins a new line; so do lines between """.',
-    "--format": FREE,
-    "--vram-margin": PLANNED,
-    "--fit-target": PLANNED,
-    "--quant": "Weights are used as they are in the model's files.",
-    "--log-file": "Redirect standard error, with --verbose.",
     "--no-show-timings": "It is --no-stats here.",
-    "--reasoning": "It is --think or --no-think here.",
+    "--log-file": "Redirect standard error, with --verbose.",
+}
+JOB = {
+    "-i": INPUT,
+    "--input": INPUT,
+    "--input-file": INPUT,
+    "--output-file": "It is -o here.",
+    "--resume": "The same command goes on with the rows that are missing.",
+    "-p": "Write prompts into a file, one a line, and give --text; hgca chat -p TEXT answers one.",
+    "--prompt": "Write prompts into a file, one a line, and give --text; hgca chat -p TEXT answers one.",
+    "-f": INPUT,
+    "--file": INPUT,
 }
 COMMANDS = {
     "run": "hgca chat -m MODEL talks to a model.",
@@ -43,13 +56,15 @@ COMMANDS = {
 
 
 def refuse_foreign(words: list[str]) -> None:
-    """Raises UsageError for an option of chat that only another tool has; an abbreviation of ours may look like it."""
-    if "chat" not in words:
+    """Raises UsageError for an option of a chat or a job that only another tool has; an abbreviation of ours may look like it."""
+    command = next((word for word in words if word in ("chat", "batch")), None)
+    if command is None:
         return
+    flags = FLAGS | (CHAT if command == "chat" else JOB)
     for before, word in zip(["", *words], words, strict=False):
         name = word.partition("=")[0]
-        if name in FLAGS and before not in ("-p", "--prompt", "-s", "--system", "--stop"):
-            raise UsageError(f"no such option: {name}.", FLAGS[name])
+        if name in flags and before not in ("-p", "--prompt", "-s", "--system", "--stop"):
+            raise UsageError(f"no such option: {name}.", flags[name])
 
 
 def hint_for(message: str, hint: str) -> str:

@@ -60,6 +60,7 @@ def plan_request(given: Mapping[str, Any]) -> PlanRequest:
         quality=quality,
         dense_layers=given["dense_layers"],
         gpu_memory=bytes_of(given["gpu_mem"], "--gpu-mem"),
+        gpu_margin=margin_of(given.get("vram_margin")),
         ram_limit=bytes_of(given["ram_limit"], "--ram-limit"),
         disk=look_at_disk(given["store_dir"]),
         yarn=given["yarn"],
@@ -126,6 +127,13 @@ def count_of(text: str | None, flag: str, most: int = MOST_ROWS) -> int | None:
 def bytes_of(text: str | None, flag: str) -> int | None:
     """Bytes a flag names, None if it was not given. Raises UsageError naming the flag."""
     return None if text is None else parse_bytes(text, flag)
+
+
+def margin_of(text: str | None) -> int | None:
+    """Bytes --vram-margin names: a number alone is MiB. Raises UsageError."""
+    if text is None or not text.strip().isdecimal():
+        return bytes_of(text, "--vram-margin")
+    return int(text) << 20
 
 
 def choice_of(text: str, flag: str, choices: tuple[str, ...]) -> str | None:

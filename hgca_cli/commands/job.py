@@ -18,9 +18,10 @@ from hgca_cli.batch.output import Output
 from hgca_cli.batch.rows import Reader
 from hgca_cli.commands.documents import documents_under
 from hgca_cli.commands.setup import SWITCH
-from hgca_cli.errors import ModelError
+from hgca_cli.errors import HgcaError, ModelError
 from hgca_cli.events import Event, Notice
 from hgca_cli.ui.job import JobView, job_table
+from hgca_cli.ui.log_file import LogFile
 from hgca_cli.ui.style import Style, is_terminal
 
 if TYPE_CHECKING:
@@ -68,7 +69,21 @@ class Job:
     _told_template: list[str] = field(default_factory=list)  # options, by rows
 
     def __post_init__(self) -> None:
-        self.view = JobView(self.style, quiet=self.given["quiet"], mode=self.dashboard)
+        path = self.given["log_file"]
+        log = LogFile(path.expanduser()) if path is not None else None
+        if log is not None:
+            self._open.append(log)
+        self.view = JobView(self.style, quiet=self.given["quiet"], mode=self.dashboard, log=log)
+
+    def done(self, work: Callable[[], int]) -> int:
+        """Run, or count; how it ends is logged. Returns the exit code."""
+        try:
+            code = work()
+        except BaseException as error:
+            self.view.log(f"error: {error}" if isinstance(error, HgcaError) else f"ended by {type(error).__name__}")
+            raise
+        self.view.log(f"exit code {code}")
+        return code
 
     def close(self) -> None:
         """Give files and the terminal back."""
@@ -153,7 +168,7 @@ class Job:
             output.in_order(missing)
         tally = Tally(len(missing), sum(entry.size for entry in missing))
         good = [entry for entry in missing if entry.error is None]
-        if not self.given["ordered"]:
+        if self.given["group_prefix"] and not self.given["ordered"]:
             good = grouped(good)
         work = Work(lines, reader, output, self._terms(choice)({}), tally)
         begin = partial(work.begin, told, [entry for entry in missing if entry.error is not None])

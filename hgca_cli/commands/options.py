@@ -162,6 +162,13 @@ GpuMem = Annotated[
     str | None,
     typer.Option("--gpu-mem", envvar="HGCA_GPU_MEM", metavar="SIZE", help="Most GPU memory to use, like 8GiB."),
 ]
+VramMargin = Annotated[
+    str | None,
+    typer.Option(
+        "--vram-margin", envvar="HGCA_VRAM_MARGIN", metavar="MIB",
+        help="GPU memory that stays free, in MiB, or a size like 2GiB. Default: 1024.",
+    ),
+]  # fmt: skip
 RamLimit = Annotated[
     str | None,
     typer.Option("--ram-limit", envvar="HGCA_RAM_LIMIT", metavar="SIZE", help="Most host memory to use, like 16GiB."),

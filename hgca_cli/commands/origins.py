@@ -34,7 +34,8 @@ PLANNED: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 TIMED = ("window", "select", "threads", "chunk")  # fields that predicted times decide (hardware/speed.py)
 AFTER = {  # None means
-    "gpu_mem": "all free but 1 GiB",
+    "gpu_mem": "all that is free",
+    "vram_margin": "1 GiB",
     "ram_limit": "80 % of the free",
     "store_dir": "in memory",
     "revision": "the newest",
@@ -100,6 +101,7 @@ def _chosen(by: By, given: Mapping[str, Any]) -> Iterator[Setting]:
         "profile",
         "yarn",
         "gpu_mem",
+        "vram_margin",
         "ram_limit",
         "store_dir",
         "balance",

@@ -60,6 +60,7 @@ def profile(
     threads: options.Threads = "auto",
     prefill_chunk: options.PrefillChunk = "auto",
     gpu_mem: options.GpuMem = None,
+    vram_margin: options.VramMargin = None,
     ram_limit: options.RamLimit = None,
     store_dir: options.StoreDir = None,
     json: options.JsonDocument = False,

@@ -44,7 +44,8 @@ class Place:
         self.gpu_limit = 0
         if device != "cpu":
             self.gpu = next(gpu for gpu in machine.gpus if f"cuda:{gpu.index}" == device)
-            self.gpu_limit = max(0, min(self.gpu.free, request.gpu_memory or self.gpu.free) - MARGIN)
+            margin = MARGIN if request.gpu_margin is None else request.gpu_margin
+            self.gpu_limit = max(0, min(self.gpu.free, request.gpu_memory or self.gpu.free) - margin)
 
     def costs(self, quality: float | None) -> Costs:
         """What choices take here, if so much of the attention mass is kept."""

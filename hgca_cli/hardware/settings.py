@@ -17,6 +17,7 @@ class PlanRequest:
     select          the policy; budget, quality, dense_layers: passed on
     yarn            the context is stretched with YaRN, so a context beyond the trained one needs no warning
     gpu_memory, ram_limit  bytes that may be used at most
+    gpu_margin      bytes of a GPU that are left for what is not counted
     disk            where the store's rows are; None: in memory
     """
 
@@ -33,6 +34,7 @@ class PlanRequest:
     quality: float | None = None
     dense_layers: int = 0
     gpu_memory: int | None = None
+    gpu_margin: int | None = None
     ram_limit: int | None = None
     disk: Disk | None = None
     yarn: bool = False

@@ -18,6 +18,7 @@ from hgca_cli.units import format_seconds
 if TYPE_CHECKING:
     from hgca_cli.ui.drawing import Drawing, Make
     from hgca_cli.ui.job_snapshot import JobWatcher
+    from hgca_cli.ui.log_file import LogFile
 
 LINE_SECONDS = 30.0
 BAR_SECONDS = 0.25
@@ -28,11 +29,14 @@ SHARE = 0.002  # of a processor, for the dashboard: many sequences are read, in 
 class JobView:
     """What a person sees of a job; the console of a quiet one says nothing but errors.
 
+    log   where what is told goes, too
     mode  line: a bar, or a line now and then; full: the dashboard, or the same in words where there is no terminal for it; off:
           no progress
     """
 
-    def __init__(self, style: Style, *, quiet: bool, mode: str = "line") -> None:
+    def __init__(self, style: Style, *, quiet: bool, mode: str = "line", log: LogFile | None = None) -> None:
+        self._log = log
+        self._logged = time.monotonic()
         self._style, self._quiet, self._mode = style, quiet, mode
         self._bar: Any = None
         self._task: Any = None
@@ -56,9 +60,17 @@ class JobView:
         """A dim line."""
         if not self._quiet:
             self.tell(text)
+        else:
+            self.log(text)
+
+    def log(self, text: str) -> None:
+        """Into the log, if there is one."""
+        if self._log is not None:
+            self._log.write(inert(text))
 
     def tell(self, text: str) -> None:
         """A dim line, also of a quiet job."""
+        self.log(text)
         text = inert(text)
         if self._bar is not None:
             self._bar.console.print(text, style="dim", markup=False, highlight=False)
@@ -68,6 +80,10 @@ class JobView:
 
     def progress(self, tally: Any) -> None:
         """How far it is, not too often. tally: of batch/tally.py."""
+        if self._log is not None and time.monotonic() - self._logged >= LINE_SECONDS:
+            self._logged = time.monotonic()
+            if self._quiet or self._mode == "off" or self._style.bar:  # else it is told
+                self.log(far(tally))
         if self._quiet or self._mode == "off":
             return
         if self._drawing is not None:
@@ -83,7 +99,7 @@ class JobView:
             assert self._watcher is not None
             self.tell("\n".join(job_words(self._watcher.sample())))
         elif not self._style.bar:
-            self.tell(f"{tally.done + tally.failed:,} of {tally.rows:,} rows, {figures(tally)}")
+            self.tell(far(tally))
         else:
             if self._bar is None:
                 self._open(tally.rows)
@@ -123,6 +139,11 @@ class JobView:
         self._bar = Progress(*columns, console=console, transient=True)
         self._task = self._bar.add_task("", total=rows, figures="")
         self._bar.start()
+
+
+def far(tally: Any) -> str:
+    """How far it is, in a line."""
+    return f"{tally.done + tally.failed:,} of {tally.rows:,} rows, {figures(tally)}"
 
 
 def figures(tally: Any) -> str:
