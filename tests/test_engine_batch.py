@@ -336,7 +336,8 @@ def test_beginnings_count_as_memory_and_go_when_there_is_none() -> None:
 
 
 def policies() -> list[dict[str, Any]]:
-    return [{"select": "exact"}, {"select": "scan"}, {"select": "two-level"}, {"select": "page"}, {"select": "window"}]
+    names = ("exact", "scan", "two-level", "page", "window", "moving-average")
+    return [{"select": name} for name in names]
 
 
 def rooms(limit: int, free: Any = None) -> Room:

@@ -14,6 +14,7 @@ from hgca_cli.engine.session_record import Shard
 from hgca_cli.errors import DoesNotFitError, HgcaError
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.graph import GraphStep
+from hgca_cli.hf.known import Known, know, known
 from hgca_cli.hf.load import LoadedModel
 from hgca_cli.native import OutOfMemoryError
 
@@ -31,6 +32,14 @@ class OnDisk:
     folder: Path
     shards: tuple[Shard, ...]
     rows: int
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place to go back to: rows in the cache, and what policies know of them."""
+
+    length: int
+    known: Known
 
 
 class Sequence:
@@ -64,7 +73,7 @@ class Sequence:
 
         Whatever interrupts it (no memory, Ctrl-C) leaves no row of these tokens in any layer. Raises DeviceFullError.
         """
-        before = self.cached
+        before = self.mark()
         try:
             with torch.inference_mode():
                 if ids.shape[1] == 1 and (step := self._graph_step(loaded)) is not None:
@@ -79,7 +88,7 @@ class Sequence:
             if loaded.device.type == "cuda":
                 torch.cuda.empty_cache()
             raise DeviceFullError(
-                f"{loaded.device} ran out of memory at token {before + ids.shape[1]:,}.",
+                f"{loaded.device} ran out of memory at token {before.length + ids.shape[1]:,}.",
                 "Choose a smaller --prefill-chunk, --window or --ctx.",
             ) from error
 
@@ -136,9 +145,17 @@ class Sequence:
                 self._step = None if self._trouble else GraphStep(loaded.model, self.cache)
         return self._step if self._step is not None and self._step.failed is None else None
 
-    def forget_beyond(self, length: int) -> None:
-        """Layers that had taken rows of a forward pass give them back; if one cannot, everything is read again."""
-        if not self.cache.rewind(length):
+    def mark(self) -> Mark:
+        """How it is before a forward pass."""
+        return Mark(self.cached, known(self.cache))
+
+    def forget_beyond(self, mark: Mark) -> None:
+        """Layers that had taken rows of a forward pass give them back, and policies forget what they saw of it; if one cannot,
+        everything is read again.
+        """
+        if self.cache.rewind(mark.length):
+            know(self.cache, mark.known)
+        else:
             self.cache.close()  # all tokens are waiting now
             self.on_disk = None
 

@@ -25,13 +25,14 @@ class Together:
         self.joint = len(members) >= self._least
         if not self.joint:
             return [failure for member in members for failure in self._alone(member)]
-        before = [member.sequence.cached for member in members]
+        before = [member.sequence.mark() for member in members]
+        tokens, lengths = [one.token for one in members], [mark.length for mark in before]
         try:
-            logits = joint_forward(self._loaded, self._of(members), [one.token for one in members], before)
+            logits = joint_forward(self._loaded, self._of(members), tokens, lengths)
         except BaseException as error:
             self._joint = None
-            for member, length in zip(members, before, strict=True):
-                member.sequence.forget_beyond(length)
+            for member, mark in zip(members, before, strict=True):
+                member.sequence.forget_beyond(mark)
             if not is_refusal(error):
                 raise
             if self._loaded.device.type == "cuda":
