@@ -89,6 +89,36 @@ def test_a_batch_file_round_trips_through_the_packages_types(tiny: str, tmp_path
         assert [choice.index for choice in made.choices] == list(range(len(made.choices)))
 
 
+# A line of OpenAI's documentation, and one of its answers: names of fields, and of those in them
+ASKED = (
+    '{"custom_id":"request-1","method":"POST","url":"/v1/chat/completions","body":{"model":"Qwen/Qwen2.5-7B-Instruct","messages":['
+    '{"role":"system","content":"You are terse."},{"role":"user","content":"What is 2+2?"}],"max_completion_tokens":64,'
+    '"temperature":0,"seed":1,"stop":["\\n\\n"]}}'
+)
+ANSWERED = (
+    '{"id":"batch_req_403hYy7nMxrxXFWXiwvoLG1q","custom_id":"request-1","response":{"status_code":200,"request_id":'
+    '"req_af0bac0d8253","body":{"id":"chatcmpl-A1Efhv97EZNQeHKSLPnTmZex20gf2","object":"chat.completion","created":1724858089,'
+    '"model":"Qwen/Qwen2.5-7B-Instruct","choices":[{"index":0,"message":{"role":"assistant","content":"4","refusal":null},'
+    '"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":24,"completion_tokens":2,"total_tokens":26,'
+    '"prompt_tokens_details":{"cached_tokens":16}}}},"error":null}'
+)
+
+
+def shape(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: shape(one) for name, one in value.items()}
+    return [shape(value[0])] if isinstance(value, list) else type(value).__name__
+
+
+def test_a_line_has_the_fields_that_openais_has_and_the_kinds_of_their_values(tiny: str, tmp_path: Path) -> None:
+    found = run(tiny, tmp_path, [json.loads(ASKED), {**json.loads(ASKED), "custom_id": "again"}], 0)
+    wanted = shape(json.loads(ANSWERED))
+    for one in found.values():
+        assert shape({name: value for name, value in one.items() if name != "hgca"}) == wanted
+    body = found["request-1"]["response"]["body"]
+    assert (body["object"], body["model"]) == ("chat.completion", "Qwen/Qwen2.5-7B-Instruct")
+
+
 def test_errors_are_the_packages_too(tiny: str, tmp_path: Path) -> None:
     rows = [
         line("hot", {"model": "m", "messages": SAID, "temperature": "hot"}), line("long", {"model": "m", "messages": SAID * 300}),

@@ -159,6 +159,40 @@ def test_documents_come_through_their_reader() -> None:
     assert row({"messages": [{"role": "user", "content": content}]}, document=texts.__getitem__).digest != made.digest
 
 
+def test_a_row_with_files_has_them_before_its_prompt() -> None:
+    texts = {"a.txt": ("a.txt", "one\n"), "b/c.txt": ("c.txt", "two")}.__getitem__
+    made = row({"id": "d1", "file": "a.txt", "prompt": "Who?"}, document=texts)
+    assert made.messages == [{"role": "user", "content": "a.txt:\n\none\n\nWho?"}] and made.unknown == ()
+    assert made.digest != row({"id": "d1", "file": "a.txt", "prompt": "Who?"}, document=lambda name: (name, "1")).digest
+    made = row({"file": ["a.txt", "b/c.txt"], "prompt": "Who?"}, document=texts, raw=True)
+    assert made.prompt == "one\n\n\ntwo\n\nWho?"
+    for value in (
+        {"file": 5, "prompt": "a"},
+        {"file": "a.txt", "messages": USER},
+        {"file": "a.txt"},
+        {"file": [""], "prompt": "a"},
+    ):
+        with pytest.raises(RowError):
+            row(value, document=texts)
+    with pytest.raises(RowError, match="--root"):
+        row({"file": "a.txt", "prompt": "Who?"})
+
+
+def test_an_effort_is_told_to_the_template_and_what_would_be_lost_is_refused() -> None:
+    made = row(
+        {"prompt": "a", "reasoning_effort": "low", "chat_template_kwargs": {"x": 1}, "skip_special_tokens": True}
+    )
+    assert made.options == {"reasoning_effort": "low", "x": 1} and made.unknown == ()
+    for lost in (
+        {"chat_template": "{{ x }}"},
+        {"bad_words": ["a"]},
+        {"use_beam_search": True},
+        {"skip_special_tokens": False},
+    ):
+        with pytest.raises(RowError, match="is not supported"):
+            row({"prompt": "a", **lost})
+
+
 def test_lines_are_tolerant_of_how_they_end(tmp_path: Path) -> None:
     lines = written(tmp_path / "in", b'\xef\xbb\xbf"a"\r\n\n  \n"b"\n"c"')
     found = list(lines)

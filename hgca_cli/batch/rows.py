@@ -12,7 +12,7 @@ from hgca_cli.batch.lines import Line
 from hgca_cli.batch.settings import read_settings
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
-OWN = ("prompt", "messages", "id", "custom_id")
+OWN = ("prompt", "messages", "id", "custom_id", "file")
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MOST_SHOWN = 60
 
@@ -91,10 +91,13 @@ class Reader:
         if ("prompt" in value) == ("messages" in value):
             raise RowError('a line has either "prompt" or "messages"' + (", not both" if "prompt" in value else ""))
         settings = read_settings({key: one for key, one in value.items() if key not in OWN}, RowError)
+        if "messages" in value and value.get("file") is not None:
+            raise RowError('"file" belongs to a "prompt"; in messages a part of a content names one')
         if "messages" in value:
             asked: dict[str, Any] = {"messages": self._messages(value["messages"], documents)}
         else:
-            asked = self._asked(_text(value["prompt"], "prompt"))
+            before = "".join(self._document(name, documents) for name in _files(value.get("file")))
+            asked = self._asked(_text(value["prompt"], "prompt"), before)
         return Row(number, name, "", **asked, **settings)
 
     def _openai(self, number: int, name: str, value: dict[str, Any], documents: list[str]) -> Row:
@@ -122,12 +125,20 @@ class Reader:
             return Row(number, name, COMPLETION, ids=prompt, **settings)
         return Row(number, name, COMPLETION, prompt=_text(prompt, "prompt"), **settings)
 
-    def _asked(self, prompt: str) -> dict[str, Any]:
+    def _asked(self, prompt: str, before: str = "") -> dict[str, Any]:
         if not prompt.strip():
             raise RowError("the prompt is empty")
         if self.raw:
-            return {"prompt": prompt}
-        return {"messages": [*self._system(), {"role": "user", "content": prompt}]}
+            return {"prompt": before + prompt}
+        return {"messages": [*self._system(), {"role": "user", "content": before + prompt}]}
+
+    def _document(self, path: str, documents: list[str], where: str = "") -> str:
+        """The text of a file a line names, as it stands before a question."""
+        if self.document is None:
+            raise RowError(f"{where}{path!r:.60} is a file: files are read under --root only", "file")
+        name, text = self.document(path)
+        documents.append(text)
+        return f"{text}\n\n" if self.raw else f"{name}:\n\n{text.strip()}\n\n"
 
     def _messages(self, value: Any, documents: list[str]) -> list[dict[str, Any]]:
         if not isinstance(value, list) or not value:
@@ -151,11 +162,7 @@ class Reader:
         said: list[str] = []
         for at, part in enumerate(value):
             if isinstance(part, dict) and isinstance(part.get("file"), str):
-                if self.document is None:
-                    raise RowError(f"{where}[{at}] names a file: files are read under --root only", "file")
-                name, text = self.document(part["file"])
-                documents.append(text)
-                said.append(f"{name}:\n\n{text.strip()}\n\n")
+                said.append(self._document(part["file"], documents, f"{where}[{at}]: "))
             elif isinstance(part, dict) and part.get("type") in ("text", None) and "text" in part:
                 said.append(_text(part["text"], f"{where}[{at}].text") + "\n")
             else:
@@ -214,6 +221,13 @@ def bad_row(line: Line, reader: Reader) -> Row:
         except RowError:
             pass
     return Row(line.number, name, form, digest=hashlib.sha256(line.content or b"").hexdigest()[:16])
+
+
+def _files(value: Any) -> list[str]:
+    names = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise RowError("file is not a path or a list of paths")
+    return names
 
 
 def _with_digest(row: Row, digest: str) -> Row:

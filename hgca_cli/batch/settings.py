@@ -24,13 +24,41 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": (None, []), "function_call": (None, "none", "auto"), "modalities": (None, ["text"]),
     "stop_token_ids": (None, []), "min_tokens": (None, 0), "ignore_eos": (None, False), "prompt_logprobs": (None, False),
     "guided_regex": (None,), "guided_choice": (None,), "guided_grammar": (None,),
+    "chat_template": (None,), "add_generation_prompt": (None, True), "continue_final_message": (None, False), "documents": (None, []),
+    "bad_words": (None, []), "allowed_token_ids": (None,), "use_beam_search": (None, False), "length_penalty": (None, 1, 1.0),
+    "truncate_prompt_tokens": (None,), "include_stop_str_in_output": (None, False), "skip_special_tokens": (None, True),
+    "verbosity": (None, "medium"), "audio": (None,), "web_search_options": (None,),
 }  # fmt: skip
 # What does not, here
-PASSED = ("model", "stream", "stream_options", "user", "metadata", "store", "service_tier", "safety_identifier")
+PASSED = (
+    "model",
+    "stream",
+    "stream_options",
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prediction",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "priority",
+    "request_id",
+    "cache_salt",
+)
 MOST_CHOICES = 128
 MOST_LIKELIEST = 20
 SCHEMAS = ("response_format", "json_schema", "guided_json", "structured_outputs")  # of OpenAI, llama.cpp, vLLM, vLLM
-READ = ("stop", "n", "logprobs", "top_logprobs", "chat_template_kwargs", *SCHEMAS)  # here, each in its own way
+READ = (
+    "stop",
+    "n",
+    "logprobs",
+    "top_logprobs",
+    "chat_template_kwargs",
+    "reasoning_effort",
+    *SCHEMAS,
+)  # here, each in its own way
 
 
 def read_settings(
@@ -69,7 +97,7 @@ def read_settings(
     model = given.get("model")
     return {
         "settings": settings,
-        "options": _options(given.get("chat_template_kwargs"), refuse),
+        "options": _options(given, refuse),
         "choices": choices or 1,
         "model": model if isinstance(model, str) else "",
         "likeliest": _likeliest(given, refuse, counted),
@@ -130,15 +158,14 @@ def _schema(given: Mapping[str, Any], refuse: Callable[..., Exception]) -> str |
         raise refuse(f"{name}: {str(error)[:200]}") from error
 
 
-def _options(given: Any, refuse: Callable[..., Exception]) -> dict[str, Any]:
-    """What is told to the chat template."""
-    if given is None:
-        return {}
-    if not isinstance(given, dict):
+def _options(given: Mapping[str, Any], refuse: Callable[..., Exception]) -> dict[str, Any]:
+    """What is told to the chat template; an effort is, too, as vLLM does it."""
+    options, effort = given.get("chat_template_kwargs"), given.get("reasoning_effort")
+    if options is not None and not isinstance(options, dict):
         raise refuse("chat_template_kwargs is not an object")
-    if (name := wrong_option(given)) is not None:
+    if (name := wrong_option(options or {})) is not None:
         raise refuse(f"chat_template_kwargs: {name!r:.60} is no option of a template")
-    return given
+    return ({} if effort is None else {"reasoning_effort": effort}) | (options or {})
 
 
 def _number(name: str, value: Any, refuse: Callable[..., Exception]) -> Any:
