@@ -60,6 +60,8 @@ def test_each_row_is_answered_in_its_form_and_bad_ones_say_why(tiny: str, tmp_pa
     summary = json.loads(done.stdout)
     assert (summary["rows"], summary["done"], summary["failed"], summary["missing"]) == (6, 4, 2, 0)
     assert json.loads((tmp_path / "metrics.json").read_text()) == summary
+    assert b"answers are in " in done.stderr and b"in.out.jsonl" in done.stderr
+    assert b"line 5 failed: prompt is" in done.stderr
     assert b"line 4" in done.stderr and b"'odd'" in done.stderr and b"'gpt'" in done.stderr
 
 
@@ -237,6 +239,7 @@ def test_a_dry_run_counts_and_writes_nothing(tiny: str, tmp_path: Path) -> None:
     ("words", "code", "named"),
     [
         (("in.jsonl", "-o", "in.jsonl"), 2, b"input"), (("in.jsonl", "-o", "link"), 2, b"input"), (("none",), 5, b"no such file"),
+        ((".",), 2, b"directory"), (("/",), 2, b"directory"), (("..", "-o", "x"), 2, b"directory"),
         (("in.jsonl", "-o", "none/out"), 2, b"none/out"), (("in.jsonl", "-o", "."), 2, b"cannot write"),
         (("in.jsonl", "-o", "notes"), 2, b"--overwrite"), (("in.jsonl", "--strict"), 2, b"line 2"),
         (("twice",), 2, b"lines 1 and 2"), (("in.jsonl", "--concurrency", "0"), 2, b"--concurrency"),

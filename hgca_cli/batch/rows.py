@@ -15,6 +15,7 @@ CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 OWN = ("prompt", "messages", "id", "custom_id", "file")
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MOST_SHOWN = 60
+PARTS = 'a part is {"type": "text", "text": "..."} or {"file": "PATH"}'
 
 
 class RowError(Exception):
@@ -167,7 +168,7 @@ class Reader:
                 said.append(_text(part["text"], f"{where}[{at}].text") + "\n")
             else:
                 kind = part.get("type") if isinstance(part, dict) else part
-                raise RowError(f"{where}[{at}]: a part is a text or a file, not {_shown(kind)}", "unsupported")
+                raise RowError(f"{where}[{at}]: {_shown(kind)} is not supported; {PARTS}", "unsupported")
         return "".join(said).removesuffix("\n")
 
     def _system(self) -> list[dict[str, Any]]:

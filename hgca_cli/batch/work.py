@@ -51,9 +51,18 @@ class Terms:
 
 
 class Work:
-    """The rows of a job that are missing."""
+    """The rows of a job that are missing. tell: what became of a row that failed, once it ran."""
 
-    def __init__(self, lines: Lines, reader: Reader, output: Output, terms: Terms, tally: Tally) -> None:
+    def __init__(
+        self,
+        lines: Lines,
+        reader: Reader,
+        output: Output,
+        terms: Terms,
+        tally: Tally,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._tell = tell
         self.lines, self.reader, self._output, self.terms = lines, reader, output, terms
         self.tally = tally
         self._open: dict[str, _Open] = {}  # rows that run, by id
@@ -62,13 +71,13 @@ class Work:
         """From here on the output is this job's (`told`: of Output.begin). Lines that cannot run get theirs."""
         self._output.begin(told)
         for entry in bad:
-            self.refuse(entry)
+            self.refuse(entry, known=True)
 
-    def refuse(self, entry: Entry) -> None:
-        """A line that cannot run gets its line in the output."""
+    def refuse(self, entry: Entry, *, known: bool = False) -> None:
+        """A line that cannot run gets its line in the output. known: it was told already."""
         assert entry.error is not None
         row = Row(entry.number, entry.id, entry.form, digest=entry.digest)
-        self._fail(row, entry, *entry.error)
+        self._fail(row, entry, *entry.error, known=known)
 
     def run(
         self,
@@ -165,15 +174,17 @@ class Work:
         self._output.write(name, record)
         self.tally.finish(size, answers)
         if not answers:
-            self._check_errors(f"id {shown(name)}", record["error"]["message"])
+            self._lost(f"id {shown(name)}", record["error"]["message"])
 
-    def _fail(self, row: Row, entry: Entry, message: str, code: str, partial: str = "") -> None:
+    def _fail(self, row: Row, entry: Entry, message: str, code: str, partial: str = "", *, known: bool = False) -> None:
         openai = openai_form(row, self.terms.form)
         self._output.write(entry.id, failed(row, message, code, openai=openai, partial=partial))
         self.tally.finish(entry.size, ())
-        self._check_errors(f"line {entry.number:,}", message)
+        self._lost(f"line {entry.number:,}", message, known=known)
 
-    def _check_errors(self, which: str, message: str) -> None:
+    def _lost(self, which: str, message: str, *, known: bool = False) -> None:
+        if not known:
+            self._tell(f"{which} failed: {message}")
         most = self.terms.errors
         if most is not None and self.tally.failed > most:
             raise TooManyErrorsError(

@@ -231,6 +231,8 @@ def _paths(given: Mapping[str, Any], shard: tuple[int, int] = (1, 1)) -> tuple[P
             output = "-"
         else:
             path = Path(source).expanduser()
+            if not path.name or path.is_dir():
+                raise UsageError(f"{source} is a directory.", "Name a file of JSON lines.")
             part = "" if shard[1] == 1 else f".{shard[0]}of{shard[1]}"
             output = str(path.with_name(path.stem + part + SUFFIX))
     answers = None if output == "-" else Path(output).expanduser()
@@ -241,11 +243,16 @@ def _paths(given: Mapping[str, Any], shard: tuple[int, int] = (1, 1)) -> tuple[P
         flag = "--errors" if errors is not None else "--overwrite" if given["overwrite"] else "--retry-errors"
         raise UsageError(f"{flag} needs an output in a file.", "Name one with -o.")
     there = [one for one in (answers, errors, given["metrics"], given["log_file"]) if one is not None]
-    for flag in ("metrics", "log_file"):  # a directory that is not there is not to be found out when all is done
-        path = given[flag]
-        if path is not None and not path.expanduser().absolute().parent.is_dir():
-            name = flag.replace("_", "-")
-            raise UsageError(f"cannot write {path}: there is no such directory.", f"Name another file with --{name}.")
+    for flag, one in (
+        ("o", answers),
+        ("-errors", errors),
+        ("-metrics", given["metrics"]),
+        ("-log-file", given["log_file"]),
+    ):
+        if (
+            one is not None and not one.expanduser().absolute().parent.is_dir()
+        ):  # not to be found out when all is read, or done
+            raise UsageError(f"cannot write {one}: there is no such directory.", f"Name another file with -{flag}.")
     for at, one in enumerate(there):
         if one.is_dir():
             raise UsageError(f"cannot write {one}: it is a directory.", "Name a file.")

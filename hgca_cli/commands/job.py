@@ -66,6 +66,7 @@ class Job:
     dashboard: str = "line"
     shard: tuple[int, int] = (1, 1)
     _open: list[Any] = field(default_factory=list)
+    _lost_rows: int = 0
     _told_template: list[str] = field(default_factory=list)  # options, by rows
 
     def __post_init__(self) -> None:
@@ -101,7 +102,7 @@ class Job:
         told = self._told()
         output.of(told)
         if self.given["retry_errors"] and (again := output.forget_errors()):
-            self.view.note(f"{again:,} rows that failed are done again")
+            self.view.note(f"{again:,} row{'s' * (again != 1)} that failed: to be done again")
         output.compare(checked)
         missing = [entry for entry in checked.entries if entry.id not in output.done]
         before = len(checked.entries) - len(missing)
@@ -146,6 +147,16 @@ class Job:
             self.view.note(f"and {len(checked.bad) - MOST_TOLD:,} more lines that cannot run")
         return lines, reader, checked
 
+    def _lost(self, text: str) -> None:
+        """A row failed as it ran: the first ones are told, all are logged."""
+        self._lost_rows += 1
+        if self._lost_rows <= MOST_TOLD:
+            self.view.note(text)
+        else:
+            self.view.log(text)
+        if self._lost_rows == MOST_TOLD:
+            self.view.note("more rows that fail are told in the output only")
+
     def _told(self) -> dict[str, Any]:
         """What must be the same when the job goes on."""
         settings = {name: self.given[name] for name in TOLD}
@@ -170,7 +181,7 @@ class Job:
         good = [entry for entry in missing if entry.error is None]
         if self.given["group_prefix"] and not self.given["ordered"]:
             good = grouped(good)
-        work = Work(lines, reader, output, self._terms(choice)({}), tally)
+        work = Work(lines, reader, output, self._terms(choice)({}), tally, self._lost)
         begin = partial(work.begin, told, [entry for entry in missing if entry.error is not None])
         code, peak = 0, 0
         with ending() as stop:
@@ -214,7 +225,7 @@ class Job:
             self.view.note(f"the chat template does not look at what rows tell it: {', '.join(map(shown, lost[:10]))}")
         common = self.common_length(good)
         slots = self.slots or sizes.sequences(common, common - self.given["max_tokens"] + 1)
-        self.view.note(f"{len(good):,} rows, up to {slots} at once")
+        self.view.note(f"{len(good):,} row{'s' * (len(good) != 1)}, up to {slots} at once")
         work.terms = self._terms(choice)(engine.loaded.model.generation_config.to_diff_dict())
         batch = Batch(engine, slots, Room(sizes.limits, sizes.takes, sizes.holds, sizes.free))
 
@@ -347,14 +358,19 @@ class Job:
 
     def _report(self, summary: dict[str, Any]) -> None:
         given = self.given
+        if given["json"]:
+            print(json.dumps(summary), flush=True)
+        self.view.note(job_table(summary))
+        if self.paths[0] is not None:
+            apart = f", errors in {self.paths[1]}" if self.paths[1] is not None and summary["failed"] else ""
+            self.view.note(f"answers are in {self.paths[0]}{apart}")
         if given["metrics"] is not None:
             try:
                 given["metrics"].expanduser().write_text(json.dumps(summary, indent=1) + "\n")
             except OSError as error:
-                raise ModelError(f"cannot write {given['metrics']}: {error.strerror}.", "Name another file.") from error
-        if given["json"]:
-            print(json.dumps(summary), flush=True)
-        self.view.note(job_table(summary))
+                raise ModelError(
+                    f"cannot write {given['metrics']}: {error.strerror}.", "Answers are written; the figures are above."
+                ) from error
 
     def _again(self) -> str:
         """The command that goes on."""
