@@ -267,3 +267,7 @@ def test_an_error_nobody_expected_is_one_line(
     monkeypatch.setattr("hgca_cli.commands.chat.plan_model", broken)
     err = refused(capsys, "chat", "-p", "x", code=1)
     assert "unexpected error: ZeroDivisionError: by zero" in err and "--debug" in err
+
+
+def test_a_margin_of_gpu_memory_is_in_mib_unless_it_says_otherwise() -> None:
+    assert [flags.margin_of(text) for text in (None, "0", "512", "2GiB")] == [None, 0, 512 << 20, 2 << 30]

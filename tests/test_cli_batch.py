@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 from benchmarks.kills import killed
+from hgca_cli.commands import setup
+from hgca_cli.hf.tokenizer import Tokenizer
 from tests.cli_process import ROOT, environment, here, hgca, save_tiny
 
 CHAT = "/v1/chat/completions"
@@ -290,6 +293,23 @@ def test_a_model_that_is_refused_costs_nothing_and_leaves_nothing(
     assert {one.name for one in tmp_path.iterdir()} == there | {"good", *before}
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_text_that_no_context_holds_is_not_taken_apart(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry: tuple[str, ...]
+) -> None:
+    seen: list[int] = []
+    original = Tokenizer.encode_chat
+    monkeypatch.setattr(
+        Tokenizer, "encode_chat", lambda self, said, **more: seen.append(len(str(said))) or original(self, said, **more)
+    )
+    source = write_rows(tmp_path / "in.jsonl", {"id": "huge", "prompt": "a b " * 200_000}, '"the cat"')
+    done = here("batch", source, "-m", tiny, "-n", "2", *dry)
+    assert done.returncode == 3 and b"800,000 characters" in done.stderr and max(seen) < 1000, done.stderr
+    if not dry:
+        found = {one["id"]: one for one in rows_in(tmp_path / "in.out.jsonl")}
+        assert found["huge"]["error"]["code"] == "context_overflow" and found["line-2"]["error"] is None
+
+
 def test_an_empty_input_is_no_work(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("\n\n")
     done = here("batch", str(tmp_path / "in.jsonl"), "-m", "no/such-model")
@@ -329,6 +349,29 @@ def test_a_signal_ends_it_cleanly_with_the_command_that_goes_on(tiny: str, tmp_p
     assert running.returncode == 128 + number
     assert b"go on with: hgca batch" in told and b"Traceback" not in told
     assert 1 <= len(rows_in(out)) < 300
+
+
+def test_a_signal_while_the_model_is_loaded_leaves_what_was_there(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = setup.start_engine
+
+    def interrupted(*given: Any, **more: Any) -> Any:
+        engine = original(*given, **more)
+        os.kill(os.getpid(), signal.SIGINT)
+        return engine
+
+    source = write_rows(tmp_path / "in.jsonl", '"a"', "nonsense")
+    words = ("batch", source, "-m", tiny, "-n", "2")
+    monkeypatch.setattr(setup, "start_engine", interrupted)
+    assert here(*words).returncode == 130 and [one.name for one in tmp_path.iterdir()] == ["in.jsonl"]
+    monkeypatch.setattr(setup, "start_engine", original)
+    assert here(*words).returncode == 3
+    before = (tmp_path / "in.out.jsonl").read_bytes()
+    monkeypatch.setattr(setup, "start_engine", interrupted)
+    done = here(*words, "--overwrite")
+    assert done.returncode == 130 and (tmp_path / "in.out.jsonl").read_bytes() == before
+    assert b"answers are in" not in done.stderr and b"go on with" in done.stderr
 
 
 def test_help_names_what_can_be_a_row() -> None:

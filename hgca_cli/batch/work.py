@@ -21,7 +21,7 @@ from hgca_cli.engine.batch import Batch, Progress
 from hgca_cli.engine.member import Answer, Request
 from hgca_cli.engine.prefill import check_room
 from hgca_cli.engine.reasoning import BEGIN, ThoughtStream
-from hgca_cli.errors import HgcaError
+from hgca_cli.errors import ContextOverflowError, HgcaError
 from hgca_cli.events import Done, Notice
 from hgca_cli.hf.tokenizer import Tokenizer
 
@@ -63,6 +63,7 @@ class Work:
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._tell = tell
+        self.begun = False
         self.lines, self.reader, self._output, self.terms = lines, reader, output, terms
         self.tally = tally
         self._open: dict[str, _Open] = {}  # rows that run, by id
@@ -70,6 +71,7 @@ class Work:
     def begin(self, told: Mapping[str, Any], bad: Iterable[Entry]) -> None:
         """From here on the output is this job's (`told`: of Output.begin). Lines that cannot run get theirs."""
         self._output.begin(told)
+        self.begun = True
         for entry in bad:
             self.refuse(entry, known=True)
 
@@ -141,7 +143,7 @@ class Work:
 
     def ids(self, row: Row, batch: Batch) -> list[int]:
         """The tokens of a row's prompt. Raises HgcaError if its template fails."""
-        return prompt_ids(row, batch.engine.loaded.tokenizer, self.terms.options)
+        return prompt_ids(row, batch.engine.loaded.tokenizer, self.terms.options, batch.engine.context)
 
     def _thinks(self, ids: list[int], row: Row, batch: Batch) -> bool:
         return row.messages is not None and batch.engine.loaded.tokenizer.ends_with(ids, BEGIN)
@@ -204,8 +206,15 @@ class _Open:
     failed: bool = False
 
 
-def prompt_ids(row: Row, tokenizer: Any, options: dict[str, Any]) -> list[int]:
-    """Token ids of a row's prompt. Raises HgcaError if the chat template fails, or for ids that are not there."""
+def prompt_ids(row: Row, tokenizer: Any, options: dict[str, Any], context: int) -> list[int]:
+    """Token ids of a row's prompt. Raises HgcaError if the chat template fails, for ids that are not there, or for a text that is
+    so much longer than the context that it costs gigabytes to find out by how much.
+    """
+    characters = len(row.prompt) + sum(len(one["content"]) for one in row.messages or ())
+    if tokenizer.cannot_fit(characters, context):
+        raise ContextOverflowError(
+            f"prompt has {characters:,} characters: far more than {context:,} tokens of context hold.", "Shorten it."
+        )
     if row.ids is not None:
         if max(row.ids) > tokenizer.largest_id:
             raise HgcaError(f"prompt: there is no token {max(row.ids)}.", f"The largest is {tokenizer.largest_id}.")

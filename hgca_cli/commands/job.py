@@ -152,10 +152,10 @@ class Job:
         self._lost_rows += 1
         if self._lost_rows <= MOST_TOLD:
             self.view.note(text)
-        else:
-            self.view.log(text)
-        if self._lost_rows == MOST_TOLD:
-            self.view.note("more rows that fail are told in the output only")
+            return
+        self.view.log(text)
+        if self._lost_rows == MOST_TOLD + 1:
+            self.view.note("more rows fail: the output says which")
 
     def _told(self) -> dict[str, Any]:
         """What must be the same when the job goes on."""
@@ -199,7 +199,7 @@ class Job:
         self.view.close()
         self._report(tally.summary() | {"concurrency": peak})
         if code:
-            self.view.tell(f"interrupted; go on with: {self._again()}")
+            self.view.tell(f"interrupted; go on with: {self._again(work.begun)}")
             return code
         return FAILED if tally.failed else 0
 
@@ -235,6 +235,8 @@ class Job:
             else:
                 self.view.progress(work.tally)
 
+        if stop.is_set():  # while it was loaded
+            return 0
         begin()
         self._watch(batch, work.tally, plan, slots)
         work.tally.start()
@@ -361,7 +363,7 @@ class Job:
         if given["json"]:
             print(json.dumps(summary), flush=True)
         self.view.note(job_table(summary))
-        if self.paths[0] is not None:
+        if self.paths[0] is not None and summary["done"] + summary["failed"]:
             apart = f", errors in {self.paths[1]}" if self.paths[1] is not None and summary["failed"] else ""
             self.view.note(f"answers are in {self.paths[0]}{apart}")
         if given["metrics"] is not None:
@@ -372,12 +374,14 @@ class Job:
                     f"cannot write {given['metrics']}: {error.strerror}.", "Answers are written; the figures are above."
                 ) from error
 
-    def _again(self) -> str:
-        """The command that goes on."""
+    def _again(self, begun: bool) -> str:
+        """The command that goes on; what it takes out of an output is gone once that was begun."""
         words = sys.argv[1:]
         if "batch" not in words:
             words = ["batch", self.given["source"], *(["-o", str(self.paths[0])] if self.paths[0] else [])]
-        return shlex.join(["hgca", *(word for word in words if word not in ("--overwrite", "--retry-errors"))])
+        return shlex.join(
+            ["hgca", *(word for word in words if not begun or word not in ("--overwrite", "--retry-errors"))]
+        )
 
 
 def _slot_name(key: tuple[str, int]) -> str:

@@ -34,7 +34,7 @@ def count_tokens(job: Job, lines: Lines, reader: Reader, checked: Checked) -> in
     for entry in good:
         row = reader.row(lines.at(entry.begin, entry.number))
         try:
-            length = len(prompt_ids(row, tokenizer, job.options()))
+            length = len(prompt_ids(row, tokenizer, job.options(), plan.context))
         except HgcaError as error:
             job.view.note(f"line {entry.number:,}: {error}")
             failing += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,15 @@ class Tokenizer:
     def largest_id(self) -> int:
         """The largest token id there is."""
         return max(self.hf.get_vocab().values())
+
+    @cached_property
+    def longest(self) -> int:
+        """Characters of the longest token there is."""
+        return max(map(len, self.hf.get_vocab()))
+
+    def cannot_fit(self, characters: int, tokens: int) -> bool:
+        """Whether so many characters are more than so many tokens, for sure; a normalizer may make one of up to four."""
+        return characters > 4 * self.longest * tokens
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of a text, nothing added. special: control tokens in the text become control tokens."""
