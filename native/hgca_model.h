@@ -107,6 +107,10 @@ typedef struct {
 int hgca_decode_layer(const hgca_layer *layer, const hgca_reading *reading, uintptr_t in, uintptr_t cosine, uintptr_t sine,
                       uintptr_t out);
 
+/* `count` layers, each of what the one before it made: `in` of the first, `out` of the last. Where one fails, those before it have put
+ * their rows. */
+int hgca_decode_layers(const hgca_layer *const *layers, const hgca_reading *const *readings, int32_t count, uintptr_t in,
+                       uintptr_t cosine, uintptr_t sine, uintptr_t out);
 /* As hgca_decode_layer of a token of each of `count` sequences, whose layers are all grids: in and out [count][inputs], cosine and sine
  * [count][rotated]; products as of hgca_linear_several, the attention of all in one job. */
 int hgca_decode_layer_several(const hgca_layer *layer, const hgca_reading *const *readings, int32_t count, uintptr_t in,

@@ -92,3 +92,16 @@ int hgca_decode_layer(const hgca_layer *l, const hgca_reading *r, uintptr_t in, 
     hgca_give_memory(own.base);
     return status;
 }
+
+int hgca_decode_layers(const hgca_layer *const *layers, const hgca_reading *const *readings, int32_t count, uintptr_t in,
+                       uintptr_t cosine, uintptr_t sine, uintptr_t out) {
+    if (!layers || !readings || count < 1) return HGCA_BAD_ARGUMENT;
+    for (int32_t i = 0; i < count; i++) /* all of them first: none puts a row if one cannot */
+        if (!layers[i] || !hgca_layer_fits(layers[i]) || !hgca_reading_fits(layers[i], readings[i]) ||
+            layers[i]->out.outputs != layers[0]->out.outputs)
+            return HGCA_BAD_ARGUMENT;
+    int status = HGCA_OK;
+    for (int32_t i = 0; i < count && !status; i++)
+        status = hgca_decode_layer(layers[i], readings[i], i ? out : in, cosine, sine, out); /* `in` is read before `out` is written */
+    return status;
+}

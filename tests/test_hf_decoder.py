@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 from hgca_cli import native
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import NativeError
-from hgca_cli.hf import decoder
+from hgca_cli.hf import decoder, stack
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.decoder import QuickDecoder, quicken_decoder
 from hgca_cli.hf.quicken import quicken
@@ -30,8 +31,8 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How often layers were one call, and two."""
-    counts = {"one": 0, "two": 0}
+    """How often layers were one call, or two, and how often all of them were one."""
+    counts = Counter(one=0, two=0, all=0)
     run, begin = decoder.Parts.run, decoder.Reading.begin
 
     def counted(self: Any, *arguments: Any) -> Any:
@@ -44,6 +45,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             counts["one"], counts["two"] = counts["one"] + 1, counts["two"] - 1
         return described
 
+    def together(self: Any, *arguments: Any) -> Any:
+        out = stacked(self, *arguments)
+        if out is not None:
+            counts["one"], counts["two"], counts["all"] = (
+                counts["one"] + len(self._parts),
+                counts["two"] - 1,
+                counts["all"] + 1,
+            )
+        return out
+
+    stacked = stack.Stack.run
+    monkeypatch.setattr(stack.Stack, "run", together)
     monkeypatch.setattr(decoder.Parts, "run", counted)
     monkeypatch.setattr(decoder.Reading, "begin", begun)
     return counts
@@ -64,7 +77,8 @@ def test_logits_are_the_models_own(name: str, window: int, calls: dict[str, int]
     model.set_attn_implementation("hgca")
     got = logits_of(model, tokens, cache_of(model, window=window), STEPS)
     assert (got - wanted).abs().max() <= 1e-4
-    assert calls == {"one": 3 * (TOKENS - 40) if name in QUICK else 0, "two": 0}
+    steps = TOKENS - 40 if name in QUICK else 0
+    assert calls == {"one": 3 * steps, "two": 0, "all": max(0, steps - 1)}  # the first one layer by layer
 
 
 @pytest.mark.parametrize("select", ["scan", "two-level", "page", "window", "moving-average"])
@@ -78,7 +92,8 @@ def test_policies_read_the_same(select: str, calls: dict[str, int]) -> None:
     cache = cache_of(model, **settings)
     got = logits_of(model, tokens, cache, STEPS)
     assert (got - wanted).abs().max() <= 1e-4
-    assert calls == ({"one": 0, "two": 180} if select == "moving-average" else {"one": 180, "two": 0})
+    by_library = {"one": 180, "two": 0, "all": 59}
+    assert calls == ({"one": 0, "two": 180, "all": 0} if select == "moving-average" else by_library)
     for layer, other in zip(cache.layers, before.layers, strict=True):
         assert layer.states[0].reads.steps == other.states[0].reads.steps > 0
         assert layer.states[0].reads.share == pytest.approx(other.states[0].reads.share, rel=0.02)
@@ -123,13 +138,13 @@ def test_a_rewound_cache_and_a_prompt_of_single_tokens(calls: dict[str, int]) ->
     logits_of(model, tokens, cache, [80])
     assert cache.rewind(30)
     assert (logits_of(model, tokens[:, 30:], cache, [1] * 70) - wanted[:, 30:]).abs().max() <= 1e-4
-    assert calls == {"one": 210, "two": 0}
+    assert calls == {"one": 210, "two": 0, "all": 69}
     cache = cache_of(model)
     with torch.inference_mode():
         cache.expect(5)
         got = [model(input_ids=tokens[:, i : i + 1], past_key_values=cache).logits[:, 0] for i in range(10)]
     assert (torch.stack(got, 1) - wanted[:, :10]).abs().max() <= 1e-4
-    assert calls == {"one": 225, "two": 15}  # prompts are attended to exactly
+    assert calls == {"one": 225, "two": 15, "all": 74}  # prompts are attended to exactly
 
 
 class Scaled(LlamaDecoderLayer):
@@ -203,7 +218,7 @@ def test_a_layer_that_was_changed_is_its_own_again(change: Callable[[Any], None]
     change(model)
     model.set_attn_implementation("hgca")
     assert (logits_of(model, tokens, cache_of(model), STEPS) - wanted).abs().max() <= 1e-4
-    assert calls == {"one": 120, "two": 0}  # of two layers
+    assert calls == {"one": 120, "two": 0, "all": 0}  # of two layers
 
 
 def test_all_else_is_the_layers_own(calls: dict[str, int]) -> None:
@@ -218,12 +233,12 @@ def test_all_else_is_the_layers_own(calls: dict[str, int]) -> None:
     assert (logits[:, 0] - wanted[:1, 9]).abs().max() <= 1e-4
     model.set_attn_implementation("hgca")
     assert (logits_of(model, tokens, cache_of(model), STEPS) - wanted).abs().max() <= 1e-4  # two texts at once
-    assert calls == {"one": 0, "two": 0}
+    assert calls == {"one": 0, "two": 0, "all": 0}
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
     parts = quick_layer().parts
-    lib, described = native.lib, parts._described
+    lib, described = native.lib, parts.described
     vector = torch.zeros(256)
     at = vector.data_ptr()
     with pytest.raises(NativeError):
@@ -232,6 +247,14 @@ def test_what_does_not_fit_together_is_refused() -> None:
         native.check(lib.hgca_before_attention(described, at, 0, at, at))
     with pytest.raises(NativeError):
         native.check(lib.hgca_decode_layer(described, native.ffi.new("hgca_reading *"), at, at, at, at))
+    one, none = native.ffi.new("hgca_layer *[]", [described]), native.ffi.new("hgca_reading *[]", 1)
+    for layers_, readings, count in (
+        (one, none, 1),
+        (one, none, 0),
+        (native.ffi.NULL, none, 1),
+        (one, native.ffi.NULL, 1),
+    ):
+        assert lib.hgca_decode_layers(layers_, readings, count, at, at, at, at) == lib.HGCA_BAD_ARGUMENT
     for name, wrong in (("heads", 5), ("dim", 7), ("rotated", 7), ("rotated", 10), ("kv_heads", 0)):
         before = getattr(described, name)
         setattr(described, name, wrong)

@@ -131,7 +131,7 @@ def test_a_full_sequence_is_told(loaded: LoadedModel) -> None:
 
 
 def test_what_does_not_fit_together_is_refused(loaded: LoadedModel) -> None:
-    described, lib = loaded.model.model.layers[0].parts._described, native.lib
+    described, lib = loaded.model.model.layers[0].parts.described, native.lib
     at = torch.zeros(1024).data_ptr()
     several = native.ffi.new("hgca_reading *[]", [native.ffi.new("hgca_reading *")])
     for readings, count in ((several, 1), (several, 0), (native.ffi.NULL, 1)):

@@ -23,7 +23,9 @@ from hgca_cli.hf.gated import Gated
 from hgca_cli.hf.linear import QuickLinear
 from hgca_cli.hf.norm import QuickNorm
 from hgca_cli.hf.probe import Probe
+from hgca_cli.hf.stack import Stack
 from hgca_cli.hf.trial import gives_the_same, put_before
+from hgca_cli.hf.watched import Watched
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 HEAD_NORMS = ("q_norm", "k_norm")
@@ -43,7 +45,10 @@ class QuickDecoder(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **named: Any) -> Any:
         """[batch, tokens, width] -> [batch, tokens, width]."""
-        out = self.parts.run(hidden_states, named) if not args and self.parts.serves(hidden_states, named) else None
+        parts, stack = self.parts, self.parts.stack
+        if stack is not None and stack.hands_on(parts.index, hidden_states):
+            return hidden_states
+        out = parts.run(hidden_states, named) if not args and parts.serves(hidden_states, named) else None
         return out if out is not None else super().forward(hidden_states, *args, **named)
 
 
@@ -51,8 +56,10 @@ class Parts:
     """The parts of a layer, as they were when it was found.
 
     index  of the layer in a cache
+    inner  the modules whose modules they are
     told   what it tells its attention, but for query, key and value
     most   sequences of which a token each is one call
+    stack  the layers of the model that this is one of, if they may be one call
     """
 
     def __init__(self, layer: nn.Module, attention: Any) -> None:
@@ -61,12 +68,13 @@ class Parts:
         block: Any = layer._modules["mlp"]
         self.index: int = attention.layer_idx
         self.told: dict[str, Any] = {}
+        self.stack: Stack | None = None
         self.width, self.dim = linear[0].in_features, attention.head_dim
         self._sizes = [one.out_features for one in linear[:3]]
         self.heads, kv_heads = (size // self.dim for size in self._sizes[:2])
         self.value_dim = self._sizes[2] // kv_heads
         self._shapes = (1, self.heads, 1, self.dim), (1, kv_heads, 1, self.dim), (1, kv_heads, 1, self.value_dim)
-        to = self._described = native.ffi.new("hgca_layer *")
+        to = self.described = native.ffi.new("hgca_layer *")
         to.heads, to.kv_heads, to.dim, to.rotated = self.heads, kv_heads, self.dim, self.dim
         for i, one in enumerate(linear[:3]):
             to.projection[i] = one.quick.described
@@ -78,18 +86,9 @@ class Parts:
         for i, name in enumerate(HEAD_NORMS):
             if isinstance(one := attention._modules.get(name), QuickNorm):
                 one.scale.describe(to.head_norm[i])
-        found = [(of._modules, name, one) for of in (layer, attention, block) for name, one in of._modules.items()]
-        self._places = [(modules, name) for modules, name, _ in found]
-        self._ones = [one for *_, one in found]
-        self._listeners = [
-            hooks for _, _, one in found if one for hooks in (one._forward_hooks, one._forward_pre_hooks)
-        ]
-        self._weights = [one._parameters for _, _, one in found if one and "weight" in one._parameters]
-        self._at = self._where()
+        self.inner = layer, attention, block
+        self._watched = Watched(self.inner)
         self.most = min(one.quick.most for one in (*linear, *block.gated.layers))
-
-    def _where(self) -> list[int]:
-        return [own["weight"].data_ptr() for own in self._weights]  # type: ignore[union-attr]
 
     def serves(self, x: Tensor, named: dict[str, Any]) -> bool:
         """Whether x is a token of each of some texts in a HybridCache, and the parts are still the same and nobody listens to them."""
@@ -104,9 +103,7 @@ class Parts:
             and turns is not None
             and _is_each(turns[0], self.dim, x.size(0))
             and _is_each(turns[1], self.dim, x.size(0))
-            and not any(self._listeners)
-            and [modules[name] for modules, name in self._places] == self._ones
-            and self._where() == self._at
+            and self._watched.unchanged()
         )
 
     def run(self, x: Tensor, named: dict[str, Any]) -> Tensor | None:
@@ -117,13 +114,18 @@ class Parts:
         layer: HybridLayer = (named.get("cache") or named["past_key_values"]).layers[self.index]
         if x.size(0) > 1:
             return self._run_several(x, cosine, sine, layer)
-        reading = self._reading(layer, layer.states[0]) if layer.states else None  # empty before its first token
+        proven = self.index == 0 and self.stack is not None and self.stack.proven
+        if proven and (out := self.stack.run(x, named)) is not None:  # type: ignore[union-attr]
+            return out
+        reading = self.reading(layer, layer.states[0]) if layer.states else None  # empty before its first token
         if reading is not None and (described := reading.begin(layer.states[0])) is not None:
             out = torch.empty_like(x)
             at = x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), out.data_ptr()
-            if status := native.lib.hgca_decode_layer(self._described, described, *at):
+            if status := native.lib.hgca_decode_layer(self.described, described, *at):
                 native.check(status)
             reading.end(layer.states[0])
+            if self.stack is not None:
+                self.stack.seen(self.index, x, named["position_embeddings"], out)
             return out
         query, key, value = self.before(x, cosine, sine)
         layer.update(key, value)
@@ -132,7 +134,7 @@ class Parts:
     def _run_several(self, x: Tensor, cosine: Tensor, sine: Tensor, layer: HybridLayer) -> Tensor | None:
         if len(layer.states) != x.size(0):
             return None
-        readings = [one for state in layer.states if (one := self._reading(layer, state)) is not None]
+        readings = [one for state in layer.states if (one := self.reading(layer, state)) is not None]
         if len(readings) < len(layer.states):
             return None
         pairs = list(zip(readings, layer.states, strict=True))
@@ -142,13 +144,13 @@ class Parts:
         out = torch.empty_like(x)
         at = x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), out.data_ptr()
         several = native.ffi.new("hgca_reading *[]", described)
-        if status := native.lib.hgca_decode_layer_several(self._described, several, len(described), *at):
+        if status := native.lib.hgca_decode_layer_several(self.described, several, len(described), *at):
             native.check(status)
         for reading, state in pairs:
             reading.end(state)
         return out
 
-    def _reading(self, layer: HybridLayer, state: LayerState) -> Reading | None:
+    def reading(self, layer: HybridLayer, state: LayerState) -> Reading | None:
         """What the attention of a sequence's layer reads, if the C library can do all of it."""
         if state.prompt_left or self.told["sliding_window"] != layer.layout.sliding:
             return None
@@ -161,7 +163,7 @@ class Parts:
         """[1, 1, width], [1, 1, dim] -> query [1, heads, 1, dim], key [1, kv_heads, 1, dim], value."""
         out = torch.empty(sum(self._sizes))
         at = x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), out.data_ptr()
-        if status := native.lib.hgca_before_attention(self._described, *at):
+        if status := native.lib.hgca_before_attention(self.described, *at):
             native.check(status)
         query, key, value = (part.view(shape) for part, shape in zip(out.split(self._sizes), self._shapes, strict=True))
         return query, key, value
@@ -169,9 +171,7 @@ class Parts:
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         """[1, 1, width], attention's result [1, 1, heads, value_dim] -> [1, 1, width]."""
         attended, out = attended.contiguous(), torch.empty_like(x)
-        if status := native.lib.hgca_after_attention(
-            self._described, x.data_ptr(), attended.data_ptr(), out.data_ptr()
-        ):
+        if status := native.lib.hgca_after_attention(self.described, x.data_ptr(), attended.data_ptr(), out.data_ptr()):
             native.check(status)
         return out
 

@@ -11,6 +11,7 @@ from hgca_cli.hf.grid import Grid, find_grid, find_halves
 from hgca_cli.hf.linear import QuickLinear, Weights, join
 from hgca_cli.hf.norm import quicken_norm
 from hgca_cli.hf.pages import Pages
+from hgca_cli.hf.stack import stack
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of a module's layers that share a vector
 
@@ -28,6 +29,7 @@ def quicken(model: nn.Module) -> int:
             quicken_norm(module)
         for module in list(model.modules()):  # once all their parts are quick
             quicken_decoder(module)
+        stack(model, lambda layer: getattr(layer, "parts", None))
         return taken
     finally:
         torch.set_num_threads(threads)

@@ -1,0 +1,101 @@
+"""All decoder layers of a token in one call of the C library, where each gets what the one before it made.
+
+A model's own loop over its layers stays: its first layer then computes all of them, and the others hand on what they get.
+That a model has such a loop is seen, not assumed: a token goes layer by layer first, and only if each layer was given the
+very result of the one before, and the same positions, are later tokens one call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hgca_cli import native
+from hgca_cli.errors import HgcaError
+from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.watched import Watched
+
+if TYPE_CHECKING:
+    from hgca_cli.hf.decoder import Parts
+
+
+class Stack:
+    """The layers of a model, in their order.
+
+    proven  a token was seen to go through all of them, one after the other
+    """
+
+    def __init__(self, layers: list[nn.Module], parts: list[Parts]) -> None:
+        self.proven = False
+        self._parts = parts
+        self._described = native.ffi.new("hgca_layer *[]", [part.described for part in parts])
+        self._watched = Watched([modules for part in parts for modules in part.inner])
+        self._listeners = [hooks for one in layers for hooks in (one._forward_hooks, one._forward_pre_hooks)]
+        self._own = [one.__dict__ for one in layers]
+        self._passed = 0  # layers of the token at hand, one after the other
+        self._at: Tensor | None = None  # what the last of them made
+        self._turns: Any = None  # the positions they were given
+        self._next = 0  # the layer that hands on next, once all have been computed; 0: none
+
+    def hands_on(self, place: int, x: Tensor) -> bool:
+        """Whether the layer at this place has nothing to do but hand x on, as all were computed with the first one."""
+        if place == 0 or self._next == 0:
+            self._next = 0  # another pass begins, whatever became of the one before
+            return False
+        if place != self._next or x is not self._at:
+            self._next = 0
+            raise HgcaError(
+                f"layer {place} was given something else than what layer {place - 1} made, as it had been before.",
+                "Change what happens between a model's layers before its first token, not after it.",
+            )
+        self._next = (place + 1) % len(self._parts)
+        return True
+
+    def seen(self, place: int, x: Tensor, turns: Any, out: Tensor) -> None:
+        """The layer at this place was given x and positions, and made `out` of them, by itself."""
+        follows = place == 0 or (place == self._passed and x is self._at and turns is self._turns)
+        self._passed = place + 1 if follows else 0
+        self._at, self._turns = out, turns
+        self.proven |= self._passed == len(self._parts)
+
+    def run(self, x: Tensor, named: dict[str, Any]) -> Tensor | None:
+        """A token through all layers: [1, 1, width], as of Parts.run. None, and no row was put, where one is not like the first."""
+        cache: HybridCache = named.get("cache") or named["past_key_values"]
+        readings = []
+        for part in self._parts:
+            layer = cache.layers[part.index]
+            reading = part.reading(layer, layer.states[0]) if layer.states else None
+            if reading is None:
+                return None
+            readings.append((reading, layer.states[0]))
+        if not self._unchanged() or not all(reading.choose(state) for reading, state in readings):
+            return None
+        described = [reading.take(state) for reading, state in readings]
+        cosine, sine = named["position_embeddings"]
+        out = torch.empty_like(x)
+        at = x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), out.data_ptr()
+        several = native.ffi.new("hgca_reading *[]", described)
+        if status := native.lib.hgca_decode_layers(self._described, several, len(described), *at):
+            native.check(status)
+        for reading, state in readings:
+            reading.end(state)
+        self._at, self._next = out, 1
+        return out
+
+    def _unchanged(self) -> bool:
+        """Whether all parts are as they were found, and nobody listens to what goes from layer to layer."""
+        return not any(self._listeners) and not any("forward" in own for own in self._own) and self._watched.unchanged()
+
+
+def stack(model: nn.Module, parts_of: Any) -> None:
+    """Join the quick layers of a list that has no others."""
+    for module in model.modules():
+        if not isinstance(module, nn.ModuleList) or len(module) < 2:
+            continue
+        parts = [parts_of(layer) for layer in module]
+        if all(part is not None for part in parts) and [part.index for part in parts] == list(range(len(parts))):
+            one = Stack(list(module), parts)
+            for part in parts:
+                part.stack = one
