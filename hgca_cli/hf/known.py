@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from hgca_cli.attention.select.moving_average import Known as KnownOfLayer
 from hgca_cli.attention.select.moving_average import MovingAverage
 from hgca_cli.hf.cache import HybridCache
 
-Known = list[dict[str, Any]]
+Known = list[KnownOfLayer]
 
 
 def known(cache: HybridCache) -> Known:
-    """What they know at present. Cheap: they replace what they know, and change no tensor."""
-    return [{name: _held(value) for name, value in vars(one).items()} for one in _watchers(cache)]
+    """What they know at present."""
+    return [one.known() for one in _watchers(cache)]
 
 
 def know(cache: HybridCache, before: Known) -> None:
-    """They know what they knew. Only where the rows are those there were."""
+    """They know what they knew."""
     for one, what in zip(_watchers(cache), before, strict=False):  # layers that had no token yet are new again
-        vars(one).update({name: _held(value) for name, value in what.items()})
+        one.know(what)
 
 
 def _watchers(cache: HybridCache) -> Iterator[MovingAverage]:
@@ -27,7 +27,3 @@ def _watchers(cache: HybridCache) -> Iterator[MovingAverage]:
         for state in layer.states:
             if isinstance(state.selector, MovingAverage):
                 yield state.selector
-
-
-def _held(value: Any) -> Any:
-    return list(value) if isinstance(value, list) else value

@@ -33,6 +33,7 @@ from hgca_cli.kv.store import Store
 JUDGE_ROWS = 2048  # rows of the store weighed at once
 
 Pool = Literal["mean", "max", "none"]
+Known = tuple[Tensor, int, list[Tensor], list[Tensor], Chosen | None]
 
 
 class MovingAverage:
@@ -85,6 +86,15 @@ class MovingAverage:
         """Rows of each list that was last read; empty before."""
         start = None if self._chosen is None else self._chosen.row_start
         return [] if start is None else start.diff().tolist()
+
+    def known(self) -> Known:
+        """What it knows of the rows at present. Cheap: later steps put other tensors in their places, and change none."""
+        return self.average, self._left, list(self._rows), list(self._worth), self._chosen
+
+    def know(self, before: Known) -> None:
+        """It knows what it knew then. Only where the rows are those there were."""
+        self.average, self._left, rows, worth, self._chosen = before
+        self._rows, self._worth = list(rows), list(worth)
 
     def stored(self, store: Store) -> None:
         """Rows were judged when they left."""
