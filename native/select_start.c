@@ -5,7 +5,10 @@
 #include "dispatch.h"
 #include "selecting.h"
 
-enum { LEAST_UNIT = 16, UNITS_PER_THREAD = 4, MOST_QUERIES = 256, CLUSTER_STEP = 256 };
+enum { LEAST_UNIT = 16, UNITS_PER_THREAD = 3, MOST_QUERIES = 256, CLUSTER_STEP = 256 };
+
+/* A group with a score of its own costs so many quarters of one whose codes are scored: few of them are taken. */
+enum { GATED_WORK = 1, SCANNED_WORK = 4 };
 
 static int check_pages(const hgca_selection *job) {
     if (job->page_kind < HGCA_PAGE_BOX || job->page_kind > HGCA_PAGE_MEAN) return HGCA_BAD_ARGUMENT;
@@ -73,22 +76,45 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static int opens_blocks(const hgca_selection *job) { return job->block_codes != NULL && job->clustered > 0; }
 
-/* Groups of a unit: whole steps of a clustering, so many that every thread gets some units of a stage. Where most blocks
- * stay closed units are large, as little of one is looked at. */
-static int64_t unit_groups(const hgca_selection *jobs, int32_t count) {
-    int64_t all = 0, least = LEAST_UNIT;
-    for (int32_t j = 0; j < count; j++) {
-        all += groups_of(&jobs[j]) * jobs[j].rows.kv_heads;
-        if (opens_blocks(&jobs[j])) least = HGCA_GROUPS * HGCA_LANES; /* 16 blocks are scored at once */
-    }
-    int64_t each = all / ((int64_t)hgca_threads() * UNITS_PER_THREAD) + 1;
-    each = (each + least - 1) / least * least;
-    return smaller(each, least == LEAST_UNIT ? HGCA_UNIT : HGCA_WIDE_UNIT);
+/* What a head's first `groups` groups cost, and how many groups cost so much. */
+static int64_t gated_groups(const hgca_selection *job) {
+    return job->gate == HGCA_GATE_SCAN && !opens_blocks(job) ? job->clustered / HGCA_LANES : 0;
 }
 
+static int64_t work_of(const hgca_selection *job, int64_t groups) {
+    const int64_t gated = smaller(groups, gated_groups(job));
+    return GATED_WORK * gated + SCANNED_WORK * (groups - gated);
+}
+
+static int64_t groups_for(const hgca_selection *job, int64_t work) {
+    const int64_t gated = gated_groups(job);
+    return work <= GATED_WORK * gated ? work / GATED_WORK : gated + (work - GATED_WORK * gated) / SCANNED_WORK;
+}
+
+static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* Groups of a unit begin and end at whole steps of a clustering. Where most blocks stay closed 16 of these are scored at once. */
+static int64_t unit_step(const hgca_selection *job) { return opens_blocks(job) ? HGCA_GROUPS * HGCA_LANES : LEAST_UNIT; }
+
+/* Work of a unit: so much that every thread gets some units of a stage. */
+static int64_t unit_work(const hgca_selection *jobs, int32_t count) {
+    int64_t all = 0;
+    for (int32_t j = 0; j < count; j++) all += work_of(&jobs[j], groups_of(&jobs[j])) * jobs[j].rows.kv_heads;
+    return all / ((int64_t)hgca_threads() * UNITS_PER_THREAD) + 1;
+}
+
+/* Where blocks are opened units may be large, as little of one is looked at. */
 static int32_t units_of(const hgca_selection *job, int64_t each) {
-    int64_t units = (groups_of(job) + each - 1) / each;
+    const int64_t groups = groups_of(job), steps = up(groups, unit_step(job)) / unit_step(job);
+    each = smaller(each, SCANNED_WORK * (opens_blocks(job) ? HGCA_WIDE_UNIT : HGCA_UNIT));
+    const int64_t units = smaller((work_of(job, groups) + each - 1) / each, steps);
     return units > 0 ? (int32_t)units : 1; /* someone has to finish a head */
+}
+
+/* The group unit i of `units` begins with. */
+static int64_t unit_begins(const hgca_selection *job, int64_t i, int64_t units) {
+    const int64_t groups = groups_of(job), at = groups_for(job, work_of(job, groups) * i / units);
+    return smaller(i < units ? up(at, unit_step(job)) : groups, groups);
 }
 
 static hgca_mean_scores take_scores(hgca_layout *at, int64_t queries, int64_t count) {
@@ -170,7 +196,7 @@ static void lay_out_head(hgca_layout *at, const hgca_selection *job, hgca_head *
     }
     const int64_t clustered = job->gate == HGCA_GATE_NONE ? 0 : hgca_scored_groups(job);
     for (int32_t i = 0; i < count; i++) {
-        const int64_t first = i * each, groups = smaller(groups_of(job) - first, each);
+        const int64_t first = unit_begins(job, i, count), groups = unit_begins(job, i + 1, count) - first;
         const int64_t mine = clustered > first ? smaller(clustered - first, groups) : 0;
         lay_out_unit(at, h, at->base ? &units[i] : NULL, job, groups, mine);
         for (int k = 0; k < HGCA_PARTS; k++) {
@@ -201,7 +227,7 @@ static const hgca_kernel *near_kernel(const hgca_selection *job) {
 }
 
 static void lay_out(hgca_layout *at, const hgca_selection *jobs, int32_t count, hgca_selecting **result) {
-    const int64_t each = unit_groups(jobs, count);
+    const int64_t each = unit_work(jobs, count);
     int64_t heads = 0, units = 0;
     int32_t first_stage = HGCA_STAGE_GROUPS;
     for (int32_t j = 0; j < count; j++) {
