@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "codes.h"
+#include "select.h"
 
 enum { MOST_ROWS = 65536, TURNS = 3, LANES = 16 };
 
@@ -17,38 +18,23 @@ typedef struct {
     float *line, *side[2]; /* [width] */
 } bisection;
 
-static float dot(const float *a, const float *b, int64_t width) {
-    float part[LANES] = {0}, sum = 0.0f;
-    for (int64_t d = 0; d < width; d += LANES)
-        for (int r = 0; r < LANES; r++) part[r] += a[d + r] * b[d + r];
-    for (int r = 0; r < LANES; r++) sum += part[r];
-    return sum;
-}
-
-static float distance(const float *a, const float *b, int64_t width) {
-    float part[LANES] = {0}, sum = 0.0f;
-    for (int64_t d = 0; d < width; d += LANES)
-        for (int r = 0; r < LANES; r++) part[r] += (a[d + r] - b[d + r]) * (a[d + r] - b[d + r]);
-    for (int r = 0; r < LANES; r++) sum += part[r];
-    return sum;
+static hgca_gathered gathered(const bisection *b, const int32_t *index, int64_t count) {
+    return (hgca_gathered){b->row, b->width, index, count};
 }
 
 static void mean_of(const bisection *b, const int32_t *index, int64_t count, float *to) {
-    for (int64_t d = 0; d < b->width; d++) to[d] = 0.0f;
-    for (int64_t i = 0; i < count; i++)
-        for (int64_t d = 0; d < b->width; d++) to[d] += b->row[index[i] * b->width + d];
-    for (int64_t d = 0; d < b->width; d++) to[d] *= 1.0f / (float)count;
+    const hgca_gathered rows = gathered(b, index, count);
+    hgca_selection_kernels()->middle(&rows, to);
 }
 
 static const float *farthest(const bisection *b, const int32_t *index, int64_t count, const float *from) {
-    const float *best = b->row + index[0] * b->width;
+    const hgca_gathered rows = gathered(b, index, count);
+    int32_t best = index[0];
     float most = -1.0f;
-    for (int64_t i = 0; i < count; i++) {
-        const float *row = b->row + index[i] * b->width;
-        float far = distance(row, from, b->width);
-        if (far > most) most = far, best = row;
-    }
-    return best;
+    hgca_selection_kernels()->apart(&rows, from, b->along);
+    for (int64_t i = 0; i < count; i++)
+        if (b->along[index[i]] > most) most = b->along[index[i]], best = index[i];
+    return b->row + best * b->width;
 }
 
 /* The `first` smallest by `along` come first: quickselect, which goes wrong for no order of NaN. */
@@ -74,11 +60,12 @@ static void partition(int32_t *index, int64_t count, int64_t first, const float 
 /* Halves of whole groups, along the line between two rows far apart, then between the halves' means. */
 static int64_t halve(bisection *b, int32_t *index, int64_t count) {
     const int64_t first = count / LANES / 2 * LANES;
+    const hgca_gathered rows = gathered(b, index, count);
     mean_of(b, index, count, b->side[0]);
     const float *one = farthest(b, index, count, b->side[0]), *other = farthest(b, index, count, one);
     for (int turn = 0; turn < TURNS; turn++) {
         for (int64_t d = 0; d < b->width; d++) b->line[d] = one[d] - other[d];
-        for (int64_t i = 0; i < count; i++) b->along[index[i]] = dot(b->row + index[i] * b->width, b->line, b->width);
+        hgca_selection_kernels()->along(&rows, b->line, b->along);
         partition(index, count, first, b->along);
         if (turn + 1 == TURNS) break;
         mean_of(b, index, first, b->side[0]);
@@ -106,9 +93,10 @@ static int descending(const void *a, const void *b) {
 /* Rows farthest from the mean of their group go behind the others; both parts in the order they had. */
 static void set_apart(bisection *b, int64_t count, int64_t apart, float *far) {
     for (int64_t g = 0; g < count; g += LANES) {
+        const hgca_gathered rows = gathered(b, b->order + g, LANES);
         mean_of(b, b->order + g, LANES, b->side[0]);
-        for (int i = 0; i < LANES; i++)
-            b->along[b->order[g + i]] = far[g + i] = distance(b->row + b->order[g + i] * b->width, b->side[0], b->width);
+        hgca_selection_kernels()->apart(&rows, b->side[0], b->along);
+        for (int i = 0; i < LANES; i++) far[g + i] = b->along[b->order[g + i]];
     }
     for (int64_t i = 0; i < count; i++) /* rows that are no numbers are farthest, and sort like the others */
         if (far[i] != far[i]) far[i] = b->along[b->order[i]] = INFINITY;

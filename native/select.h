@@ -122,6 +122,14 @@ typedef struct {
     float *sum;
 } hgca_closing;
 
+/* Rows to be put into groups: some of `row`, f32 [..][width], width a multiple of 16, by their indexes [count]. */
+typedef struct {
+    const float *row;
+    int64_t width;
+    const int32_t *index;
+    int64_t count;
+} hgca_gathered;
+
 typedef struct {
     void (*scan)(const hgca_scan *scan);
     void (*reach)(const hgca_reaching *reaching);
@@ -131,6 +139,10 @@ typedef struct {
     void (*close)(const hgca_closing *closing);
     /* The sum of scores [count] whose bit is set; count is a multiple of 16. */
     float (*hold)(const uint16_t *score, const uint16_t *bits, int64_t count);
+    /* to[index] = the row's product with a line, or its squared distance from a point; to[width] = the mean of rows. */
+    void (*along)(const hgca_gathered *rows, const float *line, float *to);
+    void (*apart)(const hgca_gathered *rows, const float *point, float *to);
+    void (*middle)(const hgca_gathered *rows, float *to);
     /* Bit i: weight[i] >= edge, of 16. */
     uint32_t (*lanes)(const float *weight, float edge);
 } hgca_isa_selection;
