@@ -47,6 +47,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[128, 2048, 4096, 8192])
     parser.add_argument("--select", nargs="+", default=["exact"])
     parser.add_argument("--dtype", default="fp32", help="of our side")
+    parser.add_argument(
+        "--kv-dtype", help="of our store's rows; a chat that chooses rows has bf16. Default: as --dtype"
+    )
     parser.add_argument("--yarn", type=int, help="stretch positions to so many tokens")
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=2)
@@ -96,7 +99,10 @@ def make_sides(options: argparse.Namespace, plain: LoadedModel, text: Text, keep
     loaded = load_model(resolve(options.model), device="cpu", dtype=options.dtype, yarn_context=options.yarn)
     quicken(loaded.model)
     sides: list[Side] = [
-        Ours(loaded, CacheSettings(window=options.window, context=context + 1, select=select))
+        Ours(
+            loaded,
+            CacheSettings(window=options.window, context=context + 1, select=select, kv_dtype=options.kv_dtype),
+        )
         for select in options.select
     ]
     sides += [NoAttention(loaded), BareModules(loaded)]
@@ -213,6 +219,7 @@ def record(options: argparse.Namespace, results: list[dict[str, Any]], sides: li
         **where_and_when(options.threads),
         "model": options.model,
         "dtype": options.dtype,
+        "kv_dtype": options.kv_dtype or options.dtype,
         "window": options.window,
         "yarn": options.yarn,
         "openmp": options.openmp,

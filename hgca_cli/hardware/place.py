@@ -52,7 +52,7 @@ class Place:
         return Costs(self.case.profile, self.model, quality, self.request.budget, self.request.dense_layers)
 
     def needs(self, choice: Choice) -> list[Memory]:
-        """Bytes in every place; a policy that is not decided yet is taken for the one with the largest index."""
+        """Bytes in every place; a policy that is not decided yet is taken for `scan`."""
         name = self.gpu.name if self.gpu else ""
         if not choice.select:
             choice = replace(choice, select="scan" if stored_rows(choice) else "exact")

@@ -14,7 +14,8 @@ from hgca_cli.hardware.settings import Prediction
 
 WINDOWS = (256, 512, 1024, 2048, 4096)  # on the CPU, where the window is no scarce memory
 SMALLEST_GPU_WINDOW = 1024  # fewer offloaded rows than this are faster kept on the GPU (HGCA, arXiv:2507.03153)
-SAME = 0.02  # predicted times this near are the same: what is exact, or keeps more in the window, goes first
+SAME = 0.02  # predicted times this near are the same: what is exact, or a scan, or keeps more in the window, goes first
+GATED_ROWS = 8192  # of a store: up to here `two-level` was measured, about as near to exact as a scan (docs/log.md)
 HIGHER = (0.99, 0.98)  # qualities that are worth having where reading more costs no time
 MOST_SEQUENCES = 256
 
@@ -54,7 +55,7 @@ def choose_rows(place: Place, choice: Choice, threads: int, reasons: dict[str, s
     best = min(seconds.values())
     same = [one for one, taken in seconds.items() if taken <= best * (1 + SAME)]
     larger = 1 if choice.device == "cpu" else -1  # on a GPU no larger than helps
-    made = max(same, key=lambda one: (one.select == "exact", larger * one.window))
+    made = max(same, key=lambda one: (one.select == "exact", one.select != "two-level", larger * one.window))
     reasons["window"] = _why_window(place, made, seconds)
     reasons["select"] = _why_select(place, made, seconds)
     return made, _choose_quality(place, made, threads, reasons)
@@ -123,6 +124,8 @@ def _sized(place: Place, choice: Choice) -> Iterator[Choice]:
             yield replace(sized, select="exact")
         if stored_rows(sized):
             yield replace(sized, select="scan")
+        if choice.device == "cpu" and 0 < stored_rows(sized) <= GATED_ROWS:
+            yield replace(sized, select="two-level")
 
 
 def _why_window(place: Place, made: Choice, seconds: dict[Choice, float]) -> str:
@@ -149,6 +152,12 @@ def _why_select(place: Place, made: Choice, seconds: dict[Choice, float]) -> str
         if rival is None:
             return why
         return f"{why}: {seconds[made] * 1e3:.1f} ms a token, choosing rows would take {rival * 1e3:.1f}"
+    if made.select == "two-level":
+        scanned = min((taken for one, taken in seconds.items() if one.select == "scan"), default=None)
+        saved = (
+            "" if scanned is None else f" (a scan of all: {scanned * 1e3:.1f} ms a token, {seconds[made] * 1e3:.1f} so)"
+        )
+        return f"follows the query, and scans the rows of groups that may matter{saved}"
     where = "; the GPU scans its own copy of these" if made.device_codes else ""
     return f"follows the query, and finds what a scan of 4-bit keys finds{where}"
 
