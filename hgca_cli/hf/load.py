@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.hf.checks import FETCH_AGAIN, check_config, check_size, check_weights, read_json, reason
+from hgca_cli.hf.default_model import recommended
 from hgca_cli.hf.quiet import quiet
 from hgca_cli.hf.registry import ModelFiles
 from hgca_cli.hf.shape import refuse_unsupported, text_config, trained_context
@@ -132,6 +133,9 @@ def load_model(
             if "can't allocate memory" in str(error):  # how torch says it on the CPU
                 raise _too_large(files, device) from error
             raise ModelError(f"{files.path} cannot be loaded: {reason(error)}.", FETCH_AGAIN) from error
+    for name, value in recommended(files.path).items():
+        if getattr(model.generation_config, name, None) is None:
+            setattr(model.generation_config, name, value)
     _refuse_not_finite(files, model)
     rows = model.get_input_embeddings().weight.shape[0]
     if tokenizer.largest_id >= rows:
