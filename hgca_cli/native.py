@@ -8,7 +8,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -350,50 +350,6 @@ def use_isa(name: str) -> None:
         raise UsageError(
             f"HGCA_ISA: this machine has no instruction set {name!r}.", f"Choose from {', '.join(isas())}."
         )
-
-
-class Reservation:
-    """Address space that takes memory only as it is committed and touched. Units: bytes.
-
-    file  an empty file that is the memory; it becomes as long as the address space, with holes
-    """
-
-    def __init__(self, size: int, file: IO[bytes] | None = None) -> None:
-        base = ffi.new("void **")
-        self._file = file
-        if file is None:
-            check(lib.hgca_reserve(size, base))
-        else:
-            file.truncate(size)
-            check(lib.hgca_reserve_file(size, file.fileno(), base))
-        # the finalizer lives as long as the last view: views hold the buffer, the buffer holds the memory
-        self._base = ffi.gc(base[0], lambda at, size=size: lib.hgca_release(at, size), size=0)
-        self._size = size
-
-    def commit(self, offset: int, size: int) -> None:
-        """Make bytes offset .. offset + size - 1 usable; they read as zeros. Raises OutOfMemoryError, NoSpaceError."""
-        assert offset >= 0 and size >= 0 and offset + size <= self._size
-        if self._file is None:
-            check(lib.hgca_commit(self._base, offset, size))
-        else:
-            check(lib.hgca_commit_file(self._base, self._file.fileno(), offset, size))
-
-    def advise(self, in_order: bool) -> None:
-        """Of a file: how it will be read next, in order or here and there."""
-        if self._file is not None:
-            check(lib.hgca_advise(self._base, self._size, in_order))
-
-    def tensor(self, dtype: torch.dtype, shape: Sequence[int], strides: Sequence[int], offset: int) -> Tensor:
-        """A view of the memory: strides in numbers, offset in bytes. Only committed parts may be touched."""
-        if self._size < dtype.itemsize or 0 in shape:
-            return torch.empty(tuple(shape), dtype=dtype)
-        whole = torch.frombuffer(
-            ffi.buffer(self._base, self._size),
-            dtype=dtype,
-            count=(self._size - offset) // dtype.itemsize,
-            offset=offset,
-        )
-        return whole.as_strided(tuple(shape), tuple(strides))
 
 
 if _wanted := os.environ.get("HGCA_ISA"):

@@ -20,6 +20,7 @@ from hgca_cli.hardware.memory import ITEMSIZE, SCALES
 from hgca_cli.hf.cache import STORE_DTYPES
 from hgca_cli.kv.growing import COMMIT_BYTES
 from hgca_cli.kv.layout import KVLayout, LayerLayout
+from hgca_cli.kv.reservation import Reservation
 from hgca_cli.kv.store import Store
 
 LAYOUT = LayerLayout(heads=4, kv_heads=2, key_dim=24, value_dim=16)
@@ -154,6 +155,7 @@ FULL_DISK = """
 import sys, torch
 from hgca_cli.errors import DoesNotFitError
 from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.reservation import Reservation
 from hgca_cli.kv.store import Store
 store = Store(LayerLayout(4, 2, 24, 16), 1_000_000, getattr(torch, sys.argv[2]), sys.argv[1])
 def more(rows): store.append(torch.full((2, rows, 24), 3.0), torch.full((2, rows, 16), 3.0))
@@ -192,7 +194,7 @@ def test_room_that_is_refused_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(*_: object) -> None:
         native.check(native.lib.HGCA_NO_SPACE)
 
-    monkeypatch.setattr(native.Reservation, "commit", refuse)
+    monkeypatch.setattr(Reservation, "commit", refuse)
     with pytest.raises(DoesNotFitError, match=r"2\.0 MiB more of older rows in one layer, and the disk has .*iB free"):
         store.append(*rows(rng, 50))
     assert store.rows == 0
@@ -206,4 +208,4 @@ def test_a_file_that_cannot_be_made_is_an_error_with_figures(tmp_path: Path) -> 
 
 def test_a_descriptor_that_is_no_file_is_refused() -> None:
     with Path("/dev/null").open("r+b", buffering=0) as nothing, pytest.raises((OSError, native.NativeError)):
-        native.Reservation(1 << 20, nothing).commit(0, 1 << 20)
+        Reservation(1 << 20, nothing).commit(0, 1 << 20)

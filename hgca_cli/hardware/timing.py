@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hgca_cli import native
 from hgca_cli.errors import DoesNotFitError
+from hgca_cli.kv.reservation import Reservation
 from hgca_cli.units import format_bytes
 
 PROBE_BYTES = 1 << 30
@@ -116,7 +117,7 @@ def reserve(size: int, dtype: torch.dtype, shape: tuple[int, ...], strides: tupl
     Raises DoesNotFitError if memory is refused.
     """
     try:
-        memory = native.Reservation(size)
+        memory = Reservation(size)
         memory.commit(0, size)
     except native.OutOfMemoryError as error:
         raise DoesNotFitError(f"no memory for {format_bytes(size)} to measure on.", "Give fewer --rows.") from error

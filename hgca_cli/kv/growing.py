@@ -13,6 +13,7 @@ import torch
 
 from hgca_cli import native
 from hgca_cli.errors import DoesNotFitError
+from hgca_cli.kv.reservation import Reservation
 from hgca_cli.units import format_bytes
 
 COMMIT_BYTES = 1 << 20  # per KV head and growth step; only touched pages take memory
@@ -46,7 +47,7 @@ class GrowingArray:
         self._committed = 0
         self._head_bytes = _round_up(self._most, COMMIT_BYTES if self._most < HUGE_PAGE else HUGE_PAGE)
         self._folder = folder
-        self._memory = native.Reservation(heads * self._head_bytes) if folder is None else self._mapped(folder)
+        self._memory = Reservation(heads * self._head_bytes) if folder is None else self._mapped(folder)
         strides = (self._head_bytes // dtype.itemsize, width, 1)
         with torch.inference_mode(False):  # the caller may leave inference mode between a prompt and a rewind
             self.whole = self._memory.tensor(dtype, (heads, capacity, width), strides, 0)
@@ -75,10 +76,10 @@ class GrowingArray:
         """How a file will be read next."""
         self._memory.advise(in_order)
 
-    def _mapped(self, folder: str) -> native.Reservation:
+    def _mapped(self, folder: str) -> Reservation:
         try:
             file: IO[bytes] = tempfile.TemporaryFile(dir=folder, prefix="hgca-store-")  # noqa: SIM115 (open as long as it is used)
-            return native.Reservation(self._heads * self._head_bytes, file)
+            return Reservation(self._heads * self._head_bytes, file)
         except OSError as error:
             raise DoesNotFitError(
                 f"--store-dir {folder}: no file for {format_bytes(self._heads * self._head_bytes)} of {self._what} in one "

@@ -13,6 +13,7 @@ from hgca_cli import native
 from hgca_cli.errors import DoesNotFitError
 from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.reservation import Reservation
 from hgca_cli.units import format_bytes
 
 COMMIT = 1 << 20  # at once: of more the system makes huge pages, given whole to whoever touches their first byte
@@ -184,7 +185,7 @@ def _zeros(shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype
     heads, slots, dim = shape
     size = heads * slots * dim * dtype.itemsize
     try:
-        memory = native.Reservation(size)
+        memory = Reservation(size)
         for first in range(0, size, COMMIT):
             memory.commit(first, min(COMMIT, size - first))
     except native.OutOfMemoryError as error:

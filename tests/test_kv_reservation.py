@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hgca_cli import native
+from hgca_cli.kv.reservation import Reservation
 from tests import reference
 
 PAGE = resource.getpagesize()
@@ -23,7 +24,7 @@ def address_space() -> int:
 
 
 def test_committed_memory_is_zero_and_stays_where_it_is() -> None:
-    memory = native.Reservation(64 << 20)
+    memory = Reservation(64 << 20)
     memory.commit(0, 1 << 20)
     first = memory.tensor(torch.int32, (1 << 18,), (1,), 0)
     assert not first.any()
@@ -35,7 +36,7 @@ def test_committed_memory_is_zero_and_stays_where_it_is() -> None:
 
 
 def test_overlapping_commits_keep_what_is_there() -> None:
-    memory = native.Reservation(10 * PAGE)
+    memory = Reservation(10 * PAGE)
     memory.commit(PAGE // 2, PAGE)  # rounded outwards to two pages
     view = memory.tensor(torch.uint8, (2 * PAGE,), (1,), 0)
     view.fill_(9)
@@ -44,7 +45,7 @@ def test_overlapping_commits_keep_what_is_there() -> None:
 
 
 def test_strides_and_offset() -> None:
-    memory = native.Reservation(PAGE)
+    memory = Reservation(PAGE)
     memory.commit(0, PAGE)
     memory.tensor(torch.int16, (100,), (1,), 0).copy_(torch.arange(100, dtype=torch.int16))
     view = memory.tensor(torch.int16, (2, 3), (10, 2), 8)
@@ -54,7 +55,7 @@ def test_strides_and_offset() -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the size of the process from /proc")
 def test_memory_lives_as_long_as_a_view() -> None:
     before = address_space()
-    memory = native.Reservation(256 * GIB)
+    memory = Reservation(256 * GIB)
     memory.commit(0, PAGE)
     view = memory.tensor(torch.float32, (8,), (1,), 0)
     slice_of_it = view[2:5]
@@ -71,16 +72,16 @@ def test_memory_lives_as_long_as_a_view() -> None:
 def test_reservation_without_a_view_is_released() -> None:
     before = address_space() if Path("/proc/self/statm").exists() else pytest.skip("no /proc")
     for _ in range(200):  # 25 TiB in all
-        native.Reservation(128 * GIB)
+        Reservation(128 * GIB)
     gc.collect()
     assert address_space() - before < GIB
 
 
 def test_too_much_is_an_error_not_a_crash() -> None:
     with pytest.raises(native.OutOfMemoryError, match="no memory"):
-        native.Reservation(1 << 60)
+        Reservation(1 << 60)
     with pytest.raises(native.NativeError, match="out of range"):
-        native.Reservation(-1)
+        Reservation(-1)
 
 
 def test_commit_refused_by_the_system() -> None:
@@ -88,7 +89,8 @@ def test_commit_refused_by_the_system() -> None:
     code = """
 import resource
 from hgca_cli import native
-memory = native.Reservation(1 << 40)
+from hgca_cli.kv.reservation import Reservation
+memory = Reservation(1 << 40)
 resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
 try:
     memory.commit(0, 1 << 35)
@@ -110,7 +112,7 @@ def test_nothing_is_read_outside_the_rows(isa: str, dtype: torch.dtype) -> None:
             count = rows * width
             size = count * dtype.itemsize
             pages = -(-size // PAGE)
-            memory = native.Reservation((pages + 2) * PAGE)
+            memory = Reservation((pages + 2) * PAGE)
             memory.commit(PAGE, pages * PAGE)
             for offset in (PAGE, (pages + 1) * PAGE - size):
                 key = memory.tensor(dtype, (1, rows, width), (count, width, 1), offset)
@@ -127,7 +129,7 @@ def test_rows_more_than_4_gib_apart(isa: str, lists: bool) -> None:
     """Offsets beyond 2^32 bytes, between rows, heads and keys and values; little of it is ever committed."""
     width, rows, heads = 16, 5, 2
     row_bytes, head_bytes, value_offset = 3 * GIB, 16 * GIB, 40 * GIB
-    memory = native.Reservation(80 * GIB)
+    memory = Reservation(80 * GIB)
     for side in (0, value_offset):
         for head in range(heads):
             for row in range(rows):
