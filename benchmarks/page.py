@@ -11,7 +11,7 @@ import torch
 from variants import Reading, arguments, prepared, show
 
 from hgca_cli.attention.select.page import Page
-from hgca_cli.hf.cache import Policy
+from hgca_cli.hf.cache_layer import Policy
 from hgca_cli.kv.layout import LayerLayout
 
 

@@ -19,7 +19,8 @@ from hgca_cli.attention.select.contract import Selector
 from hgca_cli.attention.select.exact import Exact
 from hgca_cli.commands.eval_texts import read_texts
 from hgca_cli.config import CacheSettings
-from hgca_cli.hf.cache import HybridCache, Policy
+from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.cache_layer import Policy
 from hgca_cli.hf.load import LoadedModel, load_model
 from hgca_cli.hf.quicken import quicken
 from hgca_cli.hf.registry import resolve

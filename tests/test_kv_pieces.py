@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hgca_cli.hardware.memory import Choice, Model, pieces_bytes
-from hgca_cli.hf.cache import STORE_DTYPES
+from hgca_cli.hf.cache_layer import STORE_DTYPES
 from hgca_cli.kv import layout as sizes
 from hgca_cli.kv.layout import KVLayout, LayerLayout
 from hgca_cli.kv.pieces import Pieces

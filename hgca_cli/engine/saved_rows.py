@@ -22,7 +22,7 @@ from hgca_cli.engine.sequence import OnDisk, Sequence
 from hgca_cli.engine.session_files import DamagedError, read_file
 from hgca_cli.engine.session_record import Identity, SavedRows, Shard, Stored, crc_of
 from hgca_cli.engine.shards import named, pieces_of, read_tensors, write_tensors
-from hgca_cli.hf.cache import STORE_DTYPES
+from hgca_cli.hf.cache_layer import STORE_DTYPES
 from hgca_cli.hf.load import DTYPES
 from hgca_cli.hf.shape import text_config
 from hgca_cli.kv.held import Piece

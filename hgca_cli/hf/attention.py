@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from hgca_cli.attention.step import decode_attention
 from hgca_cli.attention.stream import prompt_attention
 from hgca_cli.errors import ModelError, UsageError
-from hgca_cli.hf.cache import HybridLayer, updated_layer
+from hgca_cli.hf.cache_layer import HybridLayer, updated_layer
 
 NAME = "hgca"
 

@@ -18,7 +18,8 @@ from hgca_cli import native
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.reading import Reading
 from hgca_cli.hf.attention import attend
-from hgca_cli.hf.cache import HybridCache, HybridLayer
+from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.cache_layer import HybridLayer
 from hgca_cli.hf.gated import Gated
 from hgca_cli.hf.linear import QuickLinear
 from hgca_cli.hf.norm import QuickNorm
