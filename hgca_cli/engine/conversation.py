@@ -16,6 +16,7 @@ from hgca_cli.engine.prefill import check_room
 from hgca_cli.engine.reasoning import BEGIN, END, ThoughtStream, written_out
 from hgca_cli.engine.sequence import Sequence, shared
 from hgca_cli.engine.turns import Document, Messages
+from hgca_cli.engine.wording import Wording, ids_of
 from hgca_cli.errors import UsageError
 from hgca_cli.events import Done, Event, Notice, Text
 
@@ -102,6 +103,11 @@ class Conversation:
         self._exact = on
         self._sequence.cache.set_read_all(on)
 
+    @property
+    def _wording(self) -> Wording:
+        tokenizer = self._engine.loaded.tokenizer
+        return Wording(tokenizer, self.messages, self._history, self._asked_with, self.options)
+
     def resume(
         self,
         messages: Messages,
@@ -146,7 +152,7 @@ class Conversation:
         """
         self._check_answered("to give again")
         began, asked = time.perf_counter(), self.messages[:-1]
-        return self._answer(asked, self._question_ids(asked), sampling, stop, began, self._documents)
+        return self._answer(asked, self._wording.question(asked), sampling, stop, began, self._documents)
 
     def go_on(self, sampling: SamplingSettings, stop: threading.Event) -> Iterator[Event]:
         """More of the last answer, from where it ended. Events and errors as of `ask`; UsageError if there is none."""
@@ -158,7 +164,7 @@ class Conversation:
         prompt = self._history
         if not prompt:
             tokenizer = self._engine.loaded.tokenizer
-            prompt = self._question_ids(asked)
+            prompt = self._wording.question(asked)
             place = not tokenizer.ends_with(prompt, END)  # for a thought: a switch may have put an empty one there
             opened = tokenizer.ends_with(prompt, BEGIN)
             prompt = prompt + tokenizer.encode(written_out(thought if place else "", text, open=opened))
@@ -172,7 +178,7 @@ class Conversation:
         self._check_answered("to take back")
         text, documents = turns.taken_apart(self.messages[-2])
         before = self.messages[:-2]
-        self._history = self._history_of(before)
+        self._history = self._wording.history_of(before)
         self.messages = before
         self._documents = documents + self._documents
         return text, documents
@@ -185,7 +191,7 @@ class Conversation:
         self, text: str, sampling: SamplingSettings, stop: threading.Event, began: float
     ) -> Generator[Event, None, None]:
         asked = [*self.messages, turns.question(text, self._documents)]
-        prompt = self._prompt(asked)
+        prompt = self._wording.prompt(asked)
         if self.trim and len(prompt) >= self._engine.context:
             before = len(prompt)
             gone: list[str] = []
@@ -195,7 +201,7 @@ class Conversation:
                 if not shorter.gone:
                     break
                 asked, gone = shorter.messages, gone + shorter.gone
-                prompt = self._encoded(asked)
+                prompt = self._wording.encoded(asked)
             if gone:
                 yield Notice(_told(gone, before - len(prompt)))
         yield from self._answer(asked, prompt, sampling, stop, began, [])
@@ -264,65 +270,6 @@ class Conversation:
                 stream.finish()
                 take()
 
-    def _prompt(self, asked: Messages) -> list[int]:
-        """Ids of the messages and the beginning of the answer; those of earlier answers as they were drawn, if the template
-        repeats them.
-        """
-        tokenizer = self._engine.loaded.tokenizer
-        if not self._history:
-            return self._encoded(asked)
-        before, plain = turns.for_template(self.messages[:-1]), turns.for_template(asked)
-        tail: list[int] | None = None
-        if "reasoning_content" not in self.messages[-1] and self._asked_with == self.options:
-            tail = tokenizer.turn_ids(before, self.messages[-1]["content"], plain, **self.options)
-        if tail is not None:
-            return self._history + tail
-        question = self._question_before()
-        if question is not None:
-            tail = tokenizer.tail_ids(before, plain, **self.options)
-        if question is not None and tail is not None:
-            return question + tail
-        return self._encoded(asked)
-
-    def _encoded(self, asked: Messages) -> list[int]:
-        tokenizer = self._engine.loaded.tokenizer
-        return tokenizer.encode_chat(turns.for_template(asked), add_generation_prompt=True, **self.options)
-
-    def _question_before(self) -> list[int] | None:
-        """Ids of the messages up to the end of the last question; None if nobody knows where that is, or if the template
-        writes them in another way with the present options.
-        """
-        if self._asked_with is None:
-            return None
-        before, tokenizer = turns.for_template(self.messages[:-1]), self._engine.loaded.tokenizer
-        if self._asked_with != self.options and (
-            tokenizer.render(before, add_generation_prompt=False, **self._asked_with)
-            != tokenizer.render(before, add_generation_prompt=False, **self.options)
-        ):
-            return None
-        begin = tokenizer.generation_ids(before, **self._asked_with)
-        place = _last_place(self._history, begin) if begin else None
-        return None if place is None else self._history[:place]
-
-    def _question_ids(self, asked: Messages) -> list[int]:
-        """Ids of the messages up to the last question, and the beginning of an answer."""
-        question = self._question_before() if self._history else None
-        begin = self._engine.loaded.tokenizer.generation_ids(turns.for_template(asked), **self.options)
-        return question + begin if question is not None and begin else self._encoded(asked)
-
-    def _history_of(self, before: Messages) -> list[int]:
-        """The history of these messages, which the last turn followed; [] if it is not what the present one begins with."""
-        if not self._history or not before or before[-1]["role"] != "assistant" or "reasoning_content" in before[-1]:
-            return []
-        if self._asked_with is None:
-            return []
-        plain = turns.for_template(self.messages[:-1])
-        tail = self._engine.loaded.tokenizer.turn_ids(
-            turns.for_template(before[:-1]), before[-1]["content"], plain, **self._asked_with
-        )
-        place = _last_place(self._history, tail) if tail else None
-        return [] if place is None else self._history[:place]
-
     def _sizes(self, asked: Messages) -> list[int]:
         """Tokens of what each message says, without documents."""
         encode = self._engine.loaded.tokenizer.encode
@@ -347,16 +294,8 @@ class Conversation:
         """The turn happened: its messages, and its ids."""
         self.messages = [*asked, turns.answer(said[1] + stream.text, said[0] + stream.thought)]
         self._asked_with = dict(self.options)
-        self._history = prompt + self._ids_of(written, self._sequence.tokens[len(prompt) :])
-
-    def _ids_of(self, written: str, drawn: list[int]) -> list[int]:
-        """The drawn ids that say what was written: without a stop string that was cut off, or what nobody heard."""
-        tokenizer = self._engine.loaded.tokenizer
-        for kept in range(len(drawn), 0, -1):  # from the end: a stop string is a few tokens
-            text = tokenizer.decode(drawn[:kept])
-            if written.startswith(text):
-                return drawn[:kept] + tokenizer.encode(written[len(text) :]) if text != written else drawn[:kept]
-        return tokenizer.encode(written)
+        drawn = self._sequence.tokens[len(prompt) :]
+        self._history = prompt + ids_of(self._engine.loaded.tokenizer, written, drawn)
 
     def _use(self, sequence: Sequence) -> None:
         """Go on in another sequence."""
@@ -375,11 +314,3 @@ def _told(gone: list[str], tokens: int) -> str:
         f"the context is full: the oldest {between} ({begins}; {tokens:,} tokens) are dropped. "
         "System message and documents stay."
     )
-
-
-def _last_place(ids: list[int], wanted: list[int]) -> int | None:
-    """Where ids hold `wanted` last."""
-    for place in range(len(ids) - len(wanted), -1, -1):
-        if ids[place] == wanted[0] and ids[place : place + len(wanted)] == wanted:
-            return place
-    return None
