@@ -287,7 +287,7 @@ def test_rows_beyond_the_limit_or_the_disk_are_not_saved_and_the_text_is(monkeyp
     session = Session("notes")
     (notice,) = session.save(conversation, ABOUT, rows=True, limit=1000)
     assert "KiB are more than --kv-disk-limit 1000 B" in notice.text
-    monkeypatch.setattr("hgca_cli.engine.session.free_bytes", lambda path: 50_000)
+    monkeypatch.setattr("hgca_cli.engine.saving.free_bytes", lambda path: 50_000)
     (notice,) = session.save(conversation, ABOUT, rows=True, limit=PLENTY)
     assert "48.8 KiB of the disk are free" in notice.text
     session.close()

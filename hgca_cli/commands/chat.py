@@ -4,42 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hgca_cli.commands import options
-from hgca_cli.commands.flags import (
-    OVERFLOW,
-    balance_of,
-    dashboard_of,
-    exclude,
-    exclude_prompt_flags,
-    naming_variables,
-    one_of,
-    plan_request,
-    sampling_flags,
-    sampling_of,
-)
-from hgca_cli.commands.inputs import prompt_text, read_document, read_stdin, read_text, stdin_has_text
-from hgca_cli.commands.keeping import DISK_LIMIT, Keeper, Keeping, latest_session
+from hgca_cli.commands.flags import balance_of, dashboard_of, naming_variables, sampling_of
+from hgca_cli.commands.inputs import read_text
+from hgca_cli.commands.keeping import DISK_LIMIT, Keeper, latest_session
 from hgca_cli.commands.origins import setter
+from hgca_cli.commands.question import checked, inputs_of, keeping_of, meant_otherwise, system_message
 from hgca_cli.commands.setup import ModelChoice, check_template, plan_model, start_engine
 from hgca_cli.commands.wanted import template_options
 from hgca_cli.engine.sessions import find_session
 from hgca_cli.errors import UsageError
 from hgca_cli.events import Notice
-from hgca_cli.hf.registry import DEFAULT, aliases
-from hgca_cli.ui.console import MARKDOWN, make_sink
+from hgca_cli.hf.registry import DEFAULT
+from hgca_cli.ui.console import make_sink
 from hgca_cli.ui.figures import plan_table
-from hgca_cli.ui.style import Style, is_terminal, style_of
-from hgca_cli.units import parse_bytes
+from hgca_cli.ui.style import Style, is_terminal
 
 if TYPE_CHECKING:
-    from hgca_cli.commands.inputs import Document
     from hgca_cli.commands.talk import Talk
-    from hgca_cli.hardware.settings import PlanRequest
     from hgca_cli.ui.console import Sink
 
 
@@ -130,16 +116,16 @@ def chat(
     """
     given = dict(locals())  # the options, by name
     with naming_variables(context):
-        style, request, sampling = _checked(given)
+        style, request, sampling = checked(given)
         balanced = balance_of(balance)
         shown = dashboard_of(given)
         made_with = template_options(given)
         template = read_text(chat_template.expanduser(), str(chat_template)) if chat_template else None
-        message = _system_message(system, system_file)
-        keeping = _keeping(given)
-        question, documents = (None, []) if plan else _inputs(given)
+        message = system_message(system, system_file)
+        keeping = keeping_of(given)
+        question, documents = (None, []) if plan else inputs_of(given)
         sink = _sink(given, style)
-        for text in _meant_otherwise(given):
+        for text in meant_otherwise(given):
             sink.show(Notice(text))
         name = latest_session() if continue_ else session
         model, revision = _model_of(context, name, message, model, revision)
@@ -181,13 +167,6 @@ def chat(
     _converse(talk, sink, plain=plain or json, color=style.color)
 
 
-def _keeping(given: Mapping[str, Any]) -> Keeping:
-    """What is kept on disk. Raises UsageError for a size that is none."""
-    limit = parse_bytes(given["kv_disk_limit"], "--kv-disk-limit")
-    save, rows = not given["no_save"], not given["no_save_kv"]
-    return Keeping(save=save, rows=rows, cache=not given["no_cache"], limit=limit, reread=given["reread"])
-
-
 def _model_of(
     context: typer.Context, name: str | None, message: str | None, model: str, revision: str | None
 ) -> tuple[str, str | None]:
@@ -205,36 +184,6 @@ def _model_of(
     return model, revision
 
 
-def _checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, Any]]:
-    """What can be refused without looking at any file."""
-    exclude_prompt_flags(given)
-    exclude(given, "json", "plain")
-    exclude(given, "raw", "session")
-    one_of(given["overflow"], "--overflow", OVERFLOW)
-    if one_of(given["markdown"], "--markdown", MARKDOWN) == "on" and (given["json"] or given["plain"]):
-        other = "--json" if given["json"] else "--plain"
-        raise UsageError(f"--markdown on and {other} exclude each other.", "Drop one of them.")
-    if given["continue_"] and (given["session"] or given["raw"]):
-        other = "--session" if given["session"] else "--raw"
-        raise UsageError(f"--continue and {other} exclude each other.", "Drop one of them.")
-    if given["reread"] and not (given["continue_"] or given["session"]):
-        raise UsageError("--reread needs a session.", "Add --session NAME.")
-    if given["prompt"] is not None and given["words"]:
-        raise UsageError("--prompt and a prompt without a flag exclude each other.", "Drop one of them.")
-    return style_of(given["color"], plain=given["plain"]), plan_request(given), sampling_flags(given)
-
-
-def _meant_otherwise(given: Mapping[str, Any]) -> list[str]:
-    """What is likely meant as other tools take it."""
-    told = []
-    if given["words"] and given["words"][0] in aliases():
-        name = given["words"][0]
-        told.append(f"{name} is the name of a model, and taken for the question: -m {name} chooses the model")
-    if given["system"] is not None and given["system"].strip().isdigit():
-        told.append(f"the system message is {given['system']}: --seed sets the seed")
-    return told
-
-
 def _sink(given: Mapping[str, Any], style: Style) -> Sink:
     stats = given["stats"] if given["stats"] is not None else is_terminal(sys.stderr) and not given["quiet"]
     stream, quiet, verbose = not given["no_stream"], given["quiet"], given["verbose"]
@@ -248,33 +197,6 @@ def _sink(given: Mapping[str, Any], style: Style) -> Sink:
         markdown="off" if given["plain"] or given["raw"] else given["markdown"],
         thoughts=not given["hide_thinking"],
     )
-
-
-def _system_message(text: str | None, file: Path | None) -> str | None:
-    if file is not None:
-        return read_text(file.expanduser(), str(file)).strip()
-    return None if text is None else prompt_text(text, "--system")
-
-
-def _inputs(given: Mapping[str, Any]) -> tuple[str | None, list[Document]]:
-    """The question, None for a conversation, and the documents: a pipe comes before the words of the command line."""
-    paths = given["file"] or []
-    if paths.count("-") > 1:
-        raise UsageError("--file -: standard input can be read only once.", "Give it once.")
-    said = given["prompt"] if given["prompt"] is not None else " ".join(given["words"] or ())
-    said = prompt_text(said, "the prompt")
-    documents = [read_document(path) for path in paths]
-    if given["prompt"] is None and not given["words"] and not stdin_has_text():
-        if sys.stdin is None or sys.stdin.closed:
-            raise UsageError("standard input is closed: there is nobody to talk to.", "Give a prompt: hgca chat -p ...")
-        return None, documents
-    piped = read_stdin() if "-" not in paths and stdin_has_text() else ""
-    if not given["raw"]:
-        piped = piped.strip()
-    question = f"{piped}\n\n{said}" if piped and said else piped or said
-    if not question.strip():
-        raise UsageError("the prompt is empty.", "Give one: hgca chat -p 'your question'")
-    return question, documents
 
 
 def _converse(talk: Talk, sink: Sink, *, plain: bool, color: bool) -> None:

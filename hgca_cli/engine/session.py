@@ -10,62 +10,21 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy
-
-from hgca_cli import __version__, durable
+from hgca_cli import __version__
 from hgca_cli.engine import transcript
 from hgca_cli.engine.conversation import Conversation
 from hgca_cli.engine.engine import Engine
-from hgca_cli.engine.saved_rows import (
-    can_load,
-    difference,
-    identity_of,
-    kept_shards,
-    link_shards,
-    load_rows,
-    new_shards,
-    read_ids,
-    shard_tokens,
-    write_shard,
-)
-from hgca_cli.engine.sequence import OnDisk, Sequence, shared
-from hgca_cli.engine.session_files import (
-    DamagedError,
-    Lock,
-    check_name,
-    make_folder,
-    sessions_dir,
-    write_new,
-    writing,
-)
-from hgca_cli.engine.session_files import (
-    replace as replace_file,
-)
-from hgca_cli.engine.session_record import (
-    FILE,
-    MESSAGES,
-    Record,
-    SavedRows,
-    Shard,
-    Stored,
-    crc_of,
-    dumps,
-    files_of,
-    read_record,
-)
-from hgca_cli.engine.sessions import free_bytes, kept_bytes, make_room
-from hgca_cli.engine.shards import write_tensors
+from hgca_cli.engine.saved_rows import can_load, difference, identity_of, load_rows, read_ids
+from hgca_cli.engine.saving import save_rows
+from hgca_cli.engine.sequence import OnDisk, Sequence
+from hgca_cli.engine.session_files import DamagedError, Lock, check_name, make_folder, sessions_dir, write_new
+from hgca_cli.engine.session_files import replace as replace_file
+from hgca_cli.engine.session_record import FILE, MESSAGES, Record, Stored, crc_of, dumps, files_of, read_record
 from hgca_cli.engine.turns import Messages
 from hgca_cli.errors import HgcaError
 from hgca_cli.events import Notice
-from hgca_cli.units import format_bytes
-
-RESERVE = 256 << 20  # bytes of the disk that stay free
 
 
 @dataclass(frozen=True)
@@ -162,7 +121,7 @@ class Session:
         sequence = conversation.sequence
         if rows and sequence.cached:
             try:
-                saved, notices = self._save_rows(conversation, limit, saved)
+                saved, notices = save_rows(self.folder, self._next, conversation, limit, saved)
             except HgcaError as error:
                 failure = error
         now = time.time()
@@ -235,93 +194,6 @@ class Session:
         """Whether there is a file of text, of the record or of a save that was killed."""
         return any(MESSAGES.fullmatch(name) for name, _ in files_of(self.folder))
 
-    def _save_rows(
-        self, conversation: Conversation, limit: int, old: SavedRows | None
-    ) -> tuple[SavedRows | None, list[Notice]]:
-        sequence = conversation.sequence
-        per_shard = shard_tokens(sequence)
-        kv = self.folder / "kv"
-        make_folder(kv)
-        made: list[Path] = []
-
-        def names() -> Iterator[Path]:
-            while True:
-                made.append(kv / f"{self._next():06d}.safetensors")
-                yield made[-1]
-
-        paths = names()
-        try:
-            kept = kept_shards(sequence, per_shard)
-            if sequence.on_disk is not None and sequence.on_disk.folder != self.folder:
-                kept = link_shards(kept, sequence.on_disk.folder, paths)
-            first = kept[-1].end if kept else 0
-            needed = _row_bytes(sequence, first)
-            if notice := self._no_room(sum(shard.bytes for shard in kept), needed, limit):
-                for path in made:
-                    path.unlink(missing_ok=True)
-                return old, [notice]
-            notices = make_room(self.folder, limit, needed + sum(shard.bytes for shard in kept))
-            shards = list(kept)
-            for begin, end, pieces in new_shards(sequence, first, per_shard):
-                shards.append(write_shard(next(paths), begin, end, pieces, sequence))
-            learned = sequence.cache.learned()
-            stored = write_tensors(next(paths), learned) if learned else None
-            ids, shared = self._save_ids(conversation)
-            with writing(kv):
-                durable.sync_folder(kv)
-        except BaseException:
-            for path in made:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-            raise
-        return self._saved(conversation, tuple(shards), stored, ids, shared), notices
-
-    def _saved(
-        self, conversation: Conversation, shards: tuple[Shard, ...], learned: Stored | None, ids: Stored, shared: int
-    ) -> SavedRows:
-        sequence, settings = conversation.sequence, conversation.engine.settings
-        return SavedRows(
-            identity=identity_of(conversation.engine),
-            ids=ids,
-            count=len(sequence.tokens),
-            rows=sequence.cached,
-            shared=shared,
-            history=len(conversation.history),
-            text=crc_of(transcript.lines_of(conversation.messages)),
-            start=sequence.cache.ring_start,
-            window=settings.window,
-            sinks=settings.sinks,
-            select=settings.select,
-            sliding=max((layer.sliding or 0 for layer in sequence.cache.layout.layers), default=0),
-            shards=shards,
-            learned=learned,
-            seconds_per_token=conversation.seconds_per_token,
-            asked_with=_plain(conversation.asked_with),
-        )
-
-    def _save_ids(self, conversation: Conversation) -> tuple[Stored, int]:
-        tokens, history = conversation.sequence.tokens, conversation.history
-        same = shared(tokens, history)
-        content = numpy.array(tokens + history[same:], dtype="<u4").tobytes()
-        name = f"tokens-{self._next():06d}.u32"
-        write_new(self.folder / name, content)
-        return Stored(name, len(content), crc_of(content)), same
-
-    def _no_room(self, kept: int, needed: int, limit: int) -> Notice | None:
-        """Why rows are not saved, with figures; None if they are."""
-        if kept + needed > limit:
-            return Notice(
-                f"session {self.name}: its text is saved, its rows are not: {format_bytes(kept + needed)} are more than "
-                f"--kv-disk-limit {format_bytes(limit)}."
-            )
-        free = free_bytes(self.folder)
-        if free is not None and needed + RESERVE > free + max(0, kept_bytes(self.folder.parent) + needed - limit):
-            return Notice(
-                f"session {self.name}: its text is saved, its rows are not: {format_bytes(needed)} are needed and "
-                f"{format_bytes(RESERVE)} to spare, {format_bytes(free)} of the disk are free."
-            )
-        return None
-
     def _next(self) -> int:
         self._number += 1
         return self._number
@@ -342,14 +214,3 @@ class Session:
                 if name not in named:
                     with contextlib.suppress(OSError):
                         path.unlink()
-
-
-def _plain(options: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Options that a record can hold; None if there are others."""
-    plain = options is not None and all(type(value) in (bool, int, float, str) for value in options.values())
-    return options if plain else None
-
-
-def _row_bytes(sequence: Sequence, first: int) -> int:
-    pieces = sequence.cache.held(first, sequence.cached) if first < sequence.cached else []
-    return sum(one.numel() * one.element_size() for _, piece in pieces for one in piece[1:] if one is not None)
