@@ -1,6 +1,6 @@
 """Reading a prompt, batch 1: our chunks beside the model's own sdpa attention with a DynamicCache, in turns.
 
-    python benchmarks/prefill.py --text book.txt [--tokens 8192] [--chunk 512] [--kv-dtype fp32 bf16] [--record]
+    python -m benchmarks.prefill --text book.txt [--tokens 8192] [--chunk 512] [--kv-dtype fp32 bf16] [--record]
 
 Every side reads the same chunks of the same text, one after the other, so that what disturbs one disturbs all. Where our
 time goes: attention of a chunk to itself, to the window and to the store, conversion of store rows, rows taken in (window,
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from transformers import DynamicCache
 
 import hgca_cli.hf.attention
+from benchmarks.batch import Clock, add_clock, set_clock
 from hgca_cli import native
 from hgca_cli.attention import stream
 from hgca_cli.attention.layer import LayerState
@@ -33,13 +33,6 @@ from hgca_cli.hf.registry import resolve
 from hgca_cli.measure.machine import where_and_when
 
 RESULTS = Path(__file__).parent / "results" / "prefill.jsonl"
-
-
-class Clock:
-    """Whose seconds count."""
-
-    now = staticmethod(time.perf_counter)
-
 
 PARTS = ("itself", "window", "store", "taken in", "index", "rest")
 
@@ -53,17 +46,11 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--select", default="exact")
     parser.add_argument("--kv-dtype", nargs="+", default=["fp32"])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="of the process, where others use the machine; one thread"
-    )
+    add_clock(parser)
     parser.add_argument("--record", action="store_true", help=f"append to {RESULTS.name}")
     options = parser.parse_args()
-    if options.cpu_time:
-        options.threads, Clock.now = 1, time.process_time
-    native.set_threads(options.threads)
+    set_clock(options)
     native.share_openmp(True)
-    torch.set_num_threads(options.threads)
     plain = load_model(resolve(options.model), device="cpu", dtype="fp32")
     plain.model.set_attn_implementation("sdpa")
     quick = load_model(resolve(options.model), device="cpu", dtype="fp32")

@@ -1,5 +1,4 @@
-"""Threads: the same answer with any number, several callers at once, fork, exit, refusal of threads, idleness, and how
-many there are by default."""
+"""Threads: the same answer with any number, several callers at once, fork, exit, refusal of threads, and idleness."""
 
 from __future__ import annotations
 
@@ -295,59 +294,6 @@ print(len(workers), all(os.sched_getaffinity(worker) <= mask for worker in worke
         pytest.skip("no affinity masks, or no /proc")
     done = run_python(code)
     assert done.stdout.split() == ["True", "3", "True"], done.stderr
-
-
-def test_default_is_the_usable_processors() -> None:
-    done = run_python("from hgca_cli import native; print(native.threads() == native.usable_processors() >= 1)")
-    assert done.stdout == "True\n", done.stderr
-
-
-def write(root: Path, files: dict[str, str]) -> str:
-    for path, text in files.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(text + "\n")
-    return str(root)
-
-
-EIGHT = {"proc/self/status": "Name:\tx\nCpus_allowed_list:\t0-7"}
-CPU, GROUPS = "sys/devices/system/cpu", "sys/fs/cgroup"
-
-
-@pytest.mark.parametrize(
-    ("files", "threads"),
-    [
-        ({}, 8),
-        ({"proc/self/status": "Cpus_allowed_list:\t1,3-4,127"}, 4),
-        ({f"{CPU}/cpu{i}/topology/thread_siblings_list": f"{i % 4},{i % 4 + 4}" for i in range(8)}, 4),
-        ({f"{CPU}/cpu{i}/topology/thread_siblings_list": f"{i // 2 * 2}-{i // 2 * 2 + 1}" for i in range(8)}, 4),
-        # one sibling of each core is not ours
-        ({f"{CPU}/cpu{i}/topology/thread_siblings_list": f"{i},{i + 8}" for i in range(8)}, 8),
-        ({"proc/self/cgroup": "0::/a/b", f"{GROUPS}/a/b/cpu.max": "max 100000"}, 8),
-        ({"proc/self/cgroup": "0::/a/b", f"{GROUPS}/a/b/cpu.max": "250000 100000"}, 3),
-        ({"proc/self/cgroup": "0::/a/b", f"{GROUPS}/a/cpu.max": "200000 100000"}, 2),
-        ({"proc/self/cgroup": "0::/", f"{GROUPS}/cpu.max": "1000 100000"}, 1),
-        ({"proc/self/cgroup": "0::/a", f"{GROUPS}/b/cpu.max": "1000 100000"}, 8),
-        ({"proc/self/cgroup": "0::/a", f"{GROUPS}/a/cpu.max": "5000000 100000"}, 8),
-        (
-            {
-                "proc/self/cgroup": "9:cpu,cpuacct:/docker/x\n0::/",
-                f"{GROUPS}/cpu,cpuacct/cpu.cfs_quota_us": "150000",  # a container's own is the mount's
-                f"{GROUPS}/cpu,cpuacct/cpu.cfs_period_us": "100000",
-            },
-            2,
-        ),
-        (
-            {
-                "proc/self/cgroup": "9:cpu:/a",
-                f"{GROUPS}/cpu/a/cpu.cfs_quota_us": "-1",
-                f"{GROUPS}/cpu/a/cpu.cfs_period_us": "100000",
-            },
-            8,
-        ),
-    ],
-)
-def test_usable_processors_of_another_machine(files: dict[str, str], threads: int, tmp_path: Path) -> None:
-    assert native.usable_processors(write(tmp_path, EIGHT | files)) == threads
 
 
 def test_fewer_threads_leave() -> None:
