@@ -101,7 +101,8 @@ def run(arguments: list[str]) -> int:
     with endings():
         try:
             refuse_foreign(words)
-            code = app(config_first(rename_aliases(arguments)) or ["--help"], prog_name="hgca", standalone_mode=False)
+            words = _with_help(config_first(rename_aliases(arguments)))
+            code = app(words, prog_name="hgca", standalone_mode=False)
             sys.stdout.flush()
             return int(code or 0)
         except BrokenPipeError:
@@ -112,6 +113,12 @@ def run(arguments: list[str]) -> int:
             return int(stop.code or 0) if isinstance(stop.code, (int, type(None))) else 1
         except BaseException as error:
             return _failed(error, debug, as_json)
+
+
+def _with_help(words: list[str]) -> list[str]:
+    """Nothing, or a group of commands and none of these: its help is what is wanted."""
+    alone = bool(words) and words[-1] in GROUPS and not {*COMMANDS, *GROUPS} & {*words[:-1]}
+    return [*words, "--help"] if alone or not words else words
 
 
 def _failed(error: BaseException, debug: bool, as_json: bool) -> int:

@@ -30,7 +30,21 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) -> s
     return err
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["chat", "--help"], ["pull", "-h"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--help"],
+        ["-h"],
+        ["chat", "--help"],
+        ["pull", "-h"],
+        ["sessions"],
+        ["eval"],
+        ["--color", "never", "bench"],
+        ["-q", "models"],
+        ["config"],
+    ],
+)
 def test_help_is_shown(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(words) == 0
     out, err = capsys.readouterr()

@@ -171,6 +171,27 @@ def test_what_is_no_config_is_not_written(user: Path) -> None:
     assert hg(user, "config", "get", "nonsense").returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("ctx", "banana", "--ctx: 'banana' is not a whole number"),
+        ("temp", "hot", "[sampling] temp = 'hot'"),
+        ("top-p", "3.0", "--top-p: 3.0 is out of range"),
+        ("select", "nothing", "--select: no such choice 'nothing'"),
+        ("dashboard", "never", "--dashboard: no such choice 'never'"),
+        ("balance", "sometimes", "--balance: no such choice 'sometimes'"),
+        ("sessions.kv_disk_limit", "much", "--kv-disk-limit: 'much' is not an amount"),
+        ("verbose", "true", "--quiet and --verbose exclude each other"),
+        ('models."org/name".window', "0", "--window: 0 is out of range"),
+    ],
+)
+def test_what_every_chat_would_refuse_is_not_written(key: str, value: str, told: str, user: Path) -> None:
+    user.write_text("[ui]\nquiet = true\n")
+    done = hg(user, "config", "set", key, value, HGCA_CTX="4k", HGCA_TEMP="1")
+    assert done.returncode == 2 and told in done.stderr.decode() and done.stderr.count(b"\n") == 1
+    assert user.read_text() == "[ui]\nquiet = true\n"
+
+
 def test_models_on_this_machine(user: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(user.parent / "hub"))
     user.write_text(f"[aliases]\nown = {json.dumps(model)}\n")

@@ -90,7 +90,7 @@ def test_a_conversation(spawn, tmp_path: Path) -> None:  # type: ignore[no-untyp
         ("/set system x", "/system TEXT"),
         ("/set", "needs a name and a value"),
         (f"/file {tmp_path}/my notes.txt", r"my notes.txt: \d+ tokens"),
-        ("/show", r"temperature +0.5 +set here"),
+        ("/show", r"budget +-\r?\n[\s\S]*temperature +0.5 +set here[\s\S]*seed +-  +default"),
         ("/stats", "5 tokens"),
         ("/system be terse", "begins anew"),
         ("/system", "be terse"),
@@ -168,6 +168,20 @@ def test_a_context_that_fills_up(spawn) -> None:  # type: ignore[no-untyped-def]
     told = "".join(said)
     assert "the context is full: the oldest" in told and "'question 0'" in told and "are dropped" in told
     assert "full, " in told and "the oldest turns will be dropped" in told
+    child.sendline("/exit")
+    leave(child)
+
+
+def test_a_document_that_does_not_fit_can_be_taken_away(spawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "long.txt").write_text("the cat sat on the mat. " * 40)
+    child = spawn("--plain", "-n", "2", "--ctx", "128", "-f", str(tmp_path / "long.txt"))
+    assert " tokens too many: /clear takes away what is attached, a larger --ctx has more\r\n" in child.before
+    child.sendline("why?")
+    child.expect(r"error: prompt is .* Shorten it, or raise --ctx")
+    child.sendline("/clear")
+    child.expect("forgotten")
+    child.sendline("why?")
+    child.expect(r"2 tokens, ")
     child.sendline("/exit")
     leave(child)
 

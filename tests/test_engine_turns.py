@@ -11,6 +11,7 @@ import torch
 from hgca_cli.config import SamplingSettings
 from hgca_cli.engine import turns
 from hgca_cli.engine.conversation import Conversation
+from hgca_cli.engine.prefill import check_room
 from hgca_cli.errors import ContextOverflowError, UsageError
 from hgca_cli.events import Done, Event, Notice, Text
 from tests.test_engine_conversation import anew, ask, next_logits, read_tokens
@@ -162,6 +163,22 @@ def test_a_full_context_is_refused_with_choices() -> None:
     with pytest.raises(ContextOverflowError, match=r"--ctx .*or use --overflow trim-oldest, /undo or /clear"):
         ask(conversation, "東京 " * 60)
     assert len(conversation.messages) == 2
+
+
+@pytest.mark.parametrize("trim", [False, True])
+def test_where_there_are_no_turns_none_can_be_dropped(trim: bool) -> None:
+    conversation = Conversation(tiny_engine(context=120), trim=trim)
+    conversation.attach("a.txt", "東京 " * 60)
+    with pytest.raises(ContextOverflowError, match=r"Shorten it, or raise --ctx") as caught:
+        ask(conversation, "the cat")
+    assert "trim-oldest" not in str(caught.value) and "/undo" not in str(caught.value)
+
+
+def test_a_prompt_beyond_the_trained_length_is_told_of_yarn() -> None:
+    with pytest.raises(ContextOverflowError, match=r"made for 4,096\)"):
+        check_room(4095, 120, 4096)
+    with pytest.raises(ContextOverflowError, match=r"made for 4,096; --yarn stretches that\)"):
+        check_room(4096, 120, 4096)
 
 
 def test_the_oldest_turns_are_dropped_and_named_and_documents_stay() -> None:

@@ -71,6 +71,7 @@ def test_a_million_tokens_fit_where_the_disk_holds_their_rows() -> None:
     assert made.reasons["store_dir"].startswith("given: 12") and "index in memory" in made.reasons["store_dir"]
     assert any("read from the disk" in notice for notice in made.notices), "it is more than memory caches"
     table = plan_table(made, "model")
+    assert f"{made.threads} threads | " in table and "1 thread | " in plan_table(replace(made, threads=1), "model")
     assert "disk /fast (ext4): store 12" in table and "--store-dir /fast" in table
 
 

@@ -18,7 +18,7 @@ from huggingface_hub import errors
 from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.events import Event, Notice
 from hgca_cli.hf import hub, registry
-from hgca_cli.hf.registry import resolve
+from hgca_cli.hf.registry import DEFAULT, resolve
 from tests.models import write_model
 
 
@@ -72,6 +72,15 @@ NOT_A_HUB_ID = {
     "": "empty",
     "  ": "empty",
 }
+
+
+def test_a_name_that_is_nearly_one_is_told() -> None:
+    for spec in ("smolm2-135m", "SmolLM2-135M"):
+        with pytest.raises(ModelError, match=f"Did you mean {DEFAULT}?"):
+            resolve(spec)
+    with pytest.raises(ModelError) as caught:
+        resolve("tiny")
+    assert "Did you mean" not in str(caught.value)
 
 
 @pytest.mark.parametrize("spec", NOT_A_HUB_ID, ids=lambda spec: repr(spec[:20]))

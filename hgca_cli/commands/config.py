@@ -12,8 +12,8 @@ import typer
 
 from hgca_cli import durable
 from hgca_cli.commands import options
-from hgca_cli.commands.config_file import LOCAL, NEGATED, SAMPLING, SESSIONS, UI, check_table, user_file
-from hgca_cli.commands.defaults import take_config
+from hgca_cli.commands.config_file import LOCAL, NEGATED, SAMPLING, SESSIONS, UI, Config, config_of, user_file
+from hgca_cli.commands.defaults import check_option, take_config
 from hgca_cli.commands.origins import setter
 from hgca_cli.errors import DoesNotFitError, ModelError, UsageError
 from hgca_cli.ui.editor import edited_elsewhere
@@ -22,7 +22,7 @@ from hgca_cli.ui.inert import inert
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
 
-config = typer.Typer(help="What is set in files: path, show, get, set, edit.", no_args_is_help=True)
+config = typer.Typer(help="What is set in files: path, show, get, set, edit.")
 Key = Annotated[str, typer.Argument(metavar="KEY", help="Like model, sampling.temp, aliases.NAME, models.NAME.window.")]
 PRIVATE = 0o600  # the user's own
 UNTOLD = ("context", "words", "prompt", "file", "continue_", "reread")
@@ -172,7 +172,7 @@ def _write(context: typer.Context, file: Path, text: str) -> None:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"that is not TOML: {error}.", f"{file} stays as it was.") from error
     chat: Any = context.find_root().command.commands["chat"]  # type: ignore[attr-defined]
-    check_table(table, file, [param.name for param in chat.params])
+    _check_chats(context, config_of(table, file, [param.name for param in chat.params]))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         target = Path(os.path.realpath(file))  # a link to a file among others (dotfiles) stays one
@@ -181,6 +181,27 @@ def _write(context: typer.Context, file: Path, text: str) -> None:
         if durable.is_full(error):
             raise DoesNotFitError(f"cannot write {file}: {error.strerror}.", "Free some space.") from error
         raise ModelError(f"{file}: {error.strerror}.", "Set HGCA_CONFIG to another file.") from error
+
+
+def _check_chats(context: typer.Context, config: Config) -> None:
+    """Raises UsageError for what every chat would refuse, or every chat with one of the models that have options of their own."""
+    from hgca_cli.commands.flags import balance_of, dashboard_of
+    from hgca_cli.commands.question import checked, keeping_of
+
+    root = context.find_root()
+    chat: Any = root.command.commands["chat"]  # type: ignore[attr-defined]
+    options = {param.name: param for param in chat.params}
+    usual = {name: param.process_value(root, param.default) for name, param in options.items() if name != "model"}
+    all_chats = {name: (value, config.origins[name]) for name, value in config.options.items() if name != "model"}
+    for own in ({}, *config.models.values()):
+        given = dict(usual)
+        for name, (value, origin) in (all_chats | own).items():
+            check_option(root, options[name], value, origin)
+            given[name] = options[name].process_value(root, value)
+        checked(given)
+        keeping_of(given)
+        balance_of(given["balance"])
+        dashboard_of(given)
 
 
 def _shown(value: Any) -> str:

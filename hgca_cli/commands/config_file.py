@@ -90,9 +90,11 @@ def read_config(given: Path | None, known: Iterable[str]) -> Config:
     return whole
 
 
-def check_table(table: Mapping[str, Any], path: Path, known: Iterable[str]) -> None:
-    """Raises UsageError, naming file and key, for a table that is no config."""
-    _Reader(path, set(known), here=False).add(table, Config())
+def config_of(table: Mapping[str, Any], path: Path, known: Iterable[str]) -> Config:
+    """What one file alone says. Raises UsageError, naming file and key, for a table that is no config."""
+    config = Config()
+    _Reader(path, set(known), here=False).add(table, config)
+    return config
 
 
 def _read(path: Path, named: bool) -> dict[str, Any] | None:

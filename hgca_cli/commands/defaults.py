@@ -25,10 +25,10 @@ def take_config(context: Any, given: Path | None) -> Config:
     options = {param.name: param for param in commands["chat"].params}
     config = read_config(given, options)
     for name, value in config.options.items():
-        _check(context, options[name], value, config.origins[name])
+        check_option(context, options[name], value, config.origins[name])
     for settings in config.models.values():
         for name, (value, origin) in settings.items():
-            _check(context, options[name], value, origin)
+            check_option(context, options[name], value, origin)
     set_aliases(config.aliases)
     context.obj = config
     general = {name: _general(context, config, name) for name in GENERAL}
@@ -65,7 +65,8 @@ def _general(context: Any, config: Config, name: str) -> Any:
     return config.options.get(name, context.params[name]) if source == "DEFAULT" else context.params[name]
 
 
-def _check(context: Any, param: Any, value: Any, origin: str) -> None:
+def check_option(context: Any, param: Any, value: Any, origin: str) -> None:
+    """Raises UsageError, naming where it stands, for a value that is not of an option's kind."""
     if param.callback is not None:  # of --model, which any text is good for
         return
     try:

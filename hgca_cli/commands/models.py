@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ITEM = 2  # bytes of a number of keys and values, as bf16 and fp16 have them
 
-models = typer.Typer(help="Models on this machine.", no_args_is_help=True)
+models = typer.Typer(help="Models on this machine.")
 
 
 @models.command("ls")

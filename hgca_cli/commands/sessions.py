@@ -22,7 +22,7 @@ from hgca_cli.units import format_bytes, parse_age, parse_bytes
 
 FORMATS = ("md", "json", "openai")
 
-sessions = typer.Typer(help="What was kept of chats: list, show, remove, export, prune.", no_args_is_help=True)
+sessions = typer.Typer(help="What was kept of chats: list, show, remove, export, prune.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The session's name.")]
 
 

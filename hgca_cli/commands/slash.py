@@ -17,7 +17,7 @@ from hgca_cli.engine.sessions import every_session, messages_of
 from hgca_cli.errors import UsageError
 from hgca_cli.ui.board import Board
 from hgca_cli.ui.figures import figures, plan_table
-from hgca_cli.ui.session_table import sessions_table
+from hgca_cli.ui.session_table import sessions_table, told_value
 
 if TYPE_CHECKING:
     from hgca_cli.commands.keeping import Keeper
@@ -61,10 +61,11 @@ def _system(talk: Talk, rest: str) -> None:
 def _show(talk: Talk, rest: str) -> None:
     lines = [f"  {'model':<20}{talk.engine.loaded.name}"]
     lines += [
-        f"  {field.name:<20}{getattr(talk.engine.settings, field.name)}" for field in fields(talk.engine.settings)
+        f"  {field.name:<20}{told_value(getattr(talk.engine.settings, field.name))}"
+        for field in fields(talk.engine.settings)
     ]
     for name, origin in talk.origins.items():
-        lines.append(f"  {name:<20}{getattr(talk.sampling, name)!s:<12} {origin}")
+        lines.append(f"  {name:<20}{told_value(getattr(talk.sampling, name)):<12} {origin}")
     talk.sink.tell("\n".join(lines))
 
 

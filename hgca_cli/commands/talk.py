@@ -200,8 +200,10 @@ class Talk:
         turns = sum(message["role"] == "user" for message in self.conversation.messages)
         if self.conversation.trim and turns:
             remedy = "the oldest turns will be dropped"
-        else:
+        elif turns:
             remedy = "/undo or /clear make room, a larger --ctx has more, --overflow trim-oldest drops the oldest turns"
+        else:
+            remedy = "/clear takes away what is attached, a larger --ctx has more"
         self.sink.show(Notice(f"the context is {(used + waiting) / context:.0%} full, {room}: {remedy}"))
 
     def _save(self, done: Done | None) -> None:

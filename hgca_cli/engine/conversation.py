@@ -222,7 +222,9 @@ class Conversation:
         said     thought and text of the answer whose end the prompt is
         """
         context, trained = self._engine.context, self._engine.loaded.trained_context
-        check_room(len(prompt), context, trained, "" if self.trim else "use --overflow trim-oldest, /undo or /clear")
+        turns_before = any(message["role"] == "assistant" for message in asked)  # else there is none to take away
+        droppable = turns_before and not self.trim
+        check_room(len(prompt), context, trained, "use --overflow trim-oldest, /undo or /clear" if droppable else "")
         if notice := self._rewind_to(prompt):
             yield notice
         if self.reuse is not None:

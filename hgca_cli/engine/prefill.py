@@ -65,7 +65,8 @@ def prefill(
 def check_room(tokens: int, context: int, trained: int = 0, remedy: str = "") -> None:
     """Raises ContextOverflowError unless a prompt of so many tokens leaves room for one more; remedy: what else would help."""
     if tokens >= context:
-        largest = f" (the model was made for {trained:,})" if trained else ""
+        stretch = "; --yarn stretches that" if 0 < trained <= tokens else ""
+        largest = f" (the model was made for {trained:,}{stretch})" if trained else ""
         raise ContextOverflowError(
             f"prompt is {tokens:,} tokens, context is {context:,} ({tokens + 1 - context:,} over, "
             "with one for the answer).",

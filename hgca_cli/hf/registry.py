@@ -5,6 +5,7 @@ Nothing here imports torch or transformers: names are resolved, and wrong ones r
 
 from __future__ import annotations
 
+import difflib
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -77,10 +78,11 @@ def resolve(
         return ModelFiles(name, _local(target, convert, notify))
     parts = target.split("/")
     if len(parts) != 2 or not all(parts) or any(ord(c) <= 32 for c in target):
+        near = difflib.get_close_matches(name.lower(), aliases(), n=1)
         raise ModelError(
             f"no model {name[:100]!r}: neither an alias ({', '.join(aliases())}), a file or directory, nor a hub id "
             "(org/name).",
-            "See hgca pull --help.",
+            f"{f'Did you mean {near[0]}? ' if near else ''}See hgca pull --help.",
         )
     from hgca_cli.hf.hub import snapshot
 

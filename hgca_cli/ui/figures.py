@@ -34,7 +34,7 @@ def plan_line(plan: Any, model: str) -> str:
     """A plan in one line: what runs, with the context resolved."""
     return (
         f"{model} | context {plan.context:,} | window {plan.window:,} + {plan.sinks} sinks | "
-        f"{policy(plan)} | {plan.device} {plan.dtype}, {plan.threads} threads | "
+        f"{policy(plan)} | {plan.device} {plan.dtype}, {plan.threads} thread{'s' * (plan.threads != 1)} | "
         f"KV {format_bytes(kv_bytes(plan))} when full (store in {plan.kv_dtype})"
     )
 

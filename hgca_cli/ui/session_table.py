@@ -39,6 +39,11 @@ def sessions_table(sessions: Sequence[Any], begins: Sequence[str], now: float, *
     return "\n".join(lines)
 
 
+def told_value(value: Any) -> str:
+    """A setting as a person reads it: a dash where there is none."""
+    return "-" if value in (None, (), []) else str(value)
+
+
 def session_lines(session: Any, messages: Sequence[dict[str, Any]], now: float) -> list[str]:
     """All that is known of one."""
     record = session.record
@@ -51,7 +56,7 @@ def session_lines(session: Any, messages: Sequence[dict[str, Any]], now: float) 
             ("used", f"{format_age(now - session.used)} ago"),
             ("created", datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M")),
             ("model", record.model + (f", revision {record.revision}" if record.revision else "")),
-            ("sampling", ", ".join(f"{name} {value}" for name, value in record.sampling.items())),
+            ("sampling", ", ".join(f"{name} {told_value(value)}" for name, value in record.sampling.items())),
             ("saved by", f"hgca {record.hgca}"),
         ]
         if (saved := record.saved) is None:
