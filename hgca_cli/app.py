@@ -20,12 +20,13 @@ from hgca_cli.commands.batch import batch
 from hgca_cli.commands.bench import bench
 from hgca_cli.commands.chat import chat
 from hgca_cli.commands.config import config as config_group
-from hgca_cli.commands.defaults import take_config
+from hgca_cli.commands.defaults import not_of_its_kind, take_config
 from hgca_cli.commands.doctor import doctor
 from hgca_cli.commands.elsewhere import hint_for, refuse_foreign
 from hgca_cli.commands.eval import evaluate
 from hgca_cli.commands.interrupt import endings
 from hgca_cli.commands.models import models
+from hgca_cli.commands.origins import setter
 from hgca_cli.commands.output import report
 from hgca_cli.commands.profile import profile
 from hgca_cli.commands.pull import pull
@@ -101,8 +102,8 @@ def run(arguments: list[str]) -> int:
     with endings():
         try:
             refuse_foreign(words)
-            words = _with_help(config_first(rename_aliases(arguments)))
-            code = app(words, prog_name="hgca", standalone_mode=False)
+            whole = _with_help(config_first(rename_aliases(arguments)))
+            code = app(whole, prog_name="hgca", standalone_mode=False)
             sys.stdout.flush()
             return int(code or 0)
         except BrokenPipeError:
@@ -112,7 +113,7 @@ def run(arguments: list[str]) -> int:
                 return _reader_left()
             return int(stop.code or 0) if isinstance(stop.code, (int, type(None))) else 1
         except BaseException as error:
-            return _failed(error, debug, as_json)
+            return _failed(error, debug, as_json, next((word for word in words if word in {*COMMANDS, *GROUPS}), ""))
 
 
 def _with_help(words: list[str]) -> list[str]:
@@ -121,11 +122,11 @@ def _with_help(words: list[str]) -> list[str]:
     return [*words, "--help"] if alone or not words else words
 
 
-def _failed(error: BaseException, debug: bool, as_json: bool) -> int:
+def _failed(error: BaseException, debug: bool, as_json: bool, command: str) -> int:
     """Tell what went wrong; returns the exit code."""
     if debug:
         traceback.print_exception(error)
-    message, hint, code, exit_code = _explain(error, debug)
+    message, hint, code, exit_code = _explain(error, debug, command)
     if exit_code == 130:  # Ctrl-C: the person knows
         return exit_code
     try:
@@ -138,20 +139,31 @@ def _failed(error: BaseException, debug: bool, as_json: bool) -> int:
     return exit_code
 
 
-def _explain(error: BaseException, debug: bool) -> tuple[str, str, str, int]:
-    """Message, hint, machine-readable word and exit code of an error."""
+def _explain(error: BaseException, debug: bool, command: str) -> tuple[str, str, str, int]:
+    """Message, hint, machine-readable word and exit code of an error. command: that was begun, "" if none was."""
     if isinstance(error, HgcaError):
         return error.message, error.hint, error.code, error.exit_code
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return "interrupted.", "", "interrupted", 130
     told: Any = getattr(error, "format_message", None)  # a mistake in the arguments, as Typer tells it
     if told is not None:
-        command = getattr(getattr(error, "ctx", None), "command_path", "hgca")
-        words = re.sub(r"\s*\(Possible options: (.+)\)", r". Did you mean \1?", str(told()))
+        command = getattr(getattr(error, "ctx", None), "command_path", f"hgca {command}".rstrip())
+        words = re.sub(r"\s*\(Possible options: (.+)\)", r". Did you mean \1?", _not_a(error) or str(told()))
         words = words if words.endswith((".", "?", "!")) else f"{words}."
         return words, hint_for(words, f"See {command} --help."), "usage", int(getattr(error, "exit_code", 2))
     what = f"unexpected error: {type(error).__name__}: {str(error)[:300]}".rstrip(": ")
     return what, "" if debug else "(--debug shows the traceback; please report it.)", "unexpected", 1
+
+
+def _not_a(error: BaseException) -> str:
+    """That a value is not of its option's kind, naming the option and the variable that set it; "" for any other mistake."""
+    why, param = not_of_its_kind(getattr(error, "message", "")), getattr(error, "param", None)
+    context = getattr(error, "ctx", None)
+    if not why or param is None or context is None:
+        return ""
+    by = setter(context, param.name)
+    told = f" (set by {by[1]} in the environment)" if by is not None and by[0] == "environment" else ""
+    return f"{param.opts[0]}: {why}{told}."
 
 
 def _prepare_streams() -> None:

@@ -51,6 +51,15 @@ def test_help_is_shown(words: list[str], capsys: pytest.CaptureFixture[str]) -> 
     assert out.startswith("Usage: hgca") and "--help" in out and err == ""
 
 
+def test_a_value_of_another_kind(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "error: --temp: that is not a number. See hgca chat --help." in refused(capsys, "chat", "--temp", "hot", "x")
+    assert "error: --top-k: that is not a whole number." in refused(capsys, "chat", "--top-k", "1.5", "x")
+    assert "requires an argument. See hgca chat --help." in refused(capsys, "chat", "--ctx")
+    monkeypatch.setenv("HGCA_TEMP", "hot")
+    told = "--temp: that is not a number (set by HGCA_TEMP in the environment)."
+    assert told in refused(capsys, "chat", "x") and "HGCA_TEMP" not in refused(capsys, "chat", "--temp", "no", "x")
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"hgca {__version__}\n"

@@ -175,7 +175,7 @@ def test_what_is_no_config_is_not_written(user: Path) -> None:
     ("key", "value", "told"),
     [
         ("ctx", "banana", "--ctx: 'banana' is not a whole number"),
-        ("temp", "hot", "[sampling] temp = 'hot'"),
+        ("temp", "hot", "[sampling] temp = 'hot': that is not a number."),
         ("top-p", "3.0", "--top-p: 3.0 is out of range"),
         ("select", "nothing", "--select: no such choice 'nothing'"),
         ("dashboard", "never", "--dashboard: no such choice 'never'"),

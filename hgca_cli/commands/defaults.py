@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hgca_cli.hf.registry import set_aliases
 
 TAKING = ("chat", "doctor", "profile", "batch")  # commands that take the options of a chat
 NOT_TAKEN = {"profile": ("profile",)}  # what means another thing there
+KINDS = {"number": "a number", "integer": "a whole number", "boolean": "true or false"}
 GENERAL = ("quiet", "verbose", "color")
 
 
@@ -72,6 +74,11 @@ def check_option(context: Any, param: Any, value: Any, origin: str) -> None:
     try:
         param.process_value(context, value)
     except typer.BadParameter as error:
-        raise UsageError(
-            f"{origin} = {value!r}: {error.message.rstrip('.')}.", f"See hgca chat --help, {param.opts[0]}."
-        ) from error
+        why = not_of_its_kind(error.message) or error.message.rstrip(".")
+        raise UsageError(f"{origin} = {value!r}: {why}.", f"See hgca chat --help, {param.opts[0]}.") from error
+
+
+def not_of_its_kind(message: str) -> str:
+    """What Typer says of a value that is not of its option's kind, in our words; "" for any other mistake."""
+    wrong = re.match(r"Input should be a valid (\w+)", message)
+    return f"that is not {KINDS.get(wrong[1], wrong[1])}" if wrong else ""
