@@ -48,6 +48,13 @@ GROUPS: dict[str, typer.Typer] = {
     "models": models,
     "config": config_group,
 }
+SHORT = {  # what hgca --help has room for, where a command's own first sentence is longer
+    "chat": "Talk with a model, over long documents if you like.",
+    "profile": "Measure this machine, and show the plan for a model.",
+    "pull": "Fetch a model, and print where it is.",
+    "doctor": "Show every setting with its origin, and what looks wrong.",
+    "eval": "Measure how good a policy is, beside reading all rows.",
+}
 TRUE = ("1", "true", "t", "yes", "y", "on")
 
 app = typer.Typer(
@@ -58,9 +65,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for _name, _command in COMMANDS.items():
-    app.command(name=_name)(_command)
+    app.command(name=_name, short_help=SHORT.get(_name))(_command)
 for _name, _group in GROUPS.items():
-    app.add_typer(_group, name=_name)
+    app.add_typer(_group, name=_name, short_help=SHORT.get(_name))
 
 
 def command_names(group: typer.Typer) -> list[str]:

@@ -39,6 +39,12 @@ def test_every_option_is_on_the_page_and_the_other_way_round(capsys: pytest.Capt
     assert named - offered - set(ALIASES) == set()
 
 
+def test_the_list_of_commands_has_room_for_what_each_does(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, count in [((), len(COMMANDS) + len(GROUPS))] + [((g,), len(command_names(GROUPS[g]))) for g in GROUPS]:
+        listed = helped(capsys, *words).split("Commands:\n")[1].splitlines()
+        assert len(listed) == count and not [line for line in listed if "..." in line], listed
+
+
 def test_every_alias_variable_command_and_event_is_on_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"`{alias}`" in PAGE for alias in ALIASES)
     shown = "".join(helped(capsys, *words) for words in ((), *PATHS))

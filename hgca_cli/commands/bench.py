@@ -37,7 +37,7 @@ def _group() -> None:
     """Measure parts of the program on this machine."""
 
 
-@bench.command("attention", cls=ListCommand)
+@bench.command("attention", cls=ListCommand, short_help="Attention of one decode step on the CPU, beside others'.")
 def attention(
     context: typer.Context,
     shape: Annotated[

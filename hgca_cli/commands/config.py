@@ -37,7 +37,7 @@ def show_paths(context: typer.Context, debug: options.Debug = False) -> None:
 
 @config.command("show")
 def show_settings(context: typer.Context, json: options.JsonDocument = False, debug: options.Debug = False) -> None:
-    """Every setting of a chat that needs no model to be known, and who decided it."""
+    """Every setting of a chat, and who decided it. What needs a model to be known, hgca doctor shows."""
     rows = _settings(context)
     if json:
         typer.echo(jsons.dumps([{"name": name, "value": value, "origin": origin} for name, value, origin in rows]))
@@ -96,7 +96,7 @@ def set_setting(
 
 @config.command("edit")
 def edit_file(context: typer.Context, debug: options.Debug = False) -> None:
-    """Open the user's file in $VISUAL or $EDITOR; what is no config is not kept."""
+    """Open the user's file in $VISUAL or $EDITOR. What is no config is not kept."""
     file = user_file()
     text = file.read_text(encoding="utf-8") if file.is_file() else "# hgca: see docs/cli.md, Configuration\n"
     _write(context, file, edited_elsewhere(text))

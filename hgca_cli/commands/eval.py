@@ -18,10 +18,11 @@ def _group() -> None:
     """Measure how good a policy is: the same tokens, with all rows of the store read and with those it chooses."""
 
 
-evaluate.command("fidelity", cls=ListCommand)(fidelity)
-evaluate.command("recall", cls=ListCommand)(recall)
-evaluate.command("drift", cls=ListCommand)(drift)
+evaluate.command("fidelity", cls=ListCommand, short_help="How near each policy is to exact attention.")(fidelity)
+evaluate.command("recall", cls=ListCommand, short_help="How often each finds what a long prompt hides.")(recall)
+evaluate.command("drift", cls=ListCommand, short_help="How far each strays over thousands of tokens.")(drift)
 evaluate.command(
     "harness",
+    short_help="Run lm_eval on hgca.",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h", "--help"]},
 )(harness)

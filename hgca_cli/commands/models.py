@@ -22,7 +22,9 @@ models = typer.Typer(help="Models on this machine.")
 
 @models.command("ls")
 def list_models(json: options.JsonDocument = False, quiet: options.Quiet = False, debug: options.Debug = False) -> None:
-    """Every model that was fetched or converted, and short names: bytes, and bytes of 16-bit keys and values a token of context has.
+    """Every model that was fetched or converted, and short names.
+
+    With its bytes, and the bytes of 16-bit keys and values a token of context has.
 
     --quiet: names only.
     """

@@ -33,7 +33,7 @@ def list_sessions(
     color: options.Color = "auto",
     debug: options.Debug = False,
 ) -> None:
-    """Every session, the latest first: name, tokens, bytes, age, model, and how it begins. --quiet: names only."""
+    """Every session, the latest first. Name, tokens, bytes, age, model, and how it begins; --quiet: names only."""
     found = every_session()
     if json:
         typer.echo(jsons.dumps([session_record(one) for one in found], indent=2))
@@ -50,7 +50,7 @@ def list_sessions(
 
 @sessions.command("show")
 def show_session(name: Name, json: options.JsonDocument = False, debug: options.Debug = False) -> None:
-    """What is kept of one session: the run it is of, its rows, its files."""
+    """What is kept of one session: its run, its rows, its files."""
     found = one_session(name)
     if json:
         typer.echo(jsons.dumps(session_record(found) | {"messages": len(messages_of(found))}, indent=2))
