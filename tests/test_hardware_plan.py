@@ -149,6 +149,11 @@ def test_the_chunk_shrinks_before_a_given_context_is_refused() -> None:
     assert tight.chunk < usual.chunk == 256 and "tight" in tight.reasons["chunk"]
 
 
+def test_hours_of_reading_are_told_as_hours() -> None:
+    told = plan(SMALL, device="cpu", context=1 << 18).reasons["chunk"]
+    assert re.search(r"\(predicted, 256: \d+:\d\d:\d\d, ", told), told
+
+
 def test_the_refusal_has_both_figures_and_remedies_that_are_true() -> None:
     poor = replace(HOST, memory_free=32 * GIB)
     with pytest.raises(DoesNotFitError) as caught:

@@ -19,7 +19,7 @@ from hgca_cli.hardware.rates import Profile
 from hgca_cli.hardware.refusal import does_not_fit
 from hgca_cli.hardware.settings import Plan, PlanRequest
 from hgca_cli.hardware.speed import choose_rows, choose_threads, predict
-from hgca_cli.units import format_bytes
+from hgca_cli.units import format_bytes, format_seconds
 
 CPU_CHUNKS, GPU_CHUNKS, SMALLEST_CHUNK = (256, 512, 1024), (1024, 2048, 4096), 64
 CHUNK_GAIN = 0.05  # of a prompt's time: for less no larger chunk, which takes memory and is slow to stop
@@ -167,7 +167,7 @@ def choose_chunk(place: Place, choice: Choice, threads: int, reasons: dict[str, 
     wanted = chunk = min(size for size, taken in seconds.items() if taken <= min(seconds.values()) * (1 + CHUNK_GAIN))
     while chunk > SMALLEST_CHUNK and not place.fits_somehow(replace(choice, chunk=chunk)):
         chunk //= 2
-    others = ", ".join(f"{size}: {taken:.3g} s" for size, taken in seconds.items())
+    others = ", ".join(f"{size}: {format_seconds(taken)}" for size, taken in seconds.items())
     fast = f"a larger one reads a full context no {CHUNK_GAIN:.0%} faster (predicted, {others})"
     reasons["chunk"] = fast if chunk == wanted else f"smaller than the {wanted} wanted: memory is tight"
     return replace(choice, chunk=chunk)
