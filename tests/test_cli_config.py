@@ -197,7 +197,12 @@ def test_models_on_this_machine(user: Path, model: str, monkeypatch: pytest.Monk
     user.write_text(f"[aliases]\nown = {json.dumps(model)}\n")
     cache = user.parent / "cache"
     none = hg(user, "models", "ls", HGCA_CACHE_DIR=str(cache))
-    assert none.returncode == 0 and b"no models yet" in none.stdout and f"own = {model}".encode() in none.stdout
+    assert (
+        none.returncode == 0
+        and b"no models yet" in none.stdout
+        and b"= the default model, of" in none.stdout
+        and f"own = {model}".encode() in none.stdout
+    )
     (cache / "models").mkdir(parents=True)
     (cache / "models" / "tiny").symlink_to(model)
     shown = hg(user, "models", "ls", HGCA_CACHE_DIR=str(cache)).stdout.decode()

@@ -29,7 +29,7 @@ def list_models(json: options.JsonDocument = False, quiet: options.Quiet = False
     --quiet: names only.
     """
     from hgca_cli.hf.places import model_places
-    from hgca_cli.hf.registry import aliases
+    from hgca_cli.hf.registry import PACKAGED, aliases
 
     stored = [(place.kind, one) for place in model_places() for one in place.models]
     if quiet and not json:
@@ -51,7 +51,7 @@ def list_models(json: options.JsonDocument = False, quiet: options.Quiet = False
         typer.echo(inert(line))
     typer.echo("" if rows else "no models yet: hgca pull fetches the default one")
     for name, target in aliases().items():
-        typer.echo(inert(f"{name} = {target}"))
+        typer.echo(inert(f"{name} = {'the default model, of a Python package' if target == PACKAGED else target}"))
 
 
 def _row(kind: str, one: Stored) -> dict[str, Any]:
