@@ -232,6 +232,26 @@ def test_nothing_is_lost_or_told_twice_whenever_something_else_is_written(when: 
             assert whole.count(word) == 1, screen.text
 
 
+def test_lines_stay_lines(size: list[terminal_size]) -> None:
+    assert size
+    poem = "In the **heart** of the night,\na silver leaf,\na leaf that whispers.\n\n- one\n  two\n\n> three\n> four\n"
+    screen = Screen()
+    stream = MarkdownStream(screen.write, color=False, tail=True)
+    for character in poem:
+        stream.push(character)
+    stream.finish()
+    shown = [line.strip(" •▌") for line in screen.lines if line.strip()]
+    assert shown == [
+        "In the heart of the night,",
+        "a silver leaf,",
+        "a leaf that whispers.",
+        "one",
+        "two",
+        "three",
+        "four",
+    ]
+
+
 def test_escape_codes_of_a_model_are_inert(size: list[terminal_size]) -> None:
     written: list[str] = []
     stream = MarkdownStream(written.append, color=False, tail=True)

@@ -71,6 +71,9 @@ class _Answer(Markdown):
     def __init__(self, source: str) -> None:
         super().__init__("", code_theme=CODE_THEME, hyperlinks=False)  # a link may not hide where it leads
         self.parsed = PARSER.parse(source)
+        for child in [child for token in self.parsed for child in token.children or ()]:
+            if child.type == "softbreak":  # a model means the lines of a poem, or of an address
+                child.type = "hardbreak"
 
 
 class MarkdownStream:
