@@ -46,6 +46,24 @@ def test_who_listens_between_layers_hears_them(change: Callable[..., None], call
     assert calls["all"] == 9 and (torch.cat(heard, 1) - states[2][:, 50:60]).abs().max() <= 1e-4
 
 
+@torch.inference_mode()
+def test_a_model_cut_short_is_layer_by_layer(calls: dict[str, int]) -> None:  # noqa: F811
+    model, tokens = tiny("llama"), ids()
+    quicken(model)
+    model.set_attn_implementation("hgca")
+    logits_of(model, tokens[:, :43], cache_of(model), [40, 1, 1, 1])
+    assert calls["all"] == 2
+    fewer = tiny("llama")
+    for one in (model, fewer):
+        one.config.num_hidden_layers = 2
+    wanted = fewer(input_ids=tokens[:, :50], use_cache=False).logits
+    got = logits_of(model, tokens[:, :50], cache_of(model), [40, *[1] * 10])
+    assert calls["all"] == 2 and (got - wanted).abs().max() <= 1e-4
+    del model.model.layers[2]
+    assert (logits_of(model, tokens[:, :50], cache_of(model), [40, *[1] * 10]) - wanted).abs().max() <= 1e-4
+    assert calls["all"] == 2
+
+
 class Between(LlamaModel):
     """A loop that does something of its own between its layers."""
 

@@ -27,12 +27,11 @@ class Stack:
     proven  a token was seen to go through all of them, one after the other
     """
 
-    def __init__(self, layers: list[nn.Module], parts: list[Parts]) -> None:
+    def __init__(self, layers: nn.ModuleList, parts: list[Parts]) -> None:
         self.proven = False
         self._parts = parts
         self._described = native.ffi.new("hgca_layer *[]", [part.described for part in parts])
-        self._watched = Watched([modules for part in parts for modules in part.inner])
-        self._listeners = [hooks for one in layers for hooks in (one._forward_hooks, one._forward_pre_hooks)]
+        self._watched = Watched([layers, *(inner for part in parts for inner in part.inner)])
         self._own = [one.__dict__ for one in layers]
         self._passed = 0  # layers of the token at hand, one after the other
         self._at: Tensor | None = None  # what the last of them made
@@ -63,6 +62,8 @@ class Stack:
     def run(self, x: Tensor, named: dict[str, Any]) -> Tensor | None:
         """A token through all layers: [1, 1, width], as of Parts.run. None, and no row was put, where one is not like the first."""
         cache: HybridCache = named.get("cache") or named["past_key_values"]
+        if len(cache.layers) != len(self._parts):  # a model of fewer layers than there are
+            return None
         readings = []
         for part in self._parts:
             layer = cache.layers[part.index]
@@ -86,7 +87,7 @@ class Stack:
 
     def _unchanged(self) -> bool:
         """Whether all parts are as they were found, and nobody listens to what goes from layer to layer."""
-        return not any(self._listeners) and not any("forward" in own for own in self._own) and self._watched.unchanged()
+        return not any("forward" in own for own in self._own) and self._watched.unchanged()
 
 
 def stack(model: nn.Module, parts_of: Any) -> None:
@@ -96,6 +97,6 @@ def stack(model: nn.Module, parts_of: Any) -> None:
             continue
         parts = [parts_of(layer) for layer in module]
         if all(part is not None for part in parts) and [part.index for part in parts] == list(range(len(parts))):
-            one = Stack(list(module), parts)
+            one = Stack(module, parts)
             for part in parts:
                 part.stack = one

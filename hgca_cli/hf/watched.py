@@ -27,6 +27,6 @@ class Watched:
         """Whether the same modules with the same weights are in them, and nobody listens to those."""
         return (
             not any(self._listeners)
-            and [inside[name] for inside, name in self._places] == self._ones
+            and [inside.get(name) for inside, name in self._places] == self._ones
             and self._where() == self._at
         )
