@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,21 +15,20 @@ from hgca_cli.batch.lines import Lines
 from hgca_cli.batch.output import Output
 from hgca_cli.batch.rows import Reader
 from hgca_cli.commands.documents import documents_under
+from hgca_cli.commands.job_report import again, report
 from hgca_cli.commands.setup import SWITCH
-from hgca_cli.errors import HgcaError, ModelError
+from hgca_cli.errors import HgcaError
 from hgca_cli.events import Event, Notice
-from hgca_cli.ui.job import JobView, job_table
+from hgca_cli.ui.job import JobView
 from hgca_cli.ui.log_file import LogFile
 from hgca_cli.ui.style import Style, is_terminal
 
 if TYPE_CHECKING:
     import threading
 
-    from hgca_cli.batch.tally import Tally
     from hgca_cli.batch.work import Work
     from hgca_cli.commands.setup import ModelChoice
     from hgca_cli.config import SamplingSettings
-    from hgca_cli.engine.batch import Batch
     from hgca_cli.hardware.settings import Plan, PlanRequest
     from hgca_cli.hardware.together import Together
     from hgca_cli.hf.registry import ModelFiles
@@ -67,7 +64,7 @@ class Job:
     shard: tuple[int, int] = (1, 1)
     _open: list[Any] = field(default_factory=list)
     _lost_rows: int = 0
-    _told_template: list[str] = field(default_factory=list)  # options, by rows
+    told_template: list[str] = field(default_factory=list)  # options, by rows
 
     def __post_init__(self) -> None:
         path = self.given["log_file"]
@@ -135,7 +132,7 @@ class Job:
         checked = check(lines, reader, limit=given["limit"], strict=given["strict"])
         which, of = self.shard
         checked.entries = checked.entries[which - 1 :: of]
-        self._told_template = checked.options
+        self.told_template = checked.options
         if checked.unknown:
             self.view.note(f"nobody looks at these fields: {', '.join(shown(one) for one in checked.unknown[:10])}")
         if models := [one for one in checked.models if one != given["model"]]:
@@ -181,7 +178,7 @@ class Job:
         good = [entry for entry in missing if entry.error is None]
         if self.given["group_prefix"] and not self.given["ordered"]:
             good = grouped(good)
-        work = Work(lines, reader, output, self._terms(choice)({}), tally, self._lost)
+        work = Work(lines, reader, output, self.terms(choice)({}), tally, self._lost)
         begin = partial(work.begin, told, [entry for entry in missing if entry.error is not None])
         code, peak = 0, 0
         with ending() as stop:
@@ -191,57 +188,19 @@ class Job:
                 elif elsewhere:
                     peak = self._there(good, work, begin, stop, choice, fingerprint)
                 else:
-                    peak = self._here(good, work, begin, stop, choice, files, *planned)
+                    from hgca_cli.commands.job_here import here
+
+                    peak = here(self, good, work, begin, stop, choice, files, *planned)
             except TooManyErrorsError as error:
                 self.view.close()
                 self.view.tell(f"error: {error}")
             code = stop.exit_code
         self.view.close()
-        self._report(tally.summary() | {"concurrency": peak})
+        report(self, tally.summary() | {"concurrency": peak})
         if code:
-            self.view.tell(f"interrupted; go on with: {self._again(work.begun)}")
+            self.view.tell(f"interrupted; go on with: {again(self, work.begun)}")
             return code
         return FAILED if tally.failed else 0
-
-    def _here(
-        self,
-        good: list[Entry],
-        work: Work,
-        begin: Callable[[], None],
-        stop: threading.Event,
-        choice: ModelChoice,
-        files: ModelFiles,
-        plan: Plan,
-        sizes: Together,
-    ) -> int:
-        """Answer these rows in this process; returns how many ran at once, at most. begin: called once the model is loaded."""
-        from hgca_cli.commands.setup import check_template, start_engine
-        from hgca_cli.engine.batch import Batch
-        from hgca_cli.engine.room import Room
-
-        engine = start_engine(choice, files, plan)
-        check_template(engine.loaded.tokenizer, self.sampling, self.given["think"], self.template_options)
-        if lost := [one for one in self._told_template if not engine.loaded.tokenizer.template_knows(one)]:
-            self.view.note(f"the chat template does not look at what rows tell it: {', '.join(map(shown, lost[:10]))}")
-        common = self.common_length(good)
-        slots = self.slots or sizes.sequences(common, common - self.given["max_tokens"] + 1)
-        self.view.note(f"{len(good):,} row{'s' * (len(good) != 1)}, up to {slots} at once")
-        work.terms = self._terms(choice)(engine.loaded.model.generation_config.to_diff_dict())
-        batch = Batch(engine, slots, Room(sizes.limits, sizes.takes, sizes.holds, sizes.free))
-
-        def show(event: Event | Any) -> None:
-            if isinstance(event, Notice):
-                self.view.note(event.text)
-            else:
-                self.view.progress(work.tally)
-
-        if stop.is_set():  # while it was loaded
-            return 0
-        begin()
-        self._watch(batch, work.tally, plan, slots)
-        work.tally.start()
-        work.run(batch, good, stop, show)
-        return batch.peak
 
     def _there(
         self,
@@ -290,19 +249,6 @@ class Job:
             given["model"], given["revision"], given["trust_remote_code"], given["offline"], self.template
         )
 
-    def _watch(self, batch: Batch, tally: Tally, plan: Plan, slots: int) -> None:
-        """What the dashboard shows is read of these."""
-        from hgca_cli.engine.batch_metrics import BatchReadings
-        from hgca_cli.hardware.usage import Usage
-        from hgca_cli.ui.job_snapshot import JobWatcher
-
-        readings = BatchReadings(batch)
-        model = batch.engine.loaded.name
-        used = Usage(plan.device).read
-        self.view.watch(
-            JobWatcher(readings.take, readings.slots, used, tally, _slot_name, plan=plan, model=model, most=slots)
-        )
-
     def plan(self) -> tuple[ModelChoice, ModelFiles, Plan, Together]:
         """The model, the plan for it, and how many rows it can run at once. Raises ModelError, DoesNotFitError."""
         from hgca_cli.commands.describe import describe
@@ -338,7 +284,7 @@ class Job:
         switch = {} if self.given["think"] is None else {SWITCH: self.given["think"]}
         return {**self.template_options, **switch}
 
-    def _terms(self, choice: ModelChoice) -> Any:
+    def terms(self, choice: ModelChoice) -> Any:
         from hgca_cli.batch.work import Terms
         from hgca_cli.commands.flags import sampling_of
 
@@ -357,34 +303,3 @@ class Job:
     def _notify(self, event: Event) -> None:
         if isinstance(event, Notice):
             self.view.note(event.text)
-
-    def _report(self, summary: dict[str, Any]) -> None:
-        given = self.given
-        if given["json"]:
-            print(json.dumps(summary), flush=True)
-        self.view.note(job_table(summary))
-        if self.paths[0] is not None and summary["done"] + summary["failed"]:
-            apart = f", errors in {self.paths[1]}" if self.paths[1] is not None and summary["failed"] else ""
-            self.view.note(f"answers are in {self.paths[0]}{apart}")
-        if given["metrics"] is not None:
-            try:
-                given["metrics"].expanduser().write_text(json.dumps(summary, indent=1) + "\n")
-            except OSError as error:
-                raise ModelError(
-                    f"cannot write {given['metrics']}: {error.strerror}.", "Answers are written; the figures are above."
-                ) from error
-
-    def _again(self, begun: bool) -> str:
-        """The command that goes on; what it takes out of an output is gone once that was begun."""
-        words = sys.argv[1:]
-        if "batch" not in words:
-            words = ["batch", self.given["source"], *(["-o", str(self.paths[0])] if self.paths[0] else [])]
-        return shlex.join(
-            ["hgca", *(word for word in words if not begun or word not in ("--overwrite", "--retry-errors"))]
-        )
-
-
-def _slot_name(key: tuple[str, int]) -> str:
-    """A row's id; and which of its answers, but for the first."""
-    name, choice = key
-    return name if choice == 0 else f"{name} #{choice + 1}"
