@@ -195,6 +195,21 @@ def test_too_long_leaves_everything_as_it_was() -> None:
     assert done.cached_tokens >= len(tokens) - 1
 
 
+def test_a_text_that_no_context_holds_is_not_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine(context=120)
+    conversation = Conversation(engine)
+    text = "a" * (4 * engine.loaded.tokenizer.longest * 120 + 1)
+    monkeypatch.setattr(type(engine.loaded.tokenizer), "encode", lambda *_, **__: pytest.fail("taken apart"))
+    for use in (
+        lambda: conversation.attach("book.txt", text),
+        lambda: ask(conversation, text),
+        lambda: engine.complete(text, GREEDY, threading.Event()),
+    ):
+        with pytest.raises(ContextOverflowError, match=f"(book.txt|the prompt) has {len(text):,} characters"):
+            use()
+    assert not conversation.messages and not conversation._documents
+
+
 def test_documents_come_before_the_next_question_only() -> None:
     engine = tiny_engine()
     conversation = Conversation(engine)

@@ -19,9 +19,9 @@ from hgca_cli.batch.tally import Tally
 from hgca_cli.config import SamplingSettings
 from hgca_cli.engine.batch import Batch, Progress
 from hgca_cli.engine.member import Answer, Request
-from hgca_cli.engine.prefill import check_room
+from hgca_cli.engine.prefill import check_characters, check_room
 from hgca_cli.engine.reasoning import BEGIN, ThoughtStream
-from hgca_cli.errors import ContextOverflowError, HgcaError
+from hgca_cli.errors import HgcaError
 from hgca_cli.events import Done, Notice
 from hgca_cli.hf.tokenizer import Tokenizer
 
@@ -211,10 +211,7 @@ def prompt_ids(row: Row, tokenizer: Any, options: dict[str, Any], context: int) 
     so much longer than the context that it costs gigabytes to find out by how much.
     """
     characters = len(row.prompt) + sum(len(one["content"]) for one in row.messages or ())
-    if tokenizer.cannot_fit(characters, context):
-        raise ContextOverflowError(
-            f"prompt has {characters:,} characters: far more than {context:,} tokens of context hold.", "Shorten it."
-        )
+    check_characters("prompt", characters, tokenizer, context)
     if row.ids is not None:
         if max(row.ids) > tokenizer.largest_id:
             raise HgcaError(f"prompt: there is no token {max(row.ids)}.", f"The largest is {tokenizer.largest_id}.")

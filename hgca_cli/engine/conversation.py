@@ -12,7 +12,7 @@ from typing import Any
 from hgca_cli.config import SamplingSettings
 from hgca_cli.engine import turns
 from hgca_cli.engine.engine import Engine
-from hgca_cli.engine.prefill import check_room
+from hgca_cli.engine.prefill import check_characters, check_room
 from hgca_cli.engine.reasoning import BEGIN, END, ThoughtStream, written_out
 from hgca_cli.engine.sequence import Sequence, shared
 from hgca_cli.engine.turns import Document, Messages
@@ -126,10 +126,15 @@ class Conversation:
         """Put a document before the next question; returns its tokens.
 
         The question then reads `name:`, a blank line, the text, a blank line, and so on for each document, and then
-        what was asked. Documents stay attached until a question was answered.
+        what was asked. Documents stay attached until a question was answered. Raises ContextOverflowError for one that is
+        far too long.
         """
+        self._check_length(name, text)
         self._documents.append((name, text))
         return len(self._engine.loaded.tokenizer.encode(text))
+
+    def _check_length(self, what: str, text: str) -> None:
+        check_characters(what, len(text), self._engine.loaded.tokenizer, self._engine.context)
 
     def clear(self, system: str | None = None) -> None:
         """Forget everything; the system message stays unless another is given."""
@@ -190,6 +195,7 @@ class Conversation:
     def _turn(
         self, text: str, sampling: SamplingSettings, stop: threading.Event, began: float
     ) -> Generator[Event, None, None]:
+        self._check_length("the prompt", text)
         asked = [*self.messages, turns.question(text, self._documents)]
         prompt = self._wording.prompt(asked)
         if self.trim and len(prompt) >= self._engine.context:

@@ -14,7 +14,7 @@ from hgca_cli.config import FOLLOWING, CacheSettings, SamplingSettings
 from hgca_cli.engine.choosing import Chooser
 from hgca_cli.engine.decode import decode
 from hgca_cli.engine.feedback import Feedback
-from hgca_cli.engine.prefill import prefill
+from hgca_cli.engine.prefill import check_characters, prefill
 from hgca_cli.engine.reasoning import BEGIN
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.engine.text import TextStream
@@ -86,6 +86,7 @@ class Engine:
 
     def complete(self, text: str, sampling: SamplingSettings, stop: threading.Event) -> Iterator[Event]:
         """Continue a text as it stands, without a chat template. Events and errors as of `answer`."""
+        check_characters("the prompt", len(text), self.loaded.tokenizer, self.context)
         return self._complete(text, sampling, stop, time.perf_counter())
 
     def _complete(

@@ -13,6 +13,7 @@ from hgca_cli.engine.sequence import DeviceFullError, Sequence
 from hgca_cli.errors import ContextOverflowError, UsageError
 from hgca_cli.events import Event, Notice, PrefillProgress
 from hgca_cli.hf.load import LoadedModel
+from hgca_cli.hf.tokenizer import Tokenizer
 
 
 def prefill(
@@ -60,6 +61,14 @@ def prefill(
             del sequence.tokens[sequence.cached :]
             sequence.cache.expect(0)
     return logits
+
+
+def check_characters(what: str, characters: int, tokenizer: Tokenizer, context: int) -> None:
+    """Raises ContextOverflowError for a text so much longer than the context that it costs gigabytes to find out by how much."""
+    if tokenizer.cannot_fit(characters, context):
+        raise ContextOverflowError(
+            f"{what} has {characters:,} characters: far more than {context:,} tokens of context hold.", "Shorten it."
+        )
 
 
 def check_room(tokens: int, context: int, trained: int = 0, remedy: str = "") -> None:
