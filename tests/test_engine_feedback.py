@@ -22,7 +22,7 @@ from hgca_cli.engine.feedback import TIMED
 from hgca_cli.engine.sample import Sample
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.events import Balanced, Done, Event
-from tests.tiny_engine import tiny_loaded
+from tests.tiny_engine import Endless, tiny_loaded
 
 PROMPT = [40 + (7 * n) % 200 for n in range(200)]
 DRAWN = SamplingSettings(temperature=1.0, max_tokens=60)
@@ -66,7 +66,7 @@ def _threads() -> Iterator[None]:
 def made(moves: dict[int, Balanced] | None = None, balance: bool = True, **settings: Any) -> tuple[Engine, Scripted]:
     """An engine whose answers never end by themselves, and what decides in it."""
     loaded = tiny_loaded()
-    loaded = replace(loaded, tokenizer=type("Endless", (), {"end_ids": frozenset(), "decode": loaded.tokenizer.decode}))
+    loaded = replace(loaded, tokenizer=Endless(loaded.tokenizer))
     asked = {"window": 16, "sinks": 2, "context": 512, "select": "scan", "quality": 0.9} | settings
     engine = Engine(loaded, CacheSettings(**asked), prefill_chunk=64, balance=balance)
     scripted = Scripted(3, moves or {})

@@ -17,7 +17,7 @@ from hgca_cli.events import Done, Text
 from hgca_cli.hardware import usage
 from hgca_cli.hardware.usage import Usage
 from hgca_cli.metrics import Metrics
-from tests.tiny_engine import tiny_loaded
+from tests.tiny_engine import Endless, tiny_loaded
 
 GREEDY = SamplingSettings(temperature=0.0, max_tokens=30)
 PROMPT = [40 + (7 * n) % 200 for n in range(300)]
@@ -25,7 +25,7 @@ PROMPT = [40 + (7 * n) % 200 for n in range(300)]
 
 def engine_of(sliding: int | None = None, **settings: Any) -> Engine:
     loaded = tiny_loaded(sliding=sliding)
-    loaded = replace(loaded, tokenizer=type("Endless", (), {"end_ids": frozenset(), "decode": loaded.tokenizer.decode}))
+    loaded = replace(loaded, tokenizer=Endless(loaded.tokenizer))
     asked = {"window": 32, "sinks": 2, "context": 4096, "select": "scan", "quality": 0.9} | settings
     return Engine(loaded, CacheSettings(**asked), prefill_chunk=64)
 
@@ -164,7 +164,7 @@ def test_a_gpu_that_says_little_is_not_asked_again(monkeypatch: pytest.MonkeyPat
 def test_on_a_gpu_what_crosses_is_counted_and_parts_are_timed() -> None:
     loaded = replace(tiny_loaded(), device=torch.device("cuda", 0))
     loaded.model.to("cuda:0")
-    loaded = replace(loaded, tokenizer=type("Endless", (), {"end_ids": frozenset(), "decode": loaded.tokenizer.decode}))
+    loaded = replace(loaded, tokenizer=Endless(loaded.tokenizer))
     settings = CacheSettings(window=32, sinks=2, context=4096, select="scan", quality=0.9)
     engine = Engine(loaded, settings, prefill_chunk=64, balance=True)
     drawn = SamplingSettings(temperature=1.0, max_tokens=60)
