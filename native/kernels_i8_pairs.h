@@ -41,26 +41,6 @@ INLINE __m256i add_products(__m256i sum, __m256i a, __m256i b) {
     return sum;
 }
 
-/* As _mm256_shuffle_ps. */
-#define SHUFFLE(a, b, which) _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), which))
-
-/* As vsum_eight, of integers. */
-INLINE __m256i sum_eight_i32(__m256i x[8][HEADS], int h) {
-    __m256i pair[4], four[2];
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        __m256i a = x[2 * i][h], b = x[2 * i + 1][h];
-        pair[i] = _mm256_add_epi32(_mm256_blend_epi32(a, b, 0xcc), SHUFFLE(a, b, 0x4e));
-    }
-    UNROLL
-    for (int i = 0; i < 2; i++) {
-        __m256i a = pair[2 * i], b = pair[2 * i + 1];
-        four[i] = _mm256_add_epi32(SHUFFLE(a, b, 0x88), SHUFFLE(a, b, 0xdd));
-    }
-    return _mm256_add_epi32(_mm256_permute2x128_si256(four[0], four[1], 0x20),
-                            _mm256_permute2x128_si256(four[0], four[1], 0x31));
-}
-
 /* 16 numbers, or the `left` ones, of two rows. */
 INLINE void score_block(const char *const key[2], int64_t d, int64_t left, const int16_t *q, int64_t stride, int heads,
                         __m256i sum[HEADS][2]) {

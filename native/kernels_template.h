@@ -189,22 +189,22 @@ INLINE int is_usual(const hgca_piece *p, int dim, int dtype) {
     return USUAL_DIM != 0 && p->key_dim == dim && p->value_dim == dim && dtype != HGCA_F32;
 }
 
+/* `loop` compiled for a width that is usual, or for any. Both loops take their arguments in this order. */
+#define FOR_WIDTH(loop, vector, heads, dtype, dim, scores)                                                              \
+    if (is_usual(p, USUAL_DIM, dtype))                                                                                  \
+        loop(p, vector, tile, rows, next, next_rows, heads, dtype, USUAL_DIM, scores);                                  \
+    else if (is_usual(p, USUAL_DIM / 2, dtype))                                                                         \
+        loop(p, vector, tile, rows, next, next_rows, heads, dtype, USUAL_DIM / 2, scores);                              \
+    else loop(p, vector, tile, rows, next, next_rows, heads, dtype, dim, scores);
+
 #define LOOPS(name, heads, dtype)                                                                                       \
     static void score_##name##_##heads(const hgca_piece *p, const float *query, const tile_rows *tile, int rows,        \
                                        const tile_rows *next, int next_rows, float score[][TILE]) {                     \
-        if (is_usual(p, USUAL_DIM, dtype))                                                                              \
-            score_tile(p, query, tile, rows, next, next_rows, heads, dtype, USUAL_DIM, score);                          \
-        else if (is_usual(p, USUAL_DIM / 2, dtype))                                                                     \
-            score_tile(p, query, tile, rows, next, next_rows, heads, dtype, USUAL_DIM / 2, score);                      \
-        else score_tile(p, query, tile, rows, next, next_rows, heads, dtype, p->key_dim, score);                        \
+        FOR_WIDTH(score_tile, query, heads, dtype, p->key_dim, score)                                                   \
     }                                                                                                                   \
     static void add_##name##_##heads(const hgca_piece *p, float *out, const tile_rows *tile, int rows,                  \
-                                     const tile_rows *next, int next_rows, float weight[][TILE]) { \
-        if (is_usual(p, USUAL_DIM, dtype))                                                                              \
-            add_values(p, out, tile, rows, next, next_rows, heads, dtype, USUAL_DIM, weight);                           \
-        else if (is_usual(p, USUAL_DIM / 2, dtype))                                                                     \
-            add_values(p, out, tile, rows, next, next_rows, heads, dtype, USUAL_DIM / 2, weight);                       \
-        else add_values(p, out, tile, rows, next, next_rows, heads, dtype, p->value_dim, weight);                       \
+                                     const tile_rows *next, int next_rows, float weight[][TILE]) {                      \
+        FOR_WIDTH(add_values, out, heads, dtype, p->value_dim, weight)                                                  \
     }
 #if HEADS > 2
 #define ALL_LOOPS(name, dtype)                                                                                   \

@@ -31,21 +31,27 @@ static inline VF vscale2(VF x, VF n) {
     return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
 
-/* What each of x[0 .. 7][h] adds up to, in their order. VHADDPS would take two shuffles where a blend and one do. */
-static inline VF vsum_eight(VF x[8][HEADS], int h) {
-    VF pair[4], four[2];
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        VF a = x[2 * i][h], b = x[2 * i + 1][h];
-        pair[i] = _mm256_add_ps(_mm256_blend_ps(a, b, 0xcc), _mm256_shuffle_ps(a, b, 0x4e));
+/* name(x, h): what each of x[0 .. 7][h], vectors V of floats or of integers, adds up to, in their order. VHADDPS would take two
+ * shuffles where a blend and one do. `bits` and `back` turn a V into floats that are only moved, and back. */
+#define SUM_EIGHT(name, V, add, bits, back)                                                                         \
+    static inline V name(V x[8][HEADS], int h) {                                                                    \
+        V pair[4], four[2];                                                                                         \
+        UNROLL                                                                                                      \
+        for (int i = 0; i < 4; i++) {                                                                               \
+            __m256 a = bits(x[2 * i][h]), b = bits(x[2 * i + 1][h]);                                                \
+            pair[i] = add(back(_mm256_blend_ps(a, b, 0xcc)), back(_mm256_shuffle_ps(a, b, 0x4e)));                  \
+        }                                                                                                           \
+        UNROLL                                                                                                      \
+        for (int i = 0; i < 2; i++) {                                                                               \
+            __m256 a = bits(pair[2 * i]), b = bits(pair[2 * i + 1]);                                                \
+            four[i] = add(back(_mm256_shuffle_ps(a, b, 0x88)), back(_mm256_shuffle_ps(a, b, 0xdd)));                \
+        }                                                                                                           \
+        __m256 a = bits(four[0]), b = bits(four[1]);                                                                \
+        return add(back(_mm256_permute2f128_ps(a, b, 0x20)), back(_mm256_permute2f128_ps(a, b, 0x31)));             \
     }
-    UNROLL
-    for (int i = 0; i < 2; i++) {
-        VF a = pair[2 * i], b = pair[2 * i + 1];
-        four[i] = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
-    }
-    return _mm256_add_ps(_mm256_permute2f128_ps(four[0], four[1], 0x20), _mm256_permute2f128_ps(four[0], four[1], 0x31));
-}
+#define AS_THEY_ARE(x) (x)
+SUM_EIGHT(vsum_eight, VF, _mm256_add_ps, AS_THEY_ARE, AS_THEY_ARE)
+SUM_EIGHT(sum_eight_i32, __m256i, _mm256_add_epi32, _mm256_castsi256_ps, _mm256_castps_si256)
 
 static inline float vsum(VF x) {
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
