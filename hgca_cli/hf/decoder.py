@@ -24,7 +24,7 @@ from hgca_cli.hf.gated import Gated
 from hgca_cli.hf.linear import QuickLinear
 from hgca_cli.hf.norm import QuickNorm
 from hgca_cli.hf.probe import Probe
-from hgca_cli.hf.stack import Stack
+from hgca_cli.hf.stack import Stack, through
 from hgca_cli.hf.trial import gives_the_same, put_before
 from hgca_cli.hf.watched import Watched
 
@@ -139,17 +139,7 @@ class Parts:
         if len(readings) < len(layer.states):
             return None
         pairs = list(zip(readings, layer.states, strict=True))
-        if not all(reading.choose(state) for reading, state in pairs):
-            return None
-        described = [reading.take(state) for reading, state in pairs]
-        out = torch.empty_like(x)
-        at = x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), out.data_ptr()
-        several = native.ffi.new("hgca_reading *[]", described)
-        if status := native.lib.hgca_decode_layer_several(self.described, several, len(described), *at):
-            native.check(status)
-        for reading, state in pairs:
-            reading.end(state)
-        return out
+        return through(native.lib.hgca_decode_layer_several, self.described, pairs, x, (cosine, sine))
 
     def reading(self, layer: HybridLayer, state: LayerState) -> Reading | None:
         """What the attention of a sequence's layer reads, if the C library can do all of it."""
@@ -201,6 +191,11 @@ def quicken_decoder(layer: nn.Module) -> bool:
     assert isinstance(layer, QuickDecoder)
     layer.parts = parts
     return True
+
+
+def parts_of(layer: nn.Module) -> Parts | None:
+    """The parts of a layer that the library does."""
+    return layer.parts if isinstance(layer, QuickDecoder) else None
 
 
 def _has_parts(layer: nn.Module, attention: nn.Module) -> bool:

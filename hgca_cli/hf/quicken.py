@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hgca_cli.hf.decoder import quicken_decoder
+from hgca_cli.hf.decoder import parts_of, quicken_decoder
 from hgca_cli.hf.gated import quicken_gated
 from hgca_cli.hf.grid import Grid, find_grid, find_halves
 from hgca_cli.hf.linear import QuickLinear, Weights, join
@@ -29,7 +29,7 @@ def quicken(model: nn.Module) -> int:
             quicken_norm(module)
         for module in list(model.modules()):  # once all their parts are quick
             quicken_decoder(module)
-        stack(model, lambda layer: getattr(layer, "parts", None))
+        stack(model, parts_of)
         return taken
     finally:
         torch.set_num_threads(threads)

@@ -7,6 +7,7 @@ very result of the one before, and the same positions, are later tokens one call
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,8 @@ from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.watched import Watched
 
 if TYPE_CHECKING:
+    from hgca_cli.attention.layer import LayerState
+    from hgca_cli.attention.reading import Reading
     from hgca_cli.hf.decoder import Parts
 
 
@@ -71,18 +74,11 @@ class Stack:
             if reading is None:
                 return None
             readings.append((reading, layer.states[0]))
-        if not self._unchanged() or not all(reading.choose(state) for reading, state in readings):
+        if not self._unchanged():
             return None
-        described = [reading.take(state) for reading, state in readings]
-        cosine, sine = named["position_embeddings"]
-        out = torch.empty_like(x)
-        at = x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), out.data_ptr()
-        several = native.ffi.new("hgca_reading *[]", described)
-        if status := native.lib.hgca_decode_layers(self._described, several, len(described), *at):
-            native.check(status)
-        for reading, state in readings:
-            reading.end(state)
-        self._at, self._next = out, 1
+        out = through(native.lib.hgca_decode_layers, self._described, readings, x, named["position_embeddings"])
+        if out is not None:
+            self._at, self._next = out, 1
         return out
 
     def _unchanged(self) -> bool:
@@ -90,13 +86,32 @@ class Stack:
         return not any("forward" in own for own in self._own) and self._watched.unchanged()
 
 
-def stack(model: nn.Module, parts_of: Any) -> None:
+def through(
+    call: Any, described: Any, readings: list[tuple[Reading, LayerState]], x: Tensor, turns: Any
+) -> Tensor | None:
+    """A call of the library that does a layer or several, of a token with what each layer or sequence reads; turns: cosine, sine.
+
+    None, and no row was put, if one of them reads rows that Python names.
+    """
+    if not all(reading.choose(state) for reading, state in readings):
+        return None
+    several = native.ffi.new("hgca_reading *[]", [reading.take(state) for reading, state in readings])
+    out = torch.empty_like(x)
+    at = x.data_ptr(), turns[0].data_ptr(), turns[1].data_ptr(), out.data_ptr()
+    if status := call(described, several, len(readings), *at):
+        native.check(status)
+    for reading, state in readings:
+        reading.end(state)
+    return out
+
+
+def stack(model: nn.Module, parts_of: Callable[[nn.Module], Parts | None]) -> None:
     """Join the quick layers of a list that has no others."""
     for module in model.modules():
         if not isinstance(module, nn.ModuleList) or len(module) < 2:
             continue
-        parts = [parts_of(layer) for layer in module]
-        if all(part is not None for part in parts) and [part.index for part in parts] == list(range(len(parts))):
+        parts = [part for layer in module if (part := parts_of(layer)) is not None]
+        if [part.index for part in parts] == list(range(len(module))):
             one = Stack(module, parts)
             for part in parts:
                 part.stack = one
