@@ -195,7 +195,6 @@ def test_a_row_that_waits_does_not_take_longer(less: int, monkeypatch: pytest.Mo
     class Clock:  # a token of somebody takes a second, whatever the machine does
         perf_counter = staticmethod(lambda: now[0])
 
-    monkeypatch.setattr("hgca_cli.engine.batch.time", Clock)
     monkeypatch.setattr("hgca_cli.engine.member.time", Clock)
     engine = tiny_engine(chunk=16)
     original, joint = Sequence.forward, together.joint_forward

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hgca_cli.engine.beginnings import Beginnings
 from hgca_cli.engine.engine import Engine
-from hgca_cli.engine.member import Answer, Member, Request
+from hgca_cli.engine.member import Answer, Member, Request, spent_by
 from hgca_cli.engine.room import QUANTUM, Claim, Lengths, Room
 from hgca_cli.engine.sequence import Sequence, is_refusal
 from hgca_cli.engine.together import Together
@@ -258,7 +257,7 @@ class Batch:
         if stop.is_set():
             return
         going, written = self._grant(), 0
-        with _spent_by(going):
+        with spent_by(going):
             for member in going:
                 if member.answer is None:
                     written += member.draw()
@@ -267,7 +266,7 @@ class Batch:
             yield self._leave(member)
         going = [one for one in going if one.answer is None]
         beside = len(self._writing) - 1 + sum(one.begun for one in self._reading)
-        with _spent_by(going):
+        with spent_by(going):
             failures = self._together.forward(going)
         for member, error in failures:
             self._writing.remove(member)
@@ -285,13 +284,3 @@ class Batch:
         self._left = True
         member.close()
         return answer
-
-
-@contextlib.contextmanager
-def _spent_by(members: list[Member]) -> Iterator[None]:
-    """What is done inside is the work of each: they do it together."""
-    began = time.perf_counter()
-    yield
-    seconds = time.perf_counter() - began
-    for member in members:
-        member.spent += seconds

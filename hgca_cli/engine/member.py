@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +106,9 @@ class Member:
         before = self.sequence.cached
         try:
             while self.sequence.cached == before or self.sequence.cached == len(self.request.ids):
-                yield self._next(self._prefill)
+                with spent_by([self]):
+                    event = next(self._prefill)
+                yield event
             self._check_time()
         except StopIteration as end:
             self.logits = end.value
@@ -113,13 +116,6 @@ class Member:
         except HgcaError as error:
             self.fail(error)
             self._over()
-
-    def _next(self, prefill: Generator[Event, None, Tensor | None]) -> Event:
-        began = time.perf_counter()
-        try:
-            return next(prefill)
-        finally:
-            self.spent += time.perf_counter() - began
 
     def _whole_prompt(
         self, stop: threading.Event, pause: int, keep: Callable[[Sequence], None] | None
@@ -228,3 +224,15 @@ class Member:
         limit = self.request.seconds
         if limit is not None and self.spent > limit:
             raise TimeoutError(f"the row took longer than {limit:g} s, waiting not counted.", "Raise --timeout.")
+
+
+@contextmanager
+def spent_by(members: Iterable[Member]) -> Iterator[None]:
+    """What is done inside is the work of each: they do it together."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = time.perf_counter() - began
+        for member in members:
+            member.spent += seconds
