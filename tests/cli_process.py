@@ -91,3 +91,12 @@ def save_tiny(path: Path) -> str:
     hf.eos_token = None
     hf.save_pretrained(path)
     return str(path)
+
+
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def write_rows(path: Path, *rows: Any) -> str:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return str(path)

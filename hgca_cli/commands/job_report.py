@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def report(job: Job, summary: dict[str, Any]) -> None:
+    """Tell the figures of a job, and write them where --metrics says. Raises ModelError if that cannot be written."""
     given = job.given
     if given["json"]:
         print(json.dumps(summary), flush=True)
