@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -66,21 +65,25 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_is_light() -> None:
-    """Neither torch nor transformers, and little CPU over a bare Python start."""
-
-    def seconds(*words: str) -> float:
-        before = os.times()
-        subprocess.run([sys.executable, *words], capture_output=True, check=True, env=environment())
-        after = os.times()
-        return after.children_user + after.children_system - before.children_user - before.children_system
-
-    code = "import sys; from hgca_cli.app import run; run(['--help']); print(sorted(sys.modules))"
+    """Neither torch nor any other large library, and no more of the standard library than a few hundred modules."""
+    code = "import sys; bare = set(sys.modules); from hgca_cli.app import run; run(['--help']); print(*sorted({*sys.modules} - bare))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
-    for heavy in ("'torch'", "'transformers'", "'rich'", "'prompt_toolkit'", "'huggingface_hub'"):
-        assert heavy not in done.stdout
-    bare = min(seconds("-c", "pass") for _ in range(3))
-    ours = min(seconds("-m", "hgca_cli", "--help") for _ in range(3))
-    assert ours - bare < 0.3
+    loaded = done.stdout.splitlines()[-1].split()
+    packages = {name.partition(".")[0] for name in loaded}
+    assert "hgca_cli" in packages
+    heavy = {
+        "torch",
+        "transformers",
+        "numpy",
+        "rich",
+        "prompt_toolkit",
+        "huggingface_hub",
+        "tokenizers",
+        "jinja2",
+        "asyncio",
+    }
+    assert not packages & heavy
+    assert len(loaded) < 350
 
 
 @pytest.mark.parametrize("words", ["", "--help", "chat --help", "--version"])
@@ -255,9 +258,8 @@ def test_a_gpu_is_never_replaced(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_mistakes_are_told_before_the_model_is_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    began = time.monotonic()
-    refused(capsys, "chat", "-m", "no-such-org/no-such-model", "-p", "x", "--temp", "-3")
-    assert time.monotonic() - began < 1
+    err = refused(capsys, "chat", "-m", "no-such-org/no-such-model", "-p", "x", "--temp", "-3")
+    assert "--temp" in err and "no-such-org" not in err
 
 
 def test_sizes_people_write() -> None:
