@@ -193,9 +193,11 @@ def test_kv_bytes_are_the_layouts() -> None:
     wanted = {"context": 8192, "window": 512, "sinks": 4, "dtype": "fp32", "select": "exact"}
     made = plan(SMALL, kv_dtype="bf16", **wanted)
     row = 30 * 3 * 128  # layers, KV heads, key and value
-    assert made.memory[0].window == row * 516 * 4
+    assert made.memory[0].window == row * 516 * 2  # on the CPU as in the store
+    assert plan(SMALL, kv_dtype="fp32", **wanted).memory[0].window == row * 516 * 4
     assert made.memory[0].store == row * (8192 - 516) * 2
     quantised = plan(SMALL, kv_dtype="int8", **wanted)
+    assert quantised.memory[0].window == row * 516 * 4
     assert quantised.memory[0].store == 30 * 3 * (128 + 8) * (8192 - 516)  # numbers, and two scales a row
     codes = plan(SMALL, kv_dtype="bf16", **wanted | {"select": "scan"})
     index = 30 * 3 * (32 + 2 + 1)  # 4 bits a number, a scale and a zero per number and block, a mean value per block

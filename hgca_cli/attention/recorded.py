@@ -105,8 +105,8 @@ class Recorder:
         relay.tell(scale, softcap)
         window = relay.layer.window
         guessed = self._lane.ask(relay, query) if self.stored else None
-        window.keys.index_copy_(1, self._slot, key)
-        window.values.index_copy_(1, self._slot, value)
+        window.keys.index_copy_(1, self._slot, key.to(window.keys.dtype))
+        window.values.index_copy_(1, self._slot, value.to(window.values.dtype))
         near = self._slots.near(query, window.keys, window.values, scale=scale, softcap=softcap)
         if self.stored:
             self._lane.join(relay)

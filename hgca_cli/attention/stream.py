@@ -67,7 +67,8 @@ def _itself(query: Tensor, key: Tensor, value: Tensor, scale: float, softcap: fl
 def _near(whole: Partial, folded: Tensor, layer: LayerState, scale: float, softcap: float) -> None:
     """The chunk over the window, taken into `whole`; folded."""
     for key, value in layer.window.pieces():
-        take_in(whole, dense.attend(folded, key, value, scale=scale, softcap=softcap))
+        rows = key.to(folded.dtype), value.to(folded.dtype)
+        take_in(whole, dense.attend(folded, *rows, scale=scale, softcap=softcap))
 
 
 def _far(whole: Partial, folded: Tensor, layer: LayerState, store: Store, scale: float, softcap: float) -> None:

@@ -13,7 +13,7 @@ from hgca_cli.hardware.expected import rows_read, scored_rows
 from hgca_cli.hardware.memory import ITEMSIZE, Choice, Model, device_codes_bytes
 from hgca_cli.hardware.rates import GPU_SHARE, GpuRates, Profile
 from hgca_cli.hardware.row_rates import row_ns, thread_factor
-from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.layout import LayerLayout, as_in_store
 
 WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "grid8": 34 / 32, "grid4": 20 / 32}  # of a number, scales of a grid included
 GRIDS = frozenset({"grid4", "grid8"})
@@ -194,7 +194,9 @@ class Costs:
 
     def _rows_seconds(self, choice: Choice, layer: LayerLayout, rows: int, threads: int) -> float:
         host = self.profile.host
-        return rows * layer.kv_heads * row_ns(host, "dense", choice.dtype, layer) * thread_factor(host, threads) * 1e-9
+        narrow = as_in_store(layer, True, ITEMSIZE[choice.dtype], ITEMSIZE[choice.kv_dtype])
+        row = row_ns(host, "dense", choice.kv_dtype if narrow else choice.dtype, layer)
+        return rows * layer.kv_heads * row * thread_factor(host, threads) * 1e-9
 
 
 def captured(model: Model, choice: Choice) -> bool:

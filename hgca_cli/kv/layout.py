@@ -65,7 +65,8 @@ class LayerLayout:
 class KVLayout:
     """All layers, and their bytes.
 
-    device_itemsize, store_itemsize  of a number on the device (window) and in CPU memory (store)
+    device_itemsize, store_itemsize  of a number as the model computes it, and in the store
+    on_cpu                           the device is the CPU
     store_scales                     beside each row of each KV head in the store
     index                            the policy whose index stands beside the rows
     """
@@ -75,6 +76,7 @@ class KVLayout:
     store_itemsize: int = 4
     store_scales: int = 0
     index: str = "exact"
+    on_cpu: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -96,8 +98,14 @@ class KVLayout:
 
     def window_bytes(self, window: int, sinks: int, context: int) -> int:
         """Device bytes of the windows: preallocated, so this is what a sequence takes however short it is."""
-        slots = sum(layer.row_elements * window_slots(layer, window, sinks, context) for layer in self.layers)
-        return slots * self.device_itemsize
+        return sum(
+            self._window_itemsize(layer) * layer.row_elements * window_slots(layer, window, sinks, context)
+            for layer in self.layers
+        )
+
+    def _window_itemsize(self, layer: LayerLayout) -> int:
+        narrow = as_in_store(layer, self.on_cpu, self.device_itemsize, self.store_itemsize)
+        return self.store_itemsize if narrow else self.device_itemsize
 
     def store_bytes(self, context: int, window: int, sinks: int) -> int:
         """CPU bytes of the stores at a context of so many rows."""
@@ -107,6 +115,14 @@ class KVLayout:
         """Host bytes of `rows` rows per layer on their way from the windows to the stores (a prefill chunk's worth)."""
         full = sum(layer.row_elements for layer in self.layers if layer.sliding is None)
         return full * rows * self.device_itemsize
+
+
+def as_in_store(layer: LayerLayout, on_cpu: bool, itemsize: int, store_itemsize: int) -> bool:
+    """Whether the window's rows are of the store's dtype: in the same memory, half the bytes are read, and no row
+    changes when it is evicted. Rows of a sliding layer are never rounded, and whole numbers (int8) are too rough for rows
+    that are all read.
+    """
+    return on_cpu and layer.sliding is None and 2 <= store_itemsize < itemsize
 
 
 def window_slots(layer: LayerLayout, window: int, sinks: int, context: int) -> int:
