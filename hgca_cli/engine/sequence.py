@@ -16,6 +16,7 @@ from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.graph import GraphStep
 from hgca_cli.hf.known import Known, know, known
 from hgca_cli.hf.load import LoadedModel
+from hgca_cli.hf.straight import next_logits
 from hgca_cli.native import OutOfMemoryError
 
 GRAPHS = os.environ.get("HGCA_CUDA_GRAPHS", "1") != "0"
@@ -78,9 +79,7 @@ class Sequence:
             with torch.inference_mode():
                 if ids.shape[1] == 1 and (step := self._graph_step(loaded)) is not None:
                     return step.step(ids)
-                output = loaded.forward(ids, self.cache, logits_to_keep=1)
-                logits: Tensor = output.logits[0, -1]
-                return logits
+                return next_logits(loaded, ids, self.cache)
         except BaseException as error:
             self.forget_beyond(before)
             if not memory_ran_out(error):

@@ -12,6 +12,7 @@ from hgca_cli.hf.linear import QuickLinear, Weights, join
 from hgca_cli.hf.norm import quicken_norm
 from hgca_cli.hf.pages import Pages
 from hgca_cli.hf.stack import stack
+from hgca_cli.hf.straight import straighten
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of a module's layers that share a vector
 
@@ -30,6 +31,7 @@ def quicken(model: nn.Module) -> int:
         for module in list(model.modules()):  # once all their parts are quick
             quicken_decoder(module)
         stack(model, parts_of)
+        straighten(model)
         return taken
     finally:
         torch.set_num_threads(threads)

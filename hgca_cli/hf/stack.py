@@ -8,7 +8,7 @@ very result of the one before, and the same positions, are later tokens one call
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +24,30 @@ if TYPE_CHECKING:
     from hgca_cli.hf.decoder import Parts
 
 
+PARTS = 8  # of a model's modules: one is looked at for a token of which nobody but us knows
+
+
+class Passed(NamedTuple):
+    """A token that went through all layers in one call: what the first was given, and what the last made of it."""
+
+    x: Tensor
+    turns: Any
+    out: Tensor
+
+
 class Stack:
     """The layers of a model, in their order.
 
     proven  a token was seen to go through all of them, one after the other
+    last    the token that did so in one call; whoever wants to know of one sets it to None before
     """
 
     def __init__(self, layers: nn.ModuleList, parts: list[Parts]) -> None:
         self.proven = False
+        self.last: Passed | None = None
         self._parts = parts
         self._described = native.ffi.new("hgca_layer *[]", [part.described for part in parts])
-        self._watched = Watched([layers, *(inner for part in parts for inner in part.inner)])
+        self._watched = Watched([layers, *(inner for part in parts for inner in part.inner)], parts=PARTS)
         self._own = [one.__dict__ for one in layers]
         self._passed = 0  # layers of the token at hand, one after the other
         self._at: Tensor | None = None  # what the last of them made
@@ -63,7 +76,27 @@ class Stack:
         self.proven |= self._passed == len(self._parts)
 
     def run(self, x: Tensor, named: dict[str, Any]) -> Tensor | None:
-        """A token through all layers: [1, 1, width], as of Parts.run. None, and no row was put, where one is not like the first."""
+        """A token through all layers, asked by the first: [1, 1, width], as of Parts.run. None, and no row was put, where one is
+        not like the first. The others hand on what they get.
+        """
+        out = self._through(x, named) if self._unchanged() else None
+        if out is not None:
+            self._at, self._next = out, 1
+            self.last = Passed(x, named["position_embeddings"], out)
+        return out
+
+    def compute(self, x: Tensor, named: dict[str, Any], looked: bool) -> Tensor | None:
+        """The same for who asks no layer. None, too, where the layers were never seen to follow each other.
+
+        looked  all were looked at for a token before this one of the same text: now one of PARTS is
+        """
+        self._next = 0
+        if not (self.proven and self._parts[0].serves(x, named)):
+            return None
+        same = self._watched.partly() if looked else self._unchanged()
+        return self._through(x, named) if same else None
+
+    def _through(self, x: Tensor, named: dict[str, Any]) -> Tensor | None:
         cache: HybridCache = named.get("cache") or named["past_key_values"]
         if len(cache.layers) != len(self._parts):  # a model of fewer layers than there are
             return None
@@ -74,12 +107,7 @@ class Stack:
             if reading is None:
                 return None
             readings.append((reading, layer.states[0]))
-        if not self._unchanged():
-            return None
-        out = through(native.lib.hgca_decode_layers, self._described, readings, x, named["position_embeddings"])
-        if out is not None:
-            self._at, self._next = out, 1
-        return out
+        return through(native.lib.hgca_decode_layers, self._described, readings, x, named["position_embeddings"])
 
     def _unchanged(self) -> bool:
         """Whether all parts are as they were found, and nobody listens to what goes from layer to layer."""
@@ -115,3 +143,9 @@ def stack(model: nn.Module, parts_of: Callable[[nn.Module], Parts | None]) -> No
             one = Stack(module, parts)
             for part in parts:
                 part.stack = one
+
+
+def stack_of(layers: nn.Module) -> Stack | None:
+    """The stack of a list of layers, once `stack` has made one."""
+    parts = getattr(next(iter(layers.children()), None), "parts", None)
+    return None if parts is None else parts.stack

@@ -1,0 +1,137 @@
+"""A token through a model's own modules one after the other, without the functions that hold them together.
+
+Once all layers are one call (hf/stack.py) those take more time than the embedding, the positions and the output layer:
+masks nobody needs, outputs by name, each layer asked to hand on what it gets. That a model is these modules and nothing
+else is seen, not assumed: what each is given and gives must be the very numbers of the model's own forward, token after
+token, before a token goes without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.linear import QuickLinear
+from hgca_cli.hf.load import LoadedModel
+from hgca_cli.hf.stack import Stack, stack_of
+from hgca_cli.hf.watched import Watched
+
+INSIDE = ("embed_tokens", "layers", "norm", "rotary_emb")  # of what is below the output layer
+ALIKE = 3  # tokens that must come out the same
+MANY = 64  # positions
+FIXED = ("default", "linear", "llama3", "yarn")  # kinds of rotation whose angles are a matter of the position alone
+NAME = "hgca_straight"  # of a model's attribute
+
+
+class Straight:
+    """The modules of a model that a token meets, in their order.
+
+    alike  tokens that came out the same; None: one did not, and no more are looked at
+    """
+
+    def __init__(self, model: nn.Module, inner: nn.Module, stack: Stack) -> None:
+        self.alike: int | None = 0
+        self._stack = stack
+        self._embed, _, self._norm, rotary = (inner._modules[name] for name in INSIDE)
+        assert rotary is not None
+        self._turns = Turns(rotary)
+        self._head = model._modules["lm_head"]
+        self._listeners = (model._forward_hooks, model._forward_pre_hooks)
+        self._watched = Watched([model, inner])
+        self._own = [one.__dict__ for one in (model, inner, self._embed, self._norm, rotary, self._head)]
+        self._looked = False  # at all modules, since the model was asked last
+
+    def run(self, ids: Tensor, cache: HybridCache) -> Tensor | None:
+        """Logits [vocabulary] after one more token [1, 1] of a sequence; None, and no row was put, where the model must be asked."""
+        if self.alike is None or self.alike < ALIKE or not self._unchanged():
+            return None
+        x, turns = self._before(ids, cache.get_seq_length())
+        out = self._stack.compute(x, {"cache": cache, "position_embeddings": turns}, self._looked)
+        self._looked = out is not None
+        return None if out is None else self._after(out)
+
+    def forget(self) -> None:
+        """The model's own forward is about to run."""
+        self._stack.last, self._looked = None, False
+
+    def see(self, ids: Tensor, position: int, logits: Tensor) -> None:
+        """The model's own forward gave these logits [vocabulary] for a token [1, 1]."""
+        last = self._stack.last
+        if last is None or self.alike is None or self.alike == ALIKE or not self._unchanged():
+            return
+        try:
+            x, turns = self._before(ids, position)
+            same = _same([x, *turns, self._after(last.out)], [last.x, *last.turns, logits])
+        except (TypeError, ValueError, RuntimeError, AttributeError):
+            same = False
+        self.alike = self.alike + 1 if same else None
+
+    def _before(self, ids: Tensor, position: int) -> tuple[Tensor, Any]:
+        x = self._embed(ids)  # type: ignore[misc]
+        return x, self._turns(x, position)
+
+    def _after(self, out: Tensor) -> Tensor:
+        logits: Tensor = self._head(self._norm(out))  # type: ignore[misc]
+        return logits[0, -1]
+
+    def _unchanged(self) -> bool:
+        return not any(self._listeners) and not any("forward" in own for own in self._own) and self._watched.unchanged()
+
+
+class Turns:
+    """Cosine and sine of positions, of many at once where they depend on nothing else: six operations on a few numbers each."""
+
+    def __init__(self, rotary: Callable[..., Any]) -> None:
+        self._rotary = rotary
+        self._many = MANY if getattr(rotary, "rope_type", None) in FIXED else 1
+        self._first, self._made = 0, (torch.empty(0, 0), torch.empty(0, 0))
+
+    def __call__(self, x: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """x: of the model's dtype, on its device; cosine, sine [1, 1, dim] of the position."""
+        at = position - self._first
+        if not 0 <= at < self._made[0].shape[1]:
+            self._made = self._rotary(x, torch.arange(position, position + self._many, device=x.device)[None])
+            self._first, at = position, 0
+        cosine, sine = self._made
+        return cosine[:, at : at + 1], sine[:, at : at + 1]
+
+
+def straighten(model: nn.Module) -> None:
+    """Look for a model's modules, once its layers are stacked."""
+    if model._modules.keys() != {"model", "lm_head"} or not isinstance(model._modules["lm_head"], QuickLinear):
+        return
+    inner = model._modules["model"]
+    assert inner is not None
+    if inner._modules.keys() != set(INSIDE) or None in inner._modules.values():
+        return
+    if (stack := stack_of(inner._modules["layers"])) is not None:  # type: ignore[arg-type]
+        setattr(model, NAME, Straight(model, inner, stack))
+
+
+def next_logits(loaded: LoadedModel, ids: Tensor, cache: HybridCache) -> Tensor:
+    """Compute the rows of the next tokens [1, n] of the sequence in a cache: logits [vocabulary] after the last."""
+    straight: Straight | None = getattr(loaded.model, NAME, None)
+    if straight is None:
+        return _own(loaded, ids, cache)
+    one = ids.shape[1] == 1
+    if one and (logits := straight.run(ids, cache)) is not None:
+        return logits
+    straight.forget()
+    position = cache.get_seq_length()
+    logits = _own(loaded, ids, cache)
+    if one:
+        straight.see(ids, position, logits)
+    return logits
+
+
+def _own(loaded: LoadedModel, ids: Tensor, cache: HybridCache) -> Tensor:
+    logits: Tensor = loaded.forward(ids, cache, logits_to_keep=1).logits[0, -1]
+    return logits
+
+
+def _same(ours: list[Tensor], own: list[Tensor]) -> bool:
+    return all(one.shape == other.shape and torch.equal(one, other) for one, other in zip(ours, own, strict=True))
