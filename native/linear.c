@@ -8,16 +8,21 @@
 #include "pool.h"
 #include "tickets.h"
 
-/* A piece takes some microseconds, so that a thread which is taken away holds nobody up; a large layer has more rows in
- * a piece, as claiming one is a shared counter. A piece is a multiple of 32 rows: a block of the layer that follows. */
-enum { PIECE_BYTES = 32 << 10, PIECES_PER_THREAD = 32, MOST = 1 << 28, BLOCK = 32, PATIENCE = 2000 };
+/* Pieces become smaller towards the end (guided self-scheduling, Polychronopoulos and Kuck, 1987): where a piece begins,
+ * memory has to be waited for, and what was fetched beyond its end is another thread's; the last ones take a microsecond,
+ * so that no thread waits for another. All are multiples of 32 rows: a block of the layer that follows. */
+enum { PIECE_BYTES = 16 << 10, MOST_PIECES = 256, MOST = 1 << 28, BLOCK = 32, PATIENCE = 2000 };
+
+typedef struct {
+    int32_t count;
+    int32_t first[MOST_PIECES + 1]; /* blocks; of the last one the end */
+} pieces;
 
 /* One layer of a call, all floats. */
 typedef struct {
     hgca_weights w;
     hgca_linear_kernel kernel;
     int64_t row_bytes; /* of a grid a sixteenth of a tile */
-    int64_t rows_per_piece;
     const float *in;
     hgca_placed_block *placed; /* of a grid */
     const float *bias;
@@ -45,12 +50,23 @@ static layer layer_of(const hgca_weights *w) {
 static int is_grid(const layer *l) { return l->w.kind >= HGCA_GRID8; }
 static int is_wide(const layer *l) { return l->w.dtype == HGCA_F32; }
 
-/* Rows in a piece of layers that are worked on together, `bytes` for each row. Returns how many pieces there are. */
-static int32_t cut(int64_t outputs, int64_t bytes, int64_t *rows_per_piece) {
-    int64_t rows = PIECE_BYTES / bytes, most = (int64_t)hgca_threads() * PIECES_PER_THREAD;
-    if (rows < outputs / most) rows = outputs / most;
-    *rows_per_piece = rows < BLOCK ? BLOCK : rows / BLOCK * BLOCK;
-    return (int32_t)((outputs + *rows_per_piece - 1) / *rows_per_piece);
+static int32_t blocks_of(int64_t rows) { return (int32_t)((rows + BLOCK - 1) / BLOCK); }
+
+/* Cut blocks of 32 rows, `bytes` for each row. */
+static void cut(int32_t blocks, int64_t bytes, pieces *to) {
+    const int32_t threads = hgca_threads();
+    int32_t least = (int32_t)(PIECE_BYTES / (BLOCK * bytes)), at;
+    do {
+        least = least < 1 ? 1 : least;
+        to->count = at = 0;
+        while (at < blocks && to->count < MOST_PIECES) {
+            const int32_t left = blocks - at, share = left / (2 * threads), size = share < least ? least : share;
+            to->first[to->count++] = at;
+            at += size < left ? size : left;
+        }
+        least *= 2; /* so many threads that there are more pieces than places */
+    } while (at < blocks);
+    to->first[to->count] = blocks;
 }
 
 /* Numbers of one dtype as another's, by the converters of the instruction set. */
@@ -108,33 +124,40 @@ static int64_t run_rows(const layer *l, int64_t first, int64_t most) {
 typedef struct {
     hgca_batch batch; /* first: the pool hands it back */
     layer layer[HGCA_MOST_LAYERS];
-    int32_t first_piece[HGCA_MOST_LAYERS];
     int32_t layers;
+    pieces cut; /* of all layers' blocks, one layer after the other */
 } products;
 
 static void run_product(hgca_batch *batch, int32_t piece) {
     const products *all = (const products *)(const void *)batch;
-    int32_t i = all->layers - 1;
-    while (piece < all->first_piece[i]) i--;
-    const layer *l = &all->layer[i];
-    run_rows(l, (piece - all->first_piece[i]) * l->rows_per_piece, l->rows_per_piece);
+    int32_t first = all->cut.first[piece], end = all->cut.first[piece + 1];
+    for (int32_t i = 0; i < all->layers && end > 0; i++) {
+        const layer *l = &all->layer[i];
+        const int32_t blocks = blocks_of(l->w.outputs);
+        if (first < blocks) run_rows(l, (int64_t)first * BLOCK, (int64_t)(end - first) * BLOCK);
+        first = first < blocks ? 0 : first - blocks;
+        end -= blocks;
+    }
 }
 
 int hgca_linear(const hgca_weights *weights, int32_t count, uintptr_t in, uintptr_t out) {
     if (weights == NULL || in == 0 || out == 0 || count < 1 || count > HGCA_MOST_LAYERS) return HGCA_BAD_ARGUMENT;
     products all = {.batch = {.run = run_product}, .layers = count};
     const layer *grid = NULL, *first = &all.layer[0];
-    int64_t outputs = 0;
+    int64_t outputs = 0, bytes = 0;
+    int32_t blocks = 0;
     for (int32_t i = 0; i < count; i++) {
         if (!hgca_weights_fit(&weights[i]) || weights[i].inputs != weights[0].inputs || weights[i].dtype != weights[0].dtype)
             return HGCA_BAD_ARGUMENT;
         layer *l = &all.layer[i];
         *l = layer_of(&weights[i]);
-        all.first_piece[i] = all.batch.pieces;
-        all.batch.pieces += cut(l->w.outputs, l->row_bytes, &l->rows_per_piece);
+        blocks += blocks_of(l->w.outputs);
+        bytes += l->w.outputs * l->row_bytes;
         outputs += l->w.outputs;
         if (is_grid(l)) grid = l;
     }
+    cut(blocks, bytes / outputs, &all.cut);
+    all.batch.pieces = all.cut.count;
     hgca_layout own = {NULL, 0}; /* what is placed for a grid; of 16-bit numbers as floats what comes in and goes out, the biases */
     float *in_floats = NULL, *out_floats = (float *)out;
     hgca_placed_block *placed = NULL;
@@ -164,12 +187,12 @@ int hgca_linear(const hgca_weights *weights, int32_t count, uintptr_t in, uintpt
 typedef struct {
     hgca_batch batch; /* first: the pool hands it back */
     layer gate, up, down;
-    int32_t hidden_pieces; /* come first */
-    _Atomic int32_t left;  /* of them */
+    pieces hidden, last;  /* these come last */
+    _Atomic int32_t left; /* of the hidden ones */
 } block;
 
-static void run_hidden(block *all, int64_t first) {
-    const int64_t rows = run_rows(&all->gate, first, all->gate.rows_per_piece);
+static void run_hidden(block *all, int64_t first, int64_t most) {
+    const int64_t rows = run_rows(&all->gate, first, most);
     float *hidden = all->gate.out + first;
     run_rows(&all->up, first, rows);
     hgca_linear_kernels()->gate(hidden, all->up.out + first, rows);
@@ -178,14 +201,17 @@ static void run_hidden(block *all, int64_t first) {
 
 static void run_block(hgca_batch *batch, int32_t piece) {
     block *all = (block *)(void *)batch;
-    if (piece < all->hidden_pieces) {
-        run_hidden(all, piece * all->gate.rows_per_piece);
+    const int is_hidden = piece < all->hidden.count;
+    const int32_t *cut = is_hidden ? &all->hidden.first[piece] : &all->last.first[piece - all->hidden.count];
+    const int64_t first = (int64_t)cut[0] * BLOCK, rows = (int64_t)(cut[1] - cut[0]) * BLOCK;
+    if (is_hidden) {
+        run_hidden(all, first, rows);
         atomic_fetch_sub_explicit(&all->left, 1, memory_order_release);
         return;
     }
     for (int turn = 0; atomic_load_explicit(&all->left, memory_order_acquire) > 0; turn++) /* others are at work on them */
         if (turn > PATIENCE) sched_yield();
-    run_rows(&all->down, (piece - all->hidden_pieces) * all->down.rows_per_piece, all->down.rows_per_piece);
+    run_rows(&all->down, first, rows);
 }
 
 int hgca_gated(const hgca_weights *weights, uintptr_t in, uintptr_t out) {
@@ -197,9 +223,10 @@ int hgca_gated(const hgca_weights *weights, uintptr_t in, uintptr_t out) {
     const layer *grid = is_grid(gate) ? gate : is_grid(up) ? up : NULL;
     const int64_t width = gate->w.outputs;
     if (up->w.outputs != width || down->w.inputs != width || up->w.inputs != gate->w.inputs) return HGCA_BAD_ARGUMENT;
-    all.hidden_pieces = cut(width, gate->row_bytes + up->row_bytes, &gate->rows_per_piece);
-    all.batch.pieces = all.hidden_pieces + cut(down->w.outputs, down->row_bytes, &down->rows_per_piece);
-    atomic_init(&all.left, all.hidden_pieces);
+    cut(blocks_of(width), gate->row_bytes + up->row_bytes, &all.hidden);
+    cut(blocks_of(down->w.outputs), down->row_bytes, &all.last);
+    all.batch.pieces = all.hidden.count + all.last.count;
+    atomic_init(&all.left, all.hidden.count);
 
     hgca_layout own = {NULL, 0};
     hgca_placed_block *placed = NULL;
