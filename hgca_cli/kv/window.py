@@ -6,6 +6,8 @@ already rotated, so attention does not care about the order of slots; what is in
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -146,33 +148,46 @@ class Window:
 
     def runs(self) -> tuple[tuple[int, int], ...]:
         """Slots in use, as (first, how many): one run from slot 0 if no free slot lies between, else two."""
-        if self.start == self.sinks and self.end <= self.sinks + self.ring:  # nothing evicted
-            return ((0, self.end),)
-        if self.ring_rows == self.ring:
-            return ((0, self.sinks + self.ring),)
-        used = sorted((piece.start, piece.stop) for piece in self.slices(self.start, self.ring_rows))
-        if used and used[0][0] == self.sinks:  # the ring's end came round: the sinks are just before it
-            used[0] = (0, used[0][1])
-        elif self.sinks:
-            used.insert(0, (0, self.sinks))
-        return tuple((first, stop - first) for first, stop in used)
+        return _runs(self.sinks, self.ring, self.start, self.end)
 
     def slices(self, position: int, count: int) -> list[slice]:
         """Slots of positions position .. position + count - 1, in order, as at most two runs of the ring."""
-        pieces = []
-        while count > 0:
-            slot, run = self._run(position, count)
-            pieces.append(slice(slot, slot + run))
-            position += run
-            count -= run
-        return pieces
+        return _slices(self.sinks, self.ring, position, count)
 
     def _run(self, position: int, count: int) -> tuple[int, int]:
         """Slot of a position, and how many following positions have the following slots."""
-        if position < self.sinks:
-            return position, min(count, self.sinks - position)
-        offset = (position - self.sinks) % self.ring
-        return self.sinks + offset, min(count, self.ring - offset)
+        return _run(self.sinks, self.ring, position, count)
+
+
+@lru_cache(maxsize=16)  # the layers of a model ask for the same runs, one after another
+def _runs(sinks: int, ring: int, start: int, end: int) -> tuple[tuple[int, int], ...]:
+    if start == sinks and end <= sinks + ring:  # nothing evicted
+        return ((0, end),)
+    if end - start == ring:
+        return ((0, sinks + ring),)
+    used = sorted((piece.start, piece.stop) for piece in _slices(sinks, ring, start, max(0, end - start)))
+    if used and used[0][0] == sinks:  # the ring's end came round: the sinks are just before it
+        used[0] = (0, used[0][1])
+    elif sinks:
+        used.insert(0, (0, sinks))
+    return tuple((first, stop - first) for first, stop in used)
+
+
+def _slices(sinks: int, ring: int, position: int, count: int) -> list[slice]:
+    pieces = []
+    while count > 0:
+        slot, run = _run(sinks, ring, position, count)
+        pieces.append(slice(slot, slot + run))
+        position += run
+        count -= run
+    return pieces
+
+
+def _run(sinks: int, ring: int, position: int, count: int) -> tuple[int, int]:
+    if position < sinks:
+        return position, min(count, sinks - position)
+    offset = (position - sinks) % ring
+    return sinks + offset, min(count, ring - offset)
 
 
 def _zeros(shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> Tensor:

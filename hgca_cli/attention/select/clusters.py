@@ -1,18 +1,19 @@
 """Groups of 16 rows with like keys, segment by segment, made beside the decoding.
 
-A segment of 2,048 rows is clustered by one thread of the process while the model goes on. It is used from the first step
+A segment of 2,048 rows is clustered by a thread of the process while the model goes on (of half as many as there are
+processors: layers are clustered side by side, the rest has the model). It is used from the first step
 at which 256 more rows are in the store, however long the thread took: the same tokens give the same bytes.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hgca_cli import selection
+from hgca_cli import native, selection
 from hgca_cli.attention.select.codes import Codes
 from hgca_cli.attention.worker import worker
 from hgca_cli.kv.growing import GrowingArray
@@ -76,7 +77,7 @@ class Clusters:
             keys, values = store.keys[:, : first + SEGMENT], store.values[:, : first + SEGMENT]
             scales = None if store.scales is None else store.scales[:, : first + SEGMENT]
             given = keys, values, scales, first, self._groups_apart, self.block_codes is not None
-            self._coming.append((first, worker("index").submit(_cluster, *given)))
+            self._coming.append((first, _workers().submit(_cluster, *given)))
 
     def settle(self, store: Store, codes: Codes, *, wait: bool = True) -> None:
         """Take in the segments that are due; without waiting only those that are made."""
@@ -126,6 +127,10 @@ class Clusters:
         for which, codes in enumerate(self._block_codes):
             codes.commit(of_which)
             selection.encode(keys[:, :, which], codes.whole, max(0, of_which - 1) * selection.BLOCK)
+
+
+def _workers() -> ThreadPoolExecutor:
+    return worker("index", max(1, native.usable_processors() // 2))
 
 
 def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int, apart: int, of_blocks: bool) -> Segment:
