@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,7 +115,15 @@ def test_overhead_tells_layers_from_tokens(monkeypatch: pytest.MonkeyPatch) -> N
             return Rows(0, 0, read_share=0.5)
 
     depth = {"layers": 0}
-    monkeypatch.setattr(ProbeModel, "use_layers", lambda self, count: depth.update(layers=count))
+    made = ProbeModel.__init__
+
+    def init(self: ProbeModel, count: int, *args: Any, **named: Any) -> None:
+        made(self, count, *args, **named)
+        depth.update(layers=count)
+
+    monkeypatch.setattr(layers, "MANY", 3)
+    monkeypatch.setattr(layers, "FEW", 1)
+    monkeypatch.setattr(ProbeModel, "__init__", init)
     monkeypatch.setattr(ProbeModel, "filled", lambda self, rows, window, select: Cache())
     monkeypatch.setattr(
         layers,

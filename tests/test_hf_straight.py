@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,22 +9,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaConfig, PreTrainedModel
 
-from hgca_cli.hf.load import LoadedModel
 from hgca_cli.hf.quicken import quicken
-from hgca_cli.hf.registry import ModelFiles
 from hgca_cli.hf.straight import ALIKE, MANY, NAME, Turns, next_logits
 from tests.test_hf_decoder import cache_of
 from tests.test_hf_families import SMALL, TOKENS, ids, tiny
-from tests.tiny_engine import tiny_tokenizer
 
 FIRST = 40  # tokens of a prompt
 SEEN = 1 + ALIKE  # tokens the model is asked for: its layers one by one, then all of them in one call, compared
-
-
-def loaded_of(model: PreTrainedModel) -> LoadedModel:
-    model.set_attn_implementation("hgca")
-    nothing = ModelFiles("tiny", Path("tiny"))
-    return LoadedModel("tiny", nothing, model, tiny_tokenizer(), torch.device("cpu"), torch.float32, 256, 0, "")
 
 
 def asked(model: PreTrainedModel) -> list[int]:
@@ -43,11 +33,12 @@ def asked(model: PreTrainedModel) -> list[int]:
 
 
 @torch.inference_mode()
-def logits_of(loaded: LoadedModel, tokens: Tensor, cache: Any) -> Tensor:
+def logits_of(model: PreTrainedModel, tokens: Tensor, cache: Any) -> Tensor:
+    model.set_attn_implementation("hgca")
     cache.expect(FIRST)
-    out = [next_logits(loaded, tokens[:, :FIRST], cache)]
+    out = [next_logits(model, tokens[:, :FIRST], cache)]
     cache.expect(0)
-    out += [next_logits(loaded, tokens[:, at : at + 1], cache) for at in range(FIRST, TOKENS)]
+    out += [next_logits(model, tokens[:, at : at + 1], cache) for at in range(FIRST, TOKENS)]
     return torch.stack(out)
 
 
@@ -72,10 +63,10 @@ def test_the_very_logits_of_the_models_own_forward(name: str) -> None:
     for one in (model, other):
         quicken(one)
     delattr(other, NAME)
-    wanted = logits_of(loaded_of(other), tokens, cache_of(other, select="scan", quality=0.9))
+    wanted = logits_of(other, tokens, cache_of(other, select="scan", quality=0.9))
     count = asked(model)
     cache = cache_of(model, select="scan", quality=0.9)
-    assert torch.equal(logits_of(loaded_of(model), tokens, cache), wanted)
+    assert torch.equal(logits_of(model, tokens, cache), wanted)
     assert count == [FIRST, *[1] * SEEN] and cache.get_seq_length() == TOKENS
 
 
@@ -92,7 +83,7 @@ def test_a_model_that_does_more_is_always_asked(config: Any) -> None:
     quicken(model)
     count = asked(model)
     wanted = from_config(config)(input_ids=ids(), use_cache=False).logits[0, FIRST - 1 :]
-    assert (logits_of(loaded_of(model), ids(), cache_of(model)) - wanted).abs().max() <= 1e-4
+    assert (logits_of(model, ids(), cache_of(model)) - wanted).abs().max() <= 1e-4
     assert count == [FIRST, *[1] * (TOKENS - FIRST)]
 
 
@@ -125,27 +116,26 @@ def another_forward(model: Any) -> list[Any]:
 def test_who_listens_hears_every_token_once(change: Any) -> None:
     model, tokens = tiny("llama"), ids()
     quicken(model)
-    loaded = loaded_of(model)
-    logits_of(loaded, tokens, cache_of(model))
+    logits_of(model, tokens, cache_of(model))
     heard = change(model)
-    logits_of(loaded, tokens, cache_of(model))
+    logits_of(model, tokens, cache_of(model))
     assert len(heard) == 1 + TOKENS - FIRST
 
 
 def test_a_change_between_two_tokens_is_seen_within_eight() -> None:
     model, tokens = tiny("llama"), ids()
     quicken(model)
-    loaded = loaded_of(model)
+    model.set_attn_implementation("hgca")
     cache = cache_of(model)
     cache.expect(FIRST)
     with torch.inference_mode():
-        next_logits(loaded, tokens[:, :FIRST], cache)
+        next_logits(model, tokens[:, :FIRST], cache)
         cache.expect(0)
         for at in range(FIRST, FIRST + 10):
-            next_logits(loaded, tokens[:, at : at + 1], cache)
+            next_logits(model, tokens[:, at : at + 1], cache)
         heard = a_listener_at_a_layer(model)
         for at in range(FIRST + 10, FIRST + 20):
-            next_logits(loaded, tokens[:, at : at + 1], cache)
+            next_logits(model, tokens[:, at : at + 1], cache)
     assert len(heard) >= 3
 
 

@@ -79,7 +79,7 @@ class Sequence:
             with torch.inference_mode():
                 if ids.shape[1] == 1 and (step := self._graph_step(loaded)) is not None:
                     return step.step(ids)
-                return next_logits(loaded, ids, self.cache)
+                return next_logits(loaded.model, ids, self.cache)
         except BaseException as error:
             self.forget_beyond(before)
             if not memory_ran_out(error):

@@ -12,8 +12,8 @@ from hgca_cli.attention.slots import trouble
 from hgca_cli.config import CacheSettings
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.graph import GraphStep
-from hgca_cli.hf.load import forward
 from hgca_cli.hf.quicken import quicken
+from hgca_cli.hf.straight import next_logits
 from hgca_cli.kv.layout import LayerLayout
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 512, 1408, 8, 2, 1024
@@ -59,17 +59,11 @@ class ProbeModel:
         self.device = torch.device(device)
         if device == "cpu":
             quicken(self._model)
-        self._all = self._model.model.layers
 
     @property
     def config(self) -> Any:
         """Of the whole model."""
         return self._model.config
-
-    def use_layers(self, count: int) -> None:
-        """Run through the first `count` layers only, from now on."""
-        self._model.model.layers = self._all[:count]
-        self._model.config.num_hidden_layers = count
 
     def filled(self, rows: int, window: int, select: str) -> HybridCache:
         """A cache that holds so many rows of a prompt, read at once."""
@@ -95,8 +89,7 @@ class ProbeModel:
 
     def _run(self, ids: Tensor, cache: HybridCache) -> Tensor:
         with torch.inference_mode():
-            logits: Tensor = forward(self._model, ids.to(self.device), cache, logits_to_keep=1).logits[0, -1]
-            return logits
+            return next_logits(self._model, ids.to(self.device), cache)
 
 
 def build_without_memory(config: Any, *, trust_remote_code: bool = False) -> int:

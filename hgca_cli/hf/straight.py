@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.linear import QuickLinear
-from hgca_cli.hf.load import LoadedModel
+from hgca_cli.hf.load import forward
 from hgca_cli.hf.stack import Stack, stack_of
 from hgca_cli.hf.watched import Watched
 
@@ -112,24 +112,24 @@ def straighten(model: nn.Module) -> None:
         setattr(model, NAME, Straight(model, inner, stack))
 
 
-def next_logits(loaded: LoadedModel, ids: Tensor, cache: HybridCache) -> Tensor:
+def next_logits(model: Any, ids: Tensor, cache: HybridCache) -> Tensor:
     """Compute the rows of the next tokens [1, n] of the sequence in a cache: logits [vocabulary] after the last."""
-    straight: Straight | None = getattr(loaded.model, NAME, None)
+    straight: Straight | None = getattr(model, NAME, None)
     if straight is None:
-        return _own(loaded, ids, cache)
+        return _own(model, ids, cache)
     one = ids.shape[1] == 1
     if one and (logits := straight.run(ids, cache)) is not None:
         return logits
     straight.forget()
     position = cache.get_seq_length()
-    logits = _own(loaded, ids, cache)
+    logits = _own(model, ids, cache)
     if one:
         straight.see(ids, position, logits)
     return logits
 
 
-def _own(loaded: LoadedModel, ids: Tensor, cache: HybridCache) -> Tensor:
-    logits: Tensor = loaded.forward(ids, cache, logits_to_keep=1).logits[0, -1]
+def _own(model: Any, ids: Tensor, cache: HybridCache) -> Tensor:
+    logits: Tensor = forward(model, ids, cache, logits_to_keep=1).logits[0, -1]
     return logits
 
 

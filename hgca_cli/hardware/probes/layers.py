@@ -38,11 +38,10 @@ class TakenOff:
 def overhead(tokens: int, taken_off: TakenOff, device: str = "cpu", *, graphs: bool = True) -> Overhead:
     """Typical of `tokens` tokens, without what the weights and rows took that were read. graphs: on a GPU, CUDA graphs."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model = ProbeModel(MANY, device, dtype, wider=1 if device == "cpu" else WIDER)
     seconds: dict[tuple[int, str], float] = {}
     read = 0.0
     for layers in (MANY, FEW):
-        model.use_layers(layers)
+        model = ProbeModel(layers, device, dtype, wider=1 if device == "cpu" else WIDER)
         caches = {
             "near": model.filled(WINDOW // 2, WINDOW, "exact"),
             "store": model.filled(ROWS + WINDOW, WINDOW, "scan"),
