@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "hgca.h"
+#include "hgca_model.h"
 
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
@@ -75,6 +76,16 @@ int hgca_advise(void *base, int64_t bytes, int32_t in_order) {
 int hgca_release(void *base, int64_t bytes) {
     if (base == NULL || bytes < 0) return HGCA_BAD_ARGUMENT;
     return munmap(base, (size_t)up(bytes ? bytes : 1)) == 0 ? HGCA_OK : HGCA_BAD_ARGUMENT;
+}
+
+int hgca_forget(uintptr_t at, int64_t bytes) {
+    if (at == 0 || bytes < 0) return HGCA_BAD_ARGUMENT;
+    const uintptr_t first = (at + (uintptr_t)page() - 1) / (uintptr_t)page() * (uintptr_t)page();
+    const uintptr_t end = (at + (uintptr_t)bytes) / (uintptr_t)page() * (uintptr_t)page();
+#ifdef MADV_DONTNEED
+    if (end > first) madvise((void *)first, end - first, MADV_DONTNEED); /* a wish: what it answers does not matter */
+#endif
+    return HGCA_OK;
 }
 
 const char *hgca_status_text(int status) {

@@ -2,6 +2,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "half.h"
 #include "hgca.h"
 
 typedef float VF;
@@ -15,39 +16,10 @@ static inline VU vuzero(void) { return 0; }
 static inline VU vumax(VU a, VU b) { return a > b ? a : b; }
 static inline uint32_t vulargest(VU x) { return x; }
 
-static inline uint32_t bits_of(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return bits;
-}
-
-static inline float from_bits(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-
 static inline VU vabs_bits(VF x) { return bits_of(x) & 0x7fffffffu; }
 
 /* |x| < 2^22: adding this leaves no room for digits after the point, and the sum is rounded to the nearest even. */
 static inline float nearest(float x) { return x + 12582912.0f - 12582912.0f; }
-
-static inline float half_to_float(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 31, fraction = half & 1023;
-    if (exponent == 31) return from_bits(sign | 0x7f800000u | fraction << 13 | (fraction ? 0x400000u : 0));
-    if (exponent) return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
-    float tiny = (float)fraction * 5.9604644775390625e-8f; /* 2^-24 */
-    return sign ? -tiny : tiny;
-}
-
-static inline uint16_t float_to_half(float x) {
-    uint32_t sign = bits_of(x) >> 16 & 0x8000, bits = bits_of(x) & 0x7fffffffu;
-    if (bits > 0x7f800000u) bits = 0x7e00 | (bits >> 13 & 1023);
-    else if (bits >= 0x477ff000u) bits = 0x7c00; /* 65520 and more */
-    else if (bits < 0x38800000u) bits = (uint32_t)nearest(from_bits(bits) * 16777216.0f); /* below 2^-14 */
-    else bits = (bits - 0x38000000u + 0xfff + (bits >> 13 & 1)) >> 13;
-    return (uint16_t)(sign | bits);
-}
 
 static inline uint16_t float_to_bf16(float x) {
     uint32_t bits = bits_of(x);

@@ -43,6 +43,19 @@ int hgca_linear_several(const hgca_weights *weights, int32_t count, int64_t vect
 /* With so many vectors at most that is faster than a product of floats, by the instruction set in use. */
 int64_t hgca_most_vectors(void);
 
+/* Weights rounded onto a grid: `weights` of floats (HGCA_F32, HGCA_BF16, HGCA_F16; inputs a multiple of 32), whose bias and dtype
+ * are not looked at, become the tiles at `to`, as hgca_linear reads them.
+ *   kind   HGCA_GRID8: s is the smallest half float that is at least a 127th of a block's largest size, and no number is off by
+ *          more than s / 2.
+ *          HGCA_GRID4: of nine pairs of s and m per block the one with the least sum of squared errors, each the line that is
+ *          nearest to the numbers over their codes; codes are the nearest to s and m as half floats
+ *   whole  1; 0 where a number is not finite, or too large for half floats (beyond 65504 times its largest code): tiles mean
+ *          nothing then
+ * Worked on by the pool; returns when all is written. */
+int hgca_pack(const hgca_weights *weights, int32_t kind, uintptr_t to, int32_t *whole);
+/* The system may take back the whole pages of memory that nobody needs any more: what is read there afterwards is anything. */
+int hgca_forget(uintptr_t at, int64_t bytes);
+
 /* A gated feed-forward block with one vector: out = down (silu(gate in) * (up in)), silu(x) = x / (1 + exp(-x)), each layer
  * with its bias. weights: of gate, up and down; between them nothing is rounded to `dtype`. Relative error of silu: below 1e-6
  * for |x| < 10, and then in proportion to |x|. */

@@ -61,6 +61,16 @@ typedef struct {
     int64_t out_stride;
 } hgca_several_rows;
 
+/* Up to 16 rows of weights, of a dtype and row_bytes apart, and the tile of a grid they become. */
+typedef struct {
+    const char *from;
+    int64_t row_bytes;
+    int64_t rows;
+    int64_t inputs;
+    int32_t dtype;
+    char *tile;
+} hgca_packed_rows;
+
 typedef void (*hgca_linear_kernel)(const hgca_linear_rows *rows);
 
 /* By kind of weights: f32, bf16, f16, grid of 8 bits, grid of 4 bits.
@@ -68,7 +78,8 @@ typedef void (*hgca_linear_kernel)(const hgca_linear_rows *rows);
  * several        grid of 8 bits, grid of 4 bits
  * place_several  a vector's blocks, `stride` apart
  * most_vectors   so many at once are worth it, beside a product of floats
- * gate   gate[i] *= up[i] / (1 + exp(-gate[i])) */
+ * gate   gate[i] *= up[i] / (1 + exp(-gate[i]))
+ * pack   onto a grid of 8 bits, of 4 bits; 0 if a number is one that the grid cannot hold */
 typedef struct {
     hgca_linear_kernel rows[5];
     void (*place)(const float *in, int64_t blocks, hgca_placed_block *to);
@@ -76,6 +87,7 @@ typedef struct {
     void (*place_several)(const float *in, int64_t inputs, hgca_numbers *to, int64_t stride);
     int64_t most_vectors;
     void (*gate)(float *gate, const float *up, int64_t count);
+    int (*pack[2])(const hgca_packed_rows *rows);
 } hgca_isa_linear;
 
 extern const hgca_isa_linear hgca_linear_scalar, hgca_linear_avx2, hgca_linear_avx512, hgca_linear_avx512vnni,

@@ -3,7 +3,7 @@
  *   vzero vset1 vload vstore vadd vmul vsum vfma(a, b, c) = a * b + c
  *   vload_rows(p, dtype)      VW numbers (f32, bf16, f16, i8) as floats
  *   vtail_rows(p, dtype, n)   n < VW of them, then zeros
- * and what linear_grid.h, linear_several.h and kernels_exp2.h need besides.
+ * and what linear_grid.h, linear_several.h, linear_pack.h and kernels_exp2.h need besides.
  *   MOST_VECTORS              as in hgca_isa_linear
  *
  * A layer's weights are read once a token and are far more than the caches hold, so what counts is that memory never
@@ -57,6 +57,8 @@ INLINE void dot_rows(const hgca_linear_rows *p, int64_t first, int rows, int dty
 
 #include "linear_several.h"
 
+#include "linear_pack.h"
+
 #include "kernels_exp2.h"
 
 /* exp(-|x|) cannot overflow. Relative error below 1e-6 for |x| < 10; it grows with |x|, as that of |x| log2(e) does. */
@@ -90,4 +92,5 @@ HGCA_LINEAR(linear_f16, dot_rows(p, r, AT_ONCE, HGCA_F16), dot_rows(p, r, 1, HGC
         place_several,                                                           \
         MOST_VECTORS,                                                            \
         gate,                                                                    \
+        {pack_grid8, pack_grid4},                                                \
     }

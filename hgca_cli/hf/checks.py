@@ -7,6 +7,7 @@ when safetensors are damaged (docs/design.md, "Untrusted files").
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,18 @@ def tensor_bytes(file: Path) -> dict[str, tuple[int, int]]:
     except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
         raise ModelError(f"{file} is damaged: {reason(error)}.", FETCH_AGAIN) from error
     return sizes
+
+
+def tensor_dtypes(file: Path) -> dict[str, int]:
+    """Numbers of each dtype, as safetensors calls it ("BF16"), in a file that `tensor_bytes` found sound."""
+    from safetensors import safe_open
+
+    counts: dict[str, int] = {}
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118  (safe_open is no dict)
+            part = tensors.get_slice(name)
+            counts[part.get_dtype()] = counts.get(part.get_dtype(), 0) + prod(part.get_shape())
+    return counts
 
 
 def weights_bytes(path: Path, itemsize: int) -> int:

@@ -1,4 +1,4 @@
-"""Weights in fewer bytes, exactly: what a GGUF file held is found again in the numbers that were made from it."""
+"""Weights in fewer bytes: exactly, where what a GGUF file held is found again in the numbers that were made from it, or rounded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from hgca_cli import native
 
 BLOCK = 32  # numbers of a row that share a scale
 TILE = 16  # rows that lie together
@@ -42,6 +44,53 @@ def find_grid(weight: Tensor) -> Grid | None:
         else:
             return Grid(torch.cat(parts), bits)
     return None
+
+
+def takes(weight: Tensor) -> bool:
+    """Whether a weight [outputs, inputs] can be rounded onto a grid."""
+    return (
+        weight.dim() == 2
+        and weight.shape[1] % BLOCK == 0
+        and weight.numel() > 0
+        and weight.is_cpu
+        and weight.stride(1) == 1
+        and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    )
+
+
+def tiles_shape(weight: Tensor, bits: int) -> tuple[int, int, int]:
+    """The shape of a grid's tiles for a weight [outputs, inputs]."""
+    outputs, inputs = weight.shape
+    return -(-outputs // TILE), inputs // BLOCK, TILE * (20 if bits == 4 else 34)
+
+
+def round_to_grid(weight: Tensor, bits: int, tiles: Tensor) -> bool:
+    """Round a weight that this module `takes` onto a grid, into `tiles` (uint8, of `tiles_shape`); how: native/hgca_model.h.
+
+    False, and the tiles mean nothing, if a number is not finite or too large (beyond 65504 times its largest code).
+    """
+    assert takes(weight) and tiles.is_contiguous() and tiles.shape == tiles_shape(weight, bits)
+    described, whole = native.ffi.new("hgca_weights *"), native.ffi.new("int32_t *")
+    described.weight, described.row_bytes = native.address(weight), weight.stride(0) * weight.element_size()
+    described.outputs, described.inputs = weight.shape
+    described.kind = native.DTYPES[weight.dtype]
+    kind = native.lib.HGCA_GRID4 if bits == 4 else native.lib.HGCA_GRID8
+    native.check(native.lib.hgca_pack(described, kind, tiles.data_ptr(), whole))
+    return bool(whole[0])
+
+
+def floats(grid: Grid, rows: Tensor) -> Tensor:
+    """The numbers of some rows of a grid, f32 [rows, inputs]; rows: their places, i64 [rows]."""
+    count = 2 if grid.bits == 4 else 1
+    factors, codes = grid.tiles.split([2 * TILE * count, grid.tiles.shape[2] - 2 * TILE * count], dim=2)
+    tile, place = rows // TILE, rows % TILE
+    scale, *smallest = (
+        part[tile, :, place].view(torch.float16).float() for part in factors.unflatten(2, (count, TILE, 2)).unbind(2)
+    )
+    lines = codes.unflatten(2, (-1, TILE, 4))[tile, :, :, place]  # row, block, line, byte
+    numbers = torch.stack([lines & 15, lines >> 4], dim=3) if grid.bits == 4 else lines.view(torch.int8)
+    numbers = numbers.flatten(2).float() * scale
+    return (numbers + smallest[0] if smallest else numbers).flatten(1)
 
 
 def find_halves(weight: Tensor) -> Tensor | None:

@@ -7,6 +7,8 @@ published, or a grid of 4 or 8 bits, as those of a converted GGUF file, get a se
 Results differ by rounding alone; of a grid's that is what rounding a vector to 21 bits by blocks of 32 makes of them: 1e-6
 of the result's norm in the default model's layers, 1.3e-5 where a vector has numbers a thousand times the others.
 
+Weights may be held on a grid alone (hf/packed.py): whatever such a layer is given is multiplied with that.
+
 Several vectors, of a prompt or of a batch, are multiplied with a grid by the library too, where the processor's whole numbers are
 faster than torch's floats: rounded to 16 bits by blocks of 32, which moves the default model's distributions by 5e-8 (KL).
 
@@ -20,11 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from hgca_cli import native
-from hgca_cli.hf.grid import Grid
+from hgca_cli.hf.grid import BLOCK, ROWS_AT_ONCE, Grid, floats
+
+TURNS = 64  # vectors that weights held on a grid alone are multiplied with before being made floats is worth it
 
 
 class QuickLinear(nn.Linear):
-    """A linear layer of a loaded model, whose weights do not change any more."""
+    """A linear layer of a loaded model, whose weights do not change any more. Those held on a grid alone are its tiles, uint8."""
 
     quick: Weights
     siblings: Siblings | None
@@ -37,7 +41,7 @@ class QuickLinear(nn.Linear):
             if self.siblings is not None and not torch.is_grad_enabled():
                 return self.siblings.product(self.rank, input)
             return quick.product(input)
-        return super().forward(input)
+        return super().forward(input) if quick.grid is None else quick.any_product(input)
 
 
 def join(layers: list[QuickLinear]) -> None:
@@ -56,18 +60,40 @@ class Weights:
     weight   f32, bf16 or f16 [outputs, inputs], on the CPU, numbers of a row next to each other; bias [outputs] or None
     copy     the same weights in fewer bytes, which are read then: bf16 or f16, or on a grid
     copied   bytes of the copy
+    grid     where there are no others (`on_grid`)
     most     vectors at once, beyond which torch is faster
     """
 
-    __slots__ = ("_at", "_described", "_kept", "copied", "dtype", "inputs", "most", "outputs")
+    __slots__ = ("_at", "_described", "_held", "_kept", "copied", "dtype", "grid", "inputs", "most", "outputs")
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, copy: Tensor | Grid | None = None) -> None:
         assert self.takes(weight, bias)
+        self.grid: Grid | None = None
+        self._describe(weight, tuple(weight.shape), weight.dtype, bias, copy)
+
+    @classmethod
+    def on_grid(cls, grid: Grid, outputs: int, bias: Tensor | None = None) -> Weights:
+        """Weights [outputs, inputs] that are held on a grid alone, for vectors of float32; the layer's own are its tiles."""
+        one = cls.__new__(cls)
+        one.grid = grid
+        one._describe(grid.tiles, (outputs, grid.tiles.shape[1] * BLOCK), torch.float32, bias, grid)
+        one.copied = 0
+        one.most = max(one.most, TURNS)
+        return one
+
+    def _describe(
+        self,
+        weight: Tensor,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        bias: Tensor | None,
+        copy: Tensor | Grid | None,
+    ) -> None:
         to = self._described = native.ffi.new("hgca_weights *")
         read = weight if copy is None else copy.tiles if isinstance(copy, Grid) else copy
         to.weight, to.row_bytes = native.address(read), read.stride(0) * read.element_size()
-        to.outputs, to.inputs = weight.shape
-        to.dtype = native.DTYPES[weight.dtype]
+        to.outputs, to.inputs = shape
+        to.dtype = native.DTYPES[dtype]
         if isinstance(copy, Grid):
             assert copy.tiles.is_contiguous()
             to.kind = native.lib.HGCA_GRID4 if copy.bits == 4 else native.lib.HGCA_GRID8
@@ -77,10 +103,10 @@ class Weights:
             to.bias = native.address(bias)
         self._kept = (weight, bias, read)
         self.copied = 0 if copy is None else read.numel() * read.element_size()
-        self._at, self.dtype = weight.data_ptr(), weight.dtype
-        several = isinstance(copy, Grid) and weight.dtype is torch.float32
+        self._at, self._held, self.dtype = weight.data_ptr(), weight.dtype, dtype
+        several = isinstance(copy, Grid) and dtype is torch.float32
         self.most = max(1, native.lib.hgca_most_vectors()) if several else 1
-        self.outputs, self.inputs = weight.shape
+        self.outputs, self.inputs = shape
 
     @staticmethod
     def takes(weight: Tensor, bias: Tensor | None = None) -> bool:
@@ -110,13 +136,28 @@ class Weights:
 
     def moved(self, weight: Tensor | None) -> bool:
         """Whether a layer's weight is another one by now."""
-        return weight is None or weight.data_ptr() != self._at or weight.dtype is not self.dtype
+        return weight is None or weight.data_ptr() != self._at or weight.dtype is not self._held
 
     def product(self, vector: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]. Only if it `serves`."""
         out = torch.empty((*vector.shape[:-1], self.outputs), dtype=self.dtype)
         multiply(self._described, 1, vector, self.inputs, out)
         return out
+
+    def any_product(self, vector: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs] with weights held on a grid alone, whatever the vectors are: as many, of any dtype."""
+        assert self.grid is not None
+        _, bias, _ = self._kept
+        plain = vector.to(self.dtype).contiguous()
+        watched = torch.is_grad_enabled() and vector.requires_grad
+        if not watched and vector.is_cpu and 1 <= plain.numel() // self.inputs <= self.most:
+            return self.product(plain).to(vector.dtype)
+        parts = [
+            nn.functional.linear(plain, floats(self.grid, rows))
+            for rows in torch.arange(self.outputs).split(ROWS_AT_ONCE)
+        ]
+        out = torch.cat(parts, dim=-1)
+        return (out if bias is None else out + bias).to(vector.dtype)
 
     @property
     def described(self) -> object:

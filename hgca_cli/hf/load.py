@@ -13,9 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hgca_cli.errors import DoesNotFitError, ModelError
+from hgca_cli.errors import DoesNotFitError, HgcaError, ModelError
 from hgca_cli.hf.checks import FETCH_AGAIN, check_config, check_size, check_weights, read_json, reason
 from hgca_cli.hf.default_model import recommended
+from hgca_cli.hf.packed import dtype_of, pack, packed_layers
 from hgca_cli.hf.quiet import quiet
 from hgca_cli.hf.registry import ModelFiles
 from hgca_cli.hf.shape import refuse_unsupported, text_config, trained_context
@@ -30,9 +31,11 @@ HARMLESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # buffers
 class LoadedModel:
     """A model ready to run: in eval mode, without gradients, on its device.
 
+    dtype            of what is computed, and of weights that are not packed
     trained_context  tokens the model was made for (0: unknown); weights_bytes as loaded
     fingerprint      of the config, the weights' names, shapes and file sizes, and samples of them: the same files give
-                     the same, a model trained further gives another
+                     the same, a model trained further gives another, and so does one whose weights are packed
+    quant            how weights are packed: "none", or of hf/packed.py BITS
     """
 
     name: str
@@ -44,16 +47,15 @@ class LoadedModel:
     trained_context: int
     weights_bytes: int
     fingerprint: str
+    quant: str = "none"
 
     @property
     def token_operations(self) -> int:
         """Products and sums of a prompt's token with weights, those of all experts: embedding and output layer are not met."""
-        ends = {
-            id(end.weight): end.weight
-            for end in (self.model.get_input_embeddings(), self.model.get_output_embeddings())
-        }
-        numbers = sum(weight.numel() for weight in self.model.parameters()) - sum(end.numel() for end in ends.values())
-        return 2 * max(1, numbers)
+        ends = {id(end.weight) for end in (self.model.get_input_embeddings(), self.model.get_output_embeddings())}
+        packed = {id(layer.weight): layer.in_features * layer.out_features for layer in packed_layers(self.model)}
+        weights = {id(weight): weight for weight in self.model.parameters()}
+        return 2 * max(1, sum(packed.get(one, weights[one].numel()) for one in weights.keys() - ends))
 
     def forward(self, ids: Tensor, cache: Any, **more: Any) -> Any:
         """Run the model on the next tokens [1, n] of a sequence whose rows so far are in `cache`."""
@@ -92,12 +94,14 @@ def load_model(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     yarn_context: int | None = None,
+    quant: str = "none",
 ) -> LoadedModel:
     """Load a model's weights and tokenizer.
 
     dtype         "fp32", "bf16", "fp16"; "auto" is fp32 on the CPU (a prompt's matrix products are fastest in fp32, and
                   a token's read no more bytes than in 16 bits: hf/linear.py), the config's own elsewhere
     yarn_context  stretch the rotary positions (YaRN, arXiv:2309.00071) to so many tokens
+    quant         on the CPU: "q8" or "q4" holds the weights packed, and nothing else of them (hf/packed.py); dtype is fp32 then
 
     Raises ModelError for missing, mismatched, damaged or non-finite weights, DoesNotFitError if memory runs out.
     """
@@ -110,6 +114,8 @@ def load_model(
         read_json(files.path / "generation_config.json")  # transformers goes on without it, and answers never end
     tokenizer = Tokenizer.load(files.path, trust_remote_code=trust_remote_code)
     kind = DTYPES.get(dtype) or (torch.float32 if device == "cpu" else _own_dtype(config))
+    if quant != "none" and getattr(config, "quantization_config", None) is not None:
+        raise ModelError(f"--quant {quant}: the weights of {files.name} are quantised already.", "Leave --quant out.")
     from transformers import AutoModelForCausalLM
 
     with quiet():
@@ -118,7 +124,7 @@ def load_model(
             model, info = AutoModelForCausalLM.from_pretrained(
                 files.path,
                 config=config,
-                dtype=kind,
+                dtype=kind if quant == "none" else dtype_of(shards),
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 local_files_only=True,
@@ -127,6 +133,10 @@ def load_model(
             )
             refuse_incomplete(files.path, info)
             model = model.to(device).eval().requires_grad_(False)
+            if quant != "none":
+                pack(model, quant, files.path)
+        except HgcaError:
+            raise
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise _too_large(files, device) from error
         except (ValueError, RuntimeError, KeyError, TypeError, OSError, AttributeError, ImportError) as error:
@@ -137,7 +147,8 @@ def load_model(
         if getattr(model.generation_config, name, None) is None:
             setattr(model.generation_config, name, value)
     _refuse_not_finite(files, model)
-    rows = model.get_input_embeddings().weight.shape[0]
+    embedding = model.get_input_embeddings()
+    rows = getattr(embedding, "num_embeddings", len(embedding.weight))
     if tokenizer.largest_id >= rows:
         raise ModelError(
             f"{files.path}: the tokenizer has id {tokenizer.largest_id}, the model only {rows} embeddings.",
@@ -152,7 +163,8 @@ def load_model(
         dtype=kind,
         trained_context=trained,
         weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-        fingerprint=_fingerprint(files, shards),
+        fingerprint=_fingerprint(files, shards, quant),
+        quant=quant,
     )
 
 
@@ -176,8 +188,8 @@ def stretch(config: Any, context: int) -> None:
 
 
 def _too_large(files: ModelFiles, device: str) -> DoesNotFitError:
-    other = "" if device == "cpu" else " or --device cpu"
-    return DoesNotFitError(f"{files.name} does not fit into the memory of {device}.", f"Try --dtype bf16{other}.")
+    other = "--dtype bf16 or --quant q4" if device == "cpu" else "--dtype bf16 or --device cpu"
+    return DoesNotFitError(f"{files.name} does not fit into the memory of {device}.", f"Try {other}.")
 
 
 def _own_dtype(config: Any) -> torch.dtype:
@@ -207,7 +219,11 @@ def refuse_incomplete(path: Path, info: dict[str, Any]) -> None:
 def _refuse_not_finite(files: ModelFiles, model: torch.nn.Module) -> None:
     """One pass over the weights at memory speed: 0.04 s for 135M parameters in fp32."""
     for name, parameter in model.named_parameters():
-        if parameter.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(parameter))).all()):
+        if (
+            parameter.numel()
+            and parameter.is_floating_point()
+            and not bool(torch.isfinite(torch.stack(torch.aminmax(parameter))).all())
+        ):
             half = parameter.dtype == torch.float16
             hint = "In fp16 large weights overflow: try --dtype bf16." if half else FETCH_AGAIN
             raise ModelError(f"{files.path}: {name} holds NaN or infinite numbers.", hint)
@@ -222,13 +238,14 @@ def _end_ids(model: Any) -> set[int]:
     return ids
 
 
-def fingerprint_of(files: ModelFiles) -> str:
+def fingerprint_of(files: ModelFiles, quant: str = "none") -> str:
     """A model's fingerprint, as of LoadedModel, without its weights in memory. Raises ModelError."""
-    return _fingerprint(files, check_weights(files.path))
+    return _fingerprint(files, check_weights(files.path), quant)
 
 
-def _fingerprint(files: ModelFiles, shards: list[Any]) -> str:
+def _fingerprint(files: ModelFiles, shards: list[Any], quant: str) -> str:
     digest = hashlib.sha256((files.path / "config.json").read_bytes())
+    digest.update(b"" if quant == "none" else quant.encode())  # other weights, other rows
     for shard in shards:
         with shard.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

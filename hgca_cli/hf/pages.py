@@ -20,15 +20,19 @@ class Pages:
 
     def keep(self, tensor: Tensor) -> Tensor:
         """The same numbers in here, contiguous, at a cache line's beginning."""
-        bytes_ = tensor.contiguous().flatten().view(torch.uint8)
-        taken = -(-bytes_.numel() // LINE) * LINE
+        here = self.room(tensor.numel() * tensor.element_size())
+        here.copy_(tensor.contiguous().flatten().view(torch.uint8))
+        return here.view(tensor.dtype).view(tensor.shape)
+
+    def room(self, size: int) -> Tensor:
+        """So many bytes in here, uint8 [size], at a cache line's beginning."""
+        taken = -(-size // LINE) * LINE
         if taken > self._left.numel():
             chunk = mmap.mmap(-1, max(taken, CHUNK))  # pages nobody writes to take no memory
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 with contextlib.suppress(OSError):  # a kernel without them
                     chunk.madvise(mmap.MADV_HUGEPAGE)
             self._left = torch.frombuffer(chunk, dtype=torch.uint8)
-        here = self._left[: bytes_.numel()]
+        here = self._left[:size]
         self._left = self._left[taken:]
-        here.copy_(bytes_)
-        return here.view(tensor.dtype).view(tensor.shape)
+        return here

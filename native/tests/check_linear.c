@@ -1,4 +1,4 @@
-/* hgca_linear, hgca_linear_several and hgca_gated against double precision, every kind of weights, odd sizes. Buffers are allocated to the byte and
+/* hgca_linear, hgca_linear_several, hgca_gated and hgca_pack against double precision, every kind of weights, odd sizes. Buffers are allocated to the byte and
  * begin at odd addresses, tiles of a grid too. */
 #include "check_linear.h"
 
@@ -154,6 +154,33 @@ static int check_several(int inputs, const int *outputs, int count, int vectors,
     return failures;
 }
 
+/* A layer's floats rounded onto a grid: numbers are off by half a step of 8 bits, by one and a half of 4 bits at most. */
+static int check_packing(int outputs, int inputs, int from, int kind, uint64_t *state) {
+    layer l = make_layer(outputs, inputs, from, 0, state);
+    const int64_t row = kind == HGCA_GRID4 ? 20 : 34, bytes = (int64_t)(outputs + TILE - 1) / TILE * TILE * (inputs / BLOCK) * row;
+    char *tiles = must(malloc((size_t)bytes + 1));
+    int32_t whole = 0;
+    const int status = hgca_pack(&l.w, kind, (uintptr_t)(tiles + 1), &whole);
+    hgca_weights grid = {.weight = tiles + 1, .outputs = outputs, .inputs = inputs, .kind = kind, .dtype = HGCA_F32};
+    float in[MOST] = {0}, out[MOST];
+    int failures = status != HGCA_OK || !whole;
+    for (int i = 0; i < inputs && !failures; i++) { /* one number of each row at a time */
+        in[i] = 1.0f;
+        failures += hgca_linear(&grid, 1, (uintptr_t)in, (uintptr_t)out) != HGCA_OK;
+        in[i] = 0.0f;
+        for (int r = 0; r < outputs; r++) {
+            const double *block = l.exact + (int64_t)r * inputs + i / BLOCK * BLOCK;
+            double low = block[0], top = block[0];
+            for (int j = 0; j < BLOCK; j++) low = fmin(low, block[j]), top = fmax(top, block[j]);
+            const double most = kind == HGCA_GRID4 ? (top - low) / 10.0 : fmax(top, -low) / 127.0 * 0.501;
+            failures += !(fabs(out[r] - block[i % BLOCK]) <= most + 1e-3 * fmax(top, -low));
+        }
+    }
+    if (failures) fprintf(stderr, "FAILED: %s packing: kind %d of %d, %d x %d, status %d\n", hgca_isa(), kind, from, outputs, inputs, status);
+    free(tiles), drop_layer(&l);
+    return failures;
+}
+
 int check_linear(void) {
     static const int outputs[] = {1, 3, 4, 15, 16, 17, 33, 70, 300}, inputs[] = {1, 7, 16, 33, 100, 32, 64, 96, 128, 288};
     enum { OUTPUTS = sizeof outputs / sizeof *outputs, INPUTS = sizeof inputs / sizeof *inputs };
@@ -168,8 +195,11 @@ int check_linear(void) {
             failures += check_together(inputs[i], several, alike, 1 + turn % HGCA_MOST_LAYERS, &state);
             if (kinds == 5) failures += check_several(inputs[i], several, 1 + turn % HGCA_MOST_LAYERS, 1 + turn * 7 % 140, &own);
             failures += check_gated(inputs[i], hidden, outputs[o], kind, &state);
+            if (kinds == 5) failures += check_packing(outputs[o], inputs[i], turn % 3, HGCA_GRID8 + turn % 2, &own);
         }
     hgca_weights none = {0};
     if (hgca_linear(&none, 1, 8, 8) != HGCA_BAD_ARGUMENT || hgca_linear(NULL, 1, 8, 8) != HGCA_BAD_ARGUMENT) failures++;
+    int32_t whole;
+    if (hgca_pack(&none, HGCA_GRID8, 8, &whole) != HGCA_BAD_ARGUMENT || hgca_forget(0, 8) != HGCA_BAD_ARGUMENT) failures++;
     return failures;
 }

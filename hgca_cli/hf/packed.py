@@ -1,0 +1,188 @@
+"""A model whose weights are held in packed form only, on the CPU: linear layers on a grid of 8 or 4 bits, embeddings of 8 bits.
+
+transformers maps a model's files into memory and reads nothing, if its weights may stay what they are in there. Matrix by
+matrix they are rounded (hf/grid.py) and given up, so that what is there at most is what is packed and one matrix. All else (norms,
+biases) is float32, and so is what is computed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hgca_cli import native
+from hgca_cli.errors import ModelError
+from hgca_cli.hf.checks import FETCH_AGAIN, tensor_dtypes
+from hgca_cli.hf.grid import Grid, find_grid, floats, round_to_grid, takes, tiles_shape
+from hgca_cli.hf.linear import QuickLinear, Weights
+from hgca_cli.hf.pages import Pages
+from hgca_cli.hf.trial import gives_the_same, put_before
+
+BITS = {"q8": 8, "q4": 4}
+HEAD_BITS = 8  # of the output layer and the embedding, whatever the others have (docs/log.md); tied, they are one grid
+LEAST_PACKED = 0.5  # of the weights that are no embeddings: for less nobody would ask
+HALVES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+IDS, ROUNDED = 8, 3e-2  # of an embedding that are tried, and what rounding may change of them, of the norm
+
+
+class Embedded(nn.Module):
+    """What is put before an embedding's own class: its weights are on a grid, what it gives is float32."""
+
+    grid: Grid
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[...] -> [..., width]."""
+        weight = self._parameters["weight"]
+        rows = floats(self.grid, ids.flatten())
+        self._parameters["weight"] = nn.Parameter(rows, requires_grad=False)
+        try:
+            out: Tensor = super().forward(torch.arange(len(rows)).view(ids.shape))
+            return out
+        finally:
+            self._parameters["weight"] = weight
+
+
+def dtype_of(files: list[Path]) -> torch.dtype:
+    """What most numbers of some weights' files are, as far as that can be mapped into memory and read there; bf16 if not."""
+    counts: Counter[str] = Counter()
+    for file in files:
+        counts.update(tensor_dtypes(file))
+    return HALVES.get(counts.most_common(1)[0][0] if counts else "", torch.bfloat16)
+
+
+def pack(model: nn.Module, quant: str, path: Path) -> None:
+    """Pack the weights of a model just loaded from `path`, in place; quant: of BITS.
+
+    Raises ModelError, naming it, for a weight that is not finite, and for a model of which little could be packed.
+    """
+    _Packing(model, path).run(quant)
+
+
+def packed_layers(model: nn.Module) -> Iterator[QuickLinear]:
+    """Layers whose weights are held on a grid alone."""
+    return (module for module in model.modules() if isinstance(module, QuickLinear) and module.quick.grid is not None)
+
+
+class _Packing:
+    def __init__(self, model: Any, path: Path) -> None:
+        self._model, self._path, self._pages = model, path, Pages()
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._users = Counter(
+            one.data_ptr() for module in model.modules() for one in module._parameters.values() if one is not None
+        )
+        self._tied: dict[int, Grid] = {}  # of weights that several modules have
+        self._held: dict[int, nn.Parameter] = {}  # by where its tiles are
+        self._ends = model.get_input_embeddings(), model.get_output_embeddings()
+
+    def run(self, quant: str) -> None:
+        modules = list(self._model.modules())
+        packed = 0
+        embedding = self._ends[0]
+        if isinstance(embedding, nn.Embedding) and takes(embedding.weight):
+            self._embedding(embedding)
+        for module in modules:
+            if type(module) is nn.Linear and takes(module.weight):
+                packed += module.weight.numel() if module is not self._ends[1] else 0
+                self._linear(module, HEAD_BITS if module is self._ends[1] else BITS[quant])
+        left = sum(
+            one.numel()
+            for module in modules
+            if module not in self._ends
+            for one in module._parameters.values()
+            if one is not None and one.is_floating_point()
+        )
+        if packed < LEAST_PACKED * (packed + left):
+            raise ModelError(
+                f"--quant {quant}: {packed / max(1, packed + left):.0%} of the weights of family "
+                f"{self._model.config.model_type!r} are linear layers, which is what is packed.",
+                "Leave --quant out.",
+            )
+        for module in modules:
+            self._rest(module)
+
+    def _linear(self, module: nn.Linear, bits: int) -> None:
+        weight = module.weight.detach()
+        bias = None if module.bias is None else module.bias.detach().float().clone()
+        grid = self._grid(module, weight, bits)
+        quick = Weights.on_grid(grid, module.out_features, bias)
+        module._parameters["weight"] = self._weight(grid)
+        if bias is not None:
+            module._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
+        module.__class__ = QuickLinear
+        assert isinstance(module, QuickLinear)
+        module.quick, module.siblings = quick, None
+        self._give_up(weight)
+
+    def _grid(self, module: nn.Module, weight: Tensor, bits: int) -> Grid:
+        """The grid of a weight, the same for those that are tied."""
+        if (known := self._tied.get(weight.data_ptr())) is not None:
+            return known
+        grid = find_grid(weight)  # as of a GGUF file: nothing is rounded then
+        if grid is not None and grid.bits <= bits:
+            grid = grid._replace(tiles=self._pages.keep(grid.tiles))
+        else:
+            shape = tiles_shape(weight, bits)
+            grid = Grid(self._pages.room(shape[0] * shape[1] * shape[2]).view(shape), bits)
+            if not round_to_grid(weight, bits, grid.tiles):
+                raise ModelError(
+                    f"{self._path}: {self._names[id(module)]}.weight holds NaN, infinite or enormous numbers.",
+                    FETCH_AGAIN,
+                )
+        if self._users[weight.data_ptr()] > 1:
+            self._tied[weight.data_ptr()] = grid
+        return grid
+
+    def _weight(self, grid: Grid) -> nn.Parameter:
+        """What stands for a module's weight: one for those that are tied."""
+        return self._held.setdefault(grid.tiles.data_ptr(), nn.Parameter(grid.tiles, requires_grad=False))
+
+    def _embedding(self, module: nn.Embedding) -> None:
+        weight = module.weight.detach()
+        ids = torch.arange(min(IDS, len(weight))).unsqueeze(0)
+        with torch.inference_mode():
+            own = module(ids).float()  # of a family's own class: scaled, as Gemma's is
+        of, padding = type(module), module.padding_idx
+        put_before(module, Embedded)
+        assert isinstance(module, Embedded)
+        module.grid = self._grid(module, weight, HEAD_BITS)
+        module._parameters["weight"] = self._weight(module.grid)
+        module.padding_idx = None  # which only training asks for, and which a few rows would not have
+        self._buffers(module)
+        if gives_the_same(lambda _: own, module, [ids], ROUNDED):
+            self._give_up(weight)
+        else:  # `_rest` makes it float32
+            module.padding_idx = padding
+            as_it_was: nn.Module = module
+            as_it_was.__class__ = of
+            module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+
+    def _rest(self, module: nn.Module) -> None:
+        """All else becomes float32, in memory of its own: no file stays mapped."""
+        if isinstance(module, QuickLinear | Embedded):
+            return
+        for name, one in module._parameters.items():
+            if one is not None and one.is_floating_point():
+                module._parameters[name] = nn.Parameter(one.detach().to(torch.float32, copy=True), requires_grad=False)
+                self._give_up(one.detach())
+        self._buffers(module)
+
+    def _buffers(self, module: nn.Module) -> None:
+        for name, one in module._buffers.items():
+            if one is not None and one.dtype in (torch.bfloat16, torch.float16):
+                module._buffers[name] = one.float()
+                exact = getattr(
+                    module, f"scalar_{name}", None
+                )  # what transformers made the buffer of, in its own dtype
+                if isinstance(exact, float) and one.numel() == 1:
+                    module._buffers[name] = torch.full_like(one, exact, dtype=torch.float32)
+
+    def _give_up(self, weight: Tensor) -> None:
+        """The pages of a file that were read for a weight are not needed any more, once nobody has it."""
+        self._users[weight.data_ptr()] -= 1
+        if not self._users[weight.data_ptr()] and weight.is_contiguous():
+            native.check(native.lib.hgca_forget(weight.data_ptr(), weight.numel() * weight.element_size()))
