@@ -11,6 +11,7 @@ FOLLOWING = ("scan", "cluster", "two-level")  # policies that follow the query b
 QUALITY = 0.95  # of the attention mass is kept per head, unless another target is asked for
 DTYPES = ("fp32", "bf16", "fp16")
 KV_DTYPES = (*DTYPES, "int8")
+QUANTS = ("none", "q8", "q4")  # how weights are packed while they are loaded (hf/packed.py)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ BAD = [
     ("--seed", str(2**64)), ("--seed", "-1"), ("--max-tokens", "-1"), ("--stop", ""),
     ("--sinks", "-1"), ("--sinks", str(10**12)),
     ("--dtype", "int3"), ("--kv-dtype", "int3"), ("--dtype", "int8"), ("--select", "best"), ("--color", "mauve"),
-    ("--ram-limit", "lots"), ("--gpu-mem", "-1"), ("--balance", "maybe"),
+    ("--ram-limit", "lots"), ("--gpu-mem", "-1"), ("--quant", "nf4"), ("--quant", "q5"), ("--balance", "maybe"),
 ]  # fmt: skip
 
 
@@ -147,6 +147,8 @@ def test_values_out_of_range_name_the_flag(flag: str, value: str, capsys: pytest
         (["-q", "-v"], ["--quiet", "--verbose"]),
         (["hello", "there"], ["--prompt", "without a flag"]),
         (["--yarn"], ["--yarn", "--ctx"]),
+        (["--quant", "int8", "--dtype", "bf16"], ["--quant q8", "--dtype bf16"]),
+        (["--load-in-4bit", "--dtype", "fp16"], ["--quant q4", "--dtype fp16"]),
         (["-f", "-", "-f", "-"], ["--file", "once"]),
     ],
 )
@@ -214,6 +216,15 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch, capsy
     assert "--temp" in err and "HGCA" not in err
 
 
+@pytest.mark.parametrize(
+    ("word", "want"),
+    [("q8", "q8"), ("Q8_0", "q8"), ("int8", "q8"), ("8bit", "q8"), ("8-bit", "q8"), ("q4_0", "q4"), ("INT4", "q4"), ("4bit", "q4"),
+     ("none", "none"), ("off", "none")],
+)  # fmt: skip
+def test_packings_by_any_of_their_names(word: str, want: str) -> None:
+    assert flags.quant_of(word) == want
+
+
 def test_spellings_of_other_tools() -> None:
     words = ["--num-ctx=4k", "--temperature", "1", "--", "--num-ctx"]
     assert aliases.rename_aliases(words) == ["--ctx=4k", "--temp", "1", "--", "--num-ctx"]
@@ -223,7 +234,7 @@ def test_spellings_of_other_tools() -> None:
 def test_every_alias_is_an_option(other: str, ours: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["batch" if ours == "--concurrency" else "chat", "--help"]) == 0
     out = capsys.readouterr().out
-    assert f"{ours} " in out and f"{other} " not in out
+    assert f"{ours.partition('=')[0]} " in out and f"{other} " not in out
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,16 @@ def test_each_row_is_answered_in_its_form_and_bad_ones_say_why(tiny: str, tmp_pa
     assert b"line 4" in done.stderr and b"'odd'" in done.stderr and b"'gpt'" in done.stderr
 
 
+def test_packed_weights_answer_rows_and_a_job_goes_on_with_the_same(tiny: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", '"the cat"', '"the mat"', "nonsense")
+    words = ("batch", source, "-m", tiny, "-n", "3", "--temp", "0", "-np", "2")
+    assert here(*words, "--quant", "int8").returncode == 3
+    assert sum(one.get("error") is None for one in rows_in(tmp_path / "in.out.jsonl")) == 2
+    other = here(*words)
+    assert other.returncode == 2 and b'quant was "q8"' in other.stderr
+    assert here(*words, "--load-in-8bit").returncode == 3
+
+
 def test_the_same_command_again_does_nothing_and_loads_nothing(tiny: str, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", '"a"', "nonsense")
     words = ("batch", source, "-m", tiny, "-n", "3", "--temp", "0")
@@ -181,7 +191,7 @@ def test_a_log_has_what_was_told_and_how_it_ended(tiny: str, tmp_path: Path, qui
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("--quant", "int4"), b"as they are"), (("--quantization=nf4",), b"as they are"), (("--resume",), b"The same command"),
+        (("--quantization=nf4",), b"Choose from none, q8, q4"), (("--resume",), b"The same command"),
         (("-i", "in"), b"hgca batch prompts.jsonl"), (("--gpu-memory-utilization", "0.9"), b"--gpu-mem"), (("-p", "hi"), b"hgca chat"),
         (("--vram-margin", "much"), b"--vram-margin"), (("--log-file", "none/x"), b"--log-file"),
         (("--log-file", "in.jsonl"), b"input"),

@@ -113,6 +113,18 @@ def test_a_plan_loads_nothing(model: str) -> None:
     assert [record["type"] for record in as_json] == ["plan"] and as_json[0]["memory"][0]["weights"] > 0
 
 
+@pytest.mark.parametrize("quant", ["q8", "int4"])
+def test_packed_weights_answer(quant: str, model: str, tmp_path: Path) -> None:
+    words = ("chat", "-m", model, "-p", "the cat", "-n", "8", "--temp", "0", "--session", "packed")
+    place = {"HGCA_DATA_DIR": str(tmp_path)}
+    done = here(*words, "--quant", quant, **place)
+    assert done.returncode == 0 and len(done.stdout) > 8, done.stderr
+    again = here(*words, **place)
+    assert again.returncode == 0 and b"of another model or --quant" in again.stderr
+    told = records(here("chat", "-m", model, "--plan", "--json", HGCA_QUANT=quant))[0]
+    assert told["quant"] == ("q8" if quant == "q8" else "q4")
+
+
 def test_rows_in_files(model: str, tmp_path: Path) -> None:
     plan = ("chat", "-m", model, "--plan", "--store-dir")
     done = here(*plan, str(tmp_path), "--ctx", "2k", "--window", "64")

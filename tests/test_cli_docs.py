@@ -17,7 +17,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="ut
 PATHS = [(name,) for name in COMMANDS] + [
     (name, command) for name, group in GROUPS.items() for command in command_names(group)
 ]
-OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
+OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z0-9-]*")
 
 
 def helped(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -60,6 +60,20 @@ def test_what_does_not_fit_is_refused_with_figures_and_the_nearest_plan() -> Non
     assert "host memory needs" in told and "and has 44.8 GiB" in told and "--kv-dtype int8 --ctx" in told
 
 
+def test_weights_too_large_for_a_laptop() -> None:
+    words = ("profile", "--profile", "laptop-cpu-only", "-m", "Qwen/Qwen3-8B", "--ctx", "32k", "--kv-dtype", "int8")
+    run = here(*words)
+    assert run.returncode == 4 and b"--quant q4 (fits" in run.stderr and run.stderr.count(b"\n") == 1
+    run = here(*words, "--quant", "q4")
+    out = run.stdout.decode()
+    assert run.returncode == 0 and "cpu fp32, weights in q4" in out and "--quant q4" in out.splitlines()[-1]
+    run = here(*words, "--json", "--load-in-4bit")
+    told = json.loads(run.stdout)["plan"]
+    assert told["quant"] == "q4" and told["fits"] and told["memory"][0]["weights"] < 6 << 30
+    run = planned("-m", "Qwen/Qwen3-8B", "--quant", "int8")
+    assert run.returncode == 2 and b"--device cpu" in run.stderr and run.stderr.count(b"\n") == 1
+
+
 def test_a_plot(tmp_path: Path) -> None:
     run = planned("-m", "qwen3-8b", "--plot", str(tmp_path / "steps.svg"))
     assert run.returncode == 0

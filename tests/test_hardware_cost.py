@@ -94,6 +94,9 @@ def test_weights_by_what_holds_them() -> None:
     assert decode(wide, model=packed).weights == pytest.approx(expected)
     assert decode(wide, model=replace(packed, packed=())).weights == pytest.approx(8e9 * 4 / 36e9)
     assert decode(wide).weights == pytest.approx((MODEL.body + MODEL.head) * 2 / 36e9), "published in 16 bits"
+    for quant, body in (("q8", 34 / 32 / 34e9), ("q4", 20 / 32 / 25e9)):
+        expected = MODEL.body * body + MODEL.head * 34 / 32 / 34e9
+        assert decode(replace(wide, quant=quant)).weights == pytest.approx(expected)
     assert decode(model=replace(MODEL, active_share=0.25)).weights < 0.4 * decode().weights
 
 

@@ -181,6 +181,61 @@ def test_nothing_helps() -> None:
         plan(machine=replace(HOST, memory_free=4 * GIB))
 
 
+TINY = replace(HOST, memory_free=16 * GIB)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_packed_weights_take_their_bytes_and_no_second_copy(tied: bool) -> None:
+    model = replace(BIG, tied=tied)
+    head = 128_256 * 4096
+    for quant, body in (("q8", 34 / 32), ("q4", 20 / 32)):
+        made = plan(model, TINY, quant=quant, context=4096)
+        want = model.body * body + head * 34 / 32 * (1 if tied else 2)
+        assert made.memory[0].weights == pytest.approx(want, rel=1e-6)
+        assert (made.quant, made.numbers, made.reasons["quant"]) == (quant, f"fp32, weights in {quant}", "given")
+    assert plan(model, HOST, context=4096).quant == "none"
+
+
+def test_what_a_file_holds_in_fewer_bits_is_counted_so() -> None:
+    model = replace(BIG, own_dtype="fp32", tied=True, packed=(("grid4", BIG.body), ("grid8", BIG.head)))
+    made = plan(model, TINY, quant="q8", context=4096)
+    assert made.memory[0].weights == pytest.approx(model.body * 20 / 32 + model.head * 34 / 32, rel=0.1)
+
+
+def test_the_refusal_names_the_gentlest_packing_that_is_enough() -> None:
+    for free, offered, other in ((16, "--quant q8 (fits", "--quant q4"), (11, "--quant q4 (fits", "--quant q8")):
+        poor = replace(HOST, memory_free=free * GIB)
+        with pytest.raises(DoesNotFitError) as caught:
+            plan(machine=poor, context=4096)
+        assert offered in str(caught.value) and other not in str(caught.value)
+        assert plan(machine=poor, context=4096, quant=offered[8:10]).fits
+        assert not draft(machine=poor, context=4096, quant="none").fits
+    with pytest.raises(DoesNotFitError) as caught:
+        plan(machine=replace(HOST, memory_free=11 * GIB), context=32768)
+    assert "--quant q4 --kv-dtype int8 (fits" in str(caught.value)
+    with pytest.raises(DoesNotFitError) as caught:
+        plan(machine=replace(HOST, memory_free=9 * GIB), context=131072)
+    context = int(re.search(r"--quant q4 --ctx (\d+) \(fits", str(caught.value))[1])  # type: ignore[index]
+    assert plan(machine=replace(HOST, memory_free=9 * GIB), context=context, quant="q4").fits
+    with pytest.raises(DoesNotFitError) as caught:
+        plan(replace(BIG, packs=False), replace(HOST, memory_free=16 * GIB), context=4096)
+    assert "--quant" not in str(caught.value)
+    with pytest.raises(DoesNotFitError) as caught:
+        plan(machine=replace(TINY, gpus=(replace(GPU, free=8 * GIB),)), context=4096)
+    assert "--device cpu --quant q8 (fits" in str(caught.value)
+
+
+def test_packing_is_the_cpus() -> None:
+    for device in ("auto", "cuda"):
+        with pytest.raises(UsageError, match=r"--quant q4 packs weights on the CPU only.*--device cpu"):
+            plan(machine=WITH_GPU, device=device, quant="q4", context=4096)
+    assert plan(machine=WITH_GPU, device="cpu", quant="q4", context=4096).quant == "q4"
+    small = replace(TINY, gpus=(replace(GPU, free=4 * GIB),))
+    assert plan(machine=small, quant="q4", context=4096).device == "cpu"
+    with pytest.raises(ModelError, match="few of this model's weights are linear layers"):
+        plan(replace(BIG, packs=False), quant="q8")
+
+
 @pytest.mark.parametrize(
     "wanted", [{"context": 0}, {"window": 0}, {"threads": 0}, {"sinks": -1}, {"dtype": "fp8"}, {"ram_limit": -1}]
 )

@@ -28,7 +28,7 @@ from hgca_cli.ui.snapshot import Snapshot, Watcher
 from hgca_cli.ui.style import Style
 
 PLAN = SimpleNamespace(
-    device="cpu", dtype="fp32", kv_dtype="bf16", context=8192, threads=2, select="scan", budget=None, quality=0.95,
+    device="cpu", dtype="fp32", numbers="fp32", kv_dtype="bf16", context=8192, threads=2, select="scan", budget=None, quality=0.95,
     window=512, predicted=SimpleNamespace(read_gb_s=20.0), reasons={"window": "given", "select": "follows the query"},
 )  # fmt: skip
 HEADS = (None, (0.0, 0.04), (0.25, 1.0), (0.01, 0.02))

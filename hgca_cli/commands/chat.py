@@ -45,6 +45,7 @@ def chat(
     yarn: options.Yarn = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quant: options.Quant = "none",
     kv_dtype: options.KvDtype = "auto",
     window: options.Window = "auto",
     sinks: options.Sinks = None,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hgca_cli.hardware.memory import Model
     from hgca_cli.hf.registry import ModelFiles
 
+NOT_LINEAR = ("gpt2",)  # families whose matrices are no linear layers
 OWN = {"bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -77,7 +78,8 @@ def _model(config: Any, parameters: int, packed: dict[str, int]) -> Model:
         own_dtype=_own_dtype(config),
         tied=bool(getattr(text, "tie_word_embeddings", getattr(config, "tie_word_embeddings", False))),
         packed=tuple(sorted(packed.items())),
-        active_share=active_share(text, parameters),
+        active_share=(share := active_share(text, parameters)),
+        packs=share == 1.0 and getattr(config, "model_type", "") not in NOT_LINEAR,
     )
 
 

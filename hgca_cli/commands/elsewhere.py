@@ -17,8 +17,6 @@ FLAGS = {
     "--num-gpu": PLANNED,
     "--gpu-memory-utilization": PLANNED,
     "--format": FREE,
-    "--quant": "Weights are used as they are in the model's files.",
-    "--quantization": "Weights are used as they are in the model's files.",
     "--reasoning": "It is --think or --no-think here.",
 }
 CHAT = {

@@ -52,6 +52,7 @@ def drift(
     yarn: options.Yarn = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quant: options.Quant = "none",
     kv_dtype: options.KvDtype = "auto",
     threads: options.Threads = "auto",
     prefill_chunk: options.PrefillChunk = "auto",

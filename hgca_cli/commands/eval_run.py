@@ -60,7 +60,8 @@ class EvalRun:
             typer.echo(dumps(self.machine))
             return
         where = f"{self.machine['model']}, {self.machine['processor']}, {self.machine['threads']} threads"
-        typer.echo(f"{where}, {self.machine['dtype']}, store {self.machine['kv_dtype']}\n\n{header}")
+        packed = "" if self.machine["quant"] == "none" else f", weights in {self.machine['quant']}"
+        typer.echo(f"{where}, {self.machine['dtype']}{packed}, store {self.machine['kv_dtype']}\n\n{header}")
 
     def result(self, line: Mapping[str, Any], shown: str) -> None:
         """One result: shown, kept, and recorded at once."""
@@ -101,6 +102,7 @@ def start_run(given: Mapping[str, Any]) -> EvalRun:
         "model": given["model"],
         "device": plan.device,
         "dtype": plan.dtype,
+        "quant": plan.quant,
         "kv_dtype": plan.kv_dtype,
         "window": plan.window,
         "sinks": plan.sinks,

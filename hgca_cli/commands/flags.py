@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hgca_cli.commands.config_file import Config
-from hgca_cli.config import DTYPES, KV_DTYPES, SELECTORS, SamplingSettings
+from hgca_cli.config import DTYPES, KV_DTYPES, QUANTS, SELECTORS, SamplingSettings
 from hgca_cli.errors import HgcaError, UsageError
 from hgca_cli.units import parse_bytes, parse_count, parse_share
 
@@ -25,6 +25,11 @@ SAMPLING = {
     "repeat_penalty": "repetition_penalty",
 }  # where flag and setting differ in name
 OURS = {"temperature": 0.7, "top_p": 0.95, "max_tokens": 4096}
+SPELLINGS = {
+    "none": ("none", "off", "no"),
+    "q8": ("q8", "q80", "int8", "8bit", "8", "w8"),
+    "q4": ("q4", "q40", "q41", "int4", "4bit", "4", "w4"),
+}  # of --quant, without dashes
 THE_MODELS = (
     "temperature",
     "top_p",
@@ -46,6 +51,12 @@ def plan_request(given: Mapping[str, Any]) -> PlanRequest:
     context = count_of(given["ctx"], "--ctx")
     if given["yarn"] and context is None:
         raise UsageError("--yarn needs a length to stretch to.", "Add --ctx, like --ctx 32k.")
+    quant = quant_of(given.get("quant") or "none")
+    if quant != "none" and given["dtype"] in ("bf16", "fp16"):
+        raise UsageError(
+            f"--quant {quant} and --dtype {given['dtype']} exclude each other: packed weights are multiplied with fp32.",
+            "Drop one of them.",
+        )
     return PlanRequest(
         device=given["device"],
         dtype=choice_of(given["dtype"], "--dtype", DTYPES),
@@ -64,6 +75,7 @@ def plan_request(given: Mapping[str, Any]) -> PlanRequest:
         ram_limit=bytes_of(given["ram_limit"], "--ram-limit"),
         disk=look_at_disk(given["store_dir"]),
         yarn=given["yarn"],
+        quant=quant,
     )
 
 
@@ -143,6 +155,15 @@ def choice_of(text: str, flag: str, choices: tuple[str, ...]) -> str | None:
     if text not in choices:
         raise UsageError(f"{flag}: no such choice {text!r}.", f"Choose from auto, {', '.join(choices)}.")
     return text
+
+
+def quant_of(text: str) -> str:
+    """One of QUANTS, by any of the names it has elsewhere (int8, q8_0, 8bit). Raises UsageError naming them."""
+    plain = text.lower().replace("-", "").replace("_", "")
+    for quant, names in SPELLINGS.items():
+        if plain in names:
+            return quant
+    raise UsageError(f"--quant: no such choice {text!r}.", f"Choose from {', '.join(QUANTS)}.")
 
 
 def one_of(text: str, flag: str, choices: tuple[str, ...]) -> str:

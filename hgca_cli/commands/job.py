@@ -158,6 +158,8 @@ class Job:
         """What must be the same when the job goes on."""
         settings = {name: self.given[name] for name in TOLD}
         drawn = {name: list(value) if isinstance(value, tuple) else value for name, value in self.sampling.items()}
+        if self.request.quant != "none":
+            settings["quant"] = self.request.quant
         told = settings | {"sampling": drawn, "system": self.system, "chat_template": self.template}
         return told | ({"chat_template_kwargs": dict(self.template_options)} if self.template_options else {})
 
@@ -170,7 +172,7 @@ class Job:
         elsewhere = self.given["engine"] == "ray"
         planned: list[Any]
         choice, files, *planned = self.found() if elsewhere else self.plan()
-        fingerprint = told["fingerprint"] = fingerprint_of(files)
+        fingerprint = told["fingerprint"] = fingerprint_of(files, self.request.quant)
         output.of(told)
         if self.given["ordered"]:
             output.in_order(missing)

@@ -80,7 +80,7 @@ def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
     terms = Terms(sampling, choice.name, recipe.form, dict(recipe.options), recipe.seconds)
     slots = recipe.slots or sizes.sequences(recipe.common, recipe.read + 1)
     batch = Batch(engine, slots, Room(sizes.limits, sizes.takes, sizes.holds, sizes.free))
-    return Started(batch, recipe.reader, terms, plan, fingerprint_of(files), recipe.watched)
+    return Started(batch, recipe.reader, terms, plan, fingerprint_of(files, plan.quant), recipe.watched)
 
 
 def shared(request: PlanRequest, beside: int, free: int) -> PlanRequest:

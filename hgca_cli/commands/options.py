@@ -97,6 +97,14 @@ Dtype = Annotated[
     str,
     typer.Option("--dtype", envvar="HGCA_DTYPE", metavar="auto|fp32|bf16|fp16", help="Numbers of the weights."),
 ]
+Quant = Annotated[
+    str,
+    typer.Option(
+        "--quant", envvar="HGCA_QUANT", metavar="none|q8|q4",
+        help="Round the weights while they are loaded, and hold them packed only, on the CPU: q8 has 8 bits and a scale for 32,"
+        " q4 has 4 bits (the output layer 8). What a file holds in as few bits is not rounded.",
+    ),
+]  # fmt: skip
 KvDtype = Annotated[
     str,
     typer.Option(

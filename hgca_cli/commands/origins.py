@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PLANNED: dict[str, tuple[str, tuple[str, ...]]] = {
     "device": ("device", ()),
     "dtype": ("dtype", ()),
+    "quant": ("quant", ()),
     "kv_dtype": ("kv_dtype", ()),
     "ctx": ("context", ()),
     "window": ("window", ()),
@@ -112,7 +113,7 @@ def _chosen(by: By, given: Mapping[str, Any]) -> Iterator[Setting]:
 
 def _planned(by: By, given: Mapping[str, Any], request: PlanRequest, plan: Plan | None) -> Iterator[Setting]:
     for name, (field, others) in PLANNED.items():
-        asked = getattr(request, field) not in (None, "auto")
+        asked = getattr(request, field) not in (None, "auto", "none")
         setters = [
             found for one in (name, *others) if given[one] is not False and given[one] != "auto" and (found := by(one))
         ]
@@ -128,7 +129,7 @@ def _planned(by: By, given: Mapping[str, Any], request: PlanRequest, plan: Plan 
 
 def _decided(field: str, value: Any, plan: Plan | None) -> tuple[str, str]:
     """Origin of what nobody asked for."""
-    usual = {"sinks": True, "budget": True, "dense_layers": True, "quality": value in (None, QUALITY)}
+    usual = {"quant": True, "sinks": True, "budget": True, "dense_layers": True, "quality": value in (None, QUALITY)}
     if plan is None or usual.get(field, False):
         return "default", ""
     measured = plan.predicted.profile != "assumed"

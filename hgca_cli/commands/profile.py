@@ -49,6 +49,7 @@ def profile(
     yarn: options.Yarn = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quant: options.Quant = "none",
     kv_dtype: options.KvDtype = "auto",
     window: options.Window = "auto",
     sinks: options.Sinks = None,

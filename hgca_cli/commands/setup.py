@@ -84,6 +84,7 @@ def start_engine(choice: ModelChoice, files: ModelFiles, plan: Plan, *, balance:
         dtype=plan.dtype,
         trust_remote_code=choice.trust_remote_code,
         yarn_context=plan.yarn_context,
+        quant=plan.quant,
     )
     if choice.template is not None:
         loaded.tokenizer.with_template(choice.template)

@@ -49,7 +49,7 @@ def identity_of(engine: Engine) -> Identity:
 def difference(saved: Identity, ours: Identity) -> str:
     """What keeps saved rows from being of use, in words; "" if nothing does."""
     if saved.model != ours.model:
-        return "of another model"
+        return "of another model or --quant"
     if saved.rope != ours.rope:
         return "of other positions (--yarn)"
     if (saved.dtype, saved.kv_dtype) != (ours.dtype, ours.kv_dtype):

@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hgca_cli.hardware.expected import rows_read, scored_rows
-from hgca_cli.hardware.memory import ITEMSIZE, Choice, Model, device_codes_bytes
-from hgca_cli.hardware.rates import GPU_SHARE, GpuRates, Profile
+from hgca_cli.hardware.memory import ITEMSIZE, Choice, Model, device_codes_bytes, packed_kinds
+from hgca_cli.hardware.rates import GPU_SHARE, WEIGHT_BYTES, GpuRates, Profile
 from hgca_cli.hardware.row_rates import row_ns, thread_factor
 from hgca_cli.kv.layout import LayerLayout, as_in_store
 
-WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "grid8": 34 / 32, "grid4": 20 / 32}  # of a number, scales of a grid included
 GRIDS = frozenset({"grid4", "grid8"})
 CHUNK_LAYERS = 3.0  # times what a token's layer costs, a chunk's does beyond its products: larger small operations
 SCORING_SHARE = 0.2  # of a GPU's memory rate at which its kernel scores codes: 50 us for 41 MB on an H200
@@ -175,9 +174,10 @@ class Costs:
 
     def _kinds(self, choice: Choice) -> tuple[tuple[str, float], ...]:
         """What holds the weights that the processor reads, and their shares."""
-        if choice.dtype == "fp32" and self.model.packed:
-            whole = max(1, sum(count for _, count in self.model.packed))
-            return tuple((kind, count / whole) for kind, count in self.model.packed)
+        held = self.model.packed if choice.quant == "none" else packed_kinds(self.model, choice.quant)
+        if choice.dtype == "fp32" and held:
+            whole = max(1, sum(count for _, count in held))
+            return tuple((kind, count / whole) for kind, count in held)
         return (("fp32" if choice.dtype == "fp32" and self.model.own_dtype == "fp32" else "bf16", 1.0),)
 
     def _store(self, choice: Choice, layer: LayerLayout, stored: int, threads: int) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hgca_cli.hardware.disk import Disk
+from hgca_cli.hardware.rates import WEIGHT_BYTES
 from hgca_cli.kv.layout import KVLayout
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
@@ -28,6 +29,7 @@ class Model:
     tied             the embedding is the output layer's weights, too
     packed           of fp32 weights, how many numbers are held in fewer bytes: (kind of hardware/rates.py WEIGHTS, numbers)
     active_share     of the layers' weights, what one token reads: less than all where experts are chosen
+    packs            its layers' weights are linear layers', which is what can be packed
     """
 
     layout: KVLayout
@@ -40,6 +42,7 @@ class Model:
     tied: bool = False
     packed: tuple[tuple[str, int], ...] = ()
     active_share: float = 1.0
+    packs: bool = True
 
     @property
     def head(self) -> int:
@@ -65,6 +68,7 @@ class Choice:
     chunk: int
     select: str = "exact"
     device_codes: bool = False  # a GPU has a copy of scan's codes, and scores rows itself
+    quant: str = "none"  # of config.QUANTS: how the weights are packed, on the CPU
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,27 @@ def pieces_bytes(model: Model, choice: Choice) -> tuple[int, int]:
     return there, pinned
 
 
+def packed_kinds(model: Model, quant: str) -> tuple[tuple[str, int], ...]:
+    """What holds the matrices of a model that is packed (hf/packed.py), and how many numbers: the output layer has 8 bits, and what
+    a file holds on a grid of fewer bits stays there.
+    """
+    body = "grid8" if quant == "q8" else "grid4"
+    fine = model.head if quant == "q4" else model.head + model.body
+    there = dict(model.packed).get("grid4", 0)
+    if there:
+        fine = min(fine, max(0, model.head + model.body - there))
+        body = "grid4"
+    return tuple((kind, count) for kind, count in (("grid8", fine), (body, model.head + model.body - fine)) if count)
+
+
+def weights_bytes(model: Model, choice: Choice) -> int:
+    """Bytes of the weights once they are loaded, second copies of them too. Packed: an embedding of its own has 8 bits."""
+    if choice.quant == "none":
+        return model.parameters * ITEMSIZE[choice.dtype] + second_copies_bytes(model, choice)
+    held = sum(count * WEIGHT_BYTES[kind] for kind, count in packed_kinds(model, choice.quant))
+    return int(held) + (0 if model.tied else int(model.head * WEIGHT_BYTES["grid8"]))
+
+
 def second_copies_bytes(model: Model, choice: Choice) -> int:
     """Bytes of float32 weights once more in what holds them exactly (hf/linear.py), at most: 16 bits if they were
     published so; else the larger grid, 8 bits and 16 for 32 of them.
@@ -177,7 +202,7 @@ def needs(
         index=choice.select,
         on_cpu=choice.device == "cpu",
     )
-    weights = model.parameters * item + second_copies_bytes(model, choice)
+    weights = weights_bytes(model, choice)
     window = layout.window_bytes(choice.window, choice.sinks, choice.context)
     store = layout.store_bytes(choice.context, choice.window, choice.sinks)
     staging = layout.staging_bytes(choice.chunk) + pieces_bytes(model, choice)[1] if store else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hgca_cli.config import DTYPES, FOLLOWING, KV_DTYPES, CacheSettings
-from hgca_cli.errors import UsageError
+from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.hardware.assumed import assume
 from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.machine import Machine, choose_device
@@ -45,6 +45,9 @@ def draw_up(case: Case) -> Plan:
     reasons: dict[str, str] = {}
     notices: list[str] = []
     device = place_model(case, reasons, notices)
+    if request.quant != "none":
+        reasons["quant"] = "given"
+        _check_packing(case, device)
     place = Place(case, device)
     start = Choice(
         device=device,
@@ -55,6 +58,7 @@ def draw_up(case: Case) -> Plan:
         sinks=request.sinks if request.sinks is not None else CacheSettings.sinks,
         chunk=request.chunk or SMALLEST_CHUNK,
         select=request.select or "",  # the planner's, by the context
+        quant=request.quant,
     )
     threads = choose_threads(case, reasons, notices)
     choice = choose_dtype(place, start, reasons)
@@ -96,6 +100,7 @@ def draw_up(case: Case) -> Plan:
         predicted=predict(place, choice, quality, threads),
         reasons=reasons,
         notices=tuple(notices),
+        quant=choice.quant,
     )
 
 
@@ -106,7 +111,7 @@ def place_model(case: Case, reasons: dict[str, str], notices: list[str]) -> str:
         reasons["device"] = "given"
     elif device == "cpu":
         reasons["device"] = "no CUDA device"
-    elif draw_up(case.asking(device=device)).fits:
+    elif draw_up(case.asking(device=device, quant="none")).fits:
         several = len(case.machine.gpus) > 1
         reasons["device"] = "the GPU with most free memory" if several else "a CUDA device is there"
     elif draw_up(case.asking(device="cpu")).fits:
@@ -130,6 +135,9 @@ def choose_dtype(place: Place, choice: Choice, reasons: dict[str, str]) -> Choic
         return replace(choice, dtype=own, kv_dtype=request.kv_dtype or own)
     rows = "bf16" if request.select is None or request.select in FOLLOWING else "fp32"
     wide = replace(choice, dtype="fp32", kv_dtype=request.kv_dtype or rows)
+    if request.quant != "none":
+        reasons["dtype"] = "packed weights are multiplied with fp32"
+        return wide
     if place.fits(replace(wide, window=place.default_window(wide), chunk=request.chunk or SMALLEST_CHUNK)):
         reasons["dtype"] = "weights and KV fit in fp32, which is fastest on the CPU"
         return wide
@@ -184,6 +192,20 @@ def tell_disk(place: Place, choice: Choice, disk: Disk, reasons: dict[str, str],
         notices.append(
             f"a full store of {format_bytes(rows)} is more than the {format_bytes(cached)} of memory that is left to keep "
             "it in: rows will be read from the disk, and that takes longer than predicted."
+        )
+
+
+def _check_packing(case: Case, device: str) -> None:
+    flag = f"--quant {case.request.quant}"
+    if device != "cpu":
+        raise UsageError(
+            f"{flag} packs weights on the CPU only, and this would run on {device}.",
+            "Leave it out (a model that is quantised already runs there as it is), or add --device cpu.",
+        )
+    if not case.model.packs:
+        raise ModelError(
+            f"{flag}: few of this model's weights are linear layers, which is what is packed (experts are not).",
+            "Leave it out, or choose another model.",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hgca_cli.config import QUANTS
 from hgca_cli.errors import DoesNotFitError
 from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.memory import ITEMSIZE, Memory
@@ -38,8 +39,9 @@ def _remedies(case: Case, plan: Plan, draw_up: DrawUp) -> list[str]:
         changes.append((f"--ctx {context}", here.asking(context=context)))
     if ITEMSIZE[plan.kv_dtype] > 2 and plan.stored_rows:
         changes.append(("--kv-dtype bf16", here.asking(kv_dtype="bf16")))
-    if ITEMSIZE[plan.dtype] > 2:
+    if ITEMSIZE[plan.dtype] > 2 and plan.quant == "none":
         changes.append(("--dtype bf16", here.asking(dtype="bf16")))
+    changes += _packings(here, plan, draw_up, context)
     quantised = here.asking(kv_dtype="int8")
     if ITEMSIZE[plan.kv_dtype] > 1 and draw_up(quantised).fits:  # it rounds most: offered only where it is enough
         changes.append(("--kv-dtype int8", quantised))
@@ -60,6 +62,9 @@ def _remedies(case: Case, plan: Plan, draw_up: DrawUp) -> list[str]:
             changes.append(("--device cpu", there))
         elif (most := largest(lambda tokens: draw_up(there.asking(context=tokens)).fits, plan.context)) > context:
             changes.append((f"--device cpu --ctx {most}", there.asking(context=most)))
+        changes += [
+            (f"--device cpu {flag}", packed) for flag, packed in _packings(there, draw_up(there), draw_up, context)
+        ]
     before = sum(memory.total for memory in plan.memory if not memory.fits)
     places = {memory.place for memory in plan.memory if not memory.fits}
     enough, helpful = [], []
@@ -71,6 +76,23 @@ def _remedies(case: Case, plan: Plan, draw_up: DrawUp) -> list[str]:
         elif saved > 0:
             helpful.append(f"{flag} (saves {format_bytes(saved)}, not enough alone)")
     return (enough + helpful)[:3]
+
+
+def _packings(here: Case, plan: Plan, draw_up: DrawUp, context: int) -> list[tuple[str, Case]]:
+    """The gentlest way to pack the weights that makes a plan for the CPU fit, or fit with a longer context than any other change."""
+    if plan.device != "cpu" or plan.fits or not here.model.packs or here.request.dtype not in (None, "fp32"):
+        return []
+    tighter = QUANTS[QUANTS.index(plan.quant) + 1 :]
+    for rows in ("", " --kv-dtype int8") if ITEMSIZE[plan.kv_dtype] > 1 and plan.stored_rows else ("",):
+        for quant in tighter:
+            packed = here.asking(quant=quant, kv_dtype="int8" if rows else here.request.kv_dtype)
+            if draw_up(packed).fits:
+                return [(f"--quant {quant}{rows}", packed)]
+    if tighter:
+        packed = here.asking(quant=tighter[-1])
+        if (most := largest(lambda tokens: draw_up(packed.asking(context=tokens)).fits, plan.context)) > context:
+            return [(f"--quant {tighter[-1]} --ctx {most}", packed.asking(context=most))]
+    return []
 
 
 def _parts(memory: Memory) -> str:

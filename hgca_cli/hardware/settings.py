@@ -15,6 +15,7 @@ class PlanRequest:
     """What the user asked for. None (of device also "auto"): the planner decides.
 
     select          the policy; budget, quality, dense_layers: passed on
+    quant           weights are packed while they are loaded: of config.QUANTS
     yarn            the context is stretched with YaRN, so a context beyond the trained one needs no warning
     gpu_memory, ram_limit  bytes that may be used at most
     gpu_margin      bytes of a GPU that are left for what is not counted
@@ -38,6 +39,7 @@ class PlanRequest:
     ram_limit: int | None = None
     disk: Disk | None = None
     yarn: bool = False
+    quant: str = "none"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Plan:
     store_dir     directory of the files the store's rows are in; None: they are in memory
     memory        what each place must hold: the GPU if there is one, the host, the host while loading, the disk
     predicted     what it will take
+    quant         how weights are packed: of config.QUANTS
     reasons       why, by setting; notices: what the user should know
     """
 
@@ -91,6 +94,12 @@ class Plan:
     predicted: Prediction
     reasons: dict[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    quant: str = "none"
+
+    @property
+    def numbers(self) -> str:
+        """What is computed in, and how the weights are held if that is something else."""
+        return self.dtype if self.quant == "none" else f"{self.dtype}, weights in {self.quant}"
 
     @property
     def fits(self) -> bool:

@@ -104,6 +104,7 @@ class Together:
             plan.chunk,
             plan.select,
             plan.device_codes,
+            plan.quant,
         )
         return replace(choice, window=min(plan.window, max(1, context - plan.sinks)))
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from hgca_cli import native
 from hgca_cli.hf.grid import BLOCK, ROWS_AT_ONCE, Grid, floats
 
-TURNS = 64  # vectors that weights held on a grid alone are multiplied with before being made floats is worth it
+TURNS = 1024  # vectors that weights held on a grid alone are multiplied with before making floats of them can pay (docs/log.md)
 
 
 class QuickLinear(nn.Linear):

@@ -70,7 +70,7 @@ def header(snapshot: Snapshot, width: int, glyphs: Glyphs) -> Line:
 
 
 def _run(plan: Any) -> str:
-    return f"{plan.device} {plan.dtype}, store {plan.kv_dtype}, {policy(plan)}"
+    return f"{plan.device} {plan.numbers}, store {plan.kv_dtype}, {policy(plan)}"
 
 
 def figures(snapshot: Snapshot, glyphs: Glyphs | None, width: int, rest: str = "rest of the model") -> list[Line]:

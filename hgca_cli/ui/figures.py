@@ -34,7 +34,7 @@ def plan_line(plan: Any, model: str) -> str:
     """A plan in one line: what runs, with the context resolved."""
     return (
         f"{model} | context {plan.context:,} | window {plan.window:,} + {plan.sinks} sinks | "
-        f"{policy(plan)} | {plan.device} {plan.dtype}, {plan.threads} thread{'s' * (plan.threads != 1)} | "
+        f"{policy(plan)} | {plan.device} {plan.numbers}, {plan.threads} thread{'s' * (plan.threads != 1)} | "
         f"KV {format_bytes(kv_bytes(plan))} when full (store in {plan.kv_dtype})"
     )
 
@@ -50,6 +50,8 @@ def plan_table(plan: Any, model: str) -> str:
     flags = f"--device {plan.device} --dtype {plan.dtype} --kv-dtype {plan.kv_dtype} --ctx {plan.context}"
     flags += f" --window {plan.window} --sinks {plan.sinks} --select {plan.select} --threads {plan.threads}"
     flags += f" --prefill-chunk {plan.chunk}"
+    if plan.quant != "none":
+        flags += f" --quant {plan.quant}"
     if plan.budget is not None:
         flags += f" --budget {plan.budget}"
     if plan.quality is not None:

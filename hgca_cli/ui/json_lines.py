@@ -131,6 +131,7 @@ def plan_record(plan: Any) -> dict[str, Any]:
     names = (
         "device",
         "dtype",
+        "quant",
         "kv_dtype",
         "context",
         "window",
