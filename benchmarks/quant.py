@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -56,7 +55,7 @@ def main() -> None:
         model = make(options.shape, Path(folder) / "model") if options.shape else options.model
         told = measure(options, model, Path(folder))
     for held, line in told.items():
-        line = {"benchmark": "quant", "model": options.shape or options.model, "held": held} | line
+        line = {"benchmark": "quant", "model": options.shape or Path(options.model).stem, "held": held} | line
         print(json.dumps(line))
         if options.record:
             with RESULTS.open("a") as file:
@@ -73,7 +72,8 @@ def measure(options: argparse.Namespace, model: str, folder: Path) -> dict[str, 
             done = subprocess.run(words, check=True, capture_output=True, text=True)
             found[held].append(json.loads(done.stdout.splitlines()[-1]))
     told = {
-        held: {name: round(median(one[name] for one in all_), 3) for name in all_[0]} for held, all_ in found.items()
+        held: {name: round(median(one[name] for one in turns if name in one), 3) for name in turns[0]}
+        for held, turns in found.items()
     }
     first = told[options.held[0]]
     for held, line in told.items():
@@ -143,8 +143,9 @@ def speeds(engine: Any, ids: list[int], new: int) -> dict[str, float]:
 
 
 def peak() -> float:
-    """Most resident memory of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    """Most resident memory of this process so far, MB. Not getrusage's, which begins with that of the process before exec."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 def make(shape: str, folder: Path) -> str:
