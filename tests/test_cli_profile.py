@@ -74,6 +74,25 @@ def test_weights_too_large_for_a_laptop() -> None:
     assert run.returncode == 2 and b"--device cpu" in run.stderr and run.stderr.count(b"\n") == 1
 
 
+def test_experts_and_matrices_that_are_no_linear_layers_are_not_packed(tmp_path: Path) -> None:
+    from transformers import GPT2Config, MixtralConfig
+
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    MixtralConfig(vocab_size=320, **shape).save_pretrained(tmp_path / "experts")
+    GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=320, n_positions=64).save_pretrained(tmp_path / "gpt2")
+    for name in ("experts", "gpt2"):
+        words = ("profile", "--profile", "laptop-cpu-only", "-m", str(tmp_path / name))
+        assert here(*words).returncode == 0
+        run = here(*words, "--quant", "q8")
+        assert run.returncode == 5 and b"--quant q8: few of this model's weights are linear layers" in run.stderr
+
+
 def test_a_plot(tmp_path: Path) -> None:
     run = planned("-m", "qwen3-8b", "--plot", str(tmp_path / "steps.svg"))
     assert run.returncode == 0

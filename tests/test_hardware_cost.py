@@ -139,6 +139,15 @@ def test_a_prompt_takes_its_products_its_pairs_and_its_stream() -> None:
     short, long = costs.prefill(CPU, 1024, 4), costs.prefill(CPU, 32768, 4)
     assert short == pytest.approx(2 * MODEL.body * 1024 / 0.2e12, rel=0.1)
     assert long > 33 * short
+    packed = replace(CPU, dtype="fp32", quant="q4")
+    for rates, rate in (
+        ({"fp32": 0.3, "bf16": 0.1}, 0.3),
+        ({"fp32": 0.3, "grid8": 0.5}, 0.5),
+        ({"fp32": 0.3, "grid8": 1.0, "grid4": 0.5}, 0.5),
+    ):
+        machine = replace(HERE, host=replace(HERE.host, matmul_tflop_s=rates))
+        taken = Costs(machine, MODEL).prefill(packed, 1024, 4)
+        assert taken == pytest.approx(2 * MODEL.body * 1024 / (rate * 1e12), rel=0.12), rates
     device = Costs(CARD, MODEL)
     larger = replace(GPU, chunk=4096)
     assert device.prefill(larger, 131_072, 4) < device.prefill(GPU, 131_072, 4), "the store is streamed fewer times"

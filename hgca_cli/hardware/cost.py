@@ -169,7 +169,11 @@ class Costs:
         if gpu is not None:
             return 2.0 * numbers * vectors / (_of(gpu.matmul_tflop_s, choice.dtype) * 1e12)
         rates = host.matmul_tflop_s
-        each = sum(share / _of(rates, kind if kind in GRIDS else choice.dtype) for kind, share in self._kinds(choice))
+        grids = {kind: rates[kind] for kind in GRIDS & rates.keys()}
+        each = sum(
+            share / (_of(grids, kind) if kind in GRIDS and grids else _of(rates, choice.dtype))
+            for kind, share in self._kinds(choice)
+        )
         return 2.0 * numbers * vectors * each * 1e-12
 
     def _kinds(self, choice: Choice) -> tuple[tuple[str, float], ...]:
