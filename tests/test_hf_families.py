@@ -115,6 +115,33 @@ def test_generate_gives_the_same_tokens(name: str) -> None:
     assert cache.get_seq_length() == 79
 
 
+@pytest.mark.parametrize(
+    ("name", "kv_dtype", "context", "kinds"),
+    [
+        ("llama", "bf16", TOKENS, {torch.bfloat16}),
+        ("llama", "fp16", TOKENS, {torch.float16}),
+        ("llama", "int8", TOKENS, {torch.float32}),  # the window is read whole: such rounding is for the store
+        ("llama", "bf16", 66, {torch.float32}),  # no row ever leaves the window
+        ("gemma2", "bf16", TOKENS, {torch.float32, torch.bfloat16}),  # layers that slide have no store
+    ],
+)
+def test_a_windows_rows_are_the_stores_if_they_are_to_go_there(
+    name: str, kv_dtype: str, context: int, kinds: set[torch.dtype]
+) -> None:
+    model, tokens = tiny(name), ids()[:, :context]
+    with torch.inference_mode():
+        wanted = model(input_ids=tokens, use_cache=False).logits
+    model.set_attn_implementation("hgca")
+    cache = HybridCache(model.config, CacheSettings(window=64, sinks=2, context=context, kv_dtype=kv_dtype))
+    got = logits_of(model, tokens, cache, [40, *[1] * (context - 40)])
+    states = [layer.states[0] for layer in cache.layers]
+    assert {state.window.keys.dtype for state in states} == kinds
+    assert (got - wanted).abs().max() <= (1e-4 if kinds == {torch.float32} and kv_dtype == "bf16" else 0.3)
+    for state in states:
+        if state.store is not None and state.store.scales is None and state.store.rows:
+            assert state.store.keys.dtype is state.window.keys.dtype
+
+
 def test_generate_takes_a_batch_of_equal_lengths() -> None:
     model = tiny("llama")
     tokens = ids(batch=3)[:, :40]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hgca_cli.hardware.expected import rows_read, scored_rows
-from hgca_cli.hardware.memory import ITEMSIZE, Choice, Model, device_codes_bytes, packed_kinds
+from hgca_cli.hardware.memory import ITEMSIZE, Choice, Model, device_codes_bytes, packed_kinds, stored_rows
 from hgca_cli.hardware.rates import GPU_SHARE, WEIGHT_BYTES, GpuRates, Profile
 from hgca_cli.hardware.row_rates import row_ns, thread_factor
 from hgca_cli.kv.layout import LayerLayout, as_in_store
@@ -198,7 +198,7 @@ class Costs:
 
     def _rows_seconds(self, choice: Choice, layer: LayerLayout, rows: int, threads: int) -> float:
         host = self.profile.host
-        narrow = as_in_store(layer, True, ITEMSIZE[choice.dtype], ITEMSIZE[choice.kv_dtype])
+        narrow = stored_rows(choice) > 0 and as_in_store(layer, ITEMSIZE[choice.dtype], ITEMSIZE[choice.kv_dtype])
         row = row_ns(host, "dense", choice.kv_dtype if narrow else choice.dtype, layer)
         return rows * layer.kv_heads * row * thread_factor(host, threads) * 1e-9
 

@@ -20,7 +20,7 @@ from hgca_cli.attention.meter import QualityMeter
 from hgca_cli.attention.select.contract import Selector
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ModelError, UsageError
-from hgca_cli.kv.layout import LayerLayout, as_in_store
+from hgca_cli.kv.layout import LayerLayout, as_in_store, window_slots
 from hgca_cli.kv.pieces import Pieces
 
 if TYPE_CHECKING:
@@ -70,9 +70,11 @@ class HybridLayer(CacheLayerMixin):
                 f"layer {self.index} has KV heads, key and value width {got}, the config says {wanted}.",
                 "This model family is not supported.",
             )
-        dtype, on_cpu = key_states.dtype, key_states.device.type == "cpu"
-        store_dtype = STORE_DTYPES[self.settings.kv_dtype] if self.settings.kv_dtype else dtype
-        if as_in_store(self.layout, on_cpu, dtype.itemsize, store_dtype.itemsize):
+        dtype, settings = key_states.dtype, self.settings
+        store_dtype = STORE_DTYPES[settings.kv_dtype] if settings.kv_dtype else dtype
+        leave = window_slots(self.layout, settings.window, settings.sinks, settings.context) < settings.context
+        on_cpu = key_states.device.type == "cpu"
+        if on_cpu and leave and as_in_store(self.layout, dtype.itemsize, store_dtype.itemsize):
             dtype = store_dtype
         self.states = [
             LayerState(

@@ -98,14 +98,12 @@ class KVLayout:
 
     def window_bytes(self, window: int, sinks: int, context: int) -> int:
         """Device bytes of the windows: preallocated, so this is what a sequence takes however short it is."""
-        return sum(
-            self._window_itemsize(layer) * layer.row_elements * window_slots(layer, window, sinks, context)
-            for layer in self.layers
-        )
-
-    def _window_itemsize(self, layer: LayerLayout) -> int:
-        narrow = as_in_store(layer, self.on_cpu, self.device_itemsize, self.store_itemsize)
-        return self.store_itemsize if narrow else self.device_itemsize
+        total = 0
+        for layer in self.layers:
+            slots = window_slots(layer, window, sinks, context)
+            narrow = self.on_cpu and slots < context and as_in_store(layer, self.device_itemsize, self.store_itemsize)
+            total += layer.row_elements * slots * (self.store_itemsize if narrow else self.device_itemsize)
+        return total
 
     def store_bytes(self, context: int, window: int, sinks: int) -> int:
         """CPU bytes of the stores at a context of so many rows."""
@@ -117,12 +115,12 @@ class KVLayout:
         return full * rows * self.device_itemsize
 
 
-def as_in_store(layer: LayerLayout, on_cpu: bool, itemsize: int, store_itemsize: int) -> bool:
-    """Whether the window's rows are of the store's dtype: in the same memory, half the bytes are read, and no row
-    changes when it is evicted. Rows of a sliding layer are never rounded, and whole numbers (int8) are too rough for rows
-    that are all read.
+def as_in_store(layer: LayerLayout, itemsize: int, store_itemsize: int) -> bool:
+    """Whether a window in the store's memory, the CPU's, has its rows in the store's dtype, if any leave it: half the bytes are
+    read, and no row changes when it is evicted. Rows of a sliding layer are never rounded, and whole numbers (int8) are too
+    rough for rows that are all read.
     """
-    return on_cpu and layer.sliding is None and 2 <= store_itemsize < itemsize
+    return layer.sliding is None and 2 <= store_itemsize < itemsize
 
 
 def window_slots(layer: LayerLayout, window: int, sinks: int, context: int) -> int:
