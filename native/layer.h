@@ -12,6 +12,11 @@ static inline void hgca_add(const float *a, const float *b, float *to, int64_t c
     for (int64_t i = 0; i < count; i++) to[i] = a[i] + b[i];
 }
 
+/* A root-mean-square norm in two steps: what a vector's numbers are multiplied with, and numbers first .. first + count - 1 of the
+ * result, `from` and `to` being those. */
+float hgca_norm_inverse(const hgca_norm *norm, const float *from, int64_t width);
+void hgca_norm_by(const hgca_norm *norm, float inverse, const float *from, int64_t first, int64_t count, float *to);
+
 int hgca_norm_rows(const hgca_norm *norm, const float *in, int64_t rows, int64_t width, float *out);
 
 /* One token's heads through their norms; the first `rotated` numbers of each as pairs, number d and number d + rotated / 2, turned

@@ -1,4 +1,5 @@
-/* A decoder layer of a token of each of several sequences. */
+/* A decoder layer of a token of each of several sequences, and of several tokens but for their attention. */
+#include <stdatomic.h>
 #include <string.h>
 
 #include "hgca.h"
@@ -78,47 +79,91 @@ int hgca_attend_readings(const hgca_layer *l, const hgca_reading *const *r, int3
     return status;
 }
 
-static int after(const hgca_layer *l, int32_t count, const float *in, const float *attended, float *whole, float *normed, float *hidden,
-                 float *out) {
-    const int64_t width = l->out.outputs, between = (int64_t)count * l->gated[0].outputs;
-    int status = hgca_linear_several(&l->out, 1, count, (uintptr_t)attended, (uintptr_t)whole);
+/* Of every layer a grid: vectors are placed in blocks of it. */
+static int fits_several(const hgca_layer *l) {
+    return hgca_layer_fits(l) && l->gated[0].outputs == l->gated[1].outputs && l->gated[0].outputs == l->gated[2].inputs;
+}
+
+/* What may take a thread microseconds is cut into pieces of so many tokens. */
+enum { TOKENS = 8 };
+
+typedef struct {
+    hgca_batch batch; /* first: the pool hands it back */
+    const hgca_layer *layer;
+    float *query, *key;
+    const float *cosine, *sine;
+    int64_t tokens;
+    _Atomic int status;
+} turning;
+
+static void run_turning(hgca_batch *batch, int32_t piece) {
+    turning *t = (turning *)(void *)batch;
+    const hgca_layer *l = t->layer;
+    const int64_t first = (int64_t)piece * TOKENS, left = t->tokens - first, end = first + (left < TOKENS ? left : TOKENS);
+    for (int64_t i = first; i < end; i++) {
+        const int64_t angles = i * l->rotated;
+        const int status = hgca_turn_heads(l, t->query + i * l->projection[0].outputs, t->key + i * l->projection[1].outputs,
+                                           t->cosine + angles, t->sine + angles);
+        if (status) t->status = status;
+    }
+}
+
+static int before(const hgca_layer *l, int64_t tokens, int among_openmp, const float *in, const float *cosine, const float *sine,
+                  float *query) {
+    const hgca_around norm = {.norm = &l->norm[0], .among_openmp = among_openmp};
+    const int status = hgca_linear_around(l->projection, 3, tokens, in, &norm, query);
     if (status) return status;
-    hgca_add(in, whole, whole, count * width);
-    status = hgca_norm_rows(&l->norm[1], whole, count, width, normed);
-    if (!status) status = hgca_linear_several(l->gated, 2, count, (uintptr_t)normed, (uintptr_t)hidden);
-    if (status) return status;
-    hgca_linear_kernels()->gate(hidden, hidden + between, between);
-    status = hgca_linear_several(&l->gated[2], 1, count, (uintptr_t)hidden, (uintptr_t)out);
-    if (!status) hgca_add(whole, out, out, count * width);
+    turning t = {.layer = l, .query = query, .key = query + tokens * l->projection[0].outputs, .cosine = cosine, .sine = sine,
+                 .tokens = tokens};
+    t.batch.run = run_turning, t.batch.pieces = (int32_t)((tokens + TOKENS - 1) / TOKENS);
+    hgca_pool_run(&t.batch, among_openmp);
+    return t.status;
+}
+
+/* hidden: [2][tokens][numbers between the layers of the block] */
+static int after(const hgca_layer *l, int64_t tokens, int among_openmp, const float *in, const float *attended, float *hidden, float *out) {
+    const hgca_around add = {.onto = in, .among_openmp = among_openmp}, norm = {.norm = &l->norm[1], .among_openmp = among_openmp};
+    const hgca_around gate = {.up = hidden + tokens * l->gated[0].outputs, .onto = out, .among_openmp = among_openmp};
+    int status = hgca_linear_around(&l->out, 1, tokens, attended, &add, out);
+    if (!status) status = hgca_linear_around(l->gated, 2, tokens, out, &norm, hidden);
+    return status ? status : hgca_linear_around(&l->gated[2], 1, tokens, hidden, &gate, out);
+}
+
+static size_t hidden_bytes(const hgca_layer *l, int64_t tokens) { return 2 * sizeof(float) * (size_t)(tokens * l->gated[0].outputs); }
+
+int hgca_before_attention_several(const hgca_layer *l, int64_t tokens, uintptr_t in, uintptr_t cosine, uintptr_t sine, uintptr_t out) {
+    if (!l || tokens < 1 || !in || !out || !fits_several(l) || (l->rotated && (!cosine || !sine))) return HGCA_BAD_ARGUMENT;
+    return before(l, tokens, 1, (const float *)in, (const float *)cosine, (const float *)sine, (float *)out);
+}
+
+int hgca_after_attention_several(const hgca_layer *l, int64_t tokens, uintptr_t in, uintptr_t attention, uintptr_t out) {
+    if (!l || tokens < 1 || tokens > INT32_MAX || !in || !attention || !out || !fits_several(l)) return HGCA_BAD_ARGUMENT;
+    float *hidden = hgca_take_memory(hidden_bytes(l, tokens));
+    if (hidden == NULL) return HGCA_NO_MEMORY;
+    const int status = after(l, tokens, 1, (const float *)in, (const float *)attention, hidden, (float *)out);
+    hgca_give_memory(hidden);
     return status;
 }
 
 int hgca_decode_layer_several(const hgca_layer *l, const hgca_reading *const *r, int32_t count, uintptr_t in, uintptr_t cosine,
                               uintptr_t sine, uintptr_t out) {
-    if (!l || !r || count < 1 || !in || !out || !hgca_layer_fits(l) || (l->rotated && (!cosine || !sine))) return HGCA_BAD_ARGUMENT;
-    if (l->gated[0].outputs != l->gated[1].outputs || l->gated[0].outputs != l->gated[2].inputs) return HGCA_BAD_ARGUMENT;
+    if (!l || !r || count < 1 || !in || !out || !fits_several(l) || (l->rotated && (!cosine || !sine))) return HGCA_BAD_ARGUMENT;
     for (int32_t i = 0; i < count; i++)
         if (!hgca_reading_fits(l, r[i])) return HGCA_BAD_ARGUMENT;
     const int64_t queries = l->projection[0].outputs, keys = l->projection[1].outputs, values = l->projection[2].outputs;
-    const size_t width = sizeof(float) * (size_t)l->out.outputs * (size_t)count, each = sizeof(float) * (size_t)count;
+    const size_t each = sizeof(float) * (size_t)count;
     hgca_layout own = {NULL, 0};
-    float *normed = NULL, *whole = NULL, *query = NULL, *attended = NULL, *hidden = NULL;
+    float *query = NULL, *attended = NULL, *hidden = NULL;
     for (int pass = 0; pass < 2; pass++) {
         if (pass && (own = (hgca_layout){hgca_take_memory(own.used), 0}).base == NULL) return HGCA_NO_MEMORY;
-        normed = hgca_take(&own, width), whole = hgca_take(&own, width);
         query = hgca_take(&own, each * (size_t)(queries + keys + values));
         attended = hgca_take(&own, each * (size_t)l->out.inputs);
-        hidden = hgca_take(&own, 2 * each * (size_t)l->gated[0].outputs);
+        hidden = hgca_take(&own, hidden_bytes(l, count));
     }
-    float *key = query + count * queries, *value = key + count * keys;
-    int status = hgca_norm_rows(&l->norm[0], (const float *)in, count, l->out.outputs, normed);
-    if (!status) status = hgca_linear_several(l->projection, 3, count, (uintptr_t)normed, (uintptr_t)query);
-    for (int32_t i = 0; i < count && !status; i++) {
-        const int64_t angles = (int64_t)i * l->rotated;
-        status = hgca_turn_heads(l, query + i * queries, key + i * keys, (const float *)cosine + angles, (const float *)sine + angles);
-    }
+    const float *key = query + count * queries, *value = key + count * keys;
+    int status = before(l, count, 0, (const float *)in, (const float *)cosine, (const float *)sine, query);
     if (!status) status = hgca_attend_readings(l, r, count, query, key, value, attended);
-    if (!status) status = after(l, count, (const float *)in, attended, whole, normed, hidden, (float *)out);
+    if (!status) status = after(l, count, 0, (const float *)in, attended, hidden, (float *)out);
     hgca_give_memory(own.base);
     return status;
 }

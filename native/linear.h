@@ -49,7 +49,8 @@ enum { HGCA_SEVERAL = 64 }; /* vectors that share what is unpacked */
 /* Rows of a grid with 1 .. HGCA_SEVERAL vectors: out[v * out_stride + i] = bias[i] + sum_j row_i[j] in_v[j].
  *   weight     whole tiles
  *   numbers    block b of vector v is numbers[b * vectors + v]
- *   bias       [rows], or NULL */
+ *   bias       [rows], or NULL
+ *   onto       as out, what is added to it; or NULL */
 typedef struct {
     const char *weight;
     int64_t rows;
@@ -57,6 +58,7 @@ typedef struct {
     const hgca_numbers *numbers;
     int64_t vectors;
     const float *bias;
+    const float *onto;
     float *out;
     int64_t out_stride;
 } hgca_several_rows;
@@ -92,6 +94,19 @@ typedef struct {
 
 extern const hgca_isa_linear hgca_linear_scalar, hgca_linear_avx2, hgca_linear_avx512, hgca_linear_avx512vnni,
     hgca_linear_neon;
+
+/* As hgca_linear_several, of vectors that are made of `in` first: its root-mean-square norm, or silu(in) * up.
+ *   norm   NULL: none;  up [vectors][inputs], NULL: none
+ *   onto   [vectors][outputs], what is added to the result of the only layer; NULL: nothing. May be `out`
+ *   among_openmp  as of hgca_pool_run */
+typedef struct {
+    const hgca_norm *norm;
+    const float *up;
+    const float *onto;
+    int among_openmp;
+} hgca_around;
+
+int hgca_linear_around(const hgca_weights *weights, int32_t count, int64_t vectors, const float *in, const hgca_around *around, float *out);
 
 /* Whether what is described can be read. */
 int hgca_weights_fit(const hgca_weights *weights);

@@ -1,13 +1,15 @@
-/* Linear layers of grids with several vectors (hgca_linear_several): placed first, then tiles by pieces of the pool. */
+/* Linear layers of grids with several vectors (hgca_linear_several): placed first, then tiles by pieces of the pool. What is done to
+ * the vectors before is done where they are placed, what is added to the result where it is written. */
 #include <string.h>
 
 #include "hgca.h"
+#include "layer.h"
 #include "linear.h"
 #include "pool.h"
 #include "tickets.h"
 
 /* A piece is some ten microseconds of products, or of placing. */
-enum { PIECE_PRODUCTS = 1 << 20, PIECE_NUMBERS = 16 << 10, MOST = 1 << 28, BLOCK = 32, FEW = 32 };
+enum { PIECE_PRODUCTS = 1 << 20, PIECE_NUMBERS = 16 << 10, MOST = 1 << 28, BLOCK = 32, FEW = 64, MADE = 256 };
 
 typedef struct {
     hgca_weights w;
@@ -26,6 +28,7 @@ typedef struct {
     int64_t inputs;
     int64_t each; /* vectors that a piece of placing has */
     const float *in;
+    hgca_around around;
     hgca_numbers *numbers;
 } products;
 
@@ -34,13 +37,38 @@ static int64_t pieces_of(int64_t all, int64_t each) { return (all + each - 1) / 
 static int64_t in_chunk(const products *p, int64_t chunk) { return lesser(HGCA_SEVERAL, p->vectors - chunk * HGCA_SEVERAL); }
 static hgca_numbers *chunk_of(const products *p, int64_t chunk) { return p->numbers + chunk * HGCA_SEVERAL * (p->inputs / BLOCK); }
 
+/* Some numbers of a vector as they are multiplied: first .. first + count - 1. */
+static void make(const products *p, int64_t v, float inverse, int64_t first, int64_t count, float *to) {
+    const float *in = p->in + v * p->inputs + first;
+    if (p->around.norm) hgca_norm_by(p->around.norm, inverse, in, first, count, to);
+    if (p->around.up) {
+        memcpy(to, in, sizeof(float) * (size_t)count);
+        hgca_linear_kernels()->gate(to, p->around.up + v * p->inputs + first, count);
+    }
+}
+
+static void place_vector(const products *p, int64_t v, hgca_numbers *to, int64_t stride) {
+    const float *in = p->in + v * p->inputs;
+    if (!p->around.norm && !p->around.up) {
+        hgca_linear_kernels()->place_several(in, p->inputs, to, stride);
+        return;
+    }
+    const float inverse = p->around.norm ? hgca_norm_inverse(p->around.norm, in, p->inputs) : 0.0f;
+    for (int64_t first = 0; first < p->inputs; first += MADE) {
+        float made[MADE];
+        const int64_t count = lesser(MADE, p->inputs - first);
+        make(p, v, inverse, first, count, made);
+        hgca_linear_kernels()->place_several(made, count, to + first / BLOCK * stride, stride);
+    }
+}
+
 static void run_placing(hgca_batch *batch, int32_t piece) {
     const products *p = (const products *)(const void *)batch;
     const int64_t first = piece * p->each, end = lesser(p->vectors, first + p->each);
     for (int64_t v = first; v < end; v++) {
         const int64_t chunk = v / HGCA_SEVERAL;
         hgca_numbers *to = chunk_of(p, chunk) + v % HGCA_SEVERAL;
-        hgca_linear_kernels()->place_several(p->in + v * p->inputs, p->inputs, to, in_chunk(p, chunk));
+        place_vector(p, v, to, in_chunk(p, chunk));
     }
 }
 
@@ -57,6 +85,7 @@ static void run_products(hgca_batch *batch, int32_t piece) {
         .numbers = chunk_of(p, chunk),
         .vectors = in_chunk(p, chunk),
         .bias = l->w.bias ? (const float *)l->w.bias + first : NULL,
+        .onto = p->around.onto ? p->around.onto + chunk * HGCA_SEVERAL * l->w.outputs + first : NULL,
         .out = l->out + chunk * HGCA_SEVERAL * l->w.outputs + first,
         .out_stride = l->w.outputs,
     };
@@ -66,15 +95,20 @@ static void run_products(hgca_batch *batch, int32_t piece) {
 static void run(products *p, void (*piece)(hgca_batch *, int32_t), int64_t pieces) {
     memset(&p->batch, 0, sizeof p->batch);
     p->batch.run = piece, p->batch.pieces = (int32_t)pieces;
-    hgca_pool_run(&p->batch, p->vectors > FEW); /* a prompt: torch does all else of a layer */
+    hgca_pool_run(&p->batch, p->around.among_openmp);
 }
 
 int hgca_linear_several(const hgca_weights *weights, int32_t count, int64_t vectors, uintptr_t in, uintptr_t out) {
-    if (weights == NULL || in == 0 || out == 0 || count < 1 || count > HGCA_MOST_LAYERS || vectors < 1 || vectors > MOST)
-        return HGCA_BAD_ARGUMENT;
-    products p = {.layers = count, .vectors = vectors, .inputs = weights[0].inputs, .in = (const float *)in};
+    const hgca_around none = {.among_openmp = vectors > FEW}; /* a prompt: torch does all else of a layer */
+    return hgca_linear_around(weights, count, vectors, (const float *)in, &none, (float *)out);
+}
+
+int hgca_linear_around(const hgca_weights *weights, int32_t count, int64_t vectors, const float *in, const hgca_around *around,
+                       float *out) {
+    if (weights == NULL || !in || !out || count < 1 || count > HGCA_MOST_LAYERS || vectors < 1 || vectors > MOST) return HGCA_BAD_ARGUMENT;
+    products p = {.layers = count, .vectors = vectors, .inputs = weights[0].inputs, .in = in, .around = *around};
     const int64_t chunks = pieces_of(vectors, HGCA_SEVERAL);
-    float *to = (float *)out;
+    float *to = out;
     int64_t pieces = 0;
     for (int32_t i = 0; i < count; i++) {
         const hgca_weights *w = &weights[i];

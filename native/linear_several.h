@@ -12,7 +12,13 @@
 enum { PAIRS = BLOCK / 2 };
 #define UNROLL_PAIRS _Pragma("GCC unroll 16")
 
-INLINE void unpack(const char *codes, int bits, VI pair[PAIRS][PARTS]) {
+/* What an array of the stack holds is in memory from here on: GCC keeps what it can of it in registers otherwise, and copies the rest. */
+INLINE const VI *in_memory(const VI *pairs) {
+    __asm__("" : "+r"(pairs) : : "memory");
+    return pairs;
+}
+
+INLINE void unpack(const char *codes, int bits, VI *pair) {
     const int each = bits == 4 ? 4 : 2;
     for (int line = 0; line < PAIRS / each; line++)
         for (int part = 0; part < PARTS; part++) {
@@ -20,13 +26,14 @@ INLINE void unpack(const char *codes, int bits, VI pair[PAIRS][PARTS]) {
             const VI bytes = vbytes(codes + line * LINE + part * 4 * VW);
             if (bits == 4) vpairs4(bytes, to);
             else vpairs8(bytes, to);
-            for (int i = 0; i < each; i++) pair[line * each + i][part] = to[i];
+            for (int i = 0; i < each; i++) pair[(line * each + i) * PARTS + part] = to[i];
         }
 }
 
 /* `count` vectors, known when this is compiled, with a block: onto sums of float [count][16]. */
-INLINE void dot_several(VI pair[PAIRS][PARTS], const hgca_numbers *x, int count, const VF *scale, const VF *least, int bits, float *out) {
+INLINE void dot_several(const VI *pair, const hgca_numbers *x, int count, const VF *scale, const VF *least, int bits, float *out) {
     VI sum[SEVERAL][PARTS];
+    pair = in_memory(pair);
     UNROLL
     for (int v = 0; v < count; v++)
         UNROLL
@@ -35,7 +42,7 @@ INLINE void dot_several(VI pair[PAIRS][PARTS], const hgca_numbers *x, int count,
     for (int i = 0; i < PAIRS; i++) {
         VI code[PARTS];
         UNROLL
-        for (int part = 0; part < PARTS; part++) code[part] = vheld(pair[i][part]);
+        for (int part = 0; part < PARTS; part++) code[part] = vheld(pair[i * PARTS + part]);
         UNROLL
         for (int v = 0; v < count; v++) {
             const VI numbers = vpair(x[v].number + 2 * i);
@@ -61,16 +68,20 @@ INLINE void dot_several_tile(const hgca_several_rows *p, const char *tile, int b
     const hgca_numbers *x = p->numbers;
     for (int64_t b = 0; b < blocks; b++, x += p->vectors, tile += tile_block_bytes(bits)) {
         VF scale[PARTS], least[PARTS];
-        VI pair[PAIRS][PARTS];
+        VI room[PAIRS * PARTS];
         UNROLL
         for (int part = 0; part < PARTS; part++) {
             scale[part] = vload_rows(tile + 2 * VW * part, HGCA_F16);
             least[part] = bits == 4 ? vload_rows(tile + 2 * HGCA_TILE + 2 * VW * part, HGCA_F16) : vzero();
         }
-        unpack(tile + HGCA_TILE * (bits == 4 ? 4 : 2), bits, pair);
+        unpack(tile + HGCA_TILE * (bits == 4 ? 4 : 2), bits, room);
+        const VI *pair = room;
         int64_t v = 0;
         for (; v + SEVERAL <= p->vectors; v += SEVERAL) dot_several(pair, x + v, SEVERAL, scale, least, bits, out + v * HGCA_TILE);
-        for (; v < p->vectors; v++) dot_several(pair, x + v, 1, scale, least, bits, out + v * HGCA_TILE);
+        const int rest = (int)(p->vectors - v);
+        if (SEVERAL > 4 && rest & 4) dot_several(pair, x + v, 4, scale, least, bits, out + v * HGCA_TILE), v += 4;
+        if (SEVERAL > 2 && rest & 2) dot_several(pair, x + v, 2, scale, least, bits, out + v * HGCA_TILE), v += 2;
+        if (SEVERAL > 1 && rest & 1) dot_several(pair, x + v, 1, scale, least, bits, out + v * HGCA_TILE);
     }
 }
 
@@ -79,11 +90,19 @@ INLINE void dot_several_tiles(const hgca_several_rows *p, int bits) {
     const char *tile = p->weight;
     for (int64_t r = 0; r < p->rows; r += HGCA_TILE, tile += tile_bytes) {
         float out[HGCA_SEVERAL * HGCA_TILE];
+        float bias[HGCA_TILE] = {0};
         const int64_t left = p->rows - r, rows = left < HGCA_TILE ? left : HGCA_TILE;
-        for (int64_t i = 0; i < p->vectors * HGCA_TILE; i++) out[i] = p->bias && i % HGCA_TILE < rows ? p->bias[r + i % HGCA_TILE] : 0.0f;
+        if (p->bias) memcpy(bias, p->bias + r, (size_t)rows * sizeof(float));
+        for (int64_t v = 0; v < p->vectors; v++) memcpy(out + v * HGCA_TILE, bias, sizeof bias);
         dot_several_tile(p, tile, bits, out);
-        for (int64_t v = 0; v < p->vectors; v++)
-            memcpy(p->out + v * p->out_stride + r, out + v * HGCA_TILE, (size_t)rows * sizeof(float));
+        for (int64_t v = 0; v < p->vectors; v++) {
+            const float *from = out + v * HGCA_TILE, *onto = p->onto + v * p->out_stride + r;
+            float *to = p->out + v * p->out_stride + r;
+            for (int64_t i = 0; p->onto && i < rows; i++) to[i] = onto[i] + from[i];
+            if (p->onto) continue;
+            if (rows == HGCA_TILE) memcpy(to, from, sizeof bias); /* of a size that is known: two moves */
+            else memcpy(to, from, (size_t)rows * sizeof(float));
+        }
     }
 }
 

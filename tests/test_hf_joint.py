@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -109,6 +110,52 @@ def test_together_as_alone(select: str, loaded: LoadedModel, rng: torch.Generato
             assert layer.states[0].reads.share == pytest.approx(of_other.states[0].reads.share, rel=0.05)
 
 
+@pytest.mark.parametrize("tokens", [2, 7, 8, 9, 64, 65, 150])
+def test_tokens_of_a_chunk_are_what_they_are_alone(tokens: int, loaded: LoadedModel, rng: torch.Generator) -> None:
+    parts = loaded.model.model.layers[1].parts
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(1, tokens, *shape, generator=rng)
+
+    x, cosine, sine = random(parts.width), random(parts.dim), random(parts.dim)
+    attended = random(parts.heads, parts.value_dim)
+    got = *parts.before(x, cosine, sine), parts.after(x, attended)
+    for at in range(tokens):
+        one = slice(at, at + 1)
+        alone = parts.before(x[:, one], cosine[:, one], sine[:, one])
+        for part, want in zip(got, alone, strict=False):
+            assert (part[:, :, one] - want).norm() < 2e-4 * want.norm()
+        want = parts.after(x[:, one], attended[:, one])
+        assert (got[3][:, one] - want).norm() < 2e-4 * want.norm()
+
+
+@pytest.mark.parametrize("chunk", [150, 64, 7])
+def test_a_prompt_is_two_calls_a_layer_and_its_attention(
+    chunk: int, loaded: LoadedModel, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.randint(0, 300, (1, 150), generator=rng)
+    plain = LlamaForCausalLM(deepcopy(loaded.model.config)).eval()
+    plain.load_state_dict(loaded.model.state_dict())
+    plain.set_attn_implementation("sdpa")
+    with torch.inference_mode():
+        wanted = plain(input_ids=ids).logits
+    lengths: list[int] = []
+    run = decoder.Parts._run_around
+
+    def counted(self: Any, x: torch.Tensor, *more: Any) -> Any:
+        lengths.append(x.size(1))
+        return run(self, x, *more)
+
+    monkeypatch.setattr(decoder.Parts, "_run_around", counted)
+    cache = HybridCache(loaded.model.config, CacheSettings(window=16, sinks=2, context=160, select="exact"))
+    cache.expect(150)
+    with torch.inference_mode():
+        pieces = ids.split(chunk, dim=1)
+        got = torch.cat([loaded.forward(piece, cache).logits for piece in pieces], dim=1)
+    assert (got - wanted).norm() < 1e-3 * wanted.norm()
+    assert lengths == [piece.size(1) for piece in pieces for _ in range(3)]
+
+
 def test_what_is_worth_it(loaded: LoadedModel) -> None:
     assert pays_from(loaded) == 2 and pays_from(tiny_loaded()) == 16
 
@@ -136,6 +183,9 @@ def test_what_does_not_fit_together_is_refused(loaded: LoadedModel) -> None:
     several = native.ffi.new("hgca_reading *[]", [native.ffi.new("hgca_reading *")])
     for readings, count in ((several, 1), (several, 0), (native.ffi.NULL, 1)):
         assert lib.hgca_decode_layer_several(described, readings, count, at, at, at, at) == lib.HGCA_BAD_ARGUMENT
+    for layer, tokens, given in ((native.ffi.NULL, 2, at), (described, 0, at), (described, 2, 0)):
+        assert lib.hgca_before_attention_several(layer, tokens, at, at, given, at) == lib.HGCA_BAD_ARGUMENT
+        assert lib.hgca_after_attention_several(layer, tokens, at, given, at) == lib.HGCA_BAD_ARGUMENT
 
 
 def test_how_long_attention_took_is_told_of_tokens_in_one_pass(loaded: LoadedModel) -> None:

@@ -1,10 +1,10 @@
-"""A decoder layer of one token, or of one of each of several sequences, in one call of the C library; in two, where the attention of
-one token is not the library's.
+"""A decoder layer of one token, or of one of each of several sequences, in one call of the C library; in two, where the attention is
+not the library's: of one token, or of a prompt's chunk.
 
 A family's own layer is nine modules and some thirty operations on a few hundred numbers; being called is most of their
 time. Which layers are such is found by trying, as for gated blocks (hf/gated.py): names and parts first, then what the
-layer's own forward hands to its attention and makes of its result, for random numbers. A layer keeps its own forward for
-all but a token of each sequence with a HybridCache, and wherever somebody listens to one of its parts.
+layer's own forward hands to its attention and makes of its result, for random numbers. A layer keeps its own forward without
+a HybridCache, for more tokens than its products are served for, and wherever somebody listens to one of its parts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TOLERANCE = 1e-5  # of the norm, float32
 
 
 class QuickDecoder(nn.Module):
-    """What is put before a layer's own class: a token of each sequence is the C library's, all else as before."""
+    """What is put before a layer's own class: a token of each sequence, or a chunk of one, is the C library's, all else as before."""
 
     parts: Parts
 
@@ -59,7 +59,7 @@ class Parts:
     index  of the layer in a cache
     inner  the modules whose modules they are
     told   what it tells its attention, but for query, key and value
-    most   sequences of which a token each is one call
+    most   sequences of which a token each is one call, or tokens of one sequence
     stack  the layers of the model that this is one of, if they may be one call
     """
 
@@ -74,7 +74,7 @@ class Parts:
         self._sizes = [one.out_features for one in linear[:3]]
         self.heads, kv_heads = (size // self.dim for size in self._sizes[:2])
         self.value_dim = self._sizes[2] // kv_heads
-        self._shapes = (1, self.heads, 1, self.dim), (1, kv_heads, 1, self.dim), (1, kv_heads, 1, self.value_dim)
+        self._shapes = (self.heads, self.dim), (kv_heads, self.dim), (kv_heads, self.value_dim)
         to = self.described = native.ffi.new("hgca_layer *")
         to.heads, to.kv_heads, to.dim, to.rotated = self.heads, kv_heads, self.dim, self.dim
         for i, one in enumerate(linear[:3]):
@@ -92,29 +92,35 @@ class Parts:
         self.most = min(one.quick.most for one in (*linear, *block.gated.layers))
 
     def serves(self, x: Tensor, named: dict[str, Any]) -> bool:
-        """Whether x is a token of each of some texts in a HybridCache, and the parts are still the same and nobody listens to them."""
+        """Whether x is a token of each of some texts in a HybridCache, or several tokens of one, and the parts are still the same and
+        nobody listens to them.
+        """
         turns = named.get("position_embeddings")
+        shape = x.shape[:-1]
         return (
             not torch.is_grad_enabled()
             and named.keys() <= NAMES
             and named.get("attention_mask") is None
             and isinstance(named.get("cache") or named.get("past_key_values"), HybridCache)
-            and x.numel() <= self.width * self.most
-            and _is_each(x, self.width, x.size(0))
+            and 1 in shape
+            and shape.numel() <= self.most
+            and _is_each(x, shape, self.width)
             and turns is not None
-            and _is_each(turns[0], self.dim, x.size(0))
-            and _is_each(turns[1], self.dim, x.size(0))
+            and _is_each(turns[0], shape, self.dim)
+            and _is_each(turns[1], shape, self.dim)
             and self._watched.unchanged()
         )
 
     def run(self, x: Tensor, named: dict[str, Any]) -> Tensor | None:
-        """[sequences, 1, width] -> [sequences, 1, width]. Only if it `serves`; None, and nothing was done, where the attention of
-        several is not the library's.
+        """[sequences, 1, width], or [1, tokens, width] -> likewise. Only if it `serves`; None, and nothing was done, where the
+        attention of several sequences is not the library's.
         """
         cosine, sine = named["position_embeddings"]
         layer: HybridLayer = (named.get("cache") or named["past_key_values"]).layers[self.index]
         if x.size(0) > 1:
             return self._run_several(x, cosine, sine, layer)
+        if x.size(1) > 1:
+            return self._run_around(x, cosine, sine, layer)
         proven = self.index == 0 and self.stack is not None and self.stack.proven
         if proven and (out := self.stack.run(x, named)) is not None:  # type: ignore[union-attr]
             return out
@@ -128,6 +134,9 @@ class Parts:
             if self.stack is not None:
                 self.stack.seen(self.index, x, named["position_embeddings"], out)
             return out
+        return self._run_around(x, cosine, sine, layer)
+
+    def _run_around(self, x: Tensor, cosine: Tensor, sine: Tensor, layer: HybridLayer) -> Tensor:
         query, key, value = self.before(x, cosine, sine)
         layer.update(key, value)
         return self.after(x, attend(layer, query, key, value, **self.told))
@@ -151,31 +160,37 @@ class Parts:
         return state.reading
 
     def before(self, x: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[1, 1, width], [1, 1, dim] -> query [1, heads, 1, dim], key [1, kv_heads, 1, dim], value."""
-        out = torch.empty(sum(self._sizes))
+        """[1, tokens, width], [1, tokens, dim] -> query [1, heads, tokens, dim], key [1, kv_heads, tokens, dim], value."""
+        tokens = x.size(1)
+        out = torch.empty(tokens * sum(self._sizes))
         at = x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), out.data_ptr()
-        if status := native.lib.hgca_before_attention(self.described, *at):
+        if tokens == 1:
+            status = native.lib.hgca_before_attention(self.described, *at)
+        else:
+            status = native.lib.hgca_before_attention_several(self.described, tokens, *at)
+        if status:
             native.check(status)
-        query, key, value = (part.view(shape) for part, shape in zip(out.split(self._sizes), self._shapes, strict=True))
+        parts = out.split([tokens * size for size in self._sizes])
+        query, key, value = (
+            part.view(1, tokens, *shape).transpose(1, 2) for part, shape in zip(parts, self._shapes, strict=True)
+        )
         return query, key, value
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        """[1, 1, width], attention's result [1, 1, heads, value_dim] -> [1, 1, width]."""
+        """[1, tokens, width], attention's result [1, tokens, heads, value_dim] -> [1, tokens, width]."""
         attended, out = attended.contiguous(), torch.empty_like(x)
-        if status := native.lib.hgca_after_attention(self.described, x.data_ptr(), attended.data_ptr(), out.data_ptr()):
+        at, tokens = (x.data_ptr(), attended.data_ptr(), out.data_ptr()), x.size(1)
+        if tokens == 1:
+            status = native.lib.hgca_after_attention(self.described, *at)
+        else:
+            status = native.lib.hgca_after_attention_several(self.described, tokens, *at)
+        if status:
             native.check(status)
         return out
 
 
-def _is_each(x: Tensor, width: int, count: int) -> bool:
-    return (
-        x.numel() == width * count
-        and x.size(-1) == width
-        and x.size(0) == count
-        and x.dtype is torch.float32
-        and x.is_cpu
-        and x.is_contiguous()
-    )
+def _is_each(x: Tensor, shape: torch.Size, width: int) -> bool:
+    return x.shape == (*shape, width) and x.dtype is torch.float32 and x.is_cpu and x.is_contiguous()
 
 
 def quicken_decoder(layer: nn.Module) -> bool:
