@@ -7,6 +7,7 @@ memory gets short the youngest are set aside: they keep all they have, and go on
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ class Batch:
         """Answers as they are finished, and how it stands after every step. After `stop` nothing more comes: what was not
         answered was not. Requests that begin alike are to follow each other. None: there is no other at present.
         """
+        gc.collect()
+        gc.freeze()  # a model's modules, and all else that stays: to look through them at every few tokens is 4 ms of a step of 32
         try:
             while not stop.is_set():
                 self._bring_back()
@@ -71,6 +74,7 @@ class Batch:
                     return
                 yield from self._step(stop)
         finally:
+            gc.unfreeze()
             for member in self._running:
                 member.close()
             self._beginnings.close()

@@ -49,15 +49,14 @@ class Sampler:
         if settings.presence_penalty or settings.frequency_penalty:
             counts = self._written(logits, seen)
             logits = logits - settings.frequency_penalty * counts - settings.presence_penalty * (counts > 0)
-        top, first = logits.max(0)  # of equal logits the lowest id
-        peak = float(top)  # NaN and +inf show in the maximum, and so does a row of nothing but -inf
+        first, peak = largest(logits)  # NaN and +inf show in the maximum, and so does a row of nothing but -inf
         if not math.isfinite(peak):
             raise ModelError(
                 "the model computed logits that are not finite.",
                 "Its weights are damaged or its dtype overflows: try --dtype fp32.",
             )
         if settings.temperature == 0.0:
-            return int(first)
+            return first
         share, ids = candidates(logits - peak, settings)
         return int(ids[draw(share, self._generator)])
 
@@ -78,6 +77,19 @@ class Sampler:
             self._counts.index_add_(0, ids, torch.ones(len(fresh), device=logits.device))
             self._counted = len(seen)
         return self._counts
+
+
+def largest(row: Tensor) -> tuple[int, float]:
+    """Where the largest number of a row [n] is, of equals the first, and what it is; a NaN counts as largest.
+
+    numpy looks on this thread: torch wakes its own for 49,152 floats, which then spin beside the library's for milliseconds.
+    """
+    if row.device.type != "cpu":
+        top, first = row.max(0)
+        return int(first), float(top)
+    numbers = row.numpy()
+    at = int(numbers.argmax())
+    return at, float(numbers[at])
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

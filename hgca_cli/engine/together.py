@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 
 from hgca_cli.engine.member import Member
 from hgca_cli.engine.sequence import is_refusal
 from hgca_cli.errors import HgcaError
-from hgca_cli.hf.joint import JointCache, joint_forward, pays_from
+from hgca_cli.hf.joint import JointCache, joint_forward, one_call_a_layer, one_thread, pays_from
 from hgca_cli.hf.load import LoadedModel
 
 
@@ -17,6 +19,7 @@ class Together:
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._least = pays_from(loaded)
+        self._calls = one_call_a_layer(loaded)
         self._joint: tuple[list[Member], JointCache] | None = None
         self.joint = False  # whether the latest tokens were computed in one pass
 
@@ -28,7 +31,8 @@ class Together:
         before = [member.sequence.mark() for member in members]
         tokens, lengths = [one.token for one in members], [mark.length for mark in before]
         try:
-            logits = joint_forward(self._loaded, self._of(members), tokens, lengths)
+            with one_thread() if self._calls else nullcontext():
+                logits = joint_forward(self._loaded, self._of(members), tokens, lengths)
         except BaseException as error:
             self._joint = None
             for member, mark in zip(members, before, strict=True):

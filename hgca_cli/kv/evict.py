@@ -26,6 +26,8 @@ class Evictor:
     @property
     def pending(self) -> int:
         """Rows started and not yet in the store."""
+        if not self._staged:  # asked of every layer at every token
+            return 0
         return sum(key.shape[1] for key, _ in self._staged)
 
     def start(self, pieces: list[tuple[Tensor, Tensor]]) -> None:
