@@ -124,6 +124,14 @@ def test_answers_are_those_of_one_process(cluster: str, tiny: str, tmp_path: Pat
     assert (tmp_path / "in.out.jsonl").read_bytes() == before
 
 
+def test_options_the_template_does_not_know_are_told_once(cluster: str, tiny: str, tmp_path: Path) -> None:
+    asked = {"messages": [{"role": "user", "content": "Who?"}], "chat_template_kwargs": {"nobody": 1}, "max_tokens": 3}
+    source = write(tmp_path / "in.jsonl", [{"id": str(at)} | asked for at in range(8)])
+    done = run(command(source, tiny, cluster))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(b"the chat template does not look at what rows tell it: 'nobody'") == 1
+
+
 def test_whoever_is_killed_each_row_is_there_once(cluster: str, tiny: str, tmp_path: Path) -> None:
     rng = random.Random(KILLS)
     out, whole = tmp_path / "in.out.jsonl", tmp_path / "whole"

@@ -90,6 +90,7 @@ class Cluster:
 
         self._ray, self._start, self._fingerprint, self._tell = ray, start, fingerprint, tell
         self._workers: list[Worker] = []
+        self._said: set[str] = set()
         self._deaths: Counter[str] = Counter()  # by row
         self._idle_deaths = 0
         _check_address(address)
@@ -240,7 +241,9 @@ class Cluster:
         worker.set_aside = told.set_aside
         worker.metrics = (told.metrics or worker.metrics) if told.slots else None
         for text in told.notices:
-            self._tell(text)
+            if text not in self._said:  # every engine says what is true of all
+                self._said.add(text)
+                self._tell(text)
         for one in told.finished:
             self._idle_deaths = 0
             for other in self._workers:

@@ -231,6 +231,7 @@ class Job:
             common=self.common_length(good),
             read=self.common_length(good) - given["max_tokens"],
             watched=self.dashboard == "full",
+            told_template=tuple(self.told_template),
         )
         elsewhere = Elsewhere(work, self.view, begin)
         elsewhere.run(recipe, fingerprint, given["address"], good, stop)

@@ -33,7 +33,7 @@ class Recipe:
     """All that an engine needs to know, to be sent to its node.
 
     common  tokens that most rows may grow to; read: of these, of their prompts; slots: rows at once; None: its planner's
-    watched somebody looks at what engines do
+    watched somebody looks at what engines do; told_template: options that rows tell the chat template
     """
 
     choice: ModelChoice
@@ -49,13 +49,14 @@ class Recipe:
     common: int
     read: int
     watched: bool = False
+    told_template: tuple[str, ...] = ()
 
 
 def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
     """An engine on this node, by a plan for this node. Raises HgcaError."""
     from hgca_cli.commands.describe import describe
     from hgca_cli.commands.machine import profile_for
-    from hgca_cli.commands.setup import check_template, plan_model, start_engine
+    from hgca_cli.commands.setup import check_template, lost_options, plan_model, start_engine
     from hgca_cli.engine.batch import Batch
     from hgca_cli.engine.room import Room
     from hgca_cli.hardware.probe import probe_machine
@@ -77,6 +78,8 @@ def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
     sampling, _, wrong = sampling_of(recipe.sampling, engine.loaded.model.generation_config.to_diff_dict())
     for text in wrong:
         tell(text)
+    if lost := lost_options(engine.loaded.tokenizer, recipe.told_template):
+        tell(lost)
     terms = Terms(sampling, choice.name, recipe.form, dict(recipe.options), recipe.seconds)
     slots = recipe.slots or sizes.sequences(recipe.common, recipe.read + 1)
     batch = Batch(engine, slots, Room(sizes.limits, sizes.takes, sizes.holds, sizes.free))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hgca_cli.batch.check import Entry, shown
+from hgca_cli.batch.check import Entry
 from hgca_cli.events import Event, Notice
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ def here(
     sizes: Together,
 ) -> int:
     """Answer these rows in this process; returns how many ran at once, at most. begin: called once the model is loaded."""
-    from hgca_cli.commands.setup import check_template, start_engine
+    from hgca_cli.commands.setup import check_template, lost_options, start_engine
     from hgca_cli.engine.batch import Batch
     from hgca_cli.engine.room import Room
 
     engine = start_engine(choice, files, plan)
     check_template(engine.loaded.tokenizer, job.sampling, job.given["think"], job.template_options)
-    if lost := [one for one in job.told_template if not engine.loaded.tokenizer.template_knows(one)]:
-        job.view.note(f"the chat template does not look at what rows tell it: {', '.join(map(shown, lost[:10]))}")
+    if lost := lost_options(engine.loaded.tokenizer, job.told_template):
+        job.view.note(lost)
     common = job.common_length(good)
     slots = job.slots or sizes.sequences(common, common - job.given["max_tokens"] + 1)
     job.view.note(f"{len(good):,} row{'s' * (len(good) != 1)}, up to {slots} at once")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,14 @@ def start_engine(choice: ModelChoice, files: ModelFiles, plan: Plan, *, balance:
         loaded.tokenizer.with_template(choice.template)
     end_if_asked()
     return Engine(loaded, plan.cache, prefill_chunk=plan.chunk, balance=balance)
+
+
+def lost_options(tokenizer: Tokenizer, told: Iterable[str]) -> str | None:
+    """A notice about options rows tell a chat template that does not look at them; None: it knows them all."""
+    from hgca_cli.batch.check import shown
+
+    lost = [one for one in told if not tokenizer.template_knows(one)]
+    return f"the chat template does not look at what rows tell it: {', '.join(map(shown, lost[:10]))}" if lost else None
 
 
 def check_template(
