@@ -95,10 +95,11 @@ typedef struct {
 int hgca_before_attention(const hgca_layer *layer, uintptr_t in, uintptr_t cosine, uintptr_t sine, uintptr_t out);
 int hgca_after_attention(const hgca_layer *layer, uintptr_t in, uintptr_t attention, uintptr_t out);
 
-/* Both of several tokens, with layers that are all grids: in and out of `after` [tokens][inputs], cosine and sine [tokens][rotated], the
- * queries of all tokens, [tokens][heads][dim], then their keys, then their values; attention [tokens][heads][numbers of a value].
- * Products as of hgca_linear_several. in of `after` may be out of the layer before, but not its own. */
-int hgca_before_attention_several(const hgca_layer *layer, int64_t tokens, uintptr_t in, uintptr_t cosine, uintptr_t sine, uintptr_t out);
+/* Both of several tokens, with layers that are all grids: in and out of `after` [tokens][inputs], cosine and sine [tokens][rotated],
+ * out of `before` the queries of all tokens, [tokens][heads][dim], then their keys, then their values; attention
+ * [tokens][heads][numbers of a value]. Products as of hgca_linear_several. in and out of `after` must not be the same. */
+int hgca_before_attention_several(const hgca_layer *layer, int64_t tokens, uintptr_t in, uintptr_t cosine, uintptr_t sine,
+                                  uintptr_t out);
 int hgca_after_attention_several(const hgca_layer *layer, int64_t tokens, uintptr_t in, uintptr_t attention, uintptr_t out);
 
 /* What the attention of one token reads where all rows are in CPU memory.

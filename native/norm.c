@@ -26,6 +26,7 @@ int hgca_rms_norm(uintptr_t in, uintptr_t weight, int64_t rows, int64_t width, f
     const hgca_norm norm = {(const float *)weight, eps, shift};
     const float *from = (const float *)in;
     float *to = (float *)out;
-    for (int64_t r = 0; r < rows; r++, from += width, to += width) hgca_norm_by(&norm, hgca_norm_inverse(&norm, from, width), from, 0, width, to);
+    for (int64_t r = 0; r < rows; r++, from += width, to += width)
+        hgca_norm_by(&norm, hgca_norm_inverse(&norm, from, width), from, 0, width, to);
     return HGCA_OK;
 }
