@@ -118,20 +118,26 @@ INLINE float sum_f(const lanes_f x[PARTS]) {
 #endif
 }
 
-/* The largest of 16 numbers, none of them NaN. */
-INLINE float top_f(const lanes_f x[PARTS]) {
+/* The largest of LANES numbers, none of them NaN. */
+INLINE float top_of(lanes_f x) {
 #if defined(__AVX512F__)
-    return _mm512_reduce_max_ps((__m512)x[0]);
+    return _mm512_reduce_max_ps((__m512)x);
 #elif defined(__AVX2__)
-    __m256 half = _mm256_max_ps((__m256)x[0], (__m256)x[1]);
-    __m128 quarter = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    __m128 quarter = _mm_max_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
     quarter = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
     return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
 #else
-    const lanes_f quarter = largest_f(largest_f(x[0], x[2]), largest_f(x[1], x[3]));
-    float a = quarter[0] > quarter[2] ? quarter[0] : quarter[2], b = quarter[1] > quarter[3] ? quarter[1] : quarter[3];
+    float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
     return a > b ? a : b;
 #endif
+}
+
+/* The largest of 16 numbers, none of them NaN. */
+INLINE float top_f(const lanes_f x[PARTS]) {
+    lanes_f most = x[0];
+    UNROLL
+    for (int p = 1; p < PARTS; p++) most = largest_f(x[p], most);
+    return top_of(most);
 }
 
 INLINE lanes_f root_f(lanes_f x) {

@@ -12,18 +12,20 @@ enum { QUERIES = HGCA_QUERIES, MOST_WIDTH = HGCA_MOST_WIDTH, AHEAD = 4, FAR_AHEA
 
 #include "select_dots.h"
 
-/* A block's scales enter `queries` (a constant, at most 2: registers) queries, which are then rounded to 8 bits: step makes scores of
- * dot products, base is the part of the score that all positions of the block share. */
-INLINE void place_some(const float *query, int queries, const uint16_t *scale, int64_t width, int8_t *query8, float *step,
-                       float *base) {
-    const uint16_t *zero = scale + width;
-    float scaled[2][MOST_WIDTH + HGCA_LANES] __attribute__((aligned(64))); /* not a page apart: loads would wait for stores */
+/* A block's scales enter `queries` (a constant) queries, which are then rounded to 8 bits: step makes scores of dot products, base is
+ * the part of the score that all positions of the block share. One largest number a query, or there are not registers enough. */
+INLINE void place_queries(const float *query, int queries, const char *block, int64_t width, int8_t *query8, float *step, float *base) {
+    const uint16_t *scale = (const uint16_t *)(const void *)block, *zero = scale + width;
+    float scaled[QUERIES][MOST_WIDTH + HGCA_LANES] __attribute__((aligned(64))); /* not a page apart: loads would wait for stores */
     const lanes_i magnitude = (lanes_i){0} + 0x7fffffff;
-    lanes_f most[2][PARTS], part[2][PARTS];
+    lanes_f most[QUERIES], part[QUERIES][PARTS];
+    float inverse[QUERIES];
     UNROLL
-    for (int q = 0; q < queries; q++)
+    for (int q = 0; q < queries; q++) {
+        most[q] = all_f(0.0f);
         UNROLL
-        for (int p = 0; p < PARTS; p++) most[q][p] = part[q][p] = all_f(0.0f);
+        for (int p = 0; p < PARTS; p++) part[q][p] = all_f(0.0f);
+    }
     int64_t d = 0;
     for (; d + HGCA_LANES <= width; d += HGCA_LANES)
         UNROLL
@@ -34,13 +36,13 @@ INLINE void place_some(const float *query, int queries, const uint16_t *scale, i
             for (int q = 0; q < queries; q++) {
                 const lanes_f one = load_f(query + q * width + at), x = one * by;
                 store_f(scaled[q] + at, x);
-                most[q][p] = largest_f((lanes_f)((lanes_i)x & magnitude), most[q][p]);
+                most[q] = largest_f((lanes_f)((lanes_i)x & magnitude), most[q]);
                 part[q][p] += one * plus;
             }
         }
     UNROLL
     for (int q = 0; q < queries; q++) {
-        float top = top_f(most[q]), sum = sum_f(part[q]);
+        float top = top_of(most[q]), sum = sum_f(part[q]);
         int64_t i = d;
         for (; i < width; i++) { /* half a vector */
             float size = fabsf(scaled[q][i] = query[q * width + i] * hgca_from_bf16(scale[i]));
@@ -48,26 +50,18 @@ INLINE void place_some(const float *query, int queries, const uint16_t *scale, i
             sum += query[q * width + i] * hgca_from_bf16(zero[i]);
         }
         for (; i % HGCA_LANES; i++) scaled[q][i] = 0.0f;
-        const float inverse = top > 0.0f ? 127.0f / top : 0.0f; /* a NaN is no largest, but its base is NaN */
-        for (i = 0; i < width; i += HGCA_LANES) {
-            lanes_i whole[PARTS];
-            UNROLL
-            for (int p = 0; p < PARTS; p++) whole[p] = nearest(load_f(scaled[q] + i + p * LANES) * inverse);
-            store_bytes(query8 + q * MOST_WIDTH + i, whole);
-        }
+        inverse[q] = top > 0.0f ? 127.0f / top : 0.0f; /* a NaN is no largest, but its base is NaN */
         step[q] = top / 127.0f;
         base[q] = sum;
     }
-}
-
-INLINE void place_queries(const float *query, int queries, const char *block, int64_t width, int8_t *query8, float *step,
-                          float *base) {
-    const uint16_t *scale = (const uint16_t *)(const void *)block;
-    UNROLL
-    for (int q = 0; q + 1 < queries; q += 2)
-        place_some(query + q * width, 2, scale, width, query8 + q * MOST_WIDTH, step + q, base + q);
-    const int last = queries - 1;
-    if (queries % 2) place_some(query + last * width, 1, scale, width, query8 + last * MOST_WIDTH, step + last, base + last);
+    for (int64_t i = 0; i < width; i += HGCA_LANES)
+        UNROLL
+        for (int q = 0; q < queries; q++) {
+            lanes_i whole[PARTS];
+            UNROLL
+            for (int p = 0; p < PARTS; p++) whole[p] = nearest(load_f(scaled[q] + i + p * LANES) * inverse[q]);
+            store_bytes(query8 + q * MOST_WIDTH + i, whole);
+        }
 }
 
 INLINE int64_t block_bytes(int64_t dim) { return hgca_scales_bytes(dim) + HGCA_GROUPS * hgca_lanes_bytes(dim); }
