@@ -1,11 +1,14 @@
-"""One layer, one token, a long store: exact attention beside policies that choose rows, and what each stage takes.
+"""One token over a long store: exact attention beside policies that choose rows, and what each stage takes.
 
     python benchmarks/selection.py --rows 8192 131072 --shape 32/8/128
+    python benchmarks/selection.py --rows 8192 --shape 9/3/64 --layers 30
 
 Keys are a mixture: clusters of unlike size along random directions, and the query looks for some of them, so that a few
-rows hold most of the mass, as in text. Times are medians over turns in which every side reads a store that is no longer in
-the cache. `x exact` is exact attention's time over the policy's; bytes are shares of the store's rows; kept is the share of the
-attention mass that the rows read hold, error how far outputs are from exact attention's, over their length.
+rows hold most of the mass, as in text. A step is one token in --layers layers, each with a store of its own, one after another as
+a model asks for them: what a policy does in Python, and the library's call. Times are a layer's, medians over steps, of which each
+reads stores that are no longer in the cache. `x exact` is exact attention's time over the policy's; bytes are shares of the store's
+rows; kept is the share of the attention mass that the rows read hold, error how far outputs are from exact attention's, over their
+length.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +29,7 @@ from hgca_cli.attention.select.scan import Scan
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.kv.store import Store
 from hgca_cli.measure.machine import where_and_when
+from hgca_cli.native import ffi, lib
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.int8}
 CHUNK = 4096
@@ -47,6 +53,7 @@ def main() -> None:
     parser.add_argument("--sharpness", type=float, default=1.5, help="of the query: its length, in those of a centre")
     parser.add_argument("--threads", type=int, default=native.usable_processors())
     parser.add_argument("--times", type=int, default=9)
+    parser.add_argument("--layers", type=int, default=1, help="of a step")
     parser.add_argument("--record", action="store_true", help="append to benchmarks/results/selection.jsonl")
     options = parser.parse_args()
     native.share_openmp(False)
@@ -57,20 +64,14 @@ def main() -> None:
         "  stages, ms of threads"
     )
     for shape in options.shape:
-        heads, kv_heads, dim = map(int, shape.split("/"))
-        layout = LayerLayout(heads, kv_heads, dim, dim)
+        layout = LayerLayout(*map(int, shape.split("/")), int(shape.split("/")[2]))
         for rows in options.rows:
-            store = Store(layout, rows, DTYPES[options.dtype])
-            keys, centres = mixture(kv_heads, rows, dim, draw)
-            policies = {kind.__name__: kind(layout, rows, mass=options.quality) for kind in (Scan, TwoLevel)}
-            for first in range(0, rows, CHUNK):
-                piece = keys[:, first : first + CHUNK]
-                store.append(piece, torch.randn(piece.shape, generator=draw))
-            del keys
-            for policy in policies.values():
-                policy.stored(store)
-            queries = [query_of(centres, heads, options.sharpness, draw) for _ in range(options.times)]
-            for line in measure(store, policies, queries, heads):
+            layers = [layer_of(layout, rows, options, draw) for _ in range(options.layers)]
+            steps = [
+                [query_of(layer.centres, layout.heads, options.sharpness, draw) for layer in layers]
+                for _ in range(options.times)
+            ]
+            for line in measure(layers, steps):
                 print(
                     f"{shape:10} {rows:>8}  {line['policy']:10} {line['ms']:>8.3f} {line['x_exact']:>7.2f}x "
                     f"{line['rows_share']:>6.1%} {line['bytes_share']:>6.1%} {line['kept']:>6.3f} {line['error']:>6.3f}  "
@@ -78,10 +79,31 @@ def main() -> None:
                     flush=True,
                 )
                 if options.record:
-                    at = {"benchmark": "selection", "shape": shape, "rows": rows, "dtype": options.dtype}
-                    at |= {"quality": options.quality, "sharpness": options.sharpness}
+                    at = {"benchmark": "selection", "shape": shape, "rows": rows, "layers": options.layers}
+                    at |= {"dtype": options.dtype, "quality": options.quality, "sharpness": options.sharpness}
                     with Path(__file__).with_name("results").joinpath("selection.jsonl").open("a") as file:
                         file.write(json.dumps(at | line | where_and_when(options.threads)) + "\n")
+
+
+@dataclass
+class Layer:
+    """A store, who chooses of it, and what its queries look for."""
+
+    store: Store
+    policies: dict[str, Scan]
+    centres: torch.Tensor
+
+
+def layer_of(layout: LayerLayout, rows: int, options: argparse.Namespace, draw: torch.Generator) -> Layer:
+    store = Store(layout, rows, DTYPES[options.dtype])
+    keys, centres = mixture(layout.kv_heads, rows, layout.key_dim, draw)
+    policies = {kind.__name__: kind(layout, rows, mass=options.quality) for kind in (Scan, TwoLevel)}
+    for first in range(0, rows, CHUNK):
+        piece = keys[:, first : first + CHUNK]
+        store.append(piece, torch.randn(piece.shape, generator=draw))
+    for policy in policies.values():
+        policy.stored(store)
+    return Layer(store, policies, centres)
 
 
 def query_of(centres: torch.Tensor, heads: int, sharpness: float, draw: torch.Generator) -> torch.Tensor:
@@ -93,50 +115,87 @@ def query_of(centres: torch.Tensor, heads: int, sharpness: float, draw: torch.Ge
     return query.bfloat16().float().contiguous()  # as a bf16 model asks
 
 
-def measure(
-    store: Store, policies: dict[str, Scan], queries: list[torch.Tensor], heads: int
-) -> list[dict[str, object]]:
-    """A line per side: milliseconds, and what was read."""
-    scale = store.keys.shape[-1] ** -0.5
+@dataclass
+class Side:
+    """What one way found, step by step; per layer and step but for the seconds."""
+
+    seconds: list[float] = field(default_factory=list)
+    reads: list[selection.Reads] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    kept: list[float] = field(default_factory=list)
+
+
+def measure(layers: list[Layer], steps: list[list[torch.Tensor]]) -> list[dict[str, object]]:
+    """A line per side: milliseconds a layer, and what was read.
+
+    steps  of each the layers' queries, f32 [heads, dim]
+    """
     cold = torch.ones(48 << 20)  # floats: more than a cache holds
-    times: dict[str, list[float]] = {"exact": [], **{name: [] for name in policies}}
-    reads: dict[str, list[selection.Reads]] = {name: [] for name in policies}
-    errors: dict[str, list[float]] = {name: [] for name in policies}
-    kept: dict[str, list[float]] = {name: [] for name in policies}
-    for query in queries:
-        for name in times:
+    sides = {name: Side() for name in ("exact", *layers[0].policies)}
+    for queries in steps:
+        whole: list[native.Partial] = []
+        for name, side in sides.items():
+            jobs = [aimed(layer, name, query) for layer, query in zip(layers, queries, strict=True)]
             cold.add_(1.0)
             time.sleep(0.02)  # until torch's threads sleep
-            began = time.perf_counter()
+            side.seconds.append(step(layers, name, queries, jobs))
             if name == "exact":
-                whole = native.start([native.Step(query, store.read, store.rows, scale)]).wait()[0]
-                times[name].append(time.perf_counter() - began)
+                whole = [partial for _, partial, _ in jobs]
                 continue
-            chosen = policies[name].choose(query, store)
-            assert chosen is not None
-            part = selection.start([selection.Aimed(chosen, query, scale)]).wait()[0]
-            times[name].append(time.perf_counter() - began)
-            reads[name].append(chosen.reads)
-            errors[name].append(float((part.out - whole.out).norm() / whole.out.norm()))
-            kept[name].append(float((chosen.read_lse - whole.lse).exp().mean()))
-    exact = statistics.median(times["exact"])
-    lines: list[dict[str, object]] = []
-    for name, seconds in times.items():
-        mine = statistics.median(seconds)
-        line: dict[str, object] = {"policy": name, "ms": mine * 1e3, "x_exact": exact / mine}
-        line |= {"rows_share": 1.0, "bytes_share": 1.0, "kept": 1.0, "error": 0.0, "stages_ms": {}}
-        if found := reads.get(name):
-            kv_heads = store.keys.shape[0]
-            stages = {
-                stage: round(statistics.median(getattr(one, f"{stage}_seconds") for one in found) * 1e3, 3)
-                for stage in ("group", "scan", "choose", "read")
-            }
-            line["rows_share"] = statistics.mean(one.read for one in found) / (kv_heads * store.rows)
-            line["bytes_share"] = statistics.mean(one.bytes for one in found) / store.bytes
-            line["stages_ms"] = stages
-            line["kept"], line["error"] = statistics.mean(kept[name]), statistics.mean(errors[name])
-        lines.append(line)
-    return lines
+            for layer, query, exact, (_, part, _) in zip(layers, queries, whole, jobs, strict=True):
+                chosen = layer.policies[name].choose(query, layer.store)
+                assert chosen is not None
+                side.reads.append(chosen.reads)
+                side.errors.append(float((part.out - exact.out).norm() / exact.out.norm()))
+                side.kept.append(float((chosen.read_lse - exact.lse).exp().mean()))
+    exact_seconds = statistics.median(sides["exact"].seconds)
+    return [line_of(name, side, exact_seconds, layers) for name, side in sides.items()]
+
+
+def aimed(layer: Layer, name: str, query: torch.Tensor) -> tuple[Any, native.Partial, Any]:
+    """The library's description of a layer's attention, where its result will be, and what must stay alive."""
+    store, scale = layer.store, query.shape[1] ** -0.5
+    if name == "exact":
+        described = ffi.new("hgca_attention[]", 1)
+        result, partial = native.result_of(
+            native.describe_step(native.Step(query, store.read, store.rows, scale), described, 0), *query.shape
+        )
+        return described, partial, result
+    chosen = layer.policies[name].choose(query, store)
+    assert chosen is not None
+    kept, partial = chosen.aim(query, scale, 0.0, None, None)
+    return chosen.job, partial, kept
+
+
+def step(
+    layers: list[Layer], name: str, queries: list[torch.Tensor], jobs: list[tuple[Any, native.Partial, Any]]
+) -> float:
+    """Seconds of a token's attention."""
+    ticket = ffi.new("int64_t *")
+    start = lib.hgca_start if name == "exact" else lib.hgca_start_selected
+    began = time.perf_counter()
+    for layer, query, (described, _, _) in zip(layers, queries, jobs, strict=True):
+        if name != "exact":
+            layer.policies[name].choose(query, layer.store)
+        native.check(start(described, 1, ticket))
+        native.check(lib.hgca_wait(ticket[0]))
+    return time.perf_counter() - began
+
+
+def line_of(name: str, side: Side, exact: float, layers: list[Layer]) -> dict[str, object]:
+    mine = statistics.median(side.seconds)
+    line: dict[str, object] = {"policy": name, "ms": mine / len(layers) * 1e3, "x_exact": exact / mine}
+    line |= {"rows_share": 1.0, "bytes_share": 1.0, "kept": 1.0, "error": 0.0, "stages_ms": {}}
+    if found := side.reads:
+        store = layers[0].store
+        line["stages_ms"] = {
+            stage: round(statistics.median(getattr(one, f"{stage}_seconds") for one in found) * 1e3, 3)
+            for stage in ("group", "scan", "choose", "read")
+        }
+        line["rows_share"] = statistics.mean(one.read for one in found) / (store.keys.shape[0] * store.rows)
+        line["bytes_share"] = statistics.mean(one.bytes for one in found) / store.bytes
+        line["kept"], line["error"] = statistics.mean(side.kept), statistics.mean(side.errors)
+    return line
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ static void weigh_rows(hgca_unit *u) {
         .count = u->taken_count * HGCA_LANES,
         .queries = h->queries,
         .share = share,
-        .least = hgca_least_weight(h->job->mass, h->job->indexed),
+        .least = h->least,
         .weight = u->weight,
         .rows = u->bins.rows,
         .mass = u->bins.mass,

@@ -112,6 +112,9 @@ void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
 }
 
 void hgca_find_total(hgca_head *h, hgca_unit *units) {
+    int64_t scored = 0;
+    for (int32_t i = 0; i < h->units; i++) scored += units[i].taken_count * HGCA_LANES;
+    h->least = hgca_least_weight(h->job->mass, scored);
     h->scanned_mass = 0.0f;
     for (int32_t q = 0; q < h->queries; q++) {
         float scanned = -INFINITY, left = hgca_add_log2(beside(h, q), closed_mass(h, units, q));
@@ -128,8 +131,7 @@ void hgca_find_total(hgca_head *h, hgca_unit *units) {
 
 void hgca_choose_rows(hgca_head *h, hgca_unit *units) {
     const hgca_selection *job = h->job;
-    const float least = hgca_least_weight(job->mass, job->indexed);
-    h->edge = choose_edge(h, units, 1.0f - job->mass, job->least, job->most, least);
+    h->edge = choose_edge(h, units, 1.0f - job->mass, job->least, job->most, h->least);
     h->edge.all = h->scanned_mass != h->scanned_mass; /* what is no number is not hidden */
 }
 

@@ -37,6 +37,7 @@ typedef struct {
     const float *code_query;         /* [queries][dim rounded up to 8], in base 2 */
     float *total;                    /* [queries] log2 of everything's mass */
     float scanned_mass;              /* what the positions with scores hold of it, pooled */
+    float least;                     /* weight of a position that is counted */
     hgca_edge open, gate, edge; /* of blocks, groups, rows */
     hgca_partial *partials; /* [units][HGCA_PARTS], and then the rows behind the index */
     _Atomic int32_t left[HGCA_STAGES];
