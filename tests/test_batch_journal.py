@@ -97,6 +97,8 @@ def test_another_job_or_another_line_is_refused(tmp_path: Path) -> None:
     output.compare(Checked(same))
     with pytest.raises(UsageError, match='model was "m" and is "n"'):
         output.of({"model": "n"})
+    with pytest.raises(UsageError, match='quant was not given and is "q8"'):
+        output.of({"model": "m", "quant": "q8"})
     with pytest.raises(UsageError, match="line 1"):
         output.compare(Checked(other))
 

@@ -59,7 +59,7 @@ def test_packed_weights_answer_rows_and_a_job_goes_on_with_the_same(tiny: str, t
     assert here(*words, "--quant", "int8").returncode == 3
     assert sum(one.get("error") is None for one in rows_in(tmp_path / "in.out.jsonl")) == 2
     other = here(*words)
-    assert other.returncode == 2 and b'quant was "q8"' in other.stderr
+    assert other.returncode == 2 and b'quant was "q8" and is not given' in other.stderr
     assert here(*words, "--load-in-8bit").returncode == 3
 
 

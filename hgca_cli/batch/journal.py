@@ -203,8 +203,13 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """What an old manifest says otherwise than a new one, in words; "" if nothing."""
     for name in sorted({*new, *old} - {"version"}):
         if old.get(name) != new.get(name) and (name in new or name != "fingerprint"):  # which is told once it is known
-            return f"{name} was {json.dumps(old.get(name))[:80]} and is {json.dumps(new.get(name))[:80]}"
+            was, now = (_said(one.get(name)) for one in (old, new))
+            return f"{name} was {was} and is {now}"
     return ""
+
+
+def _said(value: Any) -> str:
+    return "not given" if value is None else json.dumps(value)[:80]
 
 
 def _open_locked(path: Path) -> tuple[int, bool]:
