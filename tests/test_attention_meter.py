@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hgca_cli.attention.layer import LayerState
-from hgca_cli.attention.meter import TOKENS, QualityMeter
+from hgca_cli.attention.meter import EARLY, TOKENS, QualityMeter
 from hgca_cli.attention.select import make_selector
 from hgca_cli.attention.step import decode_attention
 from hgca_cli.attention.stream import prompt_attention
@@ -45,10 +45,21 @@ def test_the_share_is_of_everything(rng: torch.Generator) -> None:
 @pytest.mark.parametrize("layers", [1, 2, 30])
 def test_every_layer_has_its_turn(layers: int) -> None:
     meter = QualityMeter(layers)
-    due = [step for step in range(layers * (layers * TOKENS + 1)) if meter.due()]
-    assert {step % layers for step in due} == set(range(layers))
-    gaps = {b - a for a, b in itertools.pairwise(due)}
-    assert gaps <= {layers * TOKENS + 1}
+
+    def due_of(steps: int) -> list[int]:
+        due = []
+        for step in range(steps):
+            if meter.due():
+                due.append(step)
+                meter.add(torch.zeros(2), torch.zeros(2), None)
+        return due
+
+    for _ in range(2):  # of every answer
+        due = due_of((EARLY + layers) * (layers * TOKENS + 1))
+        assert {step % layers for step in due} == set(range(layers)) and due[0] <= 2 * layers
+        gaps = [b - a for a, b in itertools.pairwise(due)]
+        assert gaps[: EARLY - 1] == [layers + 1] * (EARLY - 1) and set(gaps[EARLY:]) == {layers * TOKENS + 1}
+        meter.reset()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """How much of the attention mass a policy kept, measured while decoding: now and then one layer attends exactly too.
 
 One layer-step in every 16 tokens' worth is measured, another layer each time, so at 30 layers the extra reading is a
-480th of what exact attention would read.
+480th of what exact attention would read. The first eight of an answer come token by token: a short one is not judged by
+a single layer, whose heads may be far from what all keep.
 """
 
 from __future__ import annotations
@@ -10,24 +11,31 @@ import torch
 from torch import Tensor
 
 TOKENS = 16  # between two measurements
+EARLY = 8  # that are a token apart, at first
 
 
 class QualityMeter:
     """Shared by the layers of one cache.
 
     kept   share of the attention mass that was read, summed over measurements; count: how many there were
+    early  of these are a token apart
     """
 
-    def __init__(self, layers: int) -> None:
-        self._period = TOKENS * max(1, layers) + 1  # not a multiple of the layers: it moves on by one each time
-        self._steps = 0
+    def __init__(self, layers: int, early: int = EARLY) -> None:
+        self.early = early
+        self._layers = max(1, layers)
+        self._left = self._layers
         self.count = 0
         self.kept = 0.0
 
     def due(self) -> bool:
         """Called once per layer and token; whether this one is to be measured."""
-        self._steps += 1
-        return self._steps % self._period == 0
+        self._left -= 1
+        if self._left > 0:
+            return False
+        apart = 1 if self.count < self.early else TOKENS
+        self._left = apart * self._layers + 1  # not a multiple of the layers: it moves on by one each time
+        return True
 
     def add(self, read: Tensor, store: Tensor, near: Tensor | None) -> None:
         """Log-sum-exps f32 [heads]: of the store's rows read, of all of them, of rows elsewhere (None: there are none)."""
@@ -44,3 +52,4 @@ class QualityMeter:
     def reset(self) -> None:
         """Start anew; which layer is next stays as it is."""
         self.count, self.kept = 0, 0.0
+        self._left = min(self._left, self._layers + 1)
