@@ -204,7 +204,7 @@ def _check_packing(case: Case, device: str) -> None:
         )
     if not case.model.packs:
         raise ModelError(
-            f"{flag}: few of this model's weights are linear layers, which is what is packed (experts are not).",
+            f"{flag}: few of this model's weights are linear layers, which is what is packed (not experts, nor GPT-2's layers).",
             "Leave it out, or choose another model.",
         )
 
