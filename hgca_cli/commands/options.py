@@ -109,8 +109,8 @@ KvDtype = Annotated[
     str,
     typer.Option(
         "--kv-dtype", envvar="HGCA_KV_DTYPE", metavar="auto|fp32|bf16|fp16|int8",
-        help="Numbers of the rows in the store; int8: with a scale per row. auto: those of the weights; bf16 in"
-        " place of fp32 where a chat's policy chooses rows.",
+        help="Numbers of the rows in the store, and on the CPU of those on their way there; int8: with a scale per row."
+        " auto: those of the weights; bf16 in place of fp32 where a chat's policy chooses rows.",
     ),
 ]  # fmt: skip
 Window = Annotated[
