@@ -133,8 +133,11 @@ def test_a_windows_rows_are_the_stores_if_they_are_to_go_there(
         wanted = model(input_ids=tokens, use_cache=False).logits
     model.set_attn_implementation("hgca")
     cache = HybridCache(model.config, CacheSettings(window=64, sinks=2, context=context, kv_dtype=kv_dtype))
-    got = logits_of(model, tokens, cache, [40, *[1] * (context - 40)])
+    first = logits_of(model, tokens[:, :60], cache, [40, *[1] * 20])
     states = [layer.states[0] for layer in cache.layers]
+    assert {state.window.keys.dtype for state in states} == {torch.float32}
+    assert (first - wanted[:, :60]).abs().max() <= 1e-4  # none was rounded yet
+    got = torch.cat([first, logits_of(model, tokens[:, 60:], cache, [1] * (context - 60))], dim=1)
     assert {state.window.keys.dtype for state in states} == kinds
     assert (got - wanted).abs().max() <= (1e-4 if kinds == {torch.float32} and kv_dtype == "bf16" else 0.3)
     for state in states:

@@ -17,7 +17,7 @@ from hgca_cli.attention.worker import worker
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ContextOverflowError, DoesNotFitError
 from hgca_cli.kv.evict import Evictor, evict_oldest
-from hgca_cli.kv.layout import LayerLayout, window_slots
+from hgca_cli.kv.layout import LayerLayout, as_in_store, window_slots
 from hgca_cli.kv.pieces import Pieces
 from hgca_cli.kv.store import Store
 from hgca_cli.kv.window import Window
@@ -60,6 +60,8 @@ class LayerState:
             capacity = max(0, settings.context - self.window.sinks)
             self.store = Store(layout, capacity, store_dtype, settings.store_dir)
             self.evictor = Evictor(self.store, device)
+        narrow = device.type == "cpu" and as_in_store(layout, dtype.itemsize, store_dtype.itemsize)
+        self._round_to = store_dtype if narrow else None  # of the window's rows, once one leaves
         self.selector = selector
         self.read_all = False  # every row of the store is read, whatever the policy; it goes on learning of rows
         self.prompt_left = 0  # tokens of the current turn's prompt not seen yet
@@ -148,6 +150,12 @@ class LayerState:
         if self.evictor is None and self.window.ring_rows == self.window.ring:
             self.window.drop_oldest(1)
 
+    def round_window(self) -> None:
+        """Rows begin to leave: on the CPU the window is of the store's dtype from now on. Raises DoesNotFitError."""
+        if self._round_to is not None:
+            self.window.hold_as(self._round_to)
+            self._round_to = self.reading = None
+
     def evict_overflow(self) -> None:
         """The last part of a step: with the ring full, its oldest block starts on its way to the store.
 
@@ -157,6 +165,7 @@ class LayerState:
         if self.evictor is None or window.ring_rows < window.ring or self.length >= self.settings.context:
             return
         count = min(self.settings.block, window.ring_rows)
+        self.round_window()
         self.selector.leave(count, self.length)
         evict_oldest(window, self.evictor, count)
         self._evicted = self.length, count
@@ -172,6 +181,7 @@ class LayerState:
         straight = excess - from_ring
         if self.evictor is not None:
             if excess:
+                self.round_window()
                 self.selector.leave(excess, self.length + key.shape[1])
             evict_oldest(window, self.evictor, from_ring)
             if straight:

@@ -192,6 +192,8 @@ class HybridCache(Cache):
                 begin = max(begin, slides)
             elif start is not None and state.window.sinks <= start <= rows < start + state.window.ring:
                 begin = start
+            if state.store is not None and begin > state.window.sinks:
+                state.round_window()
             refills.append(Refill(state.window, state.store, rows, begin))
         return refills
 

@@ -20,7 +20,7 @@ from hgca_cli.attention.meter import QualityMeter
 from hgca_cli.attention.select.contract import Selector
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ModelError, UsageError
-from hgca_cli.kv.layout import LayerLayout, as_in_store, window_slots
+from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.kv.pieces import Pieces
 
 if TYPE_CHECKING:
@@ -70,19 +70,14 @@ class HybridLayer(CacheLayerMixin):
                 f"layer {self.index} has KV heads, key and value width {got}, the config says {wanted}.",
                 "This model family is not supported.",
             )
-        dtype, settings = key_states.dtype, self.settings
-        store_dtype = STORE_DTYPES[settings.kv_dtype] if settings.kv_dtype else dtype
-        leave = window_slots(self.layout, settings.window, settings.sinks, settings.context) < settings.context
-        on_cpu = key_states.device.type == "cpu"
-        if on_cpu and leave and as_in_store(self.layout, dtype.itemsize, store_dtype.itemsize):
-            dtype = store_dtype
+        store_dtype = STORE_DTYPES[self.settings.kv_dtype] if self.settings.kv_dtype else key_states.dtype
         self.states = [
             LayerState(
                 self.layout,
                 self.settings,
                 self.policy(self.layout, self.index),
                 key_states.device,
-                dtype,
+                key_states.dtype,
                 store_dtype,
                 self.meter,
                 self.clock,

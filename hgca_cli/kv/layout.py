@@ -116,9 +116,9 @@ class KVLayout:
 
 
 def as_in_store(layer: LayerLayout, itemsize: int, store_itemsize: int) -> bool:
-    """Whether a window in the store's memory, the CPU's, has its rows in the store's dtype, if any leave it: half the bytes are
-    read, and no row changes when it is evicted. Rows of a sliding layer are never rounded, and whole numbers (int8) are too
-    rough for rows that are all read.
+    """Whether a window in the store's memory, the CPU's, has its rows in the store's dtype once one leaves it: half the bytes are
+    read, and no row changes when it is evicted. Until then all are as the model made them. Rows of a sliding layer are never
+    rounded, and whole numbers (int8) are too rough for rows that are all read.
     """
     return layer.sliding is None and 2 <= store_itemsize < itemsize
 

@@ -111,6 +111,13 @@ class Window:
         self.values.copy_(values)
         self._away = []
 
+    def hold_as(self, dtype: torch.dtype) -> None:
+        """Rows are of another dtype from now on, those that are here too. Raises DoesNotFitError, and nothing has changed then."""
+        keys, values = self.keys, self.values
+        self._make(dtype)
+        self.keys.copy_(keys)
+        self.values.copy_(values)
+
     def take(self) -> int:
         """The slot of one more row, which whoever takes it writes. Only where `read` is not None; the caller made room."""
         slot, _ = self._run(self.end, 1)
