@@ -248,7 +248,7 @@ def test_kv_bytes_are_the_layouts() -> None:
     wanted = {"context": 8192, "window": 512, "sinks": 4, "dtype": "fp32", "select": "exact"}
     made = plan(SMALL, kv_dtype="bf16", **wanted)
     row = 30 * 3 * 128  # layers, KV heads, key and value
-    assert made.memory[0].window == row * 516 * 2  # on the CPU as in the store
+    assert made.memory[0].window == row * 516 * 4  # until the first row leaves, though they are rounded then
     assert plan(SMALL, kv_dtype="fp32", **wanted).memory[0].window == row * 516 * 4
     assert made.memory[0].store == row * (8192 - 516) * 2
     quantised = plan(SMALL, kv_dtype="int8", **wanted)

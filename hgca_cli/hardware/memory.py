@@ -200,7 +200,6 @@ def needs(
         store_itemsize=ITEMSIZE[choice.kv_dtype],
         store_scales=SCALES.get(choice.kv_dtype, 0),
         index=choice.select,
-        on_cpu=choice.device == "cpu",
     )
     weights = weights_bytes(model, choice)
     window = layout.window_bytes(choice.window, choice.sinks, choice.context)

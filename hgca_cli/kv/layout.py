@@ -65,8 +65,7 @@ class LayerLayout:
 class KVLayout:
     """All layers, and their bytes.
 
-    device_itemsize, store_itemsize  of a number as the model computes it, and in the store
-    on_cpu                           the device is the CPU
+    device_itemsize, store_itemsize  of a number on the device (window) and in CPU memory (store)
     store_scales                     beside each row of each KV head in the store
     index                            the policy whose index stands beside the rows
     """
@@ -76,7 +75,6 @@ class KVLayout:
     store_itemsize: int = 4
     store_scales: int = 0
     index: str = "exact"
-    on_cpu: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -97,13 +95,11 @@ class KVLayout:
         return sum(2 * layer.heads * (layer.key_dim + layer.value_dim) for layer in full)
 
     def window_bytes(self, window: int, sinks: int, context: int) -> int:
-        """Device bytes of the windows: preallocated, so this is what a sequence takes however short it is."""
-        total = 0
-        for layer in self.layers:
-            slots = window_slots(layer, window, sinks, context)
-            narrow = self.on_cpu and slots < context and as_in_store(layer, self.device_itemsize, self.store_itemsize)
-            total += layer.row_elements * slots * (self.store_itemsize if narrow else self.device_itemsize)
-        return total
+        """Device bytes of the windows: preallocated, so this is what a sequence takes however short it is; half of them are free
+        again where its rows are rounded (`as_in_store`).
+        """
+        slots = sum(layer.row_elements * window_slots(layer, window, sinks, context) for layer in self.layers)
+        return slots * self.device_itemsize
 
     def store_bytes(self, context: int, window: int, sinks: int) -> int:
         """CPU bytes of the stores at a context of so many rows."""
