@@ -21,8 +21,8 @@ class QualityMeter:
     early  of these are a token apart
     """
 
-    def __init__(self, layers: int, early: int = EARLY) -> None:
-        self.early = early
+    def __init__(self, layers: int) -> None:
+        self.early = EARLY
         self._layers = max(1, layers)
         self._left = self._layers
         self.count = 0
@@ -52,4 +52,4 @@ class QualityMeter:
     def reset(self) -> None:
         """Start anew; which layer is next stays as it is."""
         self.count, self.kept = 0, 0.0
-        self._left = min(self._left, self._layers + 1)
+        self._left = (self._left - 1) % self._layers + 1  # within a token

@@ -101,20 +101,19 @@ class Window:
         """The rows are on the device again. If there is no memory for them they stay away, and whatever it raised is raised."""
         if not self._away:
             return
-        keys, values = self.keys, self.values
-        try:
-            self._make(keys.dtype)
-        except BaseException:
-            self.keys, self.values = keys, values
-            raise
-        self.keys.copy_(keys)
-        self.values.copy_(values)
+        self.hold_as(self.keys.dtype)
         self._away = []
 
     def hold_as(self, dtype: torch.dtype) -> None:
-        """Rows are of another dtype from now on, those that are here too. Raises DoesNotFitError, and nothing has changed then."""
-        keys, values = self.keys, self.values
-        self._make(dtype)
+        """The rows are on the device, in memory of their own, of this dtype from now on. If there is no memory for them they stay as
+        they are, and whatever it raised is raised.
+        """
+        keys, values, read = self.keys, self.values, self.read
+        try:
+            self._make(dtype)
+        except BaseException:
+            self.keys, self.values, self.read = keys, values, read
+            raise
         self.keys.copy_(keys)
         self.values.copy_(values)
 
