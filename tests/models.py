@@ -18,9 +18,9 @@ from tests.tiny_engine import TEMPLATE, tiny_model, tiny_tokenizer
 LAYERS, HEADS, KV_HEADS = 2, 4, 2
 
 
-def write_model(path: Path, template: str | None = TEMPLATE) -> Path:
-    """A whole model directory: config, generation config, tokenizer, model.safetensors."""
-    tiny_model().save_pretrained(path)
+def write_model(path: Path, template: str | None = TEMPLATE, model: Any = None) -> Path:
+    """A whole model directory: config, generation config, tokenizer, model.safetensors. model: in place of the tiny one."""
+    (tiny_model() if model is None else model).save_pretrained(path)
     tiny_tokenizer(template).hf.save_pretrained(path)
     return path
 

@@ -211,9 +211,9 @@ def test_whole_layers_are_the_librarys(tmp_path: Path) -> None:
         head_dim=32, max_position_embeddings=256, dtype="bfloat16",
     )  # fmt: skip
     torch.manual_seed(3)
-    Qwen3ForCausalLM(config).bfloat16().save_pretrained(tmp_path)
-    tiny_tokenizer().hf.save_pretrained(tmp_path)
-    loaded = load_model(ModelFiles("tiny", tmp_path), quant="q4")
+    loaded = load_model(
+        ModelFiles("tiny", write_model(tmp_path, model=Qwen3ForCausalLM(config).bfloat16())), quant="q4"
+    )
     engine = Engine(loaded, CacheSettings(window=16, context=64))
     assert all(isinstance(layer, QuickDecoder) and layer.parts.most > 1 for layer in loaded.model.model.layers)
     assert engine.loaded.model.model.layers[0].mlp.down_proj.weight.dtype is torch.uint8
@@ -290,12 +290,9 @@ def test_fingerprints_differ(files: ModelFiles) -> None:
 
 
 def test_models_of_no_linear_layers_are_refused(tmp_path: Path) -> None:
-    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=320, n_positions=64)).save_pretrained(
-        tmp_path
-    )
-    tiny_tokenizer().hf.save_pretrained(tmp_path)
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=320, n_positions=64))
     with pytest.raises(ModelError, match=r"--quant q8: 0% of the weights of family 'gpt2' are linear layers"):
-        load_model(ModelFiles("gpt2", tmp_path), quant="q8")
+        load_model(ModelFiles("gpt2", write_model(tmp_path, model=model)), quant="q8")
     write_model(tmp_path / "two")
     change_config(tmp_path / "two", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
     with pytest.raises(ModelError, match="quantised already"):
@@ -310,9 +307,7 @@ def test_embeddings_of_a_familys_own_are_scaled(tmp_path: Path) -> None:
         head_dim=32, max_position_embeddings=64, dtype="bfloat16",
     )  # fmt: skip
     torch.manual_seed(4)
-    Gemma3ForCausalLM(config).bfloat16().save_pretrained(tmp_path)
-    tiny_tokenizer().hf.save_pretrained(tmp_path)
-    files = ModelFiles("gemma", tmp_path)
+    files = ModelFiles("gemma", write_model(tmp_path, model=Gemma3ForCausalLM(config).bfloat16()))
     ids = torch.tensor([[0, 3, 7, 3]])
     embedding, original = (load_model(files, quant=quant).model.get_input_embeddings() for quant in ("q8", "none"))
     with torch.inference_mode():

@@ -9,8 +9,9 @@ import torch
 from hgca_cli.engine.member import Member
 from hgca_cli.engine.sequence import is_refusal
 from hgca_cli.errors import HgcaError
-from hgca_cli.hf.joint import JointCache, joint_forward, one_call_a_layer, one_thread, pays_from
+from hgca_cli.hf.joint import JointCache, joint_forward, one_call_a_layer, pays_from
 from hgca_cli.hf.load import LoadedModel
+from hgca_cli.hf.threads import one_thread
 
 
 class Together:

@@ -46,16 +46,20 @@ def find_grid(weight: Tensor) -> Grid | None:
     return None
 
 
-def takes(weight: Tensor) -> bool:
-    """Whether a weight [outputs, inputs] can be rounded onto a grid."""
+def readable(weight: Tensor) -> bool:
+    """Whether a weight [outputs, inputs] is of a kind and in a place the C library reads."""
     return (
         weight.dim() == 2
-        and weight.shape[1] % BLOCK == 0
-        and weight.numel() > 0
         and weight.is_cpu
-        and weight.stride(1) == 1
         and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and weight.numel() > 0
+        and weight.stride(1) == 1
     )
+
+
+def takes(weight: Tensor) -> bool:
+    """Whether a weight [outputs, inputs] can be rounded onto a grid."""
+    return readable(weight) and weight.shape[1] % BLOCK == 0
 
 
 def tiles_shape(weight: Tensor, bits: int) -> tuple[int, int, int]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,17 +30,6 @@ def one_call_a_layer(loaded: LoadedModel) -> bool:
     """Whether the C library does a layer of all sequences together, their attention included."""
     layers = [layer for layer in loaded.model.modules() if isinstance(layer, QuickDecoder)]
     return bool(layers) and all(layer.parts.most > 1 for layer in layers)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch's operations stay on this thread: on a few tokens they wake others, which spin beside the library's for milliseconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class JointCache(HybridCache):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from hgca_cli import native
-from hgca_cli.hf.grid import BLOCK, ROWS_AT_ONCE, Grid, floats
+from hgca_cli.hf.grid import BLOCK, ROWS_AT_ONCE, Grid, floats, readable
 
 TURNS = 1024  # vectors that weights held on a grid alone are multiplied with before making floats of them can pay (docs/log.md)
 
@@ -113,13 +113,7 @@ class Weights:
         """Whether weights and bias are of a kind and in a place the C library reads."""
         if bias is not None and not (bias.is_cpu and bias.is_contiguous() and bias.dtype == weight.dtype):
             return False
-        return (
-            weight.dim() == 2
-            and weight.is_cpu
-            and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
-            and weight.numel() > 0
-            and weight.stride(1) == 1
-        )
+        return readable(weight)
 
     def serves(self, weight: Tensor | None, vector: Tensor) -> bool:
         """Whether `product` may stand for the product of these weights and vectors: they are still the same, and not too many."""

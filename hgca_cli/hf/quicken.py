@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from hgca_cli.hf.decoder import parts_of, quicken_decoder
@@ -13,15 +12,14 @@ from hgca_cli.hf.norm import quicken_norm
 from hgca_cli.hf.pages import Pages
 from hgca_cli.hf.stack import stack
 from hgca_cli.hf.straight import straighten
+from hgca_cli.hf.threads import one_thread
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of a module's layers that share a vector
 
 
 def quicken(model: nn.Module) -> int:
     """Let the modules of a model on the CPU do so; returns the bytes that second copies of weights take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # 210 matrices, 9 passes each: beside busy neighbours threads wait longer than they work
-    try:
+    with one_thread():  # 210 matrices, 9 passes each
         taken = _quicken(model)
         for module in list(model.modules()):
             for names in TOGETHER:
@@ -33,8 +31,6 @@ def quicken(model: nn.Module) -> int:
         stack(model, parts_of)
         straighten(model)
         return taken
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _quicken(model: nn.Module) -> int:
