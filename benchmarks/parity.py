@@ -22,7 +22,7 @@ from hgca_cli import native
 from hgca_cli.config import CacheSettings
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.hf.cache import HybridCache
-from hgca_cli.hf.load import load_model
+from hgca_cli.hf.load import forward, load_model
 from hgca_cli.hf.registry import resolve
 
 NEAR_TIE = 1e-3
@@ -98,7 +98,7 @@ def greedy(model: torch.nn.Module, output: object, count: int) -> list[torch.Ten
     cache = output.past_key_values  # type: ignore[attr-defined]
     while len(logits) < count:
         token = logits[-1].argmax().reshape(1, 1)
-        logits.append(model(input_ids=token, past_key_values=cache, use_cache=True).logits[0, -1].float().clone())
+        logits.append(forward(model, token, cache).logits[0, -1].float().clone())
     return logits
 
 

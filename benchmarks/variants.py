@@ -59,7 +59,7 @@ class Reading:
         for turn in (ids[: first - appended], ids[first - appended : first]):
             cache.expect(len(turn))
             for piece in torch.tensor([turn]).split(CHUNK, dim=1) if turn else ():
-                loaded.model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                loaded.forward(piece, cache, logits_to_keep=1)
         rows = cache.every_row()
         assert rows is not None, "a model with sliding layers forgets rows"
         self._rows = rows
@@ -75,7 +75,7 @@ class Reading:
             begin(cache)
         found = []
         for token in self._fed:
-            output = self._loaded.model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+            output = self._loaded.forward(torch.tensor([[token]]), cache)
             found.append(output.logits[0, -1].float().log_softmax(-1))
         logs, rows = torch.stack(found), cache.rows()
         cache.close()

@@ -76,12 +76,12 @@ def greedy(loaded: LoadedModel, ids: torch.Tensor, cache: HybridCache | None, co
     if cache is not None:
         cache.expect(ids.shape[1])
     for piece in ids.split(ids.shape[1] if cache is None else 128, dim=1):
-        output = loaded.model(input_ids=piece, past_key_values=past, use_cache=True, logits_to_keep=1)
+        output = loaded.forward(piece, past, logits_to_keep=1)
         past = output.past_key_values
     logits = [output.logits[0, -1]]
     while len(logits) < count:
         token = logits[-1].argmax().reshape(1, 1)
-        logits.append(loaded.model(input_ids=token, past_key_values=past, use_cache=True).logits[0, -1])
+        logits.append(loaded.forward(token, past).logits[0, -1])
     return logits
 
 
@@ -126,7 +126,7 @@ def test_a_smaller_store_stays_close(loaded: LoadedModel, kv_dtype: str, most: f
     with torch.inference_mode():
         cache = HybridCache(loaded.model.config, settings)
         ours = greedy(loaded, ids, cache, 1)[0].log_softmax(-1)
-        loaded.model(input_ids=token, past_key_values=cache, use_cache=True)
+        loaded.forward(token, cache)
     divergence = float((theirs.exp() * (theirs - ours)).sum())
     assert 0 <= divergence < most
 

@@ -18,6 +18,7 @@ from hgca_cli.errors import NativeError
 from hgca_cli.hf import decoder, stack
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.decoder import QuickDecoder, quicken_decoder
+from hgca_cli.hf.load import forward, with_cache
 from hgca_cli.hf.quicken import quicken
 from tests.test_hf_families import FAMILIES, SMALL, TOKENS, ids, logits_of, tiny
 
@@ -125,7 +126,7 @@ def test_generate_gives_the_same_tokens(name: str) -> None:
     quicken(model)
     assert model.generate(tokens, **options).tolist() == wanted.tolist()  # with its own attention and cache
     model.set_attn_implementation("hgca")
-    assert model.generate(tokens, past_key_values=cache_of(model), **options).tolist() == wanted.tolist()
+    assert model.generate(tokens, **with_cache(model, cache_of(model)), **options).tolist() == wanted.tolist()
 
 
 def test_a_rewound_cache_and_a_prompt_of_single_tokens(calls: dict[str, int]) -> None:
@@ -142,7 +143,7 @@ def test_a_rewound_cache_and_a_prompt_of_single_tokens(calls: dict[str, int]) ->
     cache = cache_of(model)
     with torch.inference_mode():
         cache.expect(5)
-        got = [model(input_ids=tokens[:, i : i + 1], past_key_values=cache).logits[:, 0] for i in range(10)]
+        got = [forward(model, tokens[:, i : i + 1], cache).logits[:, 0] for i in range(10)]
     assert (torch.stack(got, 1) - wanted[:, :10]).abs().max() <= 1e-4
     assert calls == {"one": 225, "two": 15, "all": 74}  # prompts are attended to exactly
 
@@ -229,7 +230,7 @@ def test_all_else_is_the_layers_own(calls: dict[str, int]) -> None:
     own = DynamicCache()
     with torch.inference_mode():
         for i in range(10):
-            logits = model(input_ids=tokens[:1, i : i + 1], past_key_values=own).logits
+            logits = forward(model, tokens[:1, i : i + 1], own).logits
     assert (logits[:, 0] - wanted[:1, 9]).abs().max() <= 1e-4
     model.set_attn_implementation("hgca")
     assert (logits_of(model, tokens, cache_of(model), STEPS) - wanted).abs().max() <= 1e-4  # two texts at once

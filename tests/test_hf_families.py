@@ -25,6 +25,7 @@ import hgca_cli.hf.attention  # noqa: F401  (registers "hgca")
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.load import forward, with_cache
 from hgca_cli.hf.shape import kv_layout, refuse_unsupported_model
 
 SMALL = {
@@ -78,7 +79,7 @@ def logits_of(model: PreTrainedModel, tokens: torch.Tensor, cache: HybridCache, 
     for size in sizes:
         cache.expect(size if size > 1 else 0)
         piece = tokens[:, first : first + size]
-        out.append(model(input_ids=piece, past_key_values=cache, use_cache=True).logits)
+        out.append(forward(model, piece, cache).logits)
         first += size
     return torch.cat(out, dim=1)
 
@@ -110,7 +111,7 @@ def test_generate_gives_the_same_tokens(name: str) -> None:
     wanted = model.generate(tokens, **options)
     model.set_attn_implementation("hgca")
     cache = HybridCache(model.config, CacheSettings(window=16, sinks=2, context=TOKENS))
-    got = model.generate(tokens, past_key_values=cache, **options)
+    got = model.generate(tokens, **with_cache(model, cache), **options)
     assert got.tolist() == wanted.tolist()
     assert cache.get_seq_length() == 79
 
@@ -151,7 +152,7 @@ def test_generate_takes_a_batch_of_equal_lengths() -> None:
     options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     wanted = model.generate(tokens, **options)
     model.set_attn_implementation("hgca")
-    got = model.generate(tokens, past_key_values=HybridCache(model.config, CacheSettings(window=16)), **options)
+    got = model.generate(tokens, **with_cache(model, HybridCache(model.config, CacheSettings(window=16))), **options)
     assert got.tolist() == wanted.tolist()
 
 
@@ -163,12 +164,16 @@ def test_what_would_be_silently_wrong_is_refused() -> None:
     mask[0, :5] = 0
     with pytest.raises(UsageError, match="padded"):
         model.generate(
-            tokens, attention_mask=mask, past_key_values=HybridCache(model.config), max_new_tokens=2, pad_token_id=0
+            tokens,
+            attention_mask=mask,
+            **with_cache(model, HybridCache(model.config)),
+            max_new_tokens=2,
+            pad_token_id=0,
         )
     with pytest.raises(UsageError, match="past_key_values"):
         model(input_ids=tokens, use_cache=False)
     with pytest.raises(UsageError, match="beam"):
-        model.generate(tokens, past_key_values=HybridCache(model.config), max_new_tokens=3, num_beams=2)
+        model.generate(tokens, **with_cache(model, HybridCache(model.config)), max_new_tokens=3, num_beams=2)
 
 
 @pytest.mark.parametrize(

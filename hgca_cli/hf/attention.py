@@ -44,7 +44,8 @@ def hybrid_attention(
     updated_layer.set(None)
     if layer is None:
         raise UsageError(
-            'attention "hgca" needs its cache.', "Pass past_key_values=HybridCache(...) and use_cache=True."
+            'attention "hgca" needs its cache.',
+            "Pass cache=HybridCache(...) (before transformers 5.24: past_key_values) and use_cache=True.",
         )
     if attention_mask is not None or position_bias is not None or dropout:
         raise ModelError(

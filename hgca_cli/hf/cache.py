@@ -26,7 +26,7 @@ from hgca_cli.kv.pieces import Pieces
 
 
 class HybridCache(Cache):
-    """Pass it to a model whose attention implementation is "hgca": `model(..., past_key_values=HybridCache(config))`.
+    """Pass it to a model whose attention implementation is "hgca": `model(..., cache=HybridCache(config))`.
 
     config_or_layout  a transformers config, or the KVLayout made from it
     settings          window, sinks, context, policy by name

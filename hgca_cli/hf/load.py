@@ -64,7 +64,12 @@ class LoadedModel:
 
 def forward(model: Any, ids: Tensor, cache: Any, **more: Any) -> Any:
     """Run a transformers model on the next tokens [1, n] of a sequence whose rows so far are in `cache`."""
-    return model(input_ids=ids, use_cache=True, **{_cache_argument(cast(Hashable, type(model))): cache}, **more)
+    return model(input_ids=ids, use_cache=True, **with_cache(model, cache), **more)
+
+
+def with_cache(model: Any, cache: Any) -> dict[str, Any]:
+    """A cache as the argument that a transformers model takes it by, in `forward` and in `generate`."""
+    return {_cache_argument(cast(Hashable, type(model))): cache}
 
 
 @lru_cache
