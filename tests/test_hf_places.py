@@ -96,3 +96,17 @@ def test_how_a_model_wants_to_be_sampled(tmp_path: Path) -> None:
     write(tmp_path, {"generation_config.json": "{"})
     with pytest.raises(ModelError, match=r"generation_config\.json cannot be read"):
         generation_settings(tmp_path)
+
+
+def test_weights_that_were_packed_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HGCA_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert places.packed_models() == ()
+    index = '{"model": "org/eight", "quant": "q4"}'
+    write(tmp_path / "cache/packed/eight-1-q4", {"index.json": index, "weights.bin": "x" * 100})
+    write(tmp_path / "cache/packed/odd", {"weights.bin": "12"})
+    write(tmp_path / "cache/packed/.making-z", {"weights.bin": "123"})
+    told = [(one.name, one.bytes, one.whole) for one in places.packed_models()]
+    assert told == [("org/eight --quant q4", 100 + len(index), True), ("odd", 2, False)]
+    (making,) = places.converted_places()[0].leftovers
+    assert making.bytes == 3

@@ -144,7 +144,7 @@ def chat(
         sink.plan(planned, model, detailed=True)
     elif json or is_terminal(sys.stderr):
         sink.plan(planned, model)
-    engine = start_engine(choice, files, planned, balance=balanced)
+    engine = start_engine(choice, files, planned, balance=balanced, notify=sink.show)
     check_template(engine.loaded.tokenizer, sampling, think, made_with)
     settings, origins, wrong = sampling_of(sampling, engine.loaded.model.generation_config.to_diff_dict())
     for text in wrong:

@@ -93,7 +93,7 @@ def start_run(given: Mapping[str, Any]) -> EvalRun:
     files, plan = plan_model(choice, request, sink.show)
     if given["verbose"]:
         sink.plan(plan, given["model"], detailed=True)
-    engine = start_engine(choice, files, plan)
+    engine = start_engine(choice, files, plan, notify=sink.show)
     from hgca_cli.measure.machine import where_and_when
 
     machine = {

@@ -53,7 +53,7 @@ class HgcaModel(LM):
         sink = HumanSink(style_of("never", plain=True), stats=False, stream=True, quiet=False)
         choice = ModelChoice(str(model))
         files, plan = plan_model(choice, plan_request(known | words), sink.show)
-        self.engine = start_engine(choice, files, plan)
+        self.engine = start_engine(choice, files, plan, notify=sink.show)
         self._scorer = LikelihoodScorer(self.engine)
         self._tokenizer = self.engine.loaded.tokenizer
         begins = self._tokenizer.hf.bos_token_id

@@ -73,7 +73,7 @@ def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
     files, plan = plan_model(choice, request, notify, profile=recipe.profile)
     profile = profile_for(recipe.profile, machine, notify)
     sizes = sizes_of(describe(files, choice.trust_remote_code), machine, request, profile, plan)
-    engine = start_engine(choice, files, plan)
+    engine = start_engine(choice, files, plan, notify=notify)
     check_template(engine.loaded.tokenizer, recipe.sampling, recipe.think, recipe.options)
     sampling, _, wrong = sampling_of(recipe.sampling, engine.loaded.model.generation_config.to_diff_dict())
     for text in wrong:

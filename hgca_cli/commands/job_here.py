@@ -37,7 +37,11 @@ def here(
     from hgca_cli.engine.batch import Batch
     from hgca_cli.engine.room import Room
 
-    engine = start_engine(choice, files, plan)
+    def tell(event: Event) -> None:
+        if isinstance(event, Notice):
+            job.view.note(event.text)
+
+    engine = start_engine(choice, files, plan, notify=tell)
     check_template(engine.loaded.tokenizer, job.sampling, job.given["think"], job.template_options)
     if lost := lost_options(engine.loaded.tokenizer, job.told_template):
         job.view.note(lost)

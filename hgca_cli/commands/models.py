@@ -22,21 +22,22 @@ models = typer.Typer(help="Models on this machine.")
 
 @models.command("ls")
 def list_models(json: options.JsonDocument = False, quiet: options.Quiet = False, debug: options.Debug = False) -> None:
-    """Every model that was fetched or converted, and short names.
+    """Every model that was fetched or converted, weights that --quant packed, and short names.
 
-    With its bytes, and the bytes of 16-bit keys and values a token of context has.
+    With their bytes, and the bytes of 16-bit keys and values a token of context has.
 
     --quiet: names only.
     """
-    from hgca_cli.hf.places import model_places
+    from hgca_cli.hf.places import PACKED, model_places, packed_models
     from hgca_cli.hf.registry import PACKAGED, aliases
 
     stored = [(place.kind, one) for place in model_places() for one in place.models]
+    packed = [(PACKED, one) for one in packed_models()]
     if quiet and not json:
         for _, one in stored:
             typer.echo(inert(one.name))
         return
-    rows = [_row(kind, one) for kind, one in stored]
+    rows = [_row(kind, one) for kind, one in [*stored, *packed]]
     if json:
         typer.echo(jsons.dumps({"models": rows, "aliases": aliases()}))
         return

@@ -68,8 +68,15 @@ def plan_model(
     return files, plan
 
 
-def start_engine(choice: ModelChoice, files: ModelFiles, plan: Plan, *, balance: bool = False) -> Engine:
-    """Load the model by plan; balance: as of Engine. Raises ModelError, DoesNotFitError."""
+def start_engine(
+    choice: ModelChoice,
+    files: ModelFiles,
+    plan: Plan,
+    *,
+    balance: bool = False,
+    notify: Callable[[Event], None] = lambda _: None,
+) -> Engine:
+    """Load the model by plan; balance: as of Engine, notify: of load_model. Raises ModelError, DoesNotFitError."""
     import torch
 
     from hgca_cli import native
@@ -85,6 +92,7 @@ def start_engine(choice: ModelChoice, files: ModelFiles, plan: Plan, *, balance:
         trust_remote_code=choice.trust_remote_code,
         yarn_context=plan.yarn_context,
         quant=plan.quant,
+        notify=notify,
     )
     if choice.template is not None:
         loaded.tokenizer.with_template(choice.template)

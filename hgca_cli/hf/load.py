@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from hgca_cli.errors import DoesNotFitError, HgcaError, ModelError
+from hgca_cli.events import Event
 from hgca_cli.hf.checks import FETCH_AGAIN, check_config, check_size, check_weights, read_json, reason
 from hgca_cli.hf.default_model import recommended
 from hgca_cli.hf.packed import dtype_of, pack, packed_layers
+from hgca_cli.hf.packed_files import PackedFiles
 from hgca_cli.hf.quiet import quiet
 from hgca_cli.hf.registry import ModelFiles
 from hgca_cli.hf.shape import refuse_unsupported, text_config, trained_context
@@ -100,6 +102,7 @@ def load_model(
     trust_remote_code: bool = False,
     yarn_context: int | None = None,
     quant: str = "none",
+    notify: Callable[[Event], None] = lambda _: None,
 ) -> LoadedModel:
     """Load a model's weights and tokenizer.
 
@@ -107,6 +110,7 @@ def load_model(
                   a token's read no more bytes than in 16 bits: hf/linear.py), the config's own elsewhere
     yarn_context  stretch the rotary positions (YaRN, arXiv:2309.00071) to so many tokens
     quant         on the CPU: "q8" or "q4" holds the weights packed, and nothing else of them (hf/packed.py); dtype is fp32 then
+    notify        told what takes long, and what is kept on disk
 
     Raises ModelError for missing, mismatched, damaged or non-finite weights, DoesNotFitError if memory runs out.
     """
@@ -115,6 +119,7 @@ def load_model(
     if yarn_context is not None and yarn_context > trained:
         stretch(config, yarn_context)
     shards = check_weights(files.path)
+    fingerprint = _fingerprint(files, shards, quant)
     if (files.path / "generation_config.json").exists():
         read_json(files.path / "generation_config.json")  # transformers goes on without it, and answers never end
     tokenizer = Tokenizer.load(files.path, trust_remote_code=trust_remote_code)
@@ -139,7 +144,8 @@ def load_model(
             refuse_incomplete(files.path, info)
             model = model.to(device).eval().requires_grad_(False)
             if quant != "none":
-                pack(model, quant, files.path)
+                count = sum(one.numel() for one in model.parameters())
+                pack(model, quant, files.path, PackedFiles(files.name, quant, fingerprint, count, notify))
         except HgcaError:
             raise
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -168,7 +174,7 @@ def load_model(
         dtype=kind,
         trained_context=trained,
         weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-        fingerprint=_fingerprint(files, shards, quant),
+        fingerprint=fingerprint,
         quant=quant,
     )
 

@@ -24,6 +24,7 @@ from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.events import Event, Notice
 
 ABANDONED_SECONDS = 24 * 3600  # a conversion this old was killed
+MAKING = ".making-"  # begins the names of what is not whole yet
 
 
 def find(name: str) -> Path | None:
@@ -45,7 +46,7 @@ def roots() -> list[Path]:
 
 def leftovers(models: Path) -> list[Path]:
     """What conversions that run now, or were killed, hold in `<cache>/models`."""
-    return sorted(models.glob(".making-*"))
+    return sorted(models.glob(f"{MAKING}*"))
 
 
 def cache_dir(notify: Callable[[Event], None]) -> Path:
@@ -85,8 +86,8 @@ def making(name: str, notify: Callable[[Event], None]) -> Iterator[tuple[Path, P
     models = cache_dir(notify) / "models"
     try:
         models.mkdir(exist_ok=True)
-        _drop_abandoned(models)
-        with tempfile.TemporaryDirectory(dir=models, prefix=".making-", ignore_cleanup_errors=True) as scratch:
+        drop_abandoned(models)
+        with tempfile.TemporaryDirectory(dir=models, prefix=MAKING, ignore_cleanup_errors=True) as scratch:
             work = Path(scratch) / "model"
             work.mkdir()
             yield work, Path(scratch)
@@ -128,7 +129,8 @@ def _writable(path: Path) -> Path:
         return path
 
 
-def _drop_abandoned(models: Path) -> None:
+def drop_abandoned(models: Path) -> None:
+    """Remove what was being made in a directory and was killed."""
     for left in leftovers(models):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:

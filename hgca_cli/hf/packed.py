@@ -20,6 +20,7 @@ from hgca_cli.errors import ModelError
 from hgca_cli.hf.checks import FETCH_AGAIN, tensor_dtypes
 from hgca_cli.hf.grid import Grid, find_grid, floats, round_to_grid, takes, tiles_shape
 from hgca_cli.hf.linear import QuickLinear, Weights
+from hgca_cli.hf.packed_files import PackedFiles
 from hgca_cli.hf.pages import Pages
 from hgca_cli.hf.trial import gives_the_same, put_before
 
@@ -55,12 +56,20 @@ def dtype_of(files: list[Path]) -> torch.dtype:
     return HALVES.get(counts.most_common(1)[0][0] if counts else "", torch.bfloat16)
 
 
-def pack(model: nn.Module, quant: str, path: Path) -> None:
+def pack(model: nn.Module, quant: str, path: Path, files: PackedFiles | None = None) -> None:
     """Pack the weights of a model just loaded from `path`, in place; quant: of BITS.
+
+    files  where they are read from, or kept
 
     Raises ModelError, naming it, for a weight that is not finite, and for a model of which little could be packed.
     """
-    _Packing(model, path).run(quant)
+    try:
+        _Packing(model, path, files).run(quant)
+        if files is not None:
+            files.finish()
+    finally:
+        if files is not None:
+            files.close()
 
 
 def packed_layers(model: nn.Module) -> Iterator[QuickLinear]:
@@ -69,8 +78,8 @@ def packed_layers(model: nn.Module) -> Iterator[QuickLinear]:
 
 
 class _Packing:
-    def __init__(self, model: Any, path: Path) -> None:
-        self._model, self._path, self._pages = model, path, Pages()
+    def __init__(self, model: Any, path: Path, files: PackedFiles | None) -> None:
+        self._model, self._path, self._files, self._pages = model, path, files, Pages()
         self._names = {id(module): name for name, module in model.named_modules()}
         self._users = Counter(
             one.data_ptr() for module in model.modules() for one in module._parameters.values() if one is not None
@@ -122,6 +131,9 @@ class _Packing:
         """The grid of a weight, the same for those that are tied."""
         if (known := self._tied.get(weight.data_ptr())) is not None:
             return known
+        name = f"{self._names[id(module)]}.weight"
+        if self._files is not None and (read := self._files.take(name, weight, bits, self._pages.room)) is not None:
+            return self._remember(weight, read)
         grid = find_grid(weight)  # as of a GGUF file: nothing is rounded then
         if grid is not None and grid.bits <= bits:
             grid = grid._replace(tiles=self._pages.keep(grid.tiles))
@@ -129,10 +141,12 @@ class _Packing:
             shape = tiles_shape(weight, bits)
             grid = Grid(self._pages.room(shape[0] * shape[1] * shape[2]).view(shape), bits)
             if not round_to_grid(weight, bits, grid.tiles):
-                raise ModelError(
-                    f"{self._path}: {self._names[id(module)]}.weight holds NaN, infinite or enormous numbers.",
-                    FETCH_AGAIN,
-                )
+                raise ModelError(f"{self._path}: {name} holds NaN, infinite or enormous numbers.", FETCH_AGAIN)
+        if self._files is not None:
+            self._files.keep(name, grid)
+        return self._remember(weight, grid)
+
+    def _remember(self, weight: Tensor, grid: Grid) -> Grid:
         if self._users[weight.data_ptr()] > 1:
             self._tied[weight.data_ptr()] = grid
         return grid

@@ -5,6 +5,8 @@ Nothing here writes, fetches or converts.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -17,7 +19,7 @@ from hgca_cli.errors import ModelError
 from hgca_cli.hf import model_cache
 from hgca_cli.hf.checks import reason
 
-CONVERTED, HUB = "converted", "hub"
+CONVERTED, PACKED, HUB = "converted", "packed", "hub"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,14 @@ def converted_places() -> tuple[Place, ...]:
     return tuple(_converted(root, chosen if not at else "", spare=at > 0) for at, root in enumerate(roots))
 
 
+def packed_models() -> tuple[Stored, ...]:
+    """Weights that --quant packed and kept (hf/packed_files.py), by model and quant."""
+    with contextlib.suppress(ModelError):
+        folders = [one for root in model_cache.roots() for one in sorted(_glob(root, "packed/*"))]
+        return tuple(_packed(one) for one in folders if not one.name.startswith("."))
+    return ()
+
+
 def hub_place() -> Place:
     """The cache of huggingface_hub, as its own client tells of it."""
     from huggingface_hub import constants, scan_cache_dir
@@ -126,8 +136,16 @@ def _nearest(path: Path) -> Path:
 def _converted(root: Path, chosen: str, *, spare: bool) -> Place:
     folders = [one for one in _glob(root, "models/*") if not one.name.startswith(".")]
     models = [Stored(one.name, str(one), _size(one), _whole(one)) for one in sorted(folders)]
-    left = [_left(path) for path in _listed(model_cache.leftovers, root / "models")]
+    left = [_left(path) for kind in ("models", "packed") for path in _listed(model_cache.leftovers, root / kind)]
     return Place(CONVERTED, str(root), chosen, spare, refusal(root), free_bytes(root), tuple(models), tuple(left))
+
+
+def _packed(folder: Path) -> Stored:
+    try:
+        found = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        return Stored(f"{found['model']} --quant {found['quant']}", str(folder), _size(folder), True)
+    except (OSError, ValueError, KeyError, TypeError):
+        return Stored(folder.name, str(folder), _size(folder), False)
 
 
 def _whole(folder: Path) -> bool:
