@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,15 @@ def test_models_on_this_machine(user: Path, model: str, monkeypatch: pytest.Monk
     told = json.loads(hg(user, "models", "ls", "--json", HGCA_CACHE_DIR=str(cache)).stdout)
     assert told["models"][0]["kv_bytes_per_token"] == 2 * 2 * 2 * (8 + 8) and told["aliases"]["own"] == model
     assert hg(user, "models", "ls", "-q", HGCA_CACHE_DIR=str(cache)).stdout == b"tiny\n"
+    refused = hg(user, "models", "rm", "tiny", "other", HGCA_CACHE_DIR=str(cache))
+    assert (
+        refused.returncode == 2
+        and b"no model 'other' on this machine" in refused.stderr
+        and (cache / "models/tiny").exists()
+    )
+    removed = hg(user, "models", "rm", "tiny", HGCA_CACHE_DIR=str(cache))
+    assert removed.returncode == 0 and re.fullmatch(rb"removed tiny \(.* KiB, converted\)\n", removed.stdout)
+    assert not (cache / "models/tiny").exists() and (Path(model) / "config.json").exists()
 
 
 def test_the_shell_completes_aliases_and_sessions(user: Path, tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
-"""`hgca models`: which models are on this machine, and what a token of context takes with them."""
+"""`hgca models`: which models are on this machine, what a token of context takes with them, and which shall go."""
 
 from __future__ import annotations
 
 import json as jsons
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hgca_cli.commands import options
+from hgca_cli.commands.completion import complete_model
 from hgca_cli.errors import HgcaError
 from hgca_cli.ui.inert import inert
 from hgca_cli.units import format_bytes
@@ -17,14 +18,15 @@ if TYPE_CHECKING:
 
 ITEM = 2  # bytes of a number of keys and values, as bf16 and fp16 have them
 
-models = typer.Typer(help="Models on this machine.")
+models = typer.Typer(help="Models on this machine: list, remove.")
 
 
 @models.command("ls")
 def list_models(json: options.JsonDocument = False, quiet: options.Quiet = False, debug: options.Debug = False) -> None:
-    """Every model that was fetched or converted, weights that --quant packed, and short names.
+    """Every model that is here, and short names.
 
-    With their bytes, and the bytes of 16-bit keys and values a token of context has.
+    Fetched or converted ones, and weights that --quant packed, with their bytes, and the bytes of 16-bit keys and values a
+    token of context has.
 
     --quiet: names only.
     """
@@ -53,6 +55,29 @@ def list_models(json: options.JsonDocument = False, quiet: options.Quiet = False
     typer.echo("" if rows else "no models yet: hgca pull fetches the default one")
     for name, target in aliases().items():
         typer.echo(inert(f"{name} = {'the default model, of a Python package' if target == PACKAGED else target}"))
+
+
+@models.command("rm")
+def remove_models(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="Models to remove, as `ls` shows them.", autocompletion=complete_model),
+    ],
+    packed: Annotated[bool, typer.Option("--packed", help="Only the weights that --quant packed.")] = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Remove models, and weights that --quant packed.
+
+    NAME is what ls shows, an alias, or a converted file's name without its last part.
+    """
+    from hgca_cli.hf.removing import of_name, remove
+
+    found = [one for name in dict.fromkeys(names) for one in of_name(name, packed_only=packed)]
+    for kind, one in dict.fromkeys(found):  # all of them are there, or none is removed
+        remove(kind, one)
+        if not quiet:
+            typer.echo(inert(f"removed {one.name} ({format_bytes(one.bytes)}, {kind})"))
 
 
 def _row(kind: str, one: Stored) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""Models that shall go: converted ones, packed weights, and what was fetched from the hub."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hgca_cli.errors import ModelError, UsageError
+from hgca_cli.hf.places import CONVERTED, HUB, PACKED, Stored, model_places, packed_models
+from hgca_cli.hf.registry import aliases
+
+
+def of_name(name: str, *, packed_only: bool = False) -> list[tuple[str, Stored]]:
+    """What is on disk of a model, with its kind: of this name as `hgca models ls` tells it, of an alias, or of a GGUF file.
+
+    Packed weights go with their model, or alone. Raises UsageError if there is nothing.
+    """
+    wanted = {name, aliases().get(name, name)}
+    found = [(PACKED, one) for one in packed_models() if {one.name, one.name.partition(" --quant ")[0]} & wanted]
+    if not packed_only:
+        here = [(place.kind, one) for place in model_places() for one in place.models]
+        exact = [(kind, one) for kind, one in here if one.name in wanted]
+        begun = [
+            (kind, one) for kind, one in here if kind == CONVERTED and name and one.name.rpartition("-")[0] == name
+        ]
+        found = [*(exact or begun), *found]
+    if not found:
+        what = "no packed weights of model" if packed_only else "no model"
+        raise UsageError(f"{what} {name!r} on this machine.", "hgca models ls lists what there is.")
+    return found
+
+
+def remove(kind: str, one: Stored) -> None:
+    """Delete it; of a link the link only. Raises ModelError if that is not permitted."""
+    path = Path(one.path)
+    try:
+        if kind == HUB:
+            _remove_fetched(path)
+        elif path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+    except OSError as error:
+        raise ModelError(f"cannot remove {path}: {error.strerror or error}.", "Check its permissions.") from error
+
+
+def _remove_fetched(path: Path) -> None:
+    """As the hub's own client does, whose locks and links lie beside the files."""
+    from huggingface_hub import scan_cache_dir
+
+    found: Any = scan_cache_dir(path.parent)
+    revisions = [one.commit_hash for repo in found.repos if Path(repo.repo_path) == path for one in repo.revisions]
+    if revisions:
+        found.delete_revisions(*revisions).execute()
+    if path.exists():
+        shutil.rmtree(path)
