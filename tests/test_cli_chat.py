@@ -119,7 +119,7 @@ def test_packed_weights_answer(quant: str, model: str, tmp_path: Path) -> None:
     place = {"HGCA_DATA_DIR": str(tmp_path)}
     done = here(*words, "--quant", quant, **place)
     assert done.returncode == 0 and len(done.stdout) > 8, done.stderr
-    again = here(*words, **place)
+    again = here(*words, "--quant", "none", **place)
     assert again.returncode == 0 and b"of another model or --quant" in again.stderr
     told = records(here("chat", "-m", model, "--plan", "--json", HGCA_QUANT=quant))[0]
     assert told["quant"] == ("q8" if quant == "q8" else "q4")

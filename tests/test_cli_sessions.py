@@ -13,6 +13,7 @@ import pytest
 from hgca_cli.engine.session import Session
 from hgca_cli.engine.session_record import read_record
 from tests.cli_process import Done, environment, here, records, save_tiny
+from tests.models import write_model
 
 FLAGS = ["-n", "8", "--temp", "0", "--window", "32", "--ctx", "8k", "--yarn", "--prefill-chunk", "256"]
 BOOK = "the cat sat on the mat. " * 300
@@ -62,6 +63,22 @@ def test_a_session_goes_on_where_it_was(data: Path, model: str, tmp_path: Path) 
         assert next(one for one in told if one["type"] == "prefill")["cache"] == 0, "its text is read again"
         rows = json.loads(run(text, "sessions", "show", "notes", "--json").stdout)["rows"]
         assert (rows is None) == (len(words) == 2)
+
+
+def test_weights_are_packed_as_the_sessions_were(data: Path, tmp_path: Path) -> None:
+    model = str(write_model(tmp_path / "wide"))
+    chat(data, model, "--session", "packed", "-p", "the cat sat", "--quant", "q4")
+    shown = run(data, "sessions", "show", "packed").stdout.decode()
+    assert (
+        "weights in q4" in shown
+        and '"quant": "q4"' in run(data, "sessions", "show", "packed", "--json").stdout.decode()
+    )
+    for words in ((), ("-m", model)):
+        told = records(run(data, "chat", "-C", *FLAGS, *words, "--json", "why?"))
+        assert told[0]["quant"] == "q4" and told[-1]["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    told = records(run(data, "chat", "-C", *FLAGS, "--quant", "none", "--json", "why?"))
+    assert told[0]["quant"] == "none" and told[-1]["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert any("of another model or --quant" in one.get("text", "") for one in told if one["type"] == "notice")
 
 
 def test_what_is_saved_without_a_name(data: Path, model: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from hgca_cli.commands import options
 from hgca_cli.commands.flags import balance_of, dashboard_of, naming_variables, sampling_of
 from hgca_cli.commands.inputs import read_text
-from hgca_cli.commands.keeping import DISK_LIMIT, Keeper, latest_session
+from hgca_cli.commands.keeping import DISK_LIMIT, Keeper, anywhere, latest_session
 from hgca_cli.commands.origins import setter
 from hgca_cli.commands.question import checked, inputs_of, keeping_of, meant_otherwise, system_message
 from hgca_cli.commands.setup import ModelChoice, check_template, plan_model, start_engine
@@ -26,6 +27,8 @@ from hgca_cli.ui.style import Style, is_terminal
 
 if TYPE_CHECKING:
     from hgca_cli.commands.talk import Talk
+    from hgca_cli.engine.sessions import Listed
+    from hgca_cli.hardware.settings import PlanRequest
     from hgca_cli.ui.console import Sink
 
 
@@ -129,7 +132,9 @@ def chat(
         for text in meant_otherwise(given):
             sink.show(Notice(text))
         name = latest_session() if continue_ else session
-        model, revision = _model_of(context, name, message, model, revision)
+        if name is not None and (there := find_session(name)) is not None:
+            model, revision = _model_of(context, there, message, model, revision)
+            request = _packed_as(context, there, model, request)
         choice = ModelChoice(model, revision, trust_remote_code, offline, template)
         keeper = None if plan or raw else Keeper(keeping, model, revision, one_answer=question is not None)
         if keeper is not None:
@@ -169,11 +174,10 @@ def chat(
 
 
 def _model_of(
-    context: typer.Context, name: str | None, message: str | None, model: str, revision: str | None
+    context: typer.Context, there: Listed, message: str | None, model: str, revision: str | None
 ) -> tuple[str, str | None]:
     """The model a session is of, unless another was asked for. Raises UsageError if it has a system message and gets another."""
-    there = find_session(name) if name is not None else None
-    if there is None or there.record is None:
+    if there.record is None:
         return model, revision
     if message is not None and there.record.turns:
         raise UsageError(
@@ -183,6 +187,14 @@ def _model_of(
     if setter(context, "model") is None and setter(context, "revision") is None:
         return there.record.model, there.record.revision
     return model, revision
+
+
+def _packed_as(context: typer.Context, there: Listed, model: str, request: PlanRequest) -> PlanRequest:
+    """With its model's weights as a session's were, or its rows would be of other weights; unless something else was asked for."""
+    asked = any(setter(context, name) is not None for name in ("quant", "dtype"))
+    if there.record is None or asked or there.record.model != anywhere(model):
+        return request
+    return replace(request, quant=there.record.quant)
 
 
 def _sink(given: Mapping[str, Any], style: Style) -> Sink:

@@ -51,7 +51,7 @@ class Keeper:
 
     def __init__(self, keeping: Keeping, model: str, revision: str | None, *, one_answer: bool = False) -> None:
         self._keeping, self._one_answer = keeping, one_answer
-        self._model = _anywhere(model)
+        self._model = anywhere(model)
         self._revision = revision
         self._named = False
         self._given_up = False
@@ -126,7 +126,7 @@ class Keeper:
             self.session, self._named = Session(_free_name(), automatic=True), False
         rows = rows and self._keeping.rows and (self._named or conversation.sequence.cached > LONG)
         told = {one.name: getattr(sampling, one.name) for one in fields(sampling) if one.name != "stop"}
-        about = About(self._model, self._revision, told)
+        about = About(self._model, self._revision, told, conversation.engine.loaded.quant)
         for notice in self.session.save(conversation, about, rows=rows, limit=self._keeping.limit):
             sink.show(notice)
         return self.session.name
@@ -162,7 +162,7 @@ class Keeper:
         return self._named or any(message["role"] == "assistant" for message in conversation.messages)
 
 
-def _anywhere(model: str) -> str:
+def anywhere(model: str) -> str:
     """A model's name as it means the same in every directory."""
     try:
         path = Path(model).expanduser()

@@ -29,11 +29,12 @@ from hgca_cli.events import Notice
 
 @dataclass(frozen=True)
 class About:
-    """What a record tells of the run. model: as it can be given to --model again."""
+    """What a record tells of the run. model, quant: as they can be given to --model and --quant again."""
 
     model: str
     revision: str | None
     sampling: dict[str, float | int | str | None]
+    quant: str = "none"
 
 
 class Session:
@@ -137,6 +138,7 @@ class Session:
             number=self._number,
             sampling=about.sampling,
             saved=saved,
+            quant=about.quant,
         )
         replace_file(self.folder / FILE, dumps(record))
         self.record, self.messages, self.damaged = record, list(conversation.messages), ""

@@ -101,6 +101,7 @@ class Record:
     messages   the transcript's file, bytes and checksum of what was there when this was written: `turns` messages
     automatic  nobody named it
     number     the next file's
+    quant      how its model's weights were packed
     """
 
     hgca: str
@@ -114,6 +115,7 @@ class Record:
     number: int
     sampling: dict[str, float | int | str | None] = field(default_factory=dict)
     saved: SavedRows | None = None
+    quant: str = "none"
 
     @property
     def files(self) -> set[str]:

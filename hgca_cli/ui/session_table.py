@@ -55,7 +55,7 @@ def session_lines(session: Any, messages: Sequence[dict[str, Any]], now: float) 
         pairs += [
             ("used", f"{format_age(now - session.used)} ago"),
             ("created", datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M")),
-            ("model", record.model + (f", revision {record.revision}" if record.revision else "")),
+            ("model", _model_told(record)),
             ("sampling", ", ".join(f"{name} {told_value(value)}" for name, value in record.sampling.items())),
             ("saved by", f"hgca {record.hgca}"),
         ]
@@ -75,7 +75,7 @@ def session_record(session: Any) -> dict[str, Any]:
     record = session.record
     saved = record.saved if record is not None else None
     known = {} if record is None else {
-        "model": record.model, "revision": record.revision, "created": record.created, "changed": record.changed,
+        "model": record.model, "revision": record.revision, "quant": record.quant, "created": record.created, "changed": record.changed,
         "turns": record.turns, "automatic": record.automatic, "sampling": record.sampling, "hgca": record.hgca,
     }  # fmt: skip
     rows = None if saved is None else {
@@ -85,3 +85,8 @@ def session_record(session: Any) -> dict[str, Any]:
     }  # fmt: skip
     about = {"name": session.name, "folder": str(session.folder), "used": session.used, "bytes": session.bytes}
     return about | {"damaged": session.wrong or None} | known | {"rows": rows}
+
+
+def _model_told(record: Any) -> str:
+    revision = f", revision {record.revision}" if record.revision else ""
+    return record.model + revision + (f", weights in {record.quant}" if record.quant != "none" else "")
