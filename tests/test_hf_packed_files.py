@@ -132,7 +132,7 @@ def test_a_disk_that_fills_up_is_told(files: ModelFiles, cache: Path, monkeypatc
 
     monkeypatch.setattr(PackedFiles, "_append", full)
     model, told = loaded(files)
-    assert told[1] == "packed weights are not kept: No space left on device" and not list(cache.iterdir())
+    assert told[1] == f"packed weights are not kept: {cache}: No space left on device" and not list(cache.iterdir())
     assert torch.equal(logits(whole), logits(model))
 
 
@@ -142,7 +142,9 @@ def test_a_cache_that_cannot_be_written_is_told(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HGCA_CACHE_DIR", str(tmp_path / "file"))
     _, told = loaded(files)
-    assert len(told) == 1 and told[0].startswith("packed weights are not kept: HGCA_CACHE_DIR")
+    assert len(told) == 1 and told[0].startswith("packed weights are not kept: ") and str(tmp_path / "file") in told[0]
+    monkeypatch.setenv("HGCA_CACHE_DIR", "~nobody-of-that-name/x")
+    assert "HGCA_CACHE_DIR" in loaded(files)[1][0]
 
 
 def test_nothing_is_left_of_weights_that_are_refused(files: ModelFiles, cache: Path) -> None:

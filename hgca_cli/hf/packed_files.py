@@ -54,9 +54,10 @@ class PackedFiles:
         self._pending: list[Future[None]] = []
         if count < LEAST:
             return
+        self._place = Path()
         try:
             folder = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(name).name)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}-{quant}"
-            self._place = model_cache.cache_dir(lambda _: None) / "packed" / folder
+            self._place = model_cache.roots()[0] / "packed" / folder  # not the spare one, which may be in memory
             if not self._open():
                 self._begin(int(count * BYTES[quant]))
         except (HgcaError, OSError) as error:
@@ -134,9 +135,9 @@ class PackedFiles:
             self._index = {str(name): (int(bits), int(at)) for name, (bits, at) in found["grids"].items()}
             if (self._place / "weights.bin").stat().st_size != found["bytes"]:
                 raise ValueError("weights.bin is of another length")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             self._damaged(error)
             return False
         self._source = (self._place / "weights.bin").open("rb", buffering=0)
@@ -145,7 +146,7 @@ class PackedFiles:
     def _begin(self, needed: int) -> None:
         self._index = {}
         packed = self._place.parent
-        packed.mkdir(exist_ok=True)
+        packed.mkdir(parents=True, exist_ok=True)
         model_cache.drop_abandoned(packed)
         free = shutil.disk_usage(packed).free
         if free < needed + SPARE_BYTES:
@@ -179,7 +180,9 @@ class PackedFiles:
         self._notify(Notice(f"{self._place} is damaged ({error}): the weights are packed again"))
 
     def _drop(self, error: Exception) -> None:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        said = (
+            f"{self._place.parent}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+        )
         self._notify(Notice(f"packed weights are not kept: {said}"))
         self.close()
 
