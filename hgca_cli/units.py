@@ -48,6 +48,11 @@ def parse_share(text: str, name: str = "value") -> float:
     return value
 
 
+def counted(count: int, what: str) -> str:
+    """`1, "row"` -> `1 row`; `1234` -> `1,234 rows`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def format_bytes(count: float) -> str:
     """`1536` -> `1.5 KiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -159,7 +159,7 @@ def test_threads_are_those_the_process_may_use(model: str) -> None:
         "import os, sys; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]); from hgca_cli.app import run; "
     )
     script += "sys.exit(run(sys.argv[1:]))"
-    for more, told in (([], b""), (["--threads", "7"], b"--threads 7: this process may use 1 processors")):
+    for more, told in (([], b""), (["--threads", "7"], b"--threads 7: this process may use 1 processor, so as many")):
         words = [sys.executable, "-c", script, "chat", "-m", model, "--plan", *more]
         done = subprocess.run(words, capture_output=True, check=False, env=environment(), stdin=subprocess.DEVNULL)
         assert done.returncode == 0 and b"--threads 1 " in done.stdout.replace(b"\n", b" ") and told in done.stderr

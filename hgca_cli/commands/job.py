@@ -22,6 +22,7 @@ from hgca_cli.events import Event, Notice
 from hgca_cli.ui.job import JobView
 from hgca_cli.ui.log_file import LogFile
 from hgca_cli.ui.style import Style, is_terminal
+from hgca_cli.units import counted
 
 if TYPE_CHECKING:
     import threading
@@ -99,7 +100,7 @@ class Job:
         told = self._told()
         output.of(told)
         if self.given["retry_errors"] and (again := output.forget_errors()):
-            self.view.note(f"{again:,} row{'s' * (again != 1)} that failed: to be done again")
+            self.view.note(f"{counted(again, 'row')} that failed: to be done again")
         output.compare(checked)
         missing = [entry for entry in checked.entries if entry.id not in output.done]
         before = len(checked.entries) - len(missing)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hgca_cli.batch.check import Entry
 from hgca_cli.events import Event, Notice
+from hgca_cli.units import counted
 
 if TYPE_CHECKING:
     import threading
@@ -47,7 +48,7 @@ def here(
         job.view.note(lost)
     common = job.common_length(good)
     slots = job.slots or sizes.sequences(common, common - job.given["max_tokens"] + 1)
-    job.view.note(f"{len(good):,} row{'s' * (len(good) != 1)}, up to {slots} at once")
+    job.view.note(f"{counted(len(good), 'row')}, up to {slots} at once")
     work.terms = job.terms(choice)(engine.loaded.model.generation_config.to_diff_dict())
     batch = Batch(engine, slots, Room(sizes.limits, sizes.takes, sizes.holds, sizes.free))
 

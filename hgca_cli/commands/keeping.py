@@ -13,7 +13,7 @@ from hgca_cli.engine.session_files import sessions_dir
 from hgca_cli.engine.sessions import every_session, find_session, one_session, remove
 from hgca_cli.errors import HgcaError, ModelError, UsageError
 from hgca_cli.events import Done, Notice
-from hgca_cli.units import format_seconds
+from hgca_cli.units import counted, format_seconds
 
 if TYPE_CHECKING:
     from hgca_cli.engine.conversation import Conversation
@@ -97,7 +97,7 @@ class Keeper:
             sink.show(notice)
         turns = sum(message["role"] == "user" for message in conversation.messages)
         sink.note(
-            f"session {self.session.name}: {turns:,} turn{'s' * (turns != 1)}, {conversation.sequence.cached:,} tokens at hand, "
+            f"session {self.session.name}: {counted(turns, 'turn')}, {counted(conversation.sequence.cached, 'token')} at hand, "
             f"opened in {format_seconds(time.perf_counter() - began)}"
         )
         if not self._keeping.save:

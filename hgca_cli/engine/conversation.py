@@ -19,6 +19,7 @@ from hgca_cli.engine.turns import Document, Messages
 from hgca_cli.engine.wording import Wording, ids_of
 from hgca_cli.errors import UsageError
 from hgca_cli.events import Done, Event, Notice, Text
+from hgca_cli.units import counted
 
 LONG = 256  # tokens of a prompt whose time is worth knowing
 FREE_SHARE = 4  # a quarter of the context is free again once turns were dropped: not every question drops some
@@ -315,9 +316,7 @@ class Conversation:
 def _told(gone: list[str], tokens: int) -> str:
     """Which turns were dropped."""
     begins = ", ".join(f"'{' '.join(text.split())[:40]}'" for text in (gone if len(gone) < 4 else [gone[0], gone[-1]]))
-    between = (
-        f"{len(gone):,} turns, from first to last" if len(gone) >= 4 else f"{len(gone)} turn{'s' * (len(gone) > 1)}"
-    )
+    between = f"{len(gone):,} turns, from first to last" if len(gone) >= 4 else counted(len(gone), "turn")
     return (
         f"the context is full: the oldest {between} ({begins}; {tokens:,} tokens) are dropped. "
         "System message and documents stay."

@@ -11,6 +11,7 @@ from hgca_cli.hardware.memory import Choice, stored_rows
 from hgca_cli.hardware.place import Case, Place
 from hgca_cli.hardware.row_rates import thread_factor
 from hgca_cli.hardware.settings import Prediction
+from hgca_cli.units import counted
 
 WINDOWS = (256, 512, 1024, 2048, 4096)  # on the CPU, where the window is no scarce memory
 SMALLEST_GPU_WINDOW = 1024  # fewer offloaded rows than this are faster kept on the GPU (HGCA, arXiv:2507.03153)
@@ -28,7 +29,7 @@ def choose_threads(case: Case, reasons: dict[str, str], notices: list[str]) -> i
         reasons["threads"] = "given"
         if request.threads > usable:
             notices.append(
-                f"--threads {request.threads}: this process may use {usable} processors, so {usable} are used."
+                f"--threads {request.threads}: this process may use {counted(usable, 'processor')}, so as many threads are used."
             )
         return min(request.threads, usable)
     factors = {count: thread_factor(host, count) for count in {*host.attention_gb_s, usable} if count <= usable}

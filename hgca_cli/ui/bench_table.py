@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hgca_cli.units import counted
+
 HEADER = (
     f"{'shape':10} {'dtype':5} {'pattern':7} {'rows':>8} {'tokens':>6} {'ms':>9} {'GB/s':>7} {'read':>7} {'share':>6}"
     f" {'gqa':>7} {'folded':>7} {'matmul':>7} {'llama':>7}  also"
@@ -36,8 +38,7 @@ def attention_line(record: Mapping[str, Any]) -> str:
 def bandwidth_line(record: Mapping[str, Any]) -> str:
     """The memory's own speed (docs/cli.md, `bandwidth`)."""
     parts = [
-        f"{one['threads']} thread{'s' if one['threads'] > 1 else ''} {one['median_gb_s']:.2f} GB/s"
-        f" (best {one['best_gb_s']:.2f})"
+        f"{counted(one['threads'], 'thread')} {one['median_gb_s']:.2f} GB/s (best {one['best_gb_s']:.2f})"
         for one in record["read"]
     ]
     return f"read bandwidth, median of all turns: {', '.join(parts)}"

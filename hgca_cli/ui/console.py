@@ -15,7 +15,7 @@ from hgca_cli.ui.inert import inert
 from hgca_cli.ui.json_lines import JsonSink
 from hgca_cli.ui.style import Style, is_terminal
 from hgca_cli.ui.thoughts import ThoughtLines
-from hgca_cli.units import format_seconds
+from hgca_cli.units import counted, format_seconds
 
 if TYPE_CHECKING:
     from hgca_cli.ui.markdown import MarkdownStream
@@ -155,7 +155,7 @@ class HumanSink:
 
     def attached(self, name: str, tokens: int) -> None:
         """How long a document is."""
-        self.note(f"{name}: {tokens:,} tokens")
+        self.note(f"{name}: {counted(tokens, 'token')}")
 
     def tell(self, text: str) -> None:
         """A dim line on stderr."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from hgca_cli.ui.inert import inert
 from hgca_cli.ui.profile_table import profile_lines
-from hgca_cli.units import format_bytes
+from hgca_cli.units import counted, format_bytes
 
 COLORS = {"error": "\x1b[31m", "warning": "\x1b[33m", "note": "\x1b[2m"}
 NAMES = 18  # characters of the first column
@@ -75,7 +75,7 @@ def _host(host: Any) -> Iterator[tuple[str, str]]:
         "cores",
         (
             f"{host.physical_cores} physical, {host.logical_cores} logical; {host.allowed} allowed{quota}, "
-            f"{host.usable} threads can be kept busy; {host.numa_nodes} NUMA node{'s' if host.numa_nodes > 1 else ''}"
+            f"{counted(host.usable, 'thread')} can be kept busy; {counted(host.numa_nodes, 'NUMA node')}"
         ),
     )
     by = f", limited to {format_bytes(host.memory_limit)} by {host.limited_by}" if host.limited_by else ""

@@ -6,7 +6,7 @@ import shlex
 from typing import Any
 
 from hgca_cli.events import Balanced, Done
-from hgca_cli.units import format_bytes, format_seconds
+from hgca_cli.units import counted, format_bytes, format_seconds
 
 
 def figures(done: Done) -> str:
@@ -19,7 +19,7 @@ def figures(done: Done) -> str:
     cut = "" if done.finish_reason == "stop" else f" | {done.finish_reason}"
     speed = f"{done.tokens_per_second:.1f} tok/s, first after {format_seconds(done.ttft_seconds)}"
     return (
-        f"{done.completion_tokens:,} tokens{f', {speed}' if done.completion_tokens else ''} | "
+        f"{counted(done.completion_tokens, 'token')}{f', {speed}' if done.completion_tokens else ''} | "
         f"prompt {done.prompt_tokens:,}{cached} | "
         f"rows: window {rows.window:,}, store {rows.store:,}{read} | seed {done.seed}{cut}"
     )
@@ -34,7 +34,7 @@ def plan_line(plan: Any, model: str) -> str:
     """A plan in one line: what runs, with the context resolved."""
     return (
         f"{model} | context {plan.context:,} | window {plan.window:,} + {plan.sinks} sinks | "
-        f"{policy(plan)} | {plan.device} {plan.numbers}, {plan.threads} thread{'s' * (plan.threads != 1)} | "
+        f"{policy(plan)} | {plan.device} {plan.numbers}, {counted(plan.threads, 'thread')} | "
         f"KV {format_bytes(kv_bytes(plan))} when full (store in {plan.kv_dtype})"
     )
 
