@@ -102,8 +102,10 @@ int hgca_before_attention_several(const hgca_layer *layer, int64_t tokens, uintp
                                   uintptr_t out);
 int hgca_after_attention_several(const hgca_layer *layer, int64_t tokens, uintptr_t in, uintptr_t attention, uintptr_t out);
 
-/* What the attention of one token reads where all rows are in CPU memory.
+/* What the attention of one token reads where all rows are in CPU memory, or that of several one behind the other.
  *   window   where the token's own key and value are put, as row `row`, by hgca_put_row
+ *   tokens   1; or of a sequence so many, for hgca_decode_layer_several: their rows are put from `row` on, `near` is rows 0 .. row +
+ *            tokens - 1 of the window, of which each sees those up to its own, and there are no chosen, far or query
  *   near     rows of the window that are read, the new one included: dense or lists of KV heads
  *   chosen   choice of rows of a store: its `near` and rows.query, out and lse are not looked at; null: none
  *   far      without a choice: more rows that are read; rows = 0: none
@@ -113,6 +115,7 @@ int hgca_after_attention_several(const hgca_layer *layer, int64_t tokens, uintpt
 typedef struct {
     const hgca_attention *window;
     int64_t row;
+    int32_t tokens;
     hgca_attention near;
     hgca_attention far;
     const hgca_selection *chosen;
@@ -131,10 +134,13 @@ int hgca_decode_layer(const hgca_layer *layer, const hgca_reading *reading, uint
  * their rows. */
 int hgca_decode_layers(const hgca_layer *const *layers, const hgca_reading *const *readings, int32_t count, uintptr_t in,
                        uintptr_t cosine, uintptr_t sine, uintptr_t out);
-/* As hgca_decode_layer of a token of each of `count` sequences, whose layers are all grids: in and out [count][inputs], cosine and sine
- * [count][rotated]; products as of hgca_linear_several, the attention of all in one job. */
+/* As hgca_decode_layer of the tokens of `count` sequences, one sequence's after another's, where all weights are grids: in and out [tokens
+ * of all][inputs], cosine and sine [tokens of all][rotated]; products as of hgca_linear_several, the attention of all in one job. */
 int hgca_decode_layer_several(const hgca_layer *layer, const hgca_reading *const *readings, int32_t count, uintptr_t in,
                               uintptr_t cosine, uintptr_t sine, uintptr_t out);
+/* `depth` layers so, each of what the one before it made: of each the readings of all sequences, one layer's after another's. */
+int hgca_decode_layers_several(const hgca_layer *const *layers, int32_t depth, const hgca_reading *const *readings, int32_t count,
+                               uintptr_t in, uintptr_t cosine, uintptr_t sine, uintptr_t out);
 
 /* The attention of one token to a layer's store where a device has the token and the window. It is prepared before the device's
  * step begins and run in the middle of it, by hgca_run_relay, from whatever thread.

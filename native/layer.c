@@ -80,14 +80,15 @@ int hgca_reading_fits(const hgca_layer *l, const hgca_reading *r) {
 }
 
 int hgca_decode_layer(const hgca_layer *l, const hgca_reading *r, uintptr_t in, uintptr_t cosine, uintptr_t sine, uintptr_t out) {
-    if (!l || !hgca_layer_fits(l) || !hgca_reading_fits(l, r)) return HGCA_BAD_ARGUMENT;
+    if (!l || !hgca_layer_fits(l) || !hgca_reading_fits(l, r) || r->tokens != 1) return HGCA_BAD_ARGUMENT;
     const int64_t queries = l->projection[0].outputs, keys = l->projection[1].outputs, values = l->projection[2].outputs;
     hgca_layout own = {hgca_take_memory(sizeof(float) * (size_t)(queries + keys + values + l->out.inputs) + 2 * 64), 0};
     if (own.base == NULL) return HGCA_NO_MEMORY;
     float *query = hgca_take(&own, sizeof(float) * (size_t)(queries + keys + values));
     float *attended = hgca_take(&own, sizeof(float) * (size_t)l->out.inputs);
     int status = hgca_before_attention(l, in, cosine, sine, (uintptr_t)query);
-    if (!status) status = hgca_attend_readings(l, &r, 1, query, query + queries, query + queries + keys, attended);
+    if (!status) status = hgca_put_token(l, r->window, r->row, query + queries, query + queries + keys);
+    if (!status) status = hgca_attend_readings(l, &r, 1, query, attended);
     if (!status) status = hgca_after_attention(l, in, (uintptr_t)attended, out);
     hgca_give_memory(own.base);
     return status;
@@ -97,7 +98,7 @@ int hgca_decode_layers(const hgca_layer *const *layers, const hgca_reading *cons
                        uintptr_t cosine, uintptr_t sine, uintptr_t out) {
     if (!layers || !readings || count < 1) return HGCA_BAD_ARGUMENT;
     for (int32_t i = 0; i < count; i++) /* all of them first: none puts a row if one cannot */
-        if (!layers[i] || !hgca_layer_fits(layers[i]) || !hgca_reading_fits(layers[i], readings[i]) ||
+        if (!layers[i] || !hgca_layer_fits(layers[i]) || !hgca_reading_fits(layers[i], readings[i]) || readings[i]->tokens != 1 ||
             layers[i]->out.outputs != layers[0]->out.outputs)
             return HGCA_BAD_ARGUMENT;
     int status = HGCA_OK;

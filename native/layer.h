@@ -23,9 +23,11 @@ int hgca_norm_rows(const hgca_norm *norm, const float *in, int64_t rows, int64_t
  * by an angle each. */
 int hgca_turn_heads(const hgca_layer *layer, float *query, float *key, const float *cosine, const float *sine);
 
-/* A token of each of `count` sequences: its row is put, and what its reading says is attended to.
- *   query [count][heads][dim], key [count][kv_heads][dim], value likewise;  out [count][heads][numbers of a value] */
-int hgca_attend_readings(const hgca_layer *layer, const hgca_reading *const *readings, int32_t count, const float *query, const float *key,
-                         const float *value, float *out);
+/* A token's key [kv_heads][dim] and value become row `row` of a window. */
+int hgca_put_token(const hgca_layer *layer, const hgca_attention *window, int64_t row, const float *key, const float *value);
+
+/* The attention of tokens of each of `count` sequences, whose rows are put: what its reading says is attended to.
+ *   query [tokens of all][heads][dim];  out [tokens of all][heads][numbers of a value] */
+int hgca_attend_readings(const hgca_layer *layer, const hgca_reading *const *readings, int32_t count, const float *query, float *out);
 
 #endif

@@ -17,6 +17,12 @@ typedef struct {
     int32_t others;
 } jobs;
 
+/* Tokens of a sequence one behind the other are attended to by so many: each such job reads rows up to its last one's. */
+enum { TOKENS_A_JOB = 32 };
+
+static int64_t jobs_of(const hgca_reading *r) { return r->tokens == 1 ? 2 : (r->tokens + TOKENS_A_JOB - 1) / TOKENS_A_JOB; }
+
+/* more: memory for what a second job of a token gives. */
 static void add_job(jobs *j, const hgca_reading *r, const hgca_attention *near, float *more) {
     if (r->chosen) {
         hgca_selection *own = &j->chosen[j->choices];
@@ -35,6 +41,17 @@ static void add_job(jobs *j, const hgca_reading *r, const hgca_attention *near, 
     far->heads = near->heads, far->tokens = 1, far->joins = 1, far->scale = near->scale, far->softcap = near->softcap;
 }
 
+static void add_tokens(jobs *j, const hgca_attention *near) {
+    for (int32_t first = 0; first < near->tokens; first += TOKENS_A_JOB) {
+        const int32_t left = near->tokens - first, count = left < TOKENS_A_JOB ? left : TOKENS_A_JOB;
+        const int64_t head = (int64_t)first * near->heads;
+        hgca_attention *some = &j->all[j->others++];
+        *some = *near;
+        some->tokens = count, some->causal = 1, some->rows = near->rows - left + count;
+        some->query += head * near->key_dim, some->out += head * near->value_dim, some->lse += head;
+    }
+}
+
 static int run_jobs(const jobs *j) {
     int64_t ticket[2];
     int status = j->choices ? hgca_start_selected(j->chosen, j->choices, &ticket[0]) : HGCA_OK;
@@ -46,35 +63,34 @@ static int run_jobs(const jobs *j) {
     return status ? status : waited;
 }
 
-int hgca_attend_readings(const hgca_layer *l, const hgca_reading *const *r, int32_t count, const float *query, const float *key,
-                         const float *value, float *out) {
-    const int64_t width = l->projection[2].outputs / l->kv_heads, queries = l->projection[0].outputs, attended = l->out.inputs;
-    const int64_t keys = l->projection[1].outputs, values = l->projection[2].outputs;
+int hgca_attend_readings(const hgca_layer *l, const hgca_reading *const *r, int32_t count, const float *query, float *out) {
+    const int64_t queries = l->projection[0].outputs, attended = l->out.inputs;
     const size_t n = (size_t)count, partial = sizeof(float) * (size_t)(attended + l->heads);
+    int64_t vectors = 0, most = 0;
+    for (int32_t i = 0; i < count; i++) vectors += r[i]->tokens, most += jobs_of(r[i]);
     hgca_layout own = {NULL, 0};
     jobs j = {0};
     float *lse = NULL, *more = NULL;
     for (int pass = 0; pass < 2; pass++) {
         if (pass && (own = (hgca_layout){hgca_take_memory(own.used), 0}).base == NULL) return HGCA_NO_MEMORY;
         j.chosen = hgca_take(&own, n * sizeof *j.chosen), j.near = hgca_take(&own, n * sizeof *j.near);
-        j.all = hgca_take(&own, 2 * n * sizeof *j.all);
-        lse = hgca_take(&own, n * sizeof(float) * (size_t)l->heads), more = hgca_take(&own, n * partial);
+        j.all = hgca_take(&own, (size_t)most * sizeof *j.all);
+        lse = hgca_take(&own, (size_t)vectors * sizeof(float) * (size_t)l->heads), more = hgca_take(&own, n * partial);
     }
-    int status = HGCA_OK;
-    for (int32_t i = 0; i < count && !status; i++) {
-        status = hgca_put_row(r[i]->window, r[i]->row, HGCA_F32, (uintptr_t)(key + i * keys), 4 * (int64_t)l->dim,
-                              (uintptr_t)(value + i * values), 4 * width);
+    int64_t at = 0;
+    for (int32_t i = 0; i < count; at += r[i++]->tokens) {
         hgca_attention near = r[i]->near;
-        near.query = query + i * queries, near.out = out + i * attended, near.lse = lse + (int64_t)i * l->heads;
-        near.heads = l->heads, near.tokens = 1, near.joins = 0, near.scale = r[i]->scale, near.softcap = r[i]->softcap;
-        add_job(&j, r[i], &near, more + i * (attended + l->heads));
+        near.query = query + at * queries, near.out = out + at * attended, near.lse = lse + at * l->heads;
+        near.heads = l->heads, near.tokens = r[i]->tokens, near.joins = 0, near.scale = r[i]->scale, near.softcap = r[i]->softcap;
+        if (near.tokens > 1) add_tokens(&j, &near);
+        else add_job(&j, r[i], &near, more + i * (attended + l->heads));
         if (r[i]->query) memcpy(r[i]->query, near.query, sizeof(float) * (size_t)queries);
     }
     const int64_t began = hgca_now();
-    if (!status) status = run_jobs(&j);
-    const int64_t each = (hgca_now() - began) / count;
+    const int status = run_jobs(&j);
+    const int64_t each = (hgca_now() - began) / vectors;
     for (int32_t i = 0; i < count; i++)
-        if (r[i]->took) *r[i]->took = each;
+        if (r[i]->took) *r[i]->took = each * r[i]->tokens;
     hgca_give_memory(own.base);
     return status;
 }
@@ -87,11 +103,24 @@ static int fits_several(const hgca_layer *l) {
 /* What may take a thread microseconds is cut into pieces of so many tokens. */
 enum { TOKENS = 8 };
 
+/* Where a vector's key and value go; no window: nowhere. */
+typedef struct {
+    const hgca_attention *window;
+    int64_t row;
+} place;
+
+int hgca_put_token(const hgca_layer *l, const hgca_attention *window, int64_t row, const float *key, const float *value) {
+    const int64_t width = l->projection[2].outputs / l->kv_heads;
+    return hgca_put_row(window, row, HGCA_F32, (uintptr_t)key, 4 * (int64_t)l->dim, (uintptr_t)value, 4 * width);
+}
+
 typedef struct {
     hgca_batch batch; /* first: the pool hands it back */
     const hgca_layer *layer;
     float *query, *key;
+    const float *value;
     const float *cosine, *sine;
+    const place *places; /* NULL: rows are not put */
     int64_t tokens;
     _Atomic int status;
 } turning;
@@ -102,19 +131,22 @@ static void run_turning(hgca_batch *batch, int32_t piece) {
     const int64_t first = (int64_t)piece * TOKENS, left = t->tokens - first, end = first + (left < TOKENS ? left : TOKENS);
     for (int64_t i = first; i < end; i++) {
         const int64_t angles = i * l->rotated;
-        const int status = hgca_turn_heads(l, t->query + i * l->projection[0].outputs, t->key + i * l->projection[1].outputs,
-                                           t->cosine + angles, t->sine + angles);
+        float *key = t->key + i * l->projection[1].outputs;
+        int status = hgca_turn_heads(l, t->query + i * l->projection[0].outputs, key, t->cosine + angles, t->sine + angles);
+        if (!status && t->places)
+            status = hgca_put_token(l, t->places[i].window, t->places[i].row, key, t->value + i * l->projection[2].outputs);
         if (status) t->status = status;
     }
 }
 
 static int before(const hgca_layer *l, int64_t tokens, int among_openmp, const float *in, const float *cosine, const float *sine,
-                  float *query) {
+                  const place *places, float *query) {
     const hgca_around norm = {.norm = &l->norm[0], .among_openmp = among_openmp};
     const int status = hgca_linear_around(l->projection, 3, tokens, in, &norm, query);
     if (status) return status;
     turning t = {.layer = l, .query = query, .key = query + tokens * l->projection[0].outputs, .cosine = cosine, .sine = sine,
-                 .tokens = tokens};
+                 .places = places, .tokens = tokens};
+    t.value = t.key + tokens * l->projection[1].outputs;
     t.batch.run = run_turning, t.batch.pieces = (int32_t)((tokens + TOKENS - 1) / TOKENS);
     hgca_pool_run(&t.batch, among_openmp);
     return t.status;
@@ -133,7 +165,7 @@ static size_t hidden_bytes(const hgca_layer *l, int64_t tokens) { return 2 * siz
 
 int hgca_before_attention_several(const hgca_layer *l, int64_t tokens, uintptr_t in, uintptr_t cosine, uintptr_t sine, uintptr_t out) {
     if (!l || tokens < 1 || !in || !out || !fits_several(l) || (l->rotated && (!cosine || !sine))) return HGCA_BAD_ARGUMENT;
-    return before(l, tokens, 1, (const float *)in, (const float *)cosine, (const float *)sine, (float *)out);
+    return before(l, tokens, 1, (const float *)in, (const float *)cosine, (const float *)sine, NULL, (float *)out);
 }
 
 int hgca_after_attention_several(const hgca_layer *l, int64_t tokens, uintptr_t in, uintptr_t attention, uintptr_t out) {
@@ -145,25 +177,60 @@ int hgca_after_attention_several(const hgca_layer *l, int64_t tokens, uintptr_t 
     return status;
 }
 
+/* Several tokens of a sequence attend to a window from its first row to their own, and to nothing else. */
+static int fits_tokens(const hgca_layer *l, const hgca_reading *r) {
+    if (!hgca_reading_fits(l, r) || r->tokens < 1) return 0;
+    if (r->tokens == 1) return 1;
+    return !r->chosen && !r->query && r->far.rows <= 0 && r->near.lists == 0 && r->near.rows == r->row + r->tokens;
+}
+
 int hgca_decode_layer_several(const hgca_layer *l, const hgca_reading *const *r, int32_t count, uintptr_t in, uintptr_t cosine,
                               uintptr_t sine, uintptr_t out) {
     if (!l || !r || count < 1 || !in || !out || !fits_several(l) || (l->rotated && (!cosine || !sine))) return HGCA_BAD_ARGUMENT;
-    for (int32_t i = 0; i < count; i++)
-        if (!hgca_reading_fits(l, r[i])) return HGCA_BAD_ARGUMENT;
+    int64_t vectors = 0;
+    for (int32_t i = 0; i < count; vectors += r[i++]->tokens)
+        if (!fits_tokens(l, r[i])) return HGCA_BAD_ARGUMENT;
+    if (vectors > INT32_MAX) return HGCA_BAD_ARGUMENT;
     const int64_t queries = l->projection[0].outputs, keys = l->projection[1].outputs, values = l->projection[2].outputs;
-    const size_t each = sizeof(float) * (size_t)count;
+    const size_t each = sizeof(float) * (size_t)vectors;
     hgca_layout own = {NULL, 0};
     float *query = NULL, *attended = NULL, *hidden = NULL;
+    place *places = NULL;
     for (int pass = 0; pass < 2; pass++) {
         if (pass && (own = (hgca_layout){hgca_take_memory(own.used), 0}).base == NULL) return HGCA_NO_MEMORY;
         query = hgca_take(&own, each * (size_t)(queries + keys + values));
         attended = hgca_take(&own, each * (size_t)l->out.inputs);
-        hidden = hgca_take(&own, hidden_bytes(l, count));
+        hidden = hgca_take(&own, hidden_bytes(l, vectors));
+        places = hgca_take(&own, sizeof *places * (size_t)vectors);
     }
-    const float *key = query + count * queries, *value = key + count * keys;
-    int status = before(l, count, 0, (const float *)in, (const float *)cosine, (const float *)sine, query);
-    if (!status) status = hgca_attend_readings(l, r, count, query, key, value, attended);
-    if (!status) status = after(l, count, 0, (const float *)in, attended, hidden, (float *)out);
+    for (int64_t i = 0, v = 0; i < count; i++)
+        for (int32_t t = 0; t < r[i]->tokens; t++) places[v++] = (place){r[i]->window, r[i]->row + t};
+    int status = before(l, vectors, 0, (const float *)in, (const float *)cosine, (const float *)sine, places, query);
+    if (!status) status = hgca_attend_readings(l, r, count, query, attended);
+    if (!status) status = after(l, vectors, 0, (const float *)in, attended, hidden, (float *)out);
     hgca_give_memory(own.base);
+    return status;
+}
+
+int hgca_decode_layers_several(const hgca_layer *const *layers, int32_t depth, const hgca_reading *const *readings, int32_t count,
+                               uintptr_t in, uintptr_t cosine, uintptr_t sine, uintptr_t out) {
+    if (!layers || depth < 1 || !readings || count < 1) return HGCA_BAD_ARGUMENT;
+    int64_t vectors = 0;
+    for (int64_t i = 0; i < (int64_t)depth * count; i++) { /* all of them first: none puts a row if one cannot */
+        const hgca_layer *l = layers[i / count];
+        const hgca_reading *r = readings[i], *first = readings[i % count];
+        if (!l || !fits_several(l) || !fits_tokens(l, r) || r->tokens != first->tokens || l->out.outputs != layers[0]->out.outputs)
+            return HGCA_BAD_ARGUMENT;
+        if (i < count) vectors += r->tokens;
+    }
+    float *other = hgca_take_memory(sizeof(float) * (size_t)(vectors * layers[0]->out.outputs));
+    if (other == NULL) return HGCA_NO_MEMORY;
+    int status = HGCA_OK;
+    for (int32_t i = 0; i < depth && !status; i++) { /* by turns, so that the last one writes `out` */
+        const uintptr_t to = (depth - i) % 2 ? out : (uintptr_t)other;
+        status = hgca_decode_layer_several(layers[i], readings + (int64_t)i * count, count, in, cosine, sine, to);
+        in = to;
+    }
+    hgca_give_memory(other);
     return status;
 }

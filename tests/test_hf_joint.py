@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import threading
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM
 
-import hgca_cli.hf.attention
 from hgca_cli import native
 from hgca_cli.config import CacheSettings, SamplingSettings
 from hgca_cli.engine.batch import Batch
@@ -21,41 +18,22 @@ from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.member import Request
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.errors import ContextOverflowError
-from hgca_cli.hf import decoder
+from hgca_cli.hf import decoder, straight
 from hgca_cli.hf.cache import HybridCache
-from hgca_cli.hf.decoder import QuickDecoder
 from hgca_cli.hf.joint import JointCache, joint_forward, pays_from
 from hgca_cli.hf.load import LoadedModel
-from hgca_cli.hf.quicken import quicken
+from hgca_cli.hf.stack import Stack
 from tests.tiny_engine import tiny_loaded
+from tests.tiny_grids import grid_loaded
 
 LENGTHS = [3, 70, 9, 150, 17]
 STEPS = 6
 pytestmark = pytest.mark.skipif(native.lib.hgca_most_vectors() < len(LENGTHS), reason="floats are faster here")
 
 
-def put_on_grids(model: nn.Module, rng: torch.Generator) -> None:
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear):
-            outputs, blocks = layer.out_features, layer.in_features // 32
-            codes = torch.randint(0, 16, (outputs, blocks, 32), generator=rng).float()
-            codes[..., 0], codes[..., 1] = 0.0, 15.0
-            scale = (0.05 * torch.rand(outputs, blocks, 1, generator=rng) + 0.005).half().float()
-            layer.weight.data = (codes * scale + (-7.5 * scale).half().float()).flatten(1)
-
-
 @pytest.fixture
 def loaded(rng: torch.Generator) -> LoadedModel:
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, attn_implementation=hgca_cli.hf.attention.NAME,
-    )  # fmt: skip
-    model: PreTrainedModel = LlamaForCausalLM(config).eval()
-    put_on_grids(model, rng)
-    quicken(model)
-    assert all(isinstance(layer, QuickDecoder) for layer in model.model.layers)
-    return replace(tiny_loaded(), model=model.requires_grad_(False))
+    return grid_loaded(rng)
 
 
 def sequences(loaded: LoadedModel, rng: torch.Generator, **settings: Any) -> list[Sequence]:
@@ -73,41 +51,75 @@ def sequences(loaded: LoadedModel, rng: torch.Generator, **settings: Any) -> lis
 
 @pytest.fixture
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many sequences every call of a layer had."""
+    """How many sequences every layer had that was done together, by itself or with all others."""
     counts: list[int] = []
-    run = decoder.Parts._run_several
 
-    def counted(self: Any, x: torch.Tensor, *more: Any) -> Any:
-        out = run(self, x, *more)
-        if out is not None:
-            counts.append(x.size(0))
-        return out
+    def count(owner: Any, name: str, layers: int) -> None:
+        run = getattr(owner, name)
 
-    monkeypatch.setattr(decoder.Parts, "_run_several", counted)
+        def counted(self: Any, x: torch.Tensor, *more: Any) -> Any:
+            out = run(self, x, *more)
+            counts.extend([x.size(0)] * (layers if out is not None and x.size(0) > 1 else 0))
+            return out
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(decoder.Parts, "_run_several", 1)
+    count(Stack, "_through", 3)
     return counts
 
 
+@pytest.mark.parametrize(
+    "window", [16, 155, 256]
+)  # of the longest one rows leave from the first token on, the fifth, or not
 @pytest.mark.parametrize("select", ["exact", "scan", "two-level", "page", "window", "moving-average"])
-def test_together_as_alone(select: str, loaded: LoadedModel, rng: torch.Generator, joined: list[int]) -> None:
+def test_together_as_alone(
+    select: str, window: int, loaded: LoadedModel, rng: torch.Generator, joined: list[int]
+) -> None:
     quality = None if select in ("exact", "window", "page") else 0.9
-    settings: dict[str, Any] = {"select": select, "quality": quality}
+    settings: dict[str, Any] = {"select": select, "quality": quality, "window": window, "context": 300}
     alone, together = (sequences(loaded, torch.Generator().manual_seed(5), **settings) for _ in range(2))
     joint = JointCache([one.cache for one in together])
     for step in range(STEPS):
         tokens = torch.randint(0, 300, (len(LENGTHS),), generator=rng).tolist()
-        want = [one.forward(loaded, torch.tensor([[token]])) for one, token in zip(alone, tokens, strict=True)]
         got = joint_forward(loaded, joint, tokens, [length + step for length in LENGTHS])
+        want = [one.forward(loaded, torch.tensor([[token]])) for one, token in zip(alone, tokens, strict=True)]
         assert got.shape == (len(LENGTHS), 320)
         worst = (got - torch.stack([one.flatten() for one in want])).abs().max()
-        assert worst < (
-            0.002 if select in ("exact", "window") else 0.02
-        )  # vectors have 16 bits: a row at the border tips
+        # vectors have 16 bits: a row at the border tips
+        assert worst < (0.002 if select in ("exact", "window") else 0.02)
     assert joined == ([] if select == "moving-average" else [len(LENGTHS)] * 3 * STEPS)
+    assert (joint.ahead is None) == (select == "moving-average")
     for one, other in zip(alone, together, strict=True):
         assert one.cached == other.cached
         for layer, of_other in zip(one.cache.layers, other.cache.layers, strict=True):
             assert layer.states[0].reads.steps == of_other.states[0].reads.steps
             assert layer.states[0].reads.share == pytest.approx(of_other.states[0].reads.share, rel=0.05)
+
+
+def test_tokens_that_were_seen_need_no_function_of_the_model(
+    loaded: LoadedModel, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, together = (sequences(loaded, torch.Generator().manual_seed(5), window=256, context=300) for _ in range(2))
+    joint = JointCache([one.cache for one in together])
+    asked: list[int] = []
+    own = straight.forward
+
+    def counted(model: Any, ids: torch.Tensor, *more: Any, **named: Any) -> Any:
+        asked.append(len(ids))
+        return own(model, ids, *more, **named)
+
+    monkeypatch.setattr(straight, "forward", counted)
+    for step in range(8):
+        tokens = torch.randint(0, 300, (len(LENGTHS),), generator=rng).tolist()
+        got = joint_forward(loaded, joint, tokens, [length + step for length in LENGTHS])
+        assert sum(one > 1 for one in asked) == min(step + 1, 1 + straight.ALIKE)
+        want = [one.forward(loaded, torch.tensor([[token]])) for one, token in zip(alone, tokens, strict=True)]
+        assert (got - torch.stack(want)).abs().max() < 0.002
+    listener = loaded.model.model.register_forward_hook(lambda *_: None)
+    joint_forward(loaded, joint, [1] * len(LENGTHS), [length + 8 for length in LENGTHS])
+    assert sum(one > 1 for one in asked) == 2 + straight.ALIKE
+    listener.remove()
 
 
 @pytest.mark.parametrize("tokens", [2, 7, 8, 9, 64, 65, 150])

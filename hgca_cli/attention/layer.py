@@ -141,6 +141,25 @@ class LayerState:
         """Rows of the store to read for one token, as of Selector.choose."""
         return EVERY if self.read_all else self.selector.choose(query, store)
 
+    def has_room(self, tokens: int) -> bool:
+        """Whether the rows of so many more tokens are put behind those that are there, from the window's first slot on, none of which
+        leaves or gets out of sight for them. Nothing may be on its way.
+        """
+        window, sliding = self.window, self.layout.sliding
+        end = window.end + tokens
+        behind = window.start == window.sinks and end <= window.sinks + window.ring
+        return behind and end <= (sliding or end) and (self.store is None or self.store.rows == 0)
+
+    @property
+    def rows_ahead(self) -> int:
+        """How many more tokens the window takes whose rows are one behind the other from its first slot on, with none leaving and none
+        anywhere else: each is attended to with all before it.
+        """
+        window = self.window
+        if window.start != window.sinks or (self.store is not None and self.store.rows) or self.prompt_left:
+            return 0
+        return max(0, window.sinks + window.ring - 1 - window.end)
+
     def make_room(self) -> None:
         """One more row fits into the window.
 

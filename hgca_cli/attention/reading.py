@@ -31,7 +31,7 @@ class Reading:
         self._metered = False
         to = self._described = native.ffi.new("hgca_reading *")
         to.window, to.scale, to.softcap = layer.window.read.described, scale, softcap
-        to.near = to.window[0]
+        to.near, to.tokens = to.window[0], 1
         if layer.store is not None:
             to.far = layer.store.read.described[0]
         self._took = native.ffi.new("int64_t *")
@@ -80,6 +80,26 @@ class Reading:
         self._read_window(layer)
         return to
 
+    @property
+    def described(self) -> Any:
+        """The hgca_reading of what was taken last."""
+        return self._described
+
+    def take_tokens(self, layer: LayerState, tokens: int) -> Any:
+        """Slots for the rows of several tokens one behind the other, and the hgca_reading of them. Only if the layer `has_room`."""
+        to, window = self._described, layer.window
+        to.chosen, to.query, to.far.rows, self._chosen, self._metered = native.ffi.NULL, native.ffi.NULL, 0, None, False
+        to.row, to.tokens = window.end, tokens
+        window.end += tokens
+        to.near.rows, to.near.lists = window.end, 0
+        return to
+
+    def end_tokens(self, layer: LayerState) -> None:
+        """As `end`, of these."""
+        layer.read_on(self._described.tokens)
+        self._described.tokens = 1
+        layer.evict_overflow()
+
     def _read_window(self, layer: LayerState) -> None:
         near, runs = self._described.near, layer.window.runs()
         if len(runs) == 1 and runs[0][0] == 0:
@@ -106,3 +126,32 @@ class Reading:
         exact = native.Step(self._query, store.read, store.rows, self._scale, self._softcap)
         far, near = native.start([exact, window_job(self._query, layer, self._scale, self._softcap)]).wait()
         layer.meter.add(chosen.read_lse, far.lse, near.lse)
+
+
+class Ahead:
+    """Readings of a token each, of layers whose windows take one row behind the other: what they read is a row more every time.
+
+    Asked for every token of every layer of many sequences: nothing else is done for one than what changes.
+    """
+
+    def __init__(self, readings: list[tuple[Reading, LayerState]]) -> None:
+        """readings  of a token that was computed"""
+        self._all = [
+            (one, one.described, state, state.window, state.window.end + state.rows_ahead) for one, state in readings
+        ]
+        self._described = native.ffi.new("hgca_reading *[]", [one.described for one, _ in readings])
+
+    def take(self) -> Any | None:
+        """The hgca_readings of one more token each, for whose rows there are slots then, and of which none makes another leave; None:
+        there are none, or there is something else to do.
+        """
+        for one, _, state, window, end in self._all:
+            if window.end >= end or window.start != window.sinks or state.reading is not one:
+                return None
+        for _, to, _, window, _ in self._all:
+            to.row = row = window.end
+            to.near.rows = window.end = row + 1
+        return self._described
+
+    def __len__(self) -> int:
+        return len(self._all)

@@ -209,9 +209,22 @@ class Batch:
         member.aside = False
         (self._reading if member.reading else self._writing).append(member)
 
-    def _begin(self, member: Member, stop: threading.Event) -> None:
+    def _read_together(self, stop: threading.Event) -> list[Member]:
+        """The first of those that read, as many as are read in one pass of a chunk's tokens. The very first has begun."""
+        found: list[Member] = []
+        tokens = 0
+        for at, member in enumerate(self._reading):
+            if not member.begun:
+                after = self._reading[at + 1].request if at + 1 < len(self._reading) else self._waiting
+                self._begin(member, after, stop)
+            if tokens + member.unread > self.engine.prefill_chunk or not self._together.takes(member, tokens):
+                break
+            found.append(member)
+            tokens += member.unread
+        return found
+
+    def _begin(self, member: Member, following: Request | None, stop: threading.Event) -> None:
         """A sequence with address space, and a window, for what the request can need, and what is known of its prompt."""
-        following = self._reading[1].request if len(self._reading) > 1 else self._waiting
         ids = member.request.ids
         pause = self._beginnings.worth_keeping(ids, following.ids if following is not None else None)
         running = [self._expected(one.request, one.written) for one in self._running]
@@ -239,25 +252,28 @@ class Batch:
         """A chunk's worth of prompts, then a token of everybody who writes."""
         read = 0
         while self._reading and read < self.engine.prefill_chunk and not stop.is_set():
-            member = self._reading[0]
-            if not member.begun:
-                self._begin(member, stop)
-            before = member.sequence.cached
-            for event in member.read():
-                if isinstance(event, Notice):
-                    yield event
-            read += max(0, member.sequence.cached - before)
-            if member.reading:
-                continue
-            self._reading.pop(0)
-            if member.answer is not None:
-                beside = len(self._writing) + sum(one.begun for one in self._reading + self._aside)
-                if not self._refuse(member, member.answer.error, beside):
-                    yield self._leave(member)
-            elif stop.is_set():
-                member.close()
+            if together := self._read_together(stop):
+                with spent_by(together):
+                    read += self._together.read(together)
+                members = [member for member in together if not member.reading]
             else:
-                self._writing.append(member)
+                member = self._reading[0]
+                before = member.sequence.cached
+                for event in member.read():
+                    if isinstance(event, Notice):
+                        yield event
+                read += max(0, member.sequence.cached - before)
+                members = [] if member.reading else [member]
+            for member in members:
+                self._reading.remove(member)
+                if member.answer is not None:
+                    beside = len(self._writing) + sum(one.begun for one in self._reading + self._aside)
+                    if not self._refuse(member, member.answer.error, beside):
+                        yield self._leave(member)
+                elif stop.is_set():
+                    member.close()
+                else:
+                    self._writing.append(member)
         if stop.is_set():
             return
         going, written = self._grant(), 0

@@ -71,6 +71,7 @@ class Member:
         self.request = request
         self.sequence = engine.new_sequence()  # until `begin` gives it one that holds something
         self.begun = False
+        self.at_once = False  # its whole prompt may be read in one pass
         self.reading = True
         self.answer: Answer | None = None
         self.granted = 0  # tokens that there is room for
@@ -97,12 +98,14 @@ class Member:
         """Its prompt is read into this sequence, which may hold its beginning. After `pause` tokens the sequence is shown to `keep`."""
         self.begun = True
         self.sequence, self._cached = sequence, sequence.cached
+        self.at_once = pause == 0 and self.unread > 0 and len(self.request.ids) < self._engine.context
         self._began = self._read = self._first = self._last = time.perf_counter()
         self._prefill = self._whole_prompt(stop, pause, keep)
 
     def read(self) -> Iterator[Event]:
         """One chunk more of the prompt. An error of it is the answer."""
         assert self._prefill is not None
+        self.at_once = False
         before = self.sequence.cached
         try:
             while self.sequence.cached == before or self.sequence.cached == len(self.request.ids):
@@ -116,6 +119,34 @@ class Member:
         except HgcaError as error:
             self.fail(error)
             self._over()
+
+    @property
+    def unread(self) -> int:
+        """Tokens of its prompt that are not in the cache."""
+        return len(self.request.ids) - self.sequence.cached
+
+    def expect_all(self) -> list[int]:
+        """All that is left of its prompt is about to be read: these tokens."""
+        sequence = self.sequence
+        new = self.request.ids[len(sequence.tokens) :]
+        sequence.tokens += new
+        sequence.cache.expect(len(new))
+        return new
+
+    def expect_none(self) -> None:
+        """That was not to be."""
+        del self.sequence.tokens[self.sequence.cached :]
+        self.sequence.cache.expect(0)
+        self.at_once = False
+
+    def has_read(self, logits: Tensor) -> None:
+        """All of its prompt: logits [vocabulary] after it. An error is the answer."""
+        self.logits = logits
+        try:
+            self._check_time()
+        except HgcaError as error:
+            self.fail(error)
+        self._over()
 
     def _whole_prompt(
         self, stop: threading.Event, pause: int, keep: Callable[[Sequence], None] | None

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 from hgca_cli.attention.clock import Clock
 from hgca_cli.attention.counters import ReadCounters
 from hgca_cli.attention.meter import QualityMeter
+from hgca_cli.attention.reading import Ahead
 from hgca_cli.attention.select import make_selector
 from hgca_cli.attention.select.moving_average import MovingAverage
 from hgca_cli.attention.select.scan import Scan
@@ -42,6 +43,7 @@ class HybridCache(Cache):
         self.layout = layout
         self.settings = settings or CacheSettings()
         policy = policy or partial(make_selector, self.settings)
+        self.ahead: Ahead | None = None  # of several sequences, once a token of each was computed
         self.meter = QualityMeter(sum(layer.sliding is None for layer in layout.layers))
         self.clock = Clock()
         self.pieces = Pieces()

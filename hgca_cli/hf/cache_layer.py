@@ -57,6 +57,9 @@ class HybridLayer(CacheLayerMixin):
         self.settings = settings
         self.is_sliding = layout.sliding is not None
         self.states: list[LayerState] = []
+        self.several: list[int] | None = (
+            None  # tokens of each sequence, one sequence's after another's: of prompts in one pass
+        )
         self.recorder: Recorder | None = None  # while a token is computed that may be captured
         self._expected = 0
         self.read_all = False

@@ -9,6 +9,7 @@ a HybridCache, for more tokens than its products are served for, and wherever so
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from hgca_cli.hf.gated import Gated
 from hgca_cli.hf.linear import QuickLinear
 from hgca_cli.hf.norm import QuickNorm
 from hgca_cli.hf.probe import Probe
-from hgca_cli.hf.stack import Stack, through
+from hgca_cli.hf.stack import Stack, called, through
 from hgca_cli.hf.trial import gives_the_same, put_before
 from hgca_cli.hf.watched import Watched
 
@@ -117,13 +118,15 @@ class Parts:
         """
         cosine, sine = named["position_embeddings"]
         layer: HybridLayer = (named.get("cache") or named["past_key_values"]).layers[self.index]
-        if x.size(0) > 1:
-            return self._run_several(x, cosine, sine, layer)
+        if layer.several is not None:
+            return self._run_prompts(x, named["position_embeddings"], layer, layer.several)
         if x.size(1) > 1:
             return self._run_around(x, cosine, sine, layer)
         proven = self.index == 0 and self.stack is not None and self.stack.proven
         if proven and (out := self.stack.run(x, named)) is not None:  # type: ignore[union-attr]
             return out
+        if x.size(0) > 1:
+            return self._run_several(x, named["position_embeddings"], layer)
         reading = self.reading(layer, layer.states[0]) if layer.states else None  # empty before its first token
         if reading is not None and (described := reading.begin(layer.states[0])) is not None:
             out = torch.empty_like(x)
@@ -141,18 +144,40 @@ class Parts:
         layer.update(key, value)
         return self.after(x, attend(layer, query, key, value, **self.told))
 
-    def _run_several(self, x: Tensor, cosine: Tensor, sine: Tensor, layer: HybridLayer) -> Tensor | None:
+    def _run_several(self, x: Tensor, turns: Any, layer: HybridLayer) -> Tensor | None:
         if len(layer.states) != x.size(0):
             return None
         readings = [one for state in layer.states if (one := self.reading(layer, state)) is not None]
         if len(readings) < len(layer.states):
             return None
         pairs = list(zip(readings, layer.states, strict=True))
-        return through(native.lib.hgca_decode_layer_several, self.described, pairs, x, (cosine, sine))
+        out = through(partial(native.lib.hgca_decode_layer_several, self.described), pairs, x, turns)
+        if self.stack is not None and out is not None:
+            self.stack.seen(self.index, x, turns, out)
+        return out
+
+    def _run_prompts(self, x: Tensor, turns: Any, layer: HybridLayer, tokens: list[int]) -> Tensor:
+        readings = [self._reading(layer, state) for state in layer.states]
+        pairs = [(one, state) for one, state in zip(readings, layer.states, strict=True) if one is not None]
+        assert len(pairs) == len(tokens), "a sequence does not take its prompt so"  # `takes_prompt` was not asked
+        taken = [one.take_tokens(state, count) for (one, state), count in zip(pairs, tokens, strict=True)]
+        several = native.ffi.new("hgca_reading *[]", taken)
+        out = called(partial(native.lib.hgca_decode_layer_several, self.described), several, len(taken), x, turns)
+        for one, state in pairs:
+            one.end_tokens(state)
+        return out
+
+    def takes_prompt(self, layer: HybridLayer, state: LayerState, tokens: int) -> bool:
+        """Whether so many tokens of a prompt can be read into a sequence's layer beside others' (`HybridLayer.several`)."""
+        state.settle()
+        return state.has_room(tokens) and self._reading(layer, state) is not None
 
     def reading(self, layer: HybridLayer, state: LayerState) -> Reading | None:
-        """What the attention of a sequence's layer reads, if the C library can do all of it."""
-        if state.prompt_left or self.told["sliding_window"] != layer.layout.sliding:
+        """What the attention of a sequence's layer reads for a token, if the C library can do all of it."""
+        return None if state.prompt_left else self._reading(layer, state)
+
+    def _reading(self, layer: HybridLayer, state: LayerState) -> Reading | None:
+        if self.told["sliding_window"] != layer.layout.sliding:
             return None
         if state.reading is None and Reading.serves(state):
             scale = self.told["scaling"]

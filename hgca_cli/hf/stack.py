@@ -1,4 +1,5 @@
-"""All decoder layers of a token in one call of the C library, where each gets what the one before it made.
+"""All decoder layers of a token, or of one of each of several sequences, in one call of the C library: each gets what the one before it
+made.
 
 A model's own loop over its layers stays: its first layer then computes all of them, and the others hand on what they get.
 That a model has such a loop is seen, not assumed: a token goes layer by layer first, and only if each layer was given the
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hgca_cli import native
+from hgca_cli.attention.reading import Ahead
 from hgca_cli.errors import HgcaError
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.watched import Watched
@@ -49,6 +51,7 @@ class Stack:
         self._described = native.ffi.new("hgca_layer *[]", [part.described for part in parts])
         self._watched = Watched([layers, *(inner for part in parts for inner in part.inner)], parts=PARTS)
         self._own = [one.__dict__ for one in layers]
+        self._most = min(part.most for part in parts)
         self._passed = 0  # layers of the token at hand, one after the other
         self._at: Tensor | None = None  # what the last of them made
         self._turns: Any = None  # the positions they were given
@@ -76,8 +79,8 @@ class Stack:
         self.proven |= self._passed == len(self._parts)
 
     def run(self, x: Tensor, named: dict[str, Any]) -> Tensor | None:
-        """A token through all layers, asked by the first: [1, 1, width], as of Parts.run. None, and no row was put, where one is
-        not like the first. The others hand on what they get.
+        """A token through all layers, asked by the first: [sequences, 1, width], as of Parts.run. None, and no row was put, where one
+        is not like the first. The others hand on what they get.
         """
         out = self._through(x, named) if self._unchanged() else None
         if out is not None:
@@ -98,38 +101,62 @@ class Stack:
 
     def _through(self, x: Tensor, named: dict[str, Any]) -> Tensor | None:
         cache: HybridCache = named.get("cache") or named["past_key_values"]
-        if len(cache.layers) != len(self._parts):  # a model of fewer layers than there are
+        if len(cache.layers) != len(self._parts) or x.size(0) > self._most:  # a model of fewer layers than there are
             return None
-        readings = []
+        turns = named["position_embeddings"]
+        if cache.ahead is not None and (several := cache.ahead.take()) is not None:
+            return called(self._several, several, len(cache.ahead), x, turns)
+        readings: list[tuple[Reading, LayerState]] = []
         for part in self._parts:
             layer = cache.layers[part.index]
-            reading = part.reading(layer, layer.states[0]) if layer.states else None
-            if reading is None:
+            of_layer = [(one, state) for state in layer.states if (one := part.reading(layer, state)) is not None]
+            if len(of_layer) != x.size(0):
                 return None
-            readings.append((reading, layer.states[0]))
-        return through(native.lib.hgca_decode_layers, self._described, readings, x, named["position_embeddings"])
+            readings += of_layer
+        if x.size(0) == 1:
+            return through(self._one, readings, x, turns)
+        out = through(self._several, readings, x, turns)
+        cache.ahead = None if out is None else Ahead(readings)
+        return out
+
+    def _one(self, readings: Any, count: int, *at: int) -> int:
+        status: int = native.lib.hgca_decode_layers(self._described, readings, count, *at)
+        return status
+
+    def _several(self, readings: Any, count: int, *at: int) -> int:
+        depth = len(self._parts)
+        status: int = native.lib.hgca_decode_layers_several(self._described, depth, readings, count // depth, *at)
+        return status
 
     def _unchanged(self) -> bool:
         """Whether all parts are as they were found, and nobody listens to what goes from layer to layer."""
         return not any("forward" in own for own in self._own) and self._watched.unchanged()
 
 
-def through(
-    call: Any, described: Any, readings: list[tuple[Reading, LayerState]], x: Tensor, turns: Any
-) -> Tensor | None:
-    """A call of the library that does a layer or several, of a token with what each layer or sequence reads; turns: cosine, sine.
+Call = Callable[
+    ..., int
+]  # of the library, a layer or several: hgca_readings, how many, where x, cosine, sine and the result are
+
+
+def through(call: Call, readings: list[tuple[Reading, LayerState]], x: Tensor, turns: Any) -> Tensor | None:
+    """A call that does a layer or several, of a token with what each layer or sequence reads; turns: cosine, sine.
 
     None, and no row was put, if one of them reads rows that Python names.
     """
     if not all(reading.choose(state) for reading, state in readings):
         return None
-    several = native.ffi.new("hgca_reading *[]", [reading.take(state) for reading, state in readings])
-    out = torch.empty_like(x)
-    at = x.data_ptr(), turns[0].data_ptr(), turns[1].data_ptr(), out.data_ptr()
-    if status := call(described, several, len(readings), *at):
-        native.check(status)
+    taken = native.ffi.new("hgca_reading *[]", [reading.take(state) for reading, state in readings])
+    out = called(call, taken, len(readings), x, turns)
     for reading, state in readings:
         reading.end(state)
+    return out
+
+
+def called(call: Call, taken: Any, count: int, x: Tensor, turns: Any) -> Tensor:
+    """That call, of readings that were taken."""
+    out = torch.empty_like(x)
+    if status := call(taken, count, x.data_ptr(), turns[0].data_ptr(), turns[1].data_ptr(), out.data_ptr()):
+        native.check(status)
     return out
 
 

@@ -27,17 +27,29 @@ FIXED = ("default", "linear", "llama3", "yarn")  # kinds of rotation whose angle
 NAME = "hgca_straight"  # of a model's attribute
 
 
-class Straight:
-    """The modules of a model that a token meets, in their order.
+class Seen:
+    """Tokens that came out the same; None: one did not, and no more are looked at."""
 
-    alike  tokens that came out the same; None: one did not, and no more are looked at
-    """
+    def __init__(self) -> None:
+        self.alike: int | None = 0
+
+    @property
+    def enough(self) -> bool:
+        return self.alike == ALIKE
+
+    def add(self, same: bool) -> None:
+        self.alike = self.alike + 1 if same and self.alike is not None else None
+
+
+class Straight:
+    """The modules of a model that a token meets, or one of each of several sequences, in their order."""
 
     def __init__(self, model: nn.Module, inner: nn.Module, stack: Stack) -> None:
-        self.alike: int | None = 0
+        self._seen = Seen(), Seen()  # of one, of several
         self._stack = stack
         self._embed, _, self._norm, rotary = (inner._modules[name] for name in INSIDE)
         assert rotary is not None
+        self._rotary = rotary
         self._turns = Turns(rotary)
         self._head = model._modules["lm_head"]
         self._listeners = (model._forward_hooks, model._forward_pre_hooks)
@@ -45,11 +57,18 @@ class Straight:
         self._own = [one.__dict__ for one in (model, inner, self._embed, self._norm, rotary, self._head)]
         self._looked = False  # at all modules, since the model was asked last
 
-    def run(self, ids: Tensor, cache: HybridCache) -> Tensor | None:
-        """Logits [vocabulary] after one more token [1, 1] of a sequence; None, and no row was put, where the model must be asked."""
-        if self.alike is None or self.alike < ALIKE or not self._unchanged():
+    @property
+    def alike(self) -> int | None:
+        """Tokens of one sequence that came out the same; None: one did not."""
+        return self._seen[0].alike
+
+    def run(self, ids: Tensor, cache: HybridCache, places: Tensor | None = None) -> Tensor | None:
+        """Logits [sequences, vocabulary] after one more token [sequences, 1] of each; None, and no row was put, where the model must be
+        asked. places: of several, their positions [sequences, 1].
+        """
+        if not self._seen[places is not None].enough or not self._unchanged():
             return None
-        x, turns = self._before(ids, cache.get_seq_length())
+        x, turns = self._before(ids, cache.get_seq_length(), places)
         out = self._stack.compute(x, {"cache": cache, "position_embeddings": turns}, self._looked)
         self._looked = out is not None
         return None if out is None else self._after(out)
@@ -58,25 +77,25 @@ class Straight:
         """The model's own forward is about to run."""
         self._stack.last, self._looked = None, False
 
-    def see(self, ids: Tensor, position: int, logits: Tensor) -> None:
-        """The model's own forward gave these logits [vocabulary] for a token [1, 1]."""
-        last = self._stack.last
-        if last is None or self.alike is None or self.alike == ALIKE or not self._unchanged():
+    def see(self, ids: Tensor, position: int, logits: Tensor, places: Tensor | None = None) -> None:
+        """The model's own forward gave these logits [sequences, vocabulary] for tokens [sequences, 1]."""
+        last, seen = self._stack.last, self._seen[places is not None]
+        if last is None or seen.alike is None or seen.enough or not self._unchanged():
             return
         try:
-            x, turns = self._before(ids, position)
+            x, turns = self._before(ids, position, places)
             same = _same([x, *turns, self._after(last.out)], [last.x, *last.turns, logits])
         except (TypeError, ValueError, RuntimeError, AttributeError):
             same = False
-        self.alike = self.alike + 1 if same else None
+        seen.add(same)
 
-    def _before(self, ids: Tensor, position: int) -> tuple[Tensor, Any]:
+    def _before(self, ids: Tensor, position: int, places: Tensor | None) -> tuple[Tensor, Any]:
         x = self._embed(ids)  # type: ignore[misc]
-        return x, self._turns(x, position)
+        return x, self._turns(x, position) if places is None else self._rotary(x, places)
 
     def _after(self, out: Tensor) -> Tensor:
         logits: Tensor = self._head(self._norm(out))  # type: ignore[misc]
-        return logits[0, -1]
+        return logits[:, -1]
 
     def _unchanged(self) -> bool:
         return not any(self._listeners) and not any("forward" in own for own in self._own) and self._watched.unchanged()
@@ -114,22 +133,34 @@ def straighten(model: nn.Module) -> None:
 
 def next_logits(model: Any, ids: Tensor, cache: HybridCache) -> Tensor:
     """Compute the rows of the next tokens [1, n] of the sequence in a cache: logits [vocabulary] after the last."""
+    if ids.shape[1] == 1:
+        return _straight(model, ids, cache)[0]
+    if (straight := getattr(model, NAME, None)) is not None:
+        straight.forget()
+    return _own(model, ids, cache)[0]
+
+
+def next_of_each(model: Any, ids: Tensor, cache: HybridCache, places: Tensor) -> Tensor:
+    """Compute the row of the next token [sequences, 1] of each sequence in a cache, at its position: logits [sequences, vocabulary]."""
+    return _straight(model, ids, cache, position_ids=places)
+
+
+def _straight(model: Any, ids: Tensor, cache: HybridCache, position_ids: Tensor | None = None) -> Tensor:
     straight: Straight | None = getattr(model, NAME, None)
+    named = {} if position_ids is None else {"position_ids": position_ids}
     if straight is None:
-        return _own(model, ids, cache)
-    one = ids.shape[1] == 1
-    if one and (logits := straight.run(ids, cache)) is not None:
+        return _own(model, ids, cache, **named)
+    if (logits := straight.run(ids, cache, position_ids)) is not None:
         return logits
     straight.forget()
     position = cache.get_seq_length()
-    logits = _own(model, ids, cache)
-    if one:
-        straight.see(ids, position, logits)
+    logits = _own(model, ids, cache, **named)
+    straight.see(ids, position, logits, position_ids)
     return logits
 
 
-def _own(model: Any, ids: Tensor, cache: HybridCache) -> Tensor:
-    logits: Tensor = forward(model, ids, cache, logits_to_keep=1).logits[0, -1]
+def _own(model: Any, ids: Tensor, cache: HybridCache, **named: Any) -> Tensor:
+    logits: Tensor = forward(model, ids, cache, logits_to_keep=1, **named).logits[:, -1]
     return logits
 
 

@@ -142,7 +142,7 @@ static int one(uint64_t seed) {
         if (s.head_norms) l.head_norm[i] = norm(s.dim, &state);
     }
     const hgca_attention window = rows(&s, s.slots, &state);
-    hgca_reading r = {.window = &window, .row = pick(&state, s.near), .near = window, .far = rows(&s, s.far, &state),
+    hgca_reading r = {.window = &window, .tokens = 1, .row = pick(&state, s.near), .near = window, .far = rows(&s, s.far, &state),
                       .scale = 1.0f / sqrtf((float)s.dim), .softcap = s.softcap};
     r.near.rows = s.near;
     float *in = random_floats(s.width, 1.0f, &state), *out = random_floats(s.width, 0.0f, &state);
