@@ -268,3 +268,15 @@ def test_a_forked_process_clusters_with_a_thread_of_its_own(rng: torch.Generator
         signal.alarm(30)
         os._exit(0 if whole() == SEGMENT else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_an_index_is_made_with_the_first_rows_of_a_store(policy: str, rng: torch.Generator) -> None:
+    text = Text(rng, 60, GQA, 0.0, None)
+    layer = state(GQA, window=16, sinks=2, context=60, select=policy, quality=0.9)
+    text.feed(layer, 0, 10)
+    layer.rewind(5)
+    assert not layer.selector.__dict__.keys() & {"codes", "_clusters"}
+    text.feed(layer, 5, 50)
+    layer.settle()
+    assert isinstance(layer.selector, Scan) and layer.store is not None
+    assert layer.selector.codes.rows == layer.store.rows > 0

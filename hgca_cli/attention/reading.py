@@ -32,8 +32,6 @@ class Reading:
         to = self._described = native.ffi.new("hgca_reading *")
         to.window, to.scale, to.softcap = layer.window.read.described, scale, softcap
         to.near, to.tokens = to.window[0], 1
-        if layer.store is not None:
-            to.far = layer.store.read.described[0]
         self._took = native.ffi.new("int64_t *")
 
     def watch(self, on: bool) -> None:
@@ -69,6 +67,7 @@ class Reading:
         elif chosen is not None:
             if chosen.row_start is not None:
                 return False
+            to.far = store.read.described[0]  # type: ignore[union-attr]
             to.far.rows = store.rows  # type: ignore[union-attr]
         return True
 

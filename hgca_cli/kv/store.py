@@ -9,6 +9,7 @@ with two scales, of its key and of its value, which lie together too.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,7 +28,6 @@ class Store:
             first `rows` rows may be read. Of int8 rows the numbers alone: `blocks` gives the rows themselves
     packed  both, [kv_heads, capacity, key_dim + value_dim]
     scales  f32 [kv_heads, capacity, 2] of int8 rows: of the key, of the value; None for other dtypes
-    read    the same rows as the C library reads them
 
     folder  where the rows are in files; None: in memory
     """
@@ -45,7 +45,11 @@ class Store:
         self.packed = self._parts[0].whole
         self.keys = self.packed[..., : layout.key_dim]
         self.values = self.packed[..., layout.key_dim :]
-        self.read = native.Rows(self.keys, self.values, *(() if self.scales is None else self.scales.unbind(-1)))
+
+    @cached_property
+    def read(self) -> native.Rows:
+        """The same rows as the C library reads them: a layer from whose window nothing leaves is never asked."""
+        return native.Rows(self.keys, self.values, *(() if self.scales is None else self.scales.unbind(-1)))
 
     @property
     def bytes(self) -> int:

@@ -12,6 +12,8 @@ read no faster than single ones once [key | value] lie together (docs/log.md).
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import Tensor
 
 from hgca_cli import selection
@@ -39,8 +41,11 @@ class Cluster(Scan):
 
     def __init__(self, layout: LayerLayout, capacity: int, *, mass: float, budget: float | None = None) -> None:
         super().__init__(layout, capacity, mass=mass, budget=budget)
-        self._clusters = Clusters(layout, capacity, self.apart, blocks=self.blocks)
         self._described_rows = 0  # clustered ones that the description knows of
+
+    @cached_property
+    def _clusters(self) -> Clusters:
+        return Clusters(self._layout, self._capacity, self.apart, blocks=self.blocks)
 
     @property
     def clustered(self) -> int:
@@ -86,6 +91,8 @@ class Cluster(Scan):
 
     def truncate(self, store_rows: int, ring_rows: int) -> None:
         """Segments that are no longer whole are forgotten, and their rows get codes in their own order again."""
+        if "codes" not in self.__dict__:
+            return
         before = self._clusters.rows
         self._clusters.truncate(store_rows)
         kept = self._clusters.rows

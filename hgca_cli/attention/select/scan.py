@@ -8,6 +8,8 @@ What is scored and not read enters with the weight its code gives it and the mea
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import Tensor
 
 from hgca_cli.attention.select.codes import Codes
@@ -24,14 +26,17 @@ class Scan(Unwatching):
 
     mass    share of the attention mass to be kept per KV head
     budget  most rows as a share of the store; None: the mass alone decides
-    codes   of the store's rows
     """
 
     def __init__(self, layout: LayerLayout, capacity: int, *, mass: float, budget: float | None = None) -> None:
         self.mass, self._budget = mass, budget
         self._layout, self._capacity = layout, capacity
-        self.codes = Codes(layout, capacity)
         self._selection: Selection | None = None
+
+    @cached_property
+    def codes(self) -> Codes:
+        """Of the store's rows: made for the first ones, as the layers of a short text have none."""
+        return Codes(self._layout, self._capacity)
 
     def choose(self, query: Tensor, store: Store) -> Selection | None:
         """The standing description, brought up to date."""
@@ -47,7 +52,8 @@ class Scan(Unwatching):
 
     def truncate(self, store_rows: int, ring_rows: int) -> None:
         """Codes of rows that are gone are written anew."""
-        self.codes.truncate(store_rows)
+        if "codes" in self.__dict__:
+            self.codes.truncate(store_rows)
 
     def _described(self, store: Store) -> Selection:
         if self._selection is None:
