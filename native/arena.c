@@ -14,6 +14,10 @@
 
 enum { HUGE_PAGE = 2 << 20 }; /* of x86-64, and of Arm with pages of 4 KiB; elsewhere only an alignment */
 
+#if defined(__linux__) && !defined(MADV_COLLAPSE)
+#define MADV_COLLAPSE 25 /* of Linux 6.1, which older headers do not know */
+#endif
+
 static int64_t page(void) { return (int64_t)sysconf(_SC_PAGESIZE); }
 
 static int64_t up(int64_t bytes) { return (bytes + page() - 1) / page() * page(); }
@@ -44,6 +48,15 @@ int hgca_commit(void *base, int64_t offset, int64_t bytes) {
     if (size >= HUGE_PAGE) madvise(start, (size_t)size, MADV_HUGEPAGE); /* a wish: what it answers does not matter */
 #endif
     return HGCA_OK;
+}
+
+int hgca_join_pages(void *base, int64_t offset) {
+    if (base == NULL || offset < 0 || offset > INT64_MAX - HUGE_PAGE) return HGCA_BAD_ARGUMENT;
+    const int status = hgca_commit(base, offset, HUGE_PAGE); /* which asks for huge pages from now on */
+#ifdef MADV_COLLAPSE
+    if (status == HGCA_OK) madvise((char *)base + offset, HUGE_PAGE, MADV_COLLAPSE);
+#endif
+    return status;
 }
 
 int hgca_reserve_file(int64_t bytes, int file, void **base) {

@@ -339,6 +339,10 @@ int hgca_reserve(int64_t bytes, void **base);
 int hgca_commit(void *base, int64_t offset, int64_t bytes);
 int hgca_release(void *base, int64_t bytes);
 
+/* One huge page in place of small ones under memory that is nearly full, from `offset` on, 2 MiB, all of which is committed: a wish,
+ * which takes a copy of what is there (Linux 6.1; elsewhere the system may do so later, or not). */
+int hgca_join_pages(void *base, int64_t offset);
+
 /* The same with a file for memory, from its beginning: `file` is a descriptor, `bytes` the file's length (it may be sparse). What is
  * committed has its room on the disk from then on (posix_fallocate): a full disk is HGCA_NO_SPACE here, and not a signal when
  * memory is touched. Released by hgca_release; the descriptor stays the caller's, and is needed for hgca_commit_file only. */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from hgca_cli import native
-from hgca_cli.kv.reservation import Reservation
+from hgca_cli.kv.growing import GrowingArray
+from hgca_cli.kv.reservation import HUGE_PAGE, Reservation
 from tests import reference
 
 PAGE = resource.getpagesize()
@@ -42,6 +44,51 @@ def test_overlapping_commits_keep_what_is_there() -> None:
     view.fill_(9)
     memory.commit(0, 3 * PAGE)
     assert (view == 9).all()
+
+
+def test_pages_that_are_joined_keep_what_is_there() -> None:
+    memory = Reservation(4 << 20)
+    memory.commit(2 << 20, 1 << 20)
+    numbers = torch.arange(1 << 18, dtype=torch.int32)
+    memory.tensor(torch.int32, (1 << 18,), (1,), 2 << 20).copy_(numbers)
+    memory.join_pages(2 << 20)
+    whole = memory.tensor(torch.int32, (1 << 19,), (1,), 2 << 20)
+    assert torch.equal(whole[: 1 << 18], numbers) and not whole[1 << 18 :].any()
+    whole.fill_(3)
+    assert (whole == 3).all()
+
+
+def huge_bytes(address: int) -> int:
+    """Of the mapping with this address."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):
+            first, end = (int(x, 16) for x in name.split("-"))
+            inside = first <= address < end
+        elif inside and name == "AnonHugePages:":
+            return int(rest[0]) << 10
+    return 0
+
+
+def gives_huge_pages() -> bool:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    version = tuple(int(x) for x in os.uname().release.split(".")[:2])
+    return setting.exists() and "[never]" not in setting.read_text() and version >= (6, 1)
+
+
+@pytest.mark.skipif(not gives_huge_pages(), reason="the system joins no pages when it is asked to")
+@pytest.mark.parametrize("capacity", [7700, 8192])
+def test_rows_that_nearly_fill_a_huge_page_get_one(capacity: int) -> None:
+    """Not before, as a short chat is to take little; one that is to be not quite full is enough."""
+    array = GrowingArray(2, capacity, 128, torch.bfloat16)
+    for first in range(0, 7168, 128):
+        array.commit(first + 128 - (first == 7040))
+        array.whole[:, first : first + 128] = first // 128
+    assert [huge_bytes(head.data_ptr()) for head in array.whole] == [0, 0]
+    array.commit(7168)
+    assert all(huge_bytes(head.data_ptr()) >= HUGE_PAGE for head in array.whole)
+    assert all((array.whole[:, first : first + 128] == first // 128).all() for first in range(0, 7168, 128))
 
 
 def test_strides_and_offset() -> None:
@@ -90,7 +137,8 @@ def test_commit_refused_by_the_system() -> None:
     code = """
 import resource
 from hgca_cli import native
-from hgca_cli.kv.reservation import Reservation
+from hgca_cli.kv.growing import GrowingArray
+from hgca_cli.kv.reservation import HUGE_PAGE, Reservation
 memory = Reservation(1 << 40)
 resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
 try:

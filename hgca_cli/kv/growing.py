@@ -5,6 +5,7 @@ Memory, or a file without a name that is gone with the process, however that end
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from typing import IO
@@ -13,14 +14,15 @@ import torch
 
 from hgca_cli import native
 from hgca_cli.errors import DoesNotFitError
-from hgca_cli.kv.reservation import Reservation
+from hgca_cli.kv.reservation import HUGE_PAGE, Reservation
 from hgca_cli.units import format_bytes
 
 COMMIT_BYTES = 1 << 20  # per KV head and growth step; only touched pages take memory
-# A page of this size is given whole when it is first touched, so a head's first rows have small ones, and so has what
-# does not fill one at the end: a full store takes the bytes of its rows.
+# A huge page is given whole when it is first touched, so a head's first rows have small ones, and so has what
+# does not fill one at the end: a full store takes the bytes of its rows. Small pages that are nearly full become a huge one, as
+# single rows here and there take half as long again to find in small ones.
 PAGE = 4096
-HUGE_PAGE = 2 << 20
+NEARLY = HUGE_PAGE - HUGE_PAGE // 8
 
 
 class GrowingArray:
@@ -45,6 +47,7 @@ class GrowingArray:
         self._row_bytes = width * dtype.itemsize
         self._most = _round_up(max(1, capacity) * self._row_bytes, PAGE)  # bytes per head
         self._committed = 0
+        self._joined = 0  # bytes per head in huge pages, if the system has them
         self._head_bytes = _round_up(self._most, COMMIT_BYTES if self._most < HUGE_PAGE else HUGE_PAGE)
         self._folder = folder
         self._memory = Reservation(heads * self._head_bytes) if folder is None else self._mapped(folder)
@@ -55,8 +58,12 @@ class GrowingArray:
     def commit(self, rows: int) -> None:
         """Make rows 0 .. rows - 1 usable. Raises DoesNotFitError."""
         needed = rows * self._row_bytes
-        if needed <= self._committed:
-            return
+        if needed > self._committed:
+            self._grow(needed)
+        if needed >= self._joined + NEARLY and self._folder is None:
+            self._join_pages(needed)
+
+    def _grow(self, needed: int) -> None:
         # an eighth more than needed, so that a long prefill asks the kernel rarely
         grown = _round_up(needed + needed // 8, COMMIT_BYTES if needed < HUGE_PAGE else HUGE_PAGE)
         grown = min(grown, self._most)
@@ -71,6 +78,14 @@ class GrowingArray:
             except native.NoSpaceError as error:
                 raise self._no_space(grown, head) from error
         self._committed = grown
+
+    def _join_pages(self, needed: int) -> None:
+        """Huge pages under what was written before; what is committed now may be the rest of one."""
+        while needed >= self._joined + NEARLY and self._joined + HUGE_PAGE <= self._head_bytes:
+            for head in range(self._heads):
+                with contextlib.suppress(native.OutOfMemoryError):  # it goes without
+                    self._memory.join_pages(head * self._head_bytes + self._joined)
+            self._joined += HUGE_PAGE
 
     def advise(self, in_order: bool) -> None:
         """How a file will be read next."""

@@ -11,6 +11,8 @@ from torch import Tensor
 from hgca_cli import native
 from hgca_cli.native import ffi, lib
 
+HUGE_PAGE = 2 << 20
+
 
 class Reservation:
     """Address space that takes memory only as it is committed and touched. Units: bytes.
@@ -37,6 +39,11 @@ class Reservation:
             native.check(lib.hgca_commit(self._base, offset, size))
         else:
             native.check(lib.hgca_commit_file(self._base, self._file.fileno(), offset, size))
+
+    def join_pages(self, offset: int) -> None:
+        """Let the 2 MiB from `offset` on, a multiple of that, be one page if the system can. Raises OutOfMemoryError."""
+        assert self._file is None and offset + HUGE_PAGE <= self._size and offset % HUGE_PAGE == 0
+        native.check(lib.hgca_join_pages(self._base, offset))
 
     def advise(self, in_order: bool) -> None:
         """Of a file: how it will be read next, in order or here and there."""
