@@ -5,7 +5,7 @@
 #include "codes.h"
 #include "selecting.h"
 
-enum { PREFETCHED = 64 };
+enum { PREFETCHED = 16 }; /* what a processor has room for and a little more: the kernel, which works meanwhile, asks for the others */
 
 /* What all that is left out would hold if it were spread evenly is what estimates are measured by. A group not taken enters with
  * its own mean row from so many times a group's share on, else with its block's mean value. Measured: 8 times half the bytes at
