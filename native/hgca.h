@@ -339,8 +339,8 @@ int hgca_reserve(int64_t bytes, void **base);
 int hgca_commit(void *base, int64_t offset, int64_t bytes);
 int hgca_release(void *base, int64_t bytes);
 
-/* One huge page in place of small ones under memory that is nearly full, from `offset` on, 2 MiB, all of which is committed: a wish,
- * which takes a copy of what is there (Linux 6.1; elsewhere the system may do so later, or not). */
+/* One huge page in place of small ones under the 2 MiB from `offset` on, which are committed if they are not yet: for memory that is
+ * nearly full. The page is a wish, and what is there is copied (Linux 6.1; elsewhere the system may do so later, or not). */
 int hgca_join_pages(void *base, int64_t offset);
 
 /* The same with a file for memory, from its beginning: `file` is a descriptor, `bytes` the file's length (it may be sparse). What is
