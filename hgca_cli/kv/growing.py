@@ -19,8 +19,8 @@ from hgca_cli.units import format_bytes
 
 COMMIT_BYTES = 1 << 20  # per KV head and growth step; only touched pages take memory
 # A huge page is given whole when it is first touched, so a head's first rows have small ones, and so has what
-# does not fill one at the end: a full store takes the bytes of its rows. Small pages that are nearly full become a huge one, as
-# single rows here and there take half as long again to find in small ones.
+# does not fill one at the end. Small pages that are nearly full become a huge one, as single rows here and there take half as long
+# again to find in small ones: a full store takes the bytes of its rows, and at most an eighth of a huge page a head more.
 PAGE = 4096
 NEARLY = HUGE_PAGE - HUGE_PAGE // 8
 
