@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hgca_cli.commands.eval_cases import made_cases, prompt_ids, question_tokens
 from hgca_cli.commands.eval_policies import Policy, policies_of
 from hgca_cli.config import SELECTORS
 from hgca_cli.errors import UsageError
+from hgca_cli.measure import fidelity
 from hgca_cli.measure.recall_cases import TASKS
 from tests.cli_process import Done, here, hgca, records, save_tiny
 from tests.models import write_model
@@ -24,6 +26,7 @@ TEXT = "the cat sat on the mat, and nobody knew why naïve cats sit. " * 40
 FIDELITY = ("fidelity", "--ctx", "120", "--positions", "16", "--window", "16")
 DRIFT = ("drift", "--length", "60", "--tokens", "8", "--window", "16", "--select", "window")
 RECALL = ("recall", "--length", "100", "--count", "2", "--window", "16", "--max-tokens", "4", "--select", "window")
+GIVEN = (RECALL[0], *RECALL[3:])  # of files
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +100,7 @@ def test_fidelity_for_people(model: str, book: str) -> None:
     out = done.stdout.decode()
     assert (
         done.returncode == 0
-        and out.count("book.txt") == 2
+        and out.count("book.txt") == 1
         and out.count("100.0%") == 3
         and "KL(exact || policy)" in out
     )
@@ -149,13 +152,50 @@ def test_cases_from_files(model: str, tmp_path: Path) -> None:
     pairs = [[f"key{one}", f"value{one}"] for one in range(12)]
     with gzip.open(packed, "wt") as stream:
         stream.write(json.dumps({"ordered_kv_records": pairs, "key": "key3", "value": "value3"}))
-    done = evaluate(*RECALL[:1], *RECALL[3:], "--cases", str(plain), str(packed), "--verbose", model=model)
+    done = evaluate(*GIVEN, "--cases", str(plain), str(packed), "--verbose", model=model)
     out = done.stdout.decode()
     assert done.returncode == 0, done.stderr
     assert (
-        out.count("a.jsonl ") == out.count("b.jsonl.gz ") == 2 and out.count("expected 0") + out.count("right: ") >= 2
+        out.count("a.jsonl, ") == out.count("b.jsonl.gz, ") == 1 and out.count("expected 0") + out.count("right: ") >= 2
     )
     assert out.count("/2") == 2 and out.count("/1 ") == 2 and out.count("expected value3") <= 2
+
+
+def test_files_of_one_name_and_answers_beside_wrong_ones(model: str, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    first, second = tmp_path / "a.jsonl", tmp_path / "b" / "a.jsonl"
+    case = {"prompt": TEXT[:200], "answer": "cat", "others": ["dog", 7]}
+    first.write_text(json.dumps(case))
+    second.write_text(json.dumps(case | {"answer": "the mat"}) + "\n" + json.dumps({**case, "others": []}))
+    done = evaluate(*GIVEN, "--cases", str(first), str(second), "--score", "--json", model=model)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in records(done) if line["type"] == "recall" and line["policy"] == "exact"]
+    assert [(line["task"], line["count"], line["scored"]) for line in lines] == [
+        ("a.jsonl", 1, 1),
+        ("a.jsonl #2", 2, 1),
+    ]
+    places = [line["place"] for line in records(done) if line["type"] == "answer" and line["policy"] == "exact"]
+    assert places[0] in (1, 2, 3) and places[2] is None
+
+
+def test_what_was_measured_before_an_interruption_is_drawn(
+    model: str, book: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = fidelity.measure_fidelity
+
+    def interrupted(*given: Any) -> Iterator[tuple[str, fidelity.Fidelity]]:
+        for count, one in enumerate(measured(*given)):
+            if count == until:
+                raise KeyboardInterrupt
+            yield one
+
+    monkeypatch.setattr(fidelity, "measure_fidelity", interrupted)
+    words = (*FIDELITY, "--text", book, "--select", "window,scan", "--quiet")
+    for until, drawn in ((1, False), (2, True)):
+        picture, file = tmp_path / f"{until}.svg", tmp_path / f"{until}.jsonl"
+        done = evaluate(*words, "--plot", str(picture), "--record", str(file), model=model)
+        assert done.returncode == 130 and not done.stderr and picture.exists() == drawn
+        assert len(file.read_text().splitlines()) == until
 
 
 def test_a_conversation_is_asked_by_its_template(tmp_path: Path) -> None:
@@ -180,7 +220,7 @@ def test_drift_for_programs_and_people(model: str, book: str) -> None:
     again = evaluate(*DRIFT, "--text", book, "--json", model=model)
     assert records(again)[1]["begins"] == line["begins"] and records(again)[1]["kl"] == line["kl"]
     shown = evaluate(*DRIFT, "--text", book, "--seed", "1", "--verbose", model=model)
-    assert shown.returncode == 0 and b"last/1st" in shown.stdout and line["begins"] not in shown.stdout.decode()
+    assert shown.returncode == 0 and b"growth" in shown.stdout and line["begins"] not in shown.stdout.decode()
 
 
 def test_policies() -> None:
@@ -216,7 +256,7 @@ def test_qualities(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*FIDELITY, "--budget", "7"), "--budget: '7' is not a share"),
         ((*FIDELITY, "--quality", "0"), "--quality: a quality of 0"),
         ((*FIDELITY, "--positions", "120"), "--positions 120 leaves nothing of --ctx 120"),
-        ((*FIDELITY, "--window", "104"), "--window 104 holds all of the 104 tokens"),
+        ((*FIDELITY, "--window", "104"), "--window 104 and 4 sinks hold all of the 104 tokens"),
         ((*FIDELITY, "--window", "auto"), "--window: auto does not say how many"),
         ((*FIDELITY, "--ctx", "many"), "--ctx: 'many'"),
         ((*FIDELITY, "--plot", "kl.pdf"), ".svg nor .png"),
@@ -227,12 +267,19 @@ def test_qualities(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*RECALL, "--max-tokens", "0"), "--max-tokens: 0 is out of range"),
         ((*RECALL, "--depth", "1.5"), "--depth: '1.5' is not a share"),
         ((*RECALL, "--length", "10"), "--length: 10 is too few. Give 64 or more"),
-        ((*RECALL, "--window", "100"), "--window 100 holds all of --length 100"),
+        ((*FIDELITY, "--window", "100"), "--window 100 and 4 sinks hold all of the 104 tokens"),
+        ((*FIDELITY, "--window", "104", "--sinks", "0"), "--window 104 holds all of the 104 tokens"),
+        ((*RECALL, "--window", "96"), "--window 96 and 4 sinks hold all of --length 100"),
+        ((*RECALL, "--cases", "a.jsonl"), "--length says how cases are made"),
+        ((*GIVEN, "--cases", "a.jsonl", "--depth", "0.5"), "--depth says how cases are made"),
+        ((*GIVEN, "--cases", "a.jsonl", "--text", "b.txt"), "--text: nothing is hidden in it"),
+        ((*RECALL, "--task", "uuid", "--text", "b.txt"), "--text: nothing is hidden in it"),
+        ((*RECALL, "--needles", "5"), "--needles: no needles are hidden"),
         ((*RECALL, "--appended", "--cases", __file__ + "l"), "where the prompts of --cases ask is not known"),
         ((*DRIFT, "--tokens", "3"), "--tokens: 3 is too few"),
         ((*DRIFT, "--temp", "-1"), "--temp: -1.0 is out of range"),
         ((*DRIFT[:-1], "exact"), "does not drift from itself"),
-        ((*DRIFT, "--window", "60"), "--window 60 holds all of --length 60"),
+        ((*DRIFT, "--window", "60"), "--window 60 and 4 sinks hold all of --length 60"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_loaded(words: tuple[str, ...], told: str) -> None:
@@ -242,9 +289,21 @@ def test_mistakes_are_one_line_before_anything_is_loaded(words: tuple[str, ...],
 def test_mistakes_in_files(model: str, book: str, tmp_path: Path) -> None:
     file = tmp_path / "c.jsonl"
     file.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n')
-    assert "c.jsonl, line 2: there is no answer" in refused(*RECALL, "--cases", str(file))
-    assert "not a gzip" in refused(*RECALL, "--cases", str(_copy(file, "c.gz"))).lower()
-    assert "no such file" in refused(*RECALL, "--cases", str(tmp_path / "d.jsonl"), code=5)
+    assert "c.jsonl, line 2: there is no answer" in refused(*GIVEN, "--cases", str(file))
+    assert "not a gzip" in refused(*GIVEN, "--cases", str(_copy(file, "c.gz"))).lower()
+    assert "no such file" in refused(*GIVEN, "--cases", str(tmp_path / "d.jsonl"), code=5)
+    (tmp_path / "kl.svg").mkdir()
+    assert "--plot: cannot write" in refused(*FIDELITY, "--plot", str(tmp_path / "kl.svg"))
+    assert "is a directory. Name its files one by one." in refused(*GIVEN, "--cases", str(tmp_path))
+    file.write_text(
+        json.dumps({"prompt": TEXT[:200], "answer": "b"}) + "\n" + json.dumps({"prompt": TEXT, "answer": 1})
+    )
+    asked = (*GIVEN, "--cases", str(file))
+    assert "c.jsonl has no wrong answers beside the right ones" in refused(*asked, "--score")
+    told = refused(*asked, "--ctx", "300", "--quiet", model=model)
+    assert "c.jsonl: prompt 2 has 1,6" in told and "Leave it out, or raise --ctx." in told
+    told = refused(*asked, "--count", "1", "--window", "250", "--quiet", model=model)
+    assert "window and sinks hold all rows of its prompts: nothing is in the store. Lower --window." in told
     assert "tokens, and 5,001 are needed" in refused(*FIDELITY, "--ctx", "5000", "--quiet", "--text", book, model=model)
     assert "fewer than --length 5,000" in refused(*RECALL, "--length", "5000", "--quiet", "--text", book, model=model)
     assert "the context is 200" in refused(*RECALL, "--ctx", "200", "--length", "400", "--quiet", model=model)

@@ -12,13 +12,13 @@ import typer
 from hgca_cli.commands import eval_options, options
 from hgca_cli.commands.eval_policies import policies_of
 from hgca_cli.commands.eval_run import start_run
-from hgca_cli.commands.eval_texts import ids_of, number_of, read_texts
+from hgca_cli.commands.eval_texts import check_window, ids_of, number_of, read_texts
 from hgca_cli.commands.files import check_files
 from hgca_cli.commands.flags import naming_variables
 from hgca_cli.config import SamplingSettings
 from hgca_cli.errors import UsageError
 from hgca_cli.hf.registry import DEFAULT
-from hgca_cli.ui.eval_table import DRIFT, DRIFT_LEGEND, drift_line
+from hgca_cli.ui.eval_table import DRIFT, DRIFT_LEGEND, EvalTable
 
 if TYPE_CHECKING:
     from hgca_cli.measure.drift import Drift
@@ -88,16 +88,14 @@ def drift(
     reads = Prompt(run.engine, [0] * (read - 1)).reads(pairs)
     run.work.plan({"read": reads * len(texts), "decode": 2 * written * len(policies) * len(texts)})
     with run:
-        run.begin(DRIFT)
+        run.begin(EvalTable(DRIFT, list(texts), list(settings), DRIFT_LEGEND))
         for name, ids in texts.items():
             run.work.begin(name)
             for policy, one in measure_drift(run.engine, ids, written, settings, sampling, run.work.tell):
-                line = drift_record(name, policy, one)
-                run.result(line, drift_line(line))
+                run.result(name, drift_record(name, policy, one))
                 if verbose:
                     run.say("  " + " ".join(one.text.split()))
-            run.say("")
-        run.say(DRIFT_LEGEND)
+        run.end()
 
 
 def drift_record(text: str, policy: str, one: Drift) -> dict[str, Any]:
@@ -111,10 +109,6 @@ def drift_record(text: str, policy: str, one: Drift) -> dict[str, Any]:
 def _lengths(given: Mapping[str, Any]) -> tuple[int, int, int]:
     """Tokens that are read, written, and passed over."""
     read, written = number_of(given["length"], "--length", least=2), number_of(given["tokens"], "--tokens", least=4)
-    window, skip = number_of(given["window"], "--window"), number_of(given["skip"], "--skip", least=0)
-    if window >= read:
-        raise UsageError(
-            f"--window {window:,} holds all of --length {read:,}: nothing is in the store at first.",
-            "Lower --window, or raise --length.",
-        )
+    skip = number_of(given["skip"], "--skip", least=0)
+    check_window(given, read, f"--length {read:,}", "Lower --window, or raise --length.")
     return read, written, skip

@@ -12,12 +12,12 @@ import typer
 from hgca_cli.commands import eval_options, options
 from hgca_cli.commands.eval_policies import Policy, policies_of
 from hgca_cli.commands.eval_run import EvalRun, start_run
-from hgca_cli.commands.eval_texts import ids_of, number_of, read_texts
+from hgca_cli.commands.eval_texts import check_window, ids_of, number_of, read_texts
 from hgca_cli.commands.files import check_files
 from hgca_cli.commands.flags import naming_variables
 from hgca_cli.errors import UsageError
 from hgca_cli.hf.registry import DEFAULT
-from hgca_cli.ui.eval_table import FIDELITY, FIDELITY_LEGEND, fidelity_line
+from hgca_cli.ui.eval_table import FIDELITY, FIDELITY_LEGEND, EvalTable
 
 if TYPE_CHECKING:
     from hgca_cli.measure.fidelity import Fidelity
@@ -80,35 +80,35 @@ def fidelity(
         run = start_run(given)
     texts = {one.name: ids_of(run.engine, one, passed, tokens + 1) for one in documents}
     run.machine |= {"ctx": tokens, "positions": scored}
-    with run:
-        measure_all(run, texts, policies, scored)
-    if plot is not None:
-        plot_all(plot, run)
+    try:
+        with run:
+            measure_all(run, texts, policies, scored)
+    finally:  # Ctrl-C after an hour: what is done is drawn
+        if plot is not None:
+            plot_all(plot, run)
 
 
 def measure_all(run: EvalRun, texts: Mapping[str, list[int]], policies: Sequence[Policy], positions: int) -> None:
     """Every text and policy, shown and recorded as it is done; then each policy over all texts."""
-    from hgca_cli.measure.fidelity import mean_fidelity, measure_fidelity, tokens_of
+    from hgca_cli.measure.fidelity import EXACT, mean_fidelity, measure_fidelity, tokens_of
 
     context = len(next(iter(texts.values()))) - 1
     settings = run.settings(policies, context)
     planned = tokens_of(run.engine, context + 1, positions, list(settings.values()))
     run.work.plan({stage: len(texts) * count for stage, count in planned.items()})
-    run.begin(FIDELITY)
+    run.begin(
+        EvalTable(FIDELITY, [*texts, ALL_TEXTS][: len(texts) + (len(texts) > 1)], [EXACT, *settings], FIDELITY_LEGEND)
+    )
     found: dict[str, list[Fidelity]] = {}
     for name, ids in texts.items():
         run.work.begin(name)
         for policy, one in measure_fidelity(run.engine, ids, positions, settings, run.work.tell):
             found.setdefault(policy, []).append(one)
-            line = fidelity_record(name, policy, one)
-            run.result(line, fidelity_line(line))
-        run.say("")
+            run.result(name, fidelity_record(name, policy, one))
     if len(texts) > 1:
         for policy, parts in found.items():
-            line = fidelity_record(ALL_TEXTS, policy, mean_fidelity(parts))
-            run.result(line, fidelity_line(line))
-        run.say("")
-    run.say(FIDELITY_LEGEND)
+            run.result(ALL_TEXTS, fidelity_record(ALL_TEXTS, policy, mean_fidelity(parts)))
+    run.end()
 
 
 def fidelity_record(text: str, policy: str, one: Fidelity) -> dict[str, Any]:
@@ -128,33 +128,34 @@ def fidelity_record(text: str, policy: str, one: Fidelity) -> dict[str, Any]:
 
 
 def plot_all(file: Path, run: EvalRun) -> None:
-    """A curve per policy, over all texts."""
+    """A curve per policy, over all texts; if these are not done, over the one of which most is. Nothing without results."""
     from hgca_cli.ui.plot import plot_divergence
 
-    last = ALL_TEXTS if any(one["text"] == ALL_TEXTS for one in run.results) else run.results[-1]["text"]
-    curves: dict[str, list[tuple[float, float]]] = {}
+    texts: dict[str, list[dict[str, Any]]] = {}
     for one in run.results:
-        if one["text"] == last and one["policy"] != "exact":
-            curves.setdefault(one["policy"].partition(":")[0], []).append((one["bytes_share"], one["kl"]))
+        if one["policy"] != "exact":
+            texts.setdefault(one["text"], []).append(one)
+    if not texts:
+        return
+    shown = ALL_TEXTS if ALL_TEXTS in texts else max(texts, key=lambda name: len(texts[name]))
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for one in texts[shown]:
+        curves.setdefault(one["policy"].partition(":")[0], []).append((one["bytes_share"], one["kl"]))
     machine = run.machine
     plot_divergence(
-        file, f"{machine['model']}, context {machine['ctx']:,}, window {machine['window']:,}, {last}", curves
+        file, f"{machine['model']}, context {machine['ctx']:,}, window {machine['window']:,}, {shown}", curves
     )
 
 
 def _lengths(given: Mapping[str, Any]) -> tuple[int, int, int]:
     """Tokens of a text, those that are scored, and those passed over."""
     tokens, positions = number_of(given["ctx"], "--ctx"), number_of(given["positions"], "--positions")
-    window, skip = number_of(given["window"], "--window"), number_of(given["skip"], "--skip", least=0)
+    skip = number_of(given["skip"], "--skip", least=0)
     if positions >= tokens:
         raise UsageError(
             f"--positions {positions:,} leaves nothing of --ctx {tokens:,} to be read before.", "Lower it."
         )
-    sinks = given["sinks"] or 0
-    if window + sinks >= tokens - positions:
-        raise UsageError(
-            f"--window {window:,} holds all of the {tokens - positions:,} tokens before the scored ones: nothing is in "
-            "the store.",
-            "Lower --window or --positions, or raise --ctx.",
-        )
+    before = tokens - positions
+    what = f"the {before:,} tokens before the scored ones"
+    check_window(given, before, what, "Lower --window or --positions, or raise --ctx.")
     return tokens, positions, skip

@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hgca_cli.commands import eval_options, options
+from hgca_cli.commands.eval_asked import check_candidates, lengths_and_depths
 from hgca_cli.commands.eval_cases import made_cases, prompt_ids, question_tokens, read_cases
 from hgca_cli.commands.eval_policies import Policy, policies_of
 from hgca_cli.commands.eval_run import EvalRun, start_run
-from hgca_cli.commands.eval_texts import number_of
+from hgca_cli.commands.eval_texts import one_name_each
 from hgca_cli.commands.files import check_files
 from hgca_cli.commands.flags import naming_variables
 from hgca_cli.commands.inputs import read_document
 from hgca_cli.errors import ContextOverflowError, UsageError
 from hgca_cli.hf.registry import DEFAULT
 from hgca_cli.measure.recall_cases import TASKS, Case
-from hgca_cli.ui.eval_table import RECALL, RECALL_LEGEND, recall_line
-from hgca_cli.units import parse_share
+from hgca_cli.ui.eval_table import RECALL, RECALL_LEGEND, EvalTable
 
 if TYPE_CHECKING:
+    from hgca_cli.engine.engine import Engine
     from hgca_cli.measure.recall import Answer
 
-MOST_CASES = 10_000
 Group = tuple[str, int, list[tuple[Case, list[int]]]]  # task, tokens asked for, cases with their prompts' ids
 
 
@@ -48,7 +48,8 @@ def recall(
         typer.Option(
             "--cases",
             metavar="FILE",
-            help='JSON lines, or .gz: {"prompt" or "messages", "answer" or "expected_number"}. May be repeated.',
+            help='JSON lines, or .gz: {"prompt" or "messages", "answer" or "expected_number", "others": wrong answers, for '
+            "--score}. May be repeated.",
         ),
     ] = None,
     length: Annotated[
@@ -117,15 +118,16 @@ def recall(
     given = dict(locals())
     with naming_variables(context):
         policies = policies_of(select or [], budget or [], quality or [])
-        lengths, depths = _checked(given)
-        read = {Path(path).name: read_cases(path) for path in cases or ()}
+        lengths, depths = lengths_and_depths(context, given)
+        files = list(dict.fromkeys(cases or ()))
+        names = one_name_each([Path(path).name for path in files])
+        read = {name: read_cases(path)[:count] for name, path in zip(names, files, strict=True)}
+        for name, found in read.items():
+            check_candidates(found, name, score=score)
         haystack = read_document(text).text if text else None
         check_files(record, None)
         run = start_run(given)
-    groups = [
-        (name, 0, [(one, prompt_ids(run.engine, one, raw=raw)) for one in found[:count]])
-        for name, found in read.items()
-    ]
+    groups = [(name, 0, [(one, prompt_ids(run.engine, one, raw=raw)) for one in found]) for name, found in read.items()]
     for name, tokens in product(task or ([] if cases else ["passkey"]), lengths):
         made = made_cases(run.engine, name, tokens, depths, haystack, given)
         groups.append((name, tokens, [(one, prompt_ids(run.engine, one, raw=raw)) for one in made]))
@@ -142,19 +144,14 @@ def ask_all(run: EvalRun, groups: list[Group], policies: list[Policy], given: Ma
     tokens, score = given["max_tokens"], given["score"]
     compared = [Policy("exact"), *policies]
     rooms = [[room_for(engine, ids, case, tokens, score=score) for case, ids in asked] for _, _, asked in groups]
-    for (name, _, asked), needed in zip(groups, rooms, strict=True):
-        for (_, ids), rows in zip(asked, needed, strict=True):
-            if rows > engine.context:
-                raise ContextOverflowError(
-                    f"{name}: a prompt has {len(ids):,} tokens, and with its answer {rows:,} rows are needed; the context "
-                    f"is {engine.context:,}.",
-                    "Lower --length or --count, or raise --ctx.",
-                )
+    for group, needed in zip(groups, rooms, strict=True):
+        _check_room(engine, group, needed)
     ways = [one for one in run.settings(compared, engine.context).values() for _ in range(1 + score)]
     per_prompt = Prompt(engine, [0]).reads(ways)  # how often a prompt is read
     run.work.plan({"read": per_prompt * sum(len(ids) - 1 for _, _, asked in groups for _, ids in asked)})
-    run.begin(RECALL)
-    for (name, wanted, asked), needed in zip(groups, rooms, strict=True):
+    titles = [f"{name}, {_length(asked):,} tokens" for name, _, asked in groups]
+    run.begin(EvalTable(RECALL, titles, [one.name for one in compared], RECALL_LEGEND))
+    for title, (name, wanted, asked), needed in zip(titles, groups, rooms, strict=True):
         found: dict[str, list[Answer]] = {}
         for index, ((case, ids), rows) in enumerate(zip(asked, needed, strict=True)):
             run.work.begin(f"{name} {index + 1} of {len(asked)}")
@@ -163,12 +160,9 @@ def ask_all(run: EvalRun, groups: list[Group], policies: list[Policy], given: Ma
             for policy, one in ask(engine, ids, case, settings, tokens, appended=last, score=score, tell=run.work.tell):
                 found.setdefault(policy, []).append(one)
                 _tell(run, name, case, policy, one, verbose=given["verbose"])
-        length = round(mean(len(ids) for _, ids in asked))
         for policy, answers in found.items():
-            line = recall_record(name, wanted, length, policy, answers)
-            run.result(line, recall_line(line))
-        run.say("")
-    run.say(RECALL_LEGEND)
+            run.result(title, recall_record(name, wanted, _length(asked), policy, answers))
+    run.end()
 
 
 def recall_record(task: str, length: int, tokens: int, policy: str, answers: list[Answer]) -> dict[str, Any]:
@@ -191,6 +185,28 @@ def recall_record(task: str, length: int, tokens: int, policy: str, answers: lis
     }
 
 
+def _length(asked: list[tuple[Case, list[int]]]) -> int:
+    """Mean tokens of the prompts."""
+    return round(mean(len(ids) for _, ids in asked))
+
+
+def _check_room(engine: Engine, group: Group, needed: list[int]) -> None:
+    """Each prompt fits into the context with its answer, and one of them at least has rows in the store."""
+    name, wanted, asked = group
+    for number, ((_, ids), rows) in enumerate(zip(asked, needed, strict=True), start=1):
+        if rows > engine.context:
+            raise ContextOverflowError(
+                f"{name}: prompt {number} has {len(ids):,} tokens, and with its answer {rows:,} rows are needed; the "
+                f"context is {engine.context:,}.",
+                "Lower --length, or raise --ctx." if wanted else "Leave it out, or raise --ctx.",
+            )
+    held = engine.settings.window + engine.settings.sinks
+    if max(needed) <= held:
+        raise UsageError(
+            f"{name}: window and sinks hold all rows of its prompts: nothing is in the store.", "Lower --window."
+        )
+
+
 def _tell(run: EvalRun, task: str, case: Case, policy: str, one: Answer, *, verbose: bool) -> None:
     if run.as_json:
         line: dict[str, Any] = {"type": "answer", "task": task, "policy": policy, "expected": case.answers[0]}
@@ -199,30 +215,3 @@ def _tell(run: EvalRun, task: str, case: Case, policy: str, one: Answer, *, verb
     elif verbose:
         verdict = "right" if one.right else f"wrong (expected {case.answers[0]})"
         run.say(f"  {policy}: {verdict}: {' '.join(one.said.split())}")
-
-
-def _checked(given: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-    """Lengths and depths. Raises UsageError naming flag and remedy."""
-    for word in given["task"] or ():
-        if word not in TASKS:
-            raise UsageError(f"--task: no such choice {word!r}.", f"Choose from {', '.join(TASKS)}.")
-    if given["appended"] and given["cases"]:
-        raise UsageError("--appended: where the prompts of --cases ask is not known.", "Drop one of them.")
-    for flag, least, most in (
-        ("count", 1, MOST_CASES),
-        ("needles", 1, 100),
-        ("max_tokens", 1, 4096),
-        ("seed", 0, 2**31),
-    ):
-        value = given[flag]
-        if value is not None and not least <= value <= most:
-            name = flag.replace("_", "-")
-            raise UsageError(f"--{name}: {value} is out of range.", f"Give {least} to {most:,}.")
-    window = number_of(given["window"], "--window")
-    lengths = [number_of(one, "--length", least=64) for one in given["length"] or ["4k"]]
-    if not (given["cases"] and not given["task"]) and min(lengths) <= window:
-        raise UsageError(
-            f"--window {window:,} holds all of --length {min(lengths):,}: nothing is in the store.",
-            "Lower --window, or raise --length.",
-        )
-    return lengths, [parse_share(one, "--depth") for one in given["depth"] or ()]

@@ -16,6 +16,7 @@ from hgca_cli.commands.flags import exclude, plan_request
 from hgca_cli.commands.setup import ModelChoice, plan_model, start_engine
 from hgca_cli.config import CacheSettings
 from hgca_cli.ui.console import HumanSink
+from hgca_cli.ui.eval_table import EvalTable
 from hgca_cli.ui.style import style_of
 from hgca_cli.ui.work import WorkSink
 
@@ -47,6 +48,7 @@ class EvalRun:
     as_json: bool
     record: Path | None
     results: list[dict[str, Any]] = field(default_factory=list)
+    table: EvalTable | None = None
 
     def __enter__(self) -> EvalRun:
         return self
@@ -54,22 +56,30 @@ class EvalRun:
     def __exit__(self, *_: object) -> None:
         self.work.clear()  # or the cursor stays hidden
 
-    def begin(self, header: str) -> None:
-        """Say where this runs, and name the columns."""
+    def begin(self, table: EvalTable) -> None:
+        """Say where this runs; results are lines of the table."""
+        self.table = table
         if self.as_json:
             typer.echo(dumps(self.machine))
             return
-        where = f"{self.machine['model']}, {self.machine['processor']}, {self.machine['threads']} threads"
+        threads = self.machine["threads"]
+        where = f"{self.machine['model']}, {self.machine['processor']}, {threads} thread{'s' * (threads != 1)}"
         packed = "" if self.machine["quant"] == "none" else f", weights in {self.machine['quant']}"
-        typer.echo(f"{where}, {self.machine['dtype']}{packed}, store {self.machine['kv_dtype']}\n\n{header}")
+        typer.echo(f"{where}, {self.machine['dtype']}{packed}, store {self.machine['kv_dtype']}\n")
 
-    def result(self, line: Mapping[str, Any], shown: str) -> None:
-        """One result: shown, kept, and recorded at once."""
+    def result(self, title: str, line: Mapping[str, Any]) -> None:
+        """One result, of a group that has this title: shown, kept, and recorded at once."""
+        assert self.table is not None, "it has begun"
         self.work.clear()
-        typer.echo(dumps(line) if self.as_json else shown)
+        typer.echo(dumps(line) if self.as_json else "\n".join(self.table.lines(title, line)))
         self.results.append(dict(line))
         if self.record is not None:
             append_line(self.record, {**self.machine, **line})
+
+    def end(self) -> None:
+        """All is measured: say what the columns mean."""
+        assert self.table is not None, "it has begun"
+        self.say(self.table.ending())
 
     def say(self, text: str) -> None:
         """Text between results; nothing for a program."""

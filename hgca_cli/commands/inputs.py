@@ -48,7 +48,7 @@ def read_text(file: Path, called: str) -> str:
     except FileNotFoundError as error:
         raise ModelError(f"{called}: no such file.", "Check the path.") from error
     except IsADirectoryError as error:
-        raise UsageError(f"{called} is a directory.", "Name a text file; --file may be repeated.") from error
+        raise UsageError(f"{called} is a directory.", "Name its files one by one.") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{called}: {getattr(error, 'strerror', None) or error}.", "Check the path.") from error
     return decode_text(content, called)

@@ -96,7 +96,8 @@ def make_case(task: str, haystack: Haystack, length: int, depth: float, seed: in
 
 
 def parse_cases(text: str, called: str) -> list[Case]:
-    """Cases from JSON lines: {"prompt" or "messages", "answer" or "expected_number"}, or Lost in the Middle's pairs.
+    """Cases from JSON lines: {"prompt" or "messages", "answer" or "expected_number", "others" if there are any}, or Lost in
+    the Middle's pairs.
 
     Raises UsageError naming the line.
     """
@@ -118,7 +119,7 @@ def _parsed(record: Any, where: str, task: str) -> Case:
     if isinstance(record, dict) and "ordered_kv_records" in record:
         return _given_pairs(record, where, task)
     answer = record.get("answer", record.get("expected_number")) if isinstance(record, dict) else None
-    answers = tuple(str(one) for one in (answer if isinstance(answer, list) else [answer]) if one not in (None, ""))
+    answers, others = _texts(answer), _texts(record.get("others") if isinstance(record, dict) else None)
     prompt = record.get("messages", record.get("prompt")) if isinstance(record, dict) else None
     good = isinstance(prompt, str) and bool(prompt.strip())
     if isinstance(prompt, list) and prompt:
@@ -132,8 +133,20 @@ def _parsed(record: Any, where: str, task: str) -> Case:
             f"{where}: there is no {missing}.",
             'It takes "prompt" (a text) or "messages", and "answer" (a text or a list) or "expected_number".',
         )
+    if others is None or set(answers) & set(others):
+        raise UsageError(
+            f"{where}: its others are no wrong answers.", 'Give "others" as a list of texts, none of them an answer.'
+        )
     assert isinstance(prompt, (str, list))
-    return Case(task, prompt, answers)
+    return Case(task, prompt, answers, others=others)
+
+
+def _texts(value: Any) -> tuple[str, ...] | None:
+    """What a line gives as one text or number, or as several; () for nothing, None for anything else."""
+    given = value if isinstance(value, list) else [] if value is None else [value]
+    if any(isinstance(one, bool) or not isinstance(one, (str, int, float)) or one == "" for one in given):
+        return None
+    return tuple(str(one) for one in given)
 
 
 def _given_pairs(record: dict[str, Any], where: str, task: str) -> Case:

@@ -1,75 +1,129 @@
-"""Evaluations as tables: the columns of `hgca eval`, a line per result."""
+"""Evaluations as tables: the columns of `hgca eval`, a line per result, as narrow as the terminal asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from textwrap import fill
 from typing import Any
 
-TEXT, POLICY = 22, 30  # characters
+from hgca_cli.ui.style import is_terminal
+
+Record = Mapping[str, Any]
+WIDEST = 118  # of a legend's lines, where nobody says how wide the screen is
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of a result. width: characters, at least those of its name."""
+
+    name: str
+    width: int
+    show: Callable[[Record], str]
+
+
+def _share(name: str) -> Callable[[Record], str]:
+    return lambda record: f"{record[name]:.1%}"
+
+
+READ = (Column("rows", 6, _share("read_share")), Column("bytes", 6, _share("bytes_share")))
+MS = Column("ms", 5, lambda record: f"{record['seconds'] * 1e3:.1f}")
+KL = Column("KL", 7, lambda record: f"{record['kl']:.5f}")
+AGREE = Column("agree", 6, _share("agreement"))
 
 FIDELITY = (
-    f"{'text':{TEXT}} {'policy':{POLICY}} {'KL':>8} {'+-':>7} {'agree':>6} {'ppl':>7} {'change':>7}"
-    f" {'rows':>6} {'bytes':>6} {'ms/tok':>7}"
+    KL,
+    Column("+-", 7, lambda record: f"{record['kl_error']:.5f}"),
+    AGREE,
+    Column("ppl", 6, lambda record: f"{record['perplexity']:.2f}"),
+    Column("change", 7, lambda record: f"{record['perplexity_change']:+.2%}"),
+    *READ,
+    MS,
 )
 FIDELITY_LEGEND = (
-    "KL: mean KL(exact || policy) of the next token in nats, with its standard error. agree: same likeliest token. ppl,\n"
-    "change: perplexity of the text, and against exact attention. rows, bytes: share of the store read per token, indexes\n"
-    "included. ms/tok: median."
+    "KL: mean KL(exact || policy) of the next token in nats, with its standard error. agree: same likeliest token. ppl, "
+    "change: perplexity of the text, and against exact attention. rows, bytes: share of the store read per token, indexes "
+    "included. ms: a token's, median."
 )
 
 
-def fidelity_line(record: Mapping[str, Any]) -> str:
-    """One text and policy, or all texts (docs/cli.md, `fidelity`)."""
-    return (
-        f"{_cut(record['text'], TEXT)} {_cut(record['policy'], POLICY)} {record['kl']:>8.5f} {record['kl_error']:>7.5f} "
-        f"{record['agreement']:>6.1%} {record['perplexity']:>7.2f} {record['perplexity_change']:>+7.2%} "
-        f"{record['read_share']:>6.1%} {record['bytes_share']:>6.1%} {record['seconds'] * 1e3:>7.1f}"
-    )
+def _first(record: Record) -> str:
+    return "-" if record["first"] is None else f"{record['first']}/{record['scored']}"
 
 
 RECALL = (
-    f"{'task':{TEXT}} {'tokens':>7} {'policy':{POLICY}} {'right':>9} {'first':>9} {'ln p':>7} {'rows':>6} {'bytes':>6}"
-    f" {'MB/tok':>7}"
+    Column("right", 9, lambda record: f"{record['right']}/{record['count']}"),
+    Column("first", 9, _first),
+    Column("ln p", 7, lambda record: "-" if record["log_prob"] is None else f"{record['log_prob']:.2f}"),
+    *READ,
+    Column("MB/token", 8, lambda record: f"{record['bytes_read'] / 1e6:.2f}"),
 )
 RECALL_LEGEND = (
-    "right: answers that hold what was asked for. first: the right answer is the likeliest of ten, ln p: its\n"
+    "right: answers that hold what was asked for. first: the right answer is the likeliest of ten, ln p: its "
     "log-probability (with --score). rows, bytes: share of the store read per token, and its megabytes."
 )
 
-
-def recall_line(record: Mapping[str, Any]) -> str:
-    """One task, length and policy (docs/cli.md, `recall`)."""
-    count = record["count"]
-    first = "-" if record["first"] is None else f"{record['first']}/{record['scored']}"
-    log_prob = "-" if record["log_prob"] is None else f"{record['log_prob']:.2f}"
-    return (
-        f"{_cut(record['task'], TEXT)} {record['tokens']:>7} {_cut(record['policy'], POLICY)} "
-        f"{record['right']:>{8 - len(str(count))}}/{count} {first:>9} {log_prob:>7} "
-        f"{record['read_share']:>6.1%} {record['bytes_share']:>6.1%} {record['bytes_read'] / 1e6:>7.2f}"
-    )
-
-
 DRIFT = (
-    f"{'text':{TEXT}} {'policy':{POLICY}} {'KL':>8} {'by quarter':>35} {'last/1st':>8} {'agree':>6} {'new':>5}"
-    f" {'rows':>6} {'bytes':>6} {'ms/tok':>7}"
+    KL,
+    Column("by quarter", 31, lambda record: " ".join(f"{one:.5f}" for one in record["quarters"])),
+    Column("growth", 6, lambda record: "inf" if record["growth"] is None else f"{record['growth']:.2f}"),
+    AGREE,
+    Column("new", 4, lambda record: f"{record['distinct']:.0%}"),
+    *READ,
+    MS,
 )
 DRIFT_LEGEND = (
-    "KL: mean KL(exact || policy) of the next token in nats, on the text the policy wrote. last/1st: last quarter over the\n"
-    "first. agree: same likeliest token. new: share of runs of four tokens that are no repetition. rows, bytes: share of\n"
-    "the store read per token, indexes included. ms/tok: median."
+    "KL: mean KL(exact || policy) of the next token in nats, on the text the policy wrote. growth: last quarter over the "
+    "first. agree: same likeliest token. new: share of runs of four tokens that are no repetition. rows, bytes: share of "
+    "the store read per token, indexes included. ms: a token's, median."
 )
 
 
-def drift_line(record: Mapping[str, Any]) -> str:
-    """One text and policy (docs/cli.md, `drift`)."""
-    quarters = " ".join(f"{one:>8.5f}" for one in record["quarters"])
-    growth = "inf" if record["growth"] is None else f"{record['growth']:.2f}"
-    return (
-        f"{_cut(record['text'], TEXT)} {_cut(record['policy'], POLICY)} {record['kl']:>8.5f} {quarters} {growth:>8} "
-        f"{record['agreement']:>6.1%} {record['distinct']:>5.0%} {record['read_share']:>6.1%} "
-        f"{record['bytes_share']:>6.1%} {record['seconds'] * 1e3:>7.1f}"
-    )
+@dataclass
+class EvalTable:
+    """Results in groups that begin with the names of the columns.
+
+    titles    of the groups; policies: all that will come, so that names fit
+    screen    characters of a line, None: nobody looks. Where a line does not fit, a policy's name has one of its own
+    """
+
+    columns: Sequence[Column]
+    titles: Sequence[str]
+    policies: Sequence[str]
+    legend: str
+    screen: int | None = field(default_factory=lambda: screen_width())
+    _shown: str = ""
+
+    def lines(self, title: str, record: Record) -> Iterator[str]:
+        """What a result of a group adds: the group's head before its first one, then name and figures."""
+        if title != self._shown:
+            if self._shown:
+                yield ""
+            self._shown = title
+            yield from self._line(title, [one.name for one in self.columns])
+        yield from self._line(record["policy"], [one.show(record) for one in self.columns])
+
+    def ending(self) -> str:
+        """What the columns mean."""
+        return "\n" + fill(self.legend, min(self.screen or WIDEST, WIDEST))
+
+    def _line(self, name: str, cells: Sequence[str]) -> Iterator[str]:
+        figures = " ".join(f"{cell:>{one.width}}" for cell, one in zip(cells, self.columns, strict=True))
+        least, most = max(map(len, self.policies)), max(map(len, [*self.policies, *self.titles]))
+        room = most if self.screen is None else self.screen - len(figures) - 1
+        if room < least:
+            yield from (name, figures)
+        else:
+            width = min(most, room)
+            yield f"{_cut(name, width):{width}} {figures}"
+
+
+def screen_width() -> int | None:
+    """Characters of a line of the terminal results are printed on, None if they go elsewhere."""
+    return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
 
 
 def _cut(text: str, width: int) -> str:
-    return f"{text if len(text) <= width else text[: width - 1] + '…':{width}}"
+    return text if len(text) <= width else text[: width - 1] + "…"

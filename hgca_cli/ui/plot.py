@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,12 +16,14 @@ SUFFIXES = (".svg", ".png")
 def check_plot(path: Path) -> None:
     """What can be refused before anything is measured.
 
-    Raises UsageError for another suffix or a folder that is not there, ModelError if matplotlib is not installed.
+    Raises UsageError for another suffix and for a place nothing can be written to, ModelError if matplotlib is not installed.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--plot: {path.name} is neither .svg nor .png.", "Name the file like rates.svg.")
     if not path.parent.is_dir():
         raise UsageError(f"--plot: there is no folder {path.parent}.", "Create it first.")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"--plot: cannot write {path}.", "Choose another file.")
     if find_spec("matplotlib") is None:
         raise ModelError("--plot needs matplotlib, which is not installed.", "Install it: pip install 'hgca[plot]'")
 
