@@ -23,7 +23,7 @@ WORST: dict[str, Any] = {
     "kl_error": 0.12345,
     "agreement": 1.0,
     "perplexity": 123.456,
-    "perplexity_change": -0.98765,
+    "perplexity_change": 98.765,
     "read_share": 1.0,
     "bytes_share": 1.0,
     "seconds": 0.9876,

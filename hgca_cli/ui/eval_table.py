@@ -28,6 +28,11 @@ def _share(name: str) -> Callable[[Record], str]:
     return lambda record: f"{record[name]:.1%}"
 
 
+def _change(record: Record) -> str:
+    change = record["perplexity_change"]
+    return f"{change:+.2%}" if abs(change) < 1 else f"{change:+.0%}"
+
+
 READ = (Column("rows", 6, _share("read_share")), Column("bytes", 6, _share("bytes_share")))
 MS = Column("ms", 5, lambda record: f"{record['seconds'] * 1e3:.1f}")
 KL = Column("KL", 7, lambda record: f"{record['kl']:.5f}")
@@ -38,7 +43,7 @@ FIDELITY = (
     Column("+-", 7, lambda record: f"{record['kl_error']:.5f}"),
     AGREE,
     Column("ppl", 6, lambda record: f"{record['perplexity']:.2f}"),
-    Column("change", 7, lambda record: f"{record['perplexity_change']:+.2%}"),
+    Column("change", 7, _change),
     *READ,
     MS,
 )
