@@ -17,6 +17,7 @@ from hgca_cli.commands.eval_policies import Policy, policies_of
 from hgca_cli.config import SELECTORS
 from hgca_cli.errors import UsageError
 from hgca_cli.measure import fidelity
+from hgca_cli.measure.recall import Answer
 from hgca_cli.measure.recall_cases import TASKS
 from tests.cli_process import Done, here, hgca, records, save_tiny
 from tests.models import write_model
@@ -124,9 +125,23 @@ def test_recall_for_programs(model: str, book: str, tmp_path: Path) -> None:
         assert exact["right"] == sum(one["right"] for one in mine) and exact["first"] == sum(
             one["place"] == 1 for one in mine
         )
+        assert exact["lost"] == 0
         assert exact["log_prob"] == pytest.approx(sum(one["log_prob"] for one in mine) / 2)
         assert exact["read_share"] == 1.0 and exact["bytes_read"] > 0
     assert len(file.read_text().splitlines()) == 4
+
+
+def test_what_is_lost_is_told(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = {"exact": [True, True, False], "window": [False, True, True]}
+
+    def answered(*given: Any, **more: Any) -> Iterator[tuple[str, Answer]]:
+        for name, verdicts in right.items():
+            yield name, Answer("so", verdicts.pop(0), None, None, 1.0, 1.0, 1.0)
+
+    monkeypatch.setattr("hgca_cli.measure.recall.ask", answered)
+    done = evaluate(*RECALL, "--count", "3", "--json", model=model)
+    lines = [line for line in records(done) if line["type"] == "recall"]
+    assert [(line["policy"], line["right"], line["lost"]) for line in lines] == [("exact", 2, 0), ("window", 2, 1)]
 
 
 def test_the_question_is_found_in_its_prompt(model: str) -> None:

@@ -29,6 +29,7 @@ WORST: dict[str, Any] = {
     "seconds": 0.9876,
     "right": 100,
     "count": 1000,
+    "lost": 1000,
     "first": 99,
     "scored": 1000,
     "log_prob": -123.456,

@@ -161,12 +161,14 @@ def ask_all(run: EvalRun, groups: list[Group], policies: list[Policy], given: Ma
                 found.setdefault(policy, []).append(one)
                 _tell(run, name, case, policy, one, verbose=given["verbose"])
         for policy, answers in found.items():
-            run.result(title, recall_record(name, wanted, _length(asked), policy, answers))
+            run.result(title, recall_record(name, wanted, _length(asked), policy, answers, found["exact"]))
     run.end()
 
 
-def recall_record(task: str, length: int, tokens: int, policy: str, answers: list[Answer]) -> dict[str, Any]:
-    """One group and policy as plain data (docs/cli.md)."""
+def recall_record(
+    task: str, length: int, tokens: int, policy: str, answers: list[Answer], exact: list[Answer]
+) -> dict[str, Any]:
+    """One group and policy as plain data (docs/cli.md). exact: the answers to the same cases with every row read."""
     scored = [one for one in answers if one.place is not None]
     return {
         "type": "recall",
@@ -176,6 +178,7 @@ def recall_record(task: str, length: int, tokens: int, policy: str, answers: lis
         "policy": policy,
         "count": len(answers),
         "right": sum(one.right for one in answers),
+        "lost": sum(whole.right and not one.right for one, whole in zip(answers, exact, strict=True)),
         "scored": len(scored),
         "first": sum(one.place == 1 for one in scored) if scored else None,
         "log_prob": mean(one.log_prob for one in scored if one.log_prob is not None) if scored else None,

@@ -60,14 +60,16 @@ def _first(record: Record) -> str:
 
 RECALL = (
     Column("right", 9, lambda record: f"{record['right']}/{record['count']}"),
+    Column("lost", 5, lambda record: str(record["lost"])),
     Column("first", 9, _first),
     Column("ln p", 7, lambda record: "-" if record["log_prob"] is None else f"{record['log_prob']:.2f}"),
     *READ,
     Column("MB/token", 8, lambda record: f"{record['bytes_read'] / 1e6:.2f}"),
 )
 RECALL_LEGEND = (
-    "right: answers that hold what was asked for. first: the right answer is the likeliest of ten, ln p: its "
-    "log-probability (with --score). rows, bytes: share of the store read per token, and its megabytes."
+    "right: answers that hold what was asked for; lost: wrong ones where exact was right. first: the right answer is the "
+    "likeliest of ten, ln p: its log-probability (with --score). rows, bytes: share of the store read per token, and its "
+    "megabytes."
 )
 
 DRIFT = (
@@ -112,7 +114,7 @@ class EvalTable:
 
     def ending(self) -> str:
         """What the columns mean."""
-        return "\n" + fill(self.legend, min(self.screen or WIDEST, WIDEST))
+        return "\n" + fill(self.legend, min(self.screen or WIDEST, WIDEST), break_on_hyphens=False)
 
     def _line(self, name: str, cells: Sequence[str]) -> Iterator[str]:
         figures = " ".join(f"{cell:>{one.width}}" for cell, one in zip(cells, self.columns, strict=True))
