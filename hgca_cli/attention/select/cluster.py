@@ -23,10 +23,10 @@ from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.kv.store import Store
 from hgca_cli.selection import Selection
 
-GATE_SHARE = 0.25  # most groups that are looked at
 BLOCKS_FROM = 32768  # clustered rows from which blocks of 128 are looked at before groups
 OPEN_MASS = 0.998  # what the blocks that are opened may hold
-GATE_MASS, LONG_GATE_MASS = 0.98, 0.95  # what the groups that are looked at may hold, of all and where there are blocks
+GATE_MASS, LONG_GATE_MASS = 0.99, 0.95  # what the groups that are looked at may hold, of all and where there are blocks
+GATE_SHARE, LONG_GATE_SHARE = 0.2, 0.25  # most of the groups
 
 
 class Cluster(Scan):
@@ -114,5 +114,6 @@ class TwoLevel(Cluster):
     blocks = True
 
     def _gate(self, groups: int) -> tuple[float, int]:
-        mass = GATE_MASS if groups * selection.GROUP < BLOCKS_FROM else LONG_GATE_MASS
-        return mass, max(1, round(GATE_SHARE * groups))
+        short = groups * selection.GROUP < BLOCKS_FROM
+        mass, share = (GATE_MASS, GATE_SHARE) if short else (LONG_GATE_MASS, LONG_GATE_SHARE)
+        return mass, max(1, round(share * groups))
