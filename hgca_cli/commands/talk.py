@@ -21,6 +21,7 @@ from hgca_cli.events import Done, Event, Notice
 from hgca_cli.ui.console import Sink
 from hgca_cli.ui.editor import Reader
 from hgca_cli.ui.keyboard import unechoed
+from hgca_cli.units import counted
 
 if TYPE_CHECKING:
     from hgca_cli.hardware.settings import Plan
@@ -193,7 +194,7 @@ class Talk:
         room = (
             f"{left:,} tokens are left"
             if left > 1
-            else f"{1 - left:,} tokens too many"
+            else f"{counted(1 - left, 'token')} too many"
             if left < 1
             else "no room is left"
         )
