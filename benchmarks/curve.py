@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hgca_cli.commands.eval_fidelity import ALL_TEXTS  # a mean that was recorded, too: it is made anew here
 from hgca_cli.measure.fidelity import Fidelity, mean_fidelity
 from hgca_cli.ui.eval_table import FIDELITY, FIDELITY_LEGEND, EvalTable
 from hgca_cli.ui.plot import plot_divergence
 
 RECORDS = Path(__file__).with_name("results") / "fidelity.jsonl"
-ALL_TEXTS = "all texts"  # a mean that was recorded, too: it is made anew here
 
 
 def main() -> None:

@@ -141,14 +141,18 @@ class LayerState:
         """Rows of the store to read for one token, as of Selector.choose."""
         return EVERY if self.read_all else self.selector.choose(query, store)
 
+    @property
+    def _in_one_piece(self) -> bool:
+        """Whether all rows are in the window, one behind the other from its first slot on."""
+        return self.window.start == self.window.sinks and (self.store is None or self.store.rows == 0)
+
     def has_room(self, tokens: int) -> bool:
         """Whether the rows of so many more tokens are put behind those that are there, from the window's first slot on, none of which
         leaves or gets out of sight for them. Nothing may be on its way.
         """
         window, sliding = self.window, self.layout.sliding
         end = window.end + tokens
-        behind = window.start == window.sinks and end <= window.sinks + window.ring
-        return behind and end <= (sliding or end) and (self.store is None or self.store.rows == 0)
+        return self._in_one_piece and end <= window.sinks + window.ring and end <= (sliding or end)
 
     @property
     def rows_ahead(self) -> int:
@@ -156,7 +160,7 @@ class LayerState:
         anywhere else: each is attended to with all before it.
         """
         window = self.window
-        if window.start != window.sinks or (self.store is not None and self.store.rows) or self.prompt_left:
+        if self.prompt_left or not self._in_one_piece:
             return 0
         return max(0, window.sinks + window.ring - 1 - window.end)
 

@@ -19,6 +19,7 @@ from hgca_cli.ui.console import HumanSink
 from hgca_cli.ui.eval_table import EvalTable
 from hgca_cli.ui.style import style_of
 from hgca_cli.ui.work import WorkSink
+from hgca_cli.units import counted
 
 if TYPE_CHECKING:
     from hgca_cli.engine.engine import Engine
@@ -62,8 +63,8 @@ class EvalRun:
         if self.as_json:
             typer.echo(dumps(self.machine))
             return
-        threads = self.machine["threads"]
-        where = f"{self.machine['model']}, {self.machine['processor']}, {threads} thread{'s' * (threads != 1)}"
+        threads = counted(self.machine["threads"], "thread")
+        where = f"{self.machine['model']}, {self.machine['processor']}, {threads}"
         packed = "" if self.machine["quant"] == "none" else f", weights in {self.machine['quant']}"
         typer.echo(f"{where}, {self.machine['dtype']}{packed}, store {self.machine['kv_dtype']}\n")
 

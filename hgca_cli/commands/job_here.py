@@ -38,11 +38,13 @@ def here(
     from hgca_cli.engine.batch import Batch
     from hgca_cli.engine.room import Room
 
-    def tell(event: Event) -> None:
+    def show(event: Event | Any) -> None:
         if isinstance(event, Notice):
             job.view.note(event.text)
+        else:
+            job.view.progress(work.tally)
 
-    engine = start_engine(choice, files, plan, notify=tell)
+    engine = start_engine(choice, files, plan, notify=show)
     check_template(engine.loaded.tokenizer, job.sampling, job.given["think"], job.template_options)
     if lost := lost_options(engine.loaded.tokenizer, job.told_template):
         job.view.note(lost)
@@ -51,13 +53,6 @@ def here(
     job.view.note(f"{counted(len(good), 'row')}, up to {slots} at once")
     work.terms = job.terms(choice)(engine.loaded.model.generation_config.to_diff_dict())
     batch = Batch(engine, slots, Room(sizes.limits, sizes.takes, sizes.holds, sizes.free))
-
-    def show(event: Event | Any) -> None:
-        if isinstance(event, Notice):
-            job.view.note(event.text)
-        else:
-            job.view.progress(work.tally)
-
     if stop.is_set():  # while it was loaded
         return 0
     begin()

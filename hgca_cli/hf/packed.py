@@ -56,20 +56,18 @@ def dtype_of(files: list[Path]) -> torch.dtype:
     return HALVES.get(counts.most_common(1)[0][0] if counts else "", torch.bfloat16)
 
 
-def pack(model: nn.Module, quant: str, path: Path, files: PackedFiles | None = None) -> None:
+def pack(model: nn.Module, quant: str, path: Path, files: PackedFiles) -> None:
     """Pack the weights of a model just loaded from `path`, in place; quant: of BITS.
 
-    files  where they are read from, or kept
+    files  where they are read from, or kept; closed afterwards
 
     Raises ModelError, naming it, for a weight that is not finite, and for a model of which little could be packed.
     """
     try:
         _Packing(model, path, files).run(quant)
-        if files is not None:
-            files.finish()
+        files.finish()
     finally:
-        if files is not None:
-            files.close()
+        files.close()
 
 
 def packed_layers(model: nn.Module) -> Iterator[QuickLinear]:
@@ -78,7 +76,7 @@ def packed_layers(model: nn.Module) -> Iterator[QuickLinear]:
 
 
 class _Packing:
-    def __init__(self, model: Any, path: Path, files: PackedFiles | None) -> None:
+    def __init__(self, model: Any, path: Path, files: PackedFiles) -> None:
         self._model, self._path, self._files, self._pages = model, path, files, Pages()
         self._names = {id(module): name for name, module in model.named_modules()}
         self._users = Counter(
@@ -132,7 +130,7 @@ class _Packing:
         if (known := self._tied.get(weight.data_ptr())) is not None:
             return known
         name = f"{self._names[id(module)]}.weight"
-        if self._files is not None and (read := self._files.take(name, weight, bits, self._pages.room)) is not None:
+        if (read := self._files.take(name, weight, bits, self._pages.room)) is not None:
             return self._remember(weight, read)
         grid = find_grid(weight)  # as of a GGUF file: nothing is rounded then
         if grid is not None and grid.bits <= bits:
@@ -142,8 +140,7 @@ class _Packing:
             grid = Grid(self._pages.room(shape[0] * shape[1] * shape[2]).view(shape), bits)
             if not round_to_grid(weight, bits, grid.tiles):
                 raise ModelError(f"{self._path}: {name} holds NaN, infinite or enormous numbers.", FETCH_AGAIN)
-        if self._files is not None:
-            self._files.keep(name, grid)
+        self._files.keep(name, grid)
         return self._remember(weight, grid)
 
     def _remember(self, weight: Tensor, grid: Grid) -> Grid:

@@ -111,8 +111,6 @@ class PackedFiles:
             self._target.rename(self._place)
         except OSError as error:
             self._drop(error)
-        finally:
-            self.close()
 
     def close(self) -> None:
         """Leaves nothing open, and nothing half-written behind."""

@@ -91,7 +91,7 @@ class Cluster(Scan):
 
     def truncate(self, store_rows: int, ring_rows: int) -> None:
         """Segments that are no longer whole are forgotten, and their rows get codes in their own order again."""
-        if "codes" not in self.__dict__:
+        if not self.indexed:
             return
         before = self._clusters.rows
         self._clusters.truncate(store_rows)

@@ -38,6 +38,11 @@ class Scan(Unwatching):
         """Of the store's rows: made for the first ones, as the layers of a short text have none."""
         return Codes(self._layout, self._capacity)
 
+    @property
+    def indexed(self) -> bool:
+        """Whether there were rows to make codes of."""
+        return "codes" in self.__dict__
+
     def choose(self, query: Tensor, store: Store) -> Selection | None:
         """The standing description, brought up to date."""
         return self._described(store)
@@ -52,7 +57,7 @@ class Scan(Unwatching):
 
     def truncate(self, store_rows: int, ring_rows: int) -> None:
         """Codes of rows that are gone are written anew."""
-        if "codes" in self.__dict__:
+        if self.indexed:
             self.codes.truncate(store_rows)
 
     def _described(self, store: Store) -> Selection:
