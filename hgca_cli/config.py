@@ -28,6 +28,7 @@ class CacheSettings:
     dense_layers  so many of the first layers read every row, whatever the policy
     store_dir     directory of the files the stores are in; None: in memory
     device_codes  where a token is one graph of the device, a copy of `scan`'s codes is there, and rows are scored there
+    look_ahead    and that by a query foreseen in the layer before, where a model's can be (hf/foresight.py)
     """
 
     window: int = 1024
@@ -40,6 +41,7 @@ class CacheSettings:
     dense_layers: int = 0
     store_dir: str | None = None
     device_codes: bool = False
+    look_ahead: bool = False
 
     def __post_init__(self) -> None:
         if self.window < 1:

@@ -6,7 +6,7 @@ relays describe. The query leaves for the CPU before the window is attended to, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -77,6 +77,14 @@ class Recorder:
             [position, slots.pop(), *spans, *[0] * (4 - len(spans)), *wanted, self._serial]
         )
         self.numbers[POSITION:].copy_(self._sent[POSITION:], non_blocking=True)
+
+    def foresee(self, index: int, query: Callable[[], Tensor]) -> None:
+        """A query that is like the one layer `index` will have can be made: if rows are chosen on the device, they are by this one,
+        beside what is computed until then.
+        """
+        relay = self.relays[index]
+        if self.stored and relay.scores and relay.layer.settings.look_ahead:
+            self._lane.foresee(relay, query)
 
     def _bring_codes(self) -> None:
         """If rows are chosen on the device: codes that are new, and what a choice is to be like."""

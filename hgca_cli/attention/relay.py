@@ -6,7 +6,9 @@ All addresses stay the same from token to token, so the step can be captured in 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -36,24 +38,39 @@ class Lane:
         self.device, self.signals = device, signals
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
+    def foresee(self, relay: Relay, query: Callable[[], Tensor]) -> None:
+        """Choose a layer's rows by a query that is made for that, beside what the main stream does next; `ask` follows."""
+        with self._aside():
+            relay.foreseen = relay.score(query()), query  # which holds what it is made of until the streams join
+
     def ask(self, relay: Relay, query: Tensor) -> Guessed | None:
         """Send a query [heads, key_dim] and have it answered, beside what the main stream does next; returns what the device
         guesses of rows it scored and the CPU does not read.
         """
-        if self._stream is None:
-            relay.query.copy_(query)
-            guessed = relay.score(query)
-            native.lib.hgca_run_relay(relay.described)
-            relay.answered.copy_(relay.answer)
-            return guessed
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._stream):
-            self.signals.send(query, relay.query)
-            guessed = relay.score(query)
+        with self._aside():
+            if self._stream is None:
+                relay.query.copy_(query)
+            else:
+                self.signals.send(query, relay.query)
+            guessed = relay.score(query) if relay.foreseen is None else relay.foreseen[0]
+            if self._stream is None:
+                native.lib.hgca_run_relay(relay.described)
+                relay.answered.copy_(relay.answer)
+                return guessed
             self.signals.ask(relay.index)
             if not torch.cuda.is_current_stream_capturing():
                 launch_on_host(self._stream.cuda_stream, relay.described)
         return guessed
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """On the stream beside the main one, after what that one was given so far."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            yield
 
     def join(self, relay: Relay) -> None:
         """The main stream waits for the answer."""
@@ -61,6 +78,7 @@ class Lane:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
             served = torch.cuda.is_current_stream_capturing()
             self.signals.take(relay.index, relay.answer, relay.answered, served=served)
+        relay.foreseen = None
 
 
 class Relay:
@@ -72,6 +90,7 @@ class Relay:
     scoring, coded   what chooses rows on the device, by what; None where that is left to the C library
     beside           near_lse on the device, there only
     scores           whether rows are chosen on the device for the present token
+    foreseen         what `score` gave for a query made before the true one, and what must live until it is used; None: not chosen yet
     """
 
     def __init__(
@@ -95,6 +114,7 @@ class Relay:
             self.beside = torch.full_like(self.near_lse, float("-inf"), device=device)
         self.scoring, self.coded = scoring, coded
         self.scores = False
+        self.foreseen: tuple[Guessed | None, object] | None = None
         self._chosen: Chosen | Selection | None = None
         self._metered = False
         self._scale, self._softcap = 1.0, 0.0
@@ -144,6 +164,7 @@ class Relay:
         chosen = self._chosen = layer.choose(UNKNOWN, store) if stored else None  # type: ignore[arg-type]
         to.chosen, to.told, to.far.rows, to.far.lists = native.ffi.NULL, native.ffi.NULL, 0, 0
         self._metered = self.scores = False
+        self.foreseen = None
         if isinstance(chosen, Selection):
             self._metered = layer.meter.due()
             if self.coded is not None and self.scoring is not None and self.scoring.fits(chosen):

@@ -125,6 +125,7 @@ class Plan:
             dense_layers=self.dense_layers,
             store_dir=self.store_dir,
             device_codes=self.device_codes,
+            look_ahead=self.device_codes,
         )
 
     @property

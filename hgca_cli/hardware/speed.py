@@ -163,7 +163,7 @@ def _why_select(place: Place, made: Choice, seconds: dict[Choice, float]) -> str
             "" if scanned is None else f" (a scan of all: {scanned * 1e3:.1f} ms a token, {seconds[made] * 1e3:.1f} so)"
         )
         return f"follows the query, and scans the rows of groups that may matter{saved}"
-    where = "; the GPU scans its own copy of these" if made.device_codes else ""
+    where = "; the GPU scans its own copy of these, where it can a layer ahead" if made.device_codes else ""
     return f"follows the query, and finds what a scan of 4-bit keys finds{where}"
 
 

@@ -6,6 +6,7 @@ be captured (a model that looks at its numbers on the way, layers that slide) go
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from hgca_cli.attention.recorded import POSITION, TOKEN, Recorder
 from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.foresight import Foresight
 from hgca_cli.hf.load import forward
 
 
@@ -28,6 +30,8 @@ class GraphStep:
         self._device = self.recorder.numbers.device
         self.captured: dict[tuple[bool, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool: Any = None
+        ahead = cache.settings.look_ahead and cache.settings.device_codes
+        self._foresight = Foresight.of(model, len(cache.layers)) if ahead else None
         self.failed: str | None = None  # why nothing is captured
 
     @staticmethod
@@ -85,7 +89,10 @@ class GraphStep:
             layer.recorder = self.recorder
         try:
             ids, position = (numbers[at : at + 1].view(1, 1) for at in (TOKEN, POSITION))
-            output = forward(self._model, ids, self._cache, position_ids=position, logits_to_keep=1)
+            with (
+                contextlib.nullcontext() if self._foresight is None else self._foresight.telling(self.recorder.foresee)
+            ):
+                output = forward(self._model, ids, self._cache, position_ids=position, logits_to_keep=1)
             logits: Tensor = output.logits[0, -1]
             return logits
         finally:
