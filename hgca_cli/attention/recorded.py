@@ -32,6 +32,7 @@ class Recorder:
     numbers  i64 [13] on the device: the token, its position, its slot, the slots in use, what a choice is to be like, and the
              number of the step
     kind     of step: what is done with the store, and where
+    looks_ahead  whether `foresee` will be called for most layers
     """
 
     def __init__(self, layers: Sequence[LayerState]) -> None:
@@ -49,6 +50,7 @@ class Recorder:
             coded = dict(zip(self._scans, self._mirror.layers, strict=True))
         self.relays = [Relay(i, layer, device, self._scoring, coded.get(i)) for i, layer in enumerate(layers)]
         self.kind: tuple[bool, ...] = ()
+        self.looks_ahead = False
         self._slot = self.numbers[SLOT : SLOT + 1]
         self._serial = self._served = 0
         self._signals = Signals(self.numbers[SERIAL], [relay.described for relay in self.relays])
@@ -83,7 +85,7 @@ class Recorder:
         beside what is computed until then.
         """
         relay = self.relays[index]
-        if self.stored and relay.scores and relay.layer.settings.look_ahead:
+        if self.stored and relay.scores:
             self._lane.foresee(relay, query)
 
     def _bring_codes(self) -> None:
@@ -92,7 +94,8 @@ class Recorder:
         if self._scoring is not None and scans:
             assert len(scans) == len(self._scans), "layers of one sequence move together"
             self._mirror.follow(scans)
-            self._scoring.limit(next(relay for relay in self.relays if relay.scores).chosen)
+            one = next(relay for relay in self.relays if relay.scores)
+            self._scoring.limit(one.chosen, ahead=self.looks_ahead)
 
     def attend(
         self,

@@ -39,9 +39,12 @@ class Lane:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def foresee(self, relay: Relay, query: Callable[[], Tensor]) -> None:
-        """Choose a layer's rows by a query that is made for that, beside what the main stream does next; `ask` follows."""
+        """Choose a layer's rows by a query that is made for that, beside what the main stream does next; `ask` follows. What such a
+        query guesses of the other rows is worse than no guess (docs/log.md).
+        """
         with self._aside():
-            relay.foreseen = relay.score(query()), query  # which holds what it is made of until the streams join
+            relay.score(query())
+            relay.foreseen = query  # which holds what it is made of until the streams join
 
     def ask(self, relay: Relay, query: Tensor) -> Guessed | None:
         """Send a query [heads, key_dim] and have it answered, beside what the main stream does next; returns what the device
@@ -52,7 +55,7 @@ class Lane:
                 relay.query.copy_(query)
             else:
                 self.signals.send(query, relay.query)
-            guessed = relay.score(query) if relay.foreseen is None else relay.foreseen[0]
+            guessed = relay.score(query) if relay.foreseen is None else None
             if self._stream is None:
                 native.lib.hgca_run_relay(relay.described)
                 relay.answered.copy_(relay.answer)
@@ -90,7 +93,7 @@ class Relay:
     scoring, coded   what chooses rows on the device, by what; None where that is left to the C library
     beside           near_lse on the device, there only
     scores           whether rows are chosen on the device for the present token
-    foreseen         what `score` gave for a query made before the true one, and what must live until it is used; None: not chosen yet
+    foreseen         what must live until the answer is there, if rows were chosen by a query made before the true one
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class Relay:
             self.beside = torch.full_like(self.near_lse, float("-inf"), device=device)
         self.scoring, self.coded = scoring, coded
         self.scores = False
-        self.foreseen: tuple[Guessed | None, object] | None = None
+        self.foreseen: object | None = None
         self._chosen: Chosen | Selection | None = None
         self._metered = False
         self._scale, self._softcap = 1.0, 0.0

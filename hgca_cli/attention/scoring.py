@@ -22,6 +22,7 @@ from hgca_cli.selection import Selection
 BINS = 256  # of weights, eighths of an octave below 1; the last one is of those never read
 ROWS, LEAST, MOST, LIGHTEST, LEFT = range(5)  # of `limits`
 LIMITS = 5
+LEFT_AHEAD = 0.6  # of what may be left out, where it leaves no trace and the query is not the true one: docs/log.md
 WHOLE = 1 << 40  # the mass of everything, where it is a whole number
 
 
@@ -60,14 +61,13 @@ class Scoring:
         """Whether there is room for the rows, and every one of them has a code."""
         return chosen.rows <= self.rows and chosen.job.indexed == chosen.rows
 
-    def limit(self, chosen: Selection) -> None:
-        """What the present token's choice is to be like."""
+    def limit(self, chosen: Selection, *, ahead: bool = False) -> None:
+        """What the present token's choice is to be like. ahead: by foreseen queries, and nothing is guessed of other rows."""
         job = chosen.job
-        lightest = max(
-            2.0**-31, (1.0 - job.mass) / 2 / max(1, job.indexed)
-        )  # all of these hold half of what may be left out
+        left = (1.0 - job.mass) * (LEFT_AHEAD if ahead else 1.0)
+        lightest = max(2.0**-31, left / 2 / max(1, job.indexed))  # all of these hold half of what may be left out
         first = min(BINS - 1, max(1, int(-8.0 * math.log2(lightest))))
-        self.wanted = [job.indexed, job.least, job.most, first, int((1.0 - job.mass) * WHOLE)]
+        self.wanted = [job.indexed, job.least, job.most, first, int(left * WHOLE)]
 
     def bytes_scored(self, rows: int) -> int:
         """Bytes of codes and means of so many rows that a token of a layer reads on the device."""

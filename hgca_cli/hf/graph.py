@@ -32,6 +32,7 @@ class GraphStep:
         self._pool: Any = None
         ahead = cache.settings.look_ahead and cache.settings.device_codes
         self._foresight = Foresight.of(model, len(cache.layers)) if ahead else None
+        self.recorder.looks_ahead = self._foresight is not None
         self.failed: str | None = None  # why nothing is captured
 
     @staticmethod
