@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from hgca_cli.attention import dense
-from hgca_cli.attention.merge import Partial, absorb_sink, merge, take_in
+from hgca_cli.attention import cudnn, dense
+from hgca_cli.attention import merge as merging
+from hgca_cli.attention.merge import Partial, absorb_sink, merge, take_in, take_in_plainly
 
 
 def softmax64(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
@@ -118,3 +119,56 @@ def test_a_chunk_over_itself(group: int, n: int, softcap: float, value_dim: int,
     wanted = torch.softmax(score, -1) @ value.double().repeat_interleave(group, 0)
     assert (got.out - wanted).abs().max() <= 1e-5
     assert (got.lse - torch.logsumexp(score, -1)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4095, 4096, 12287, 12288, 16384, 60000])
+def test_blocks_are_every_row_once(rows: int) -> None:
+    key = torch.arange(rows).view(1, rows, 1)
+    parts = list(cudnn.blocks(key, key + 1))
+    sizes = [one.shape[1] for one, _ in parts]
+    assert sizes == sorted(sizes, reverse=True) and all(size in cudnn.BLOCKS for size in sizes[:-1])
+    assert sum(sizes) == rows and min(sizes, default=1) > 0
+    if parts:
+        assert torch.equal(torch.cat([one for one, _ in parts], 1), key)
+        assert torch.equal(torch.cat([one for _, one in parts], 1), key + 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("width", [128, 96])
+def test_the_kernel_takes_in_what_torch_does(width: int, dtype: torch.dtype, rng: torch.Generator) -> None:
+    heads, n = 3, merging.KERNEL_PAYS // width + 5
+    device = torch.device("cuda")
+    whole = Partial(torch.randn(heads, n, width, generator=rng), torch.randn(heads, n, generator=rng) * 9)
+    more = Partial(torch.randn(n, heads, width, generator=rng).to(dtype), torch.randn(heads, n, generator=rng) * 9)
+    whole.lse[0, :9] = more.lse[0, 5:20] = float("-inf")
+    more.lse[1, 3], whole.lse[1, 5] = float("nan"), 1e4
+    mine, other = (Partial(*(one.to(device) for one in part)) for part in (whole, more))
+    other = Partial(other.out.transpose(0, 1), other.lse)  # as flash kernels lay it
+    take_in(mine, other)
+    take_in_plainly(whole, Partial(more.out.transpose(0, 1), more.lse))
+    assert merging._kernel_works(device), "Triton is not there"
+    torch.testing.assert_close(mine.out.cpu(), whole.out, rtol=1e-5, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(mine.lse.cpu(), whole.lse, rtol=1e-6, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cudnn_attends_as_flash_does(dtype: torch.dtype, dim: int, rng: torch.Generator) -> None:
+    """On GPUs whose flash kernels are as fast it is not asked."""
+    device = torch.device("cuda")
+    works = cudnn.works(device, dtype, dim)
+    assert works == (torch.cuda.get_device_capability()[0] in cudnn.GENERATIONS)
+    query = torch.randn(2, 4 * cudnn.WHOLE, dim, generator=rng).to(device, dtype)
+    rows = torch.randn(2, cudnn.BLOCKS[-1], 2 * dim, generator=rng).to(device, dtype)
+    how = {"scale": dim**-0.5, "planned": works}
+    for given in ((query, rows[..., :dim], rows[..., dim:]), (query, rows[..., dim:], rows[..., :dim])):
+        got = dense.attend(*given, **how)
+        wanted = dense._plain(*given, dim**-0.5, 0.0, None, False)
+        assert (got.out.float() - wanted.out).abs().max() <= 0.01 and (got.lse - wanted.lse).abs().max() <= 0.01
+    several = torch.randn(8, cudnn.WHOLE, dim, generator=rng).to(device, dtype)
+    own = rows[:, : cudnn.WHOLE, :dim], rows[:, : cudnn.WHOLE, dim:]
+    got = dense.attend_causal(several, *own, **how)
+    wanted = dense._plain(several, *(one.repeat_interleave(4, 0) for one in own), dim**-0.5, 0.0, None, True)
+    assert (got.out.float() - wanted.out).abs().max() <= 0.03 and (got.lse - wanted.lse).abs().max() <= 0.02

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hgca_cli.attention import cudnn, dense
 from hgca_cli.attention.layer import LayerState
+from hgca_cli.attention.merge import Partial
 from hgca_cli.attention.select import make_selector
 from hgca_cli.attention.step import decode_attention
 from hgca_cli.attention.stream import prompt_attention
@@ -111,6 +113,36 @@ def test_exact_over_two_tiers_is_full_attention(
     assert (got - text.wanted()).abs().max() <= 1e-5
     if layer.store is not None and window + sinks >= 90:
         assert layer.store.rows == 0 and layer.evictor is not None and layer.evictor.pending == 0
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows are read in blocks of 8 and of 4, as with cuDNN, by plain products; how many each block had."""
+    seen = []
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: bool = False) -> Partial:
+        seen.append(key.shape[1])
+        wide = (one.repeat_interleave(query.shape[0] // one.shape[0], 0) for one in (key, value))
+        return dense._plain(query, *wide, scale, 0.0, None, causal)
+
+    monkeypatch.setattr(cudnn, "BLOCKS", (8, 4))
+    monkeypatch.setattr(cudnn, "pays", lambda query, value_dim, before: query.shape[-1] == value_dim and before >= 8)
+    monkeypatch.setattr(cudnn, "attend", attend)
+    return seen
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["window in the call", "window apart"])
+@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("layout", [GQA, WIDE], ids=["gqa", "wide keys"])
+@pytest.mark.parametrize(("window", "sinks"), [(1, 4), (16, 4), (40, 0), (91, 4)])
+def test_blocks_of_rows_are_attended_to_once(
+    feed: str, layout: LayerLayout, window: int, sinks: int, apart: bool, planned: list[int], rng: torch.Generator
+) -> None:
+    text = Text(rng, 90, layout, 0.0, None)
+    layer = as_on_a_gpu(state(layout, window=window, sinks=sinks, context=90), apart)
+    assert (run(text, layer, FEEDS[feed]) - text.wanted()).abs().max() <= 1e-5
+    assert set(planned) <= {8, 4}
+    assert bool(planned) == (layout is GQA and feed in ("chunks", "turns"))
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["window in the call", "window apart"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from hgca_cli.hardware.memory import Choice, Model, pieces_bytes
 from hgca_cli.hf.cache_layer import STORE_DTYPES
+from hgca_cli.kv import lane
 from hgca_cli.kv import layout as sizes
 from hgca_cli.kv.layout import KVLayout, LayerLayout
-from hgca_cli.kv.pieces import Pieces
+from hgca_cli.kv.pieces import Pieces, cut
 from hgca_cli.kv.store import Store
 
 LAYOUT = LayerLayout(heads=6, kv_heads=3, key_dim=24, value_dim=16)
@@ -65,6 +67,64 @@ def test_every_row_comes_once(rows: int, kind: str, dtype: str, apart: bool, rng
         assert rows == 0 and got_key.shape[1] == 0
         return
     assert torch.equal(got_key, wanted_key) and torch.equal(got_value, wanted_value)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_piece_is_sent_for_when_the_one_before_on_its_side_was_used(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once, before the first is asked for; what can be done beside comes before each is waited for."""
+    happened: list[str] = []
+    for name in ("send", "arrive", "used"):
+        method = getattr(lane.Lane, name)
+
+        def told(self: lane.Lane, side: int, *rest: Any, name: str = name, method: Any = method) -> None:
+            happened.append(f"{name} {side}")
+            method(self, side, *rest)
+
+        monkeypatch.setattr(lane.Lane, name, told)
+    store = filled(rng, 35, torch.float32)
+    count = len(list(cut(store, LAYOUT)))
+    coming = Pieces(apart=True).of(
+        store, LAYOUT, CPU, torch.float32, lambda share: happened.append(f"beside {share:.2f}")
+    )
+    assert happened == ["send 0", "send 1"] and count in (4, 6)
+    happened.clear()
+    for number, _ in enumerate(coming):
+        last = [] if number == 0 else [f"used {1 - number % 2}"]
+        sent = [f"send {1 - number % 2}"] if last and number - 1 + 2 < count else []
+        assert happened == [*last, *sent, f"beside {(number + 1) / count:.2f}", f"arrive {number % 2}"]
+        happened.clear()
+
+
+@pytest.mark.usefixtures("small")
+def test_pieces_that_nobody_waited_for_are_not_in_the_way(rng: torch.Generator) -> None:
+    pieces = Pieces(apart=True)
+    for rows in (95, 40, 200):  # buffers grow while some are on their way
+        store = filled(rng, rows, torch.int8)
+        abandoned = pieces.of(store, LAYOUT, CPU, torch.float32)
+        if rows == 40:
+            next(abandoned)
+        wanted = next(store.blocks(rows, CPU, torch.float32))
+        assert all(torch.equal(a, b) for a, b in zip(whole(pieces, store, torch.float32), wanted, strict=True))
+
+
+def test_what_fails_on_the_way_is_raised(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(rng, 20, torch.float32)
+    pieces = Pieces(apart=True)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no way")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(lane, "_carry", fails)
+        with pytest.raises(RuntimeError, match="no way"):
+            whole(pieces, store, torch.float32)
+    whole(pieces, store, torch.float32)
+
+
+def test_a_quarter_of_the_processors_copies() -> None:
+    assert [lane.threads(count) for count in (1, 2, 8, 16, 64)] == [1, 1, 2, 4, 8]
 
 
 @pytest.mark.usefixtures("small")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hgca_cli.attention import cudnn
 from hgca_cli.attention.merge import Partial
 
 SCORE_BYTES = 64 << 20  # scores held at once by the plain path
@@ -23,6 +24,7 @@ def attend(
     softcap: float = 0.0,
     bias: Tensor | None = None,
     causal: bool = False,
+    planned: bool = False,
 ) -> Partial:
     """Softmax attention of every query over every row of its head.
 
@@ -30,6 +32,7 @@ def attend(
     bias    added to the scores: [rows], or [queries, rows]; -inf hides a row. Every query must see one:
             torch's flash kernels answer NaN otherwise
     causal  query i sees rows 0 .. i only (as many rows as queries)
+    planned  where cudnn.pays: so many rows come again and again
     returns out [heads, queries, value_dim], f32 or, on a GPU, in the query's dtype; lse f32 [heads, queries]; zeros and -inf
             over no rows
     """
@@ -38,20 +41,27 @@ def attend(
     if rows == 0 or queries == 0:  # torch's CPU kernel divides by zero here
         out = torch.zeros(heads, queries, value.shape[-1], device=query.device)
         return Partial(out, torch.full((heads, queries), float("-inf"), device=query.device))
+    if planned and rows in cudnn.BLOCKS and bias is None and _flash_takes(query, key, value, softcap):
+        return cudnn.attend(query, key, value, scale=scale, causal=causal)
     if _flash_takes(query, key, value, softcap):
         if query.device.type == "cpu":
             return _flash_cpu(query, key, value, scale, bias, causal)
         if query.device.type == "cuda" and bias is None and _cuda_flash_takes(query):
-            return _flash_cuda(query, key, value, scale, causal)
+            return _flash_cuda(query, key, value, scale=scale, causal=causal)
     return _plain(query, key, value, scale, softcap, bias, causal)
 
 
-def attend_causal(query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float = 0.0) -> Partial:
+def attend_causal(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float = 0.0, planned: bool = False
+) -> Partial:
     """Each token of a chunk over those up to itself. As attend, of the query heads of all KV heads, a group after the other.
 
     query   [heads, n, key_dim]; key [kv_heads, n, key_dim]; value [kv_heads, n, value_dim]
     """
     group = query.shape[0] // key.shape[0]
+    if query.device.type == "cuda" and _flash_takes(query, key, value, softcap) and _cuda_flash_takes(query):
+        kernel = cudnn.attend if planned else _flash_cuda  # heads of a group read the same rows in both
+        return kernel(query, key, value, scale=scale, causal=True)
     if query.device.type != "cpu" or not _flash_takes(query, key, value, softcap):
         wide = key.repeat_interleave(group, 0), value.repeat_interleave(group, 0)
         return attend(query, *wide, scale=scale, softcap=softcap, causal=True)
@@ -87,7 +97,7 @@ def _cuda_flash_takes(query: Tensor) -> bool:
     return query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
 
 
-def _flash_cuda(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Partial:
+def _flash_cuda(query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: bool) -> Partial:
     out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
         query[None], key[None], value[None], 0.0, causal, scale=scale
     )

@@ -13,7 +13,6 @@ from hgca_cli.attention.clock import Clock
 from hgca_cli.attention.counters import ReadCounters
 from hgca_cli.attention.meter import QualityMeter
 from hgca_cli.attention.select.contract import EVERY, Chosen, Selector
-from hgca_cli.attention.worker import worker
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ContextOverflowError, DoesNotFitError
 from hgca_cli.kv.evict import Evictor, evict_oldest
@@ -21,6 +20,7 @@ from hgca_cli.kv.layout import LayerLayout, as_in_store, window_slots
 from hgca_cli.kv.pieces import Pieces
 from hgca_cli.kv.store import Store
 from hgca_cli.kv.window import Window
+from hgca_cli.kv.worker import worker
 from hgca_cli.selection import Selection
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
 """Prefill: a chunk of a prompt attends exactly to everything before it and to itself. Nothing is approximated here.
 
 The store is brought to the device piece by piece (kv/pieces.py), so the device holds a bounded slice of one layer; on the
-CPU its rows are read in place, if they are in the model's dtype. The parts are merged by log-sum-exp.
+CPU its rows are read in place, if they are in the model's dtype. Parts of the window are attended to while pieces are on their way,
+so that a device waits for few of them. The parts are merged by log-sum-exp.
 
 One read of a row serves its group: query heads of a KV head stand behind each other as more queries (*folded*).
 """
@@ -11,11 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hgca_cli.attention import dense
+from hgca_cli.attention import cudnn, dense
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import Partial, absorb_sink, take_in
 from hgca_cli.attention.select.contract import Turn
-from hgca_cli.kv.store import Store
 
 
 def prompt_attention(
@@ -50,32 +50,56 @@ def _full_attention(
     query: Tensor, key: Tensor, value: Tensor, layer: LayerState, scale: float, softcap: float
 ) -> Partial:
     """The chunk over itself, sinks and ring, and the store."""
-    whole = _itself(query, key, value, scale, softcap)
+    planned = not softcap and cudnn.pays(query, value.shape[-1], layer.length)
     folded = query.reshape(key.shape[0], -1, query.shape[-1])
-    _near(whole, folded, layer, scale, softcap)
-    if layer.store is not None and layer.store.rows > 0:
-        _far(whole, folded, layer, layer.store, scale, softcap)
+    near = Near(layer, folded, planned, scale, softcap)
+    store = layer.store
+    far = None
+    if store is not None and store.rows > 0:  # its first pieces set out while the chunk is attended to
+        far = layer.pieces.of(store, layer.layout, folded.device, folded.dtype, near.attend)
+    whole = _itself(query, key, value, planned, scale, softcap)
+    near.into = whole
+    for piece in far or ():
+        mine = Partial(whole.out[piece.heads], whole.lse[piece.heads])
+        for rows in cudnn.blocks(piece.key, piece.value) if planned else [(piece.key, piece.value)]:
+            take_in(mine, dense.attend(folded[piece.heads], *rows, scale=scale, softcap=softcap, planned=planned))
+    near.attend(1.0)
     return _unfold(whole, query)
 
 
-def _itself(query: Tensor, key: Tensor, value: Tensor, scale: float, softcap: float) -> Partial:
+def _itself(query: Tensor, key: Tensor, value: Tensor, planned: bool, scale: float, softcap: float) -> Partial:
     """The chunk over itself; folded."""
-    part = dense.attend_causal(query, key, value, scale=scale, softcap=softcap)
-    return Partial(part.out.float().reshape(key.shape[0], -1, value.shape[-1]), part.lse.reshape(key.shape[0], -1))
+    part = dense.attend_causal(query, key, value, scale=scale, softcap=softcap, planned=planned)
+    out = part.out
+    if out.dtype != torch.float32:  # packed and wide in one pass
+        out = torch.empty(out.shape, dtype=torch.float32, device=out.device).copy_(out)
+    return Partial(out.reshape(key.shape[0], -1, value.shape[-1]), part.lse.reshape(key.shape[0], -1))
 
 
-def _near(whole: Partial, folded: Tensor, layer: LayerState, scale: float, softcap: float) -> None:
-    """The chunk over the window, taken into `whole`; folded."""
-    for key, value in layer.window.pieces():
-        rows = key.to(folded.dtype), value.to(folded.dtype)
-        take_in(whole, dense.attend(folded, *rows, scale=scale, softcap=softcap))
+class Near:
+    """The chunk over the window, part by part, while pieces of the store are on their way; folded.
 
+    into  what it is taken into
+    """
 
-def _far(whole: Partial, folded: Tensor, layer: LayerState, store: Store, scale: float, softcap: float) -> None:
-    """The chunk over the store, taken into `whole`; folded."""
-    for piece in layer.pieces.of(store, layer.layout, folded.device, folded.dtype):
-        mine = Partial(whole.out[piece.heads], whole.lse[piece.heads])
-        take_in(mine, dense.attend(folded[piece.heads], piece.key, piece.value, scale=scale, softcap=softcap))
+    into: Partial
+
+    def __init__(self, layer: LayerState, folded: Tensor, planned: bool, scale: float, softcap: float) -> None:
+        self._folded, self._planned, self._scale, self._softcap = folded, planned, scale, softcap
+        self._parts = layer.window.pieces()
+        if planned or folded.device.type != "cpu":
+            self._parts = [part for piece in self._parts for part in cudnn.blocks(*piece)]
+        self._rows = sum(key.shape[1] for key, _ in self._parts)
+        self._done = 0
+
+    def attend(self, share: float) -> None:
+        """Go on until this share of the window, at least, has been attended to."""
+        while self._parts and self._done < share * self._rows:
+            key, value = self._parts.pop(0)
+            rows = key.to(self._folded.dtype), value.to(self._folded.dtype)
+            more = dense.attend(self._folded, *rows, scale=self._scale, softcap=self._softcap, planned=self._planned)
+            take_in(self.into, more)
+            self._done += key.shape[1]
 
 
 def _sliding_attention(

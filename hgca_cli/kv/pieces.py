@@ -1,18 +1,19 @@
 """The store comes to where the model computes piece by piece: rows of some KV heads, in buffers that are used again and again.
 
 HeadInfer's idea (arXiv:2502.12574): what the device must hold beside weights and windows is bounded, however long the
-text. On a GPU there are two buffers: while one piece is attended to, the next one is copied, on a stream of its own out of
-pinned memory. On the CPU rows of the model's dtype are read where they are, and others are converted into one buffer.
+text. On a GPU there are two buffers: while one piece is attended to, the next one is on its way (kv/lane.py). On the CPU rows of the
+model's dtype are read where they are, and others are converted into one buffer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hgca_cli.kv.lane import SIDES, Lane
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.kv.store import Store
 
@@ -35,13 +36,30 @@ class Pieces:
     def __init__(self, *, apart: bool | None = None) -> None:
         self._apart = apart
         self.buffers: dict[tuple[str, int, torch.device], Tensor] = {}
-        self._lane: _Lane | None = None
+        self._lane: Lane | None = None
 
-    def of(self, store: Store, layout: LayerLayout, device: torch.device, dtype: torch.dtype) -> Iterator[Piece]:
-        """Every row of a store, on a device and in a dtype, oldest first."""
-        if device.type != "cpu" if self._apart is None else self._apart:
-            yield from self._copied(store, layout, device, dtype)
-        elif store.dtype == dtype:
+    def of(
+        self,
+        store: Store,
+        layout: LayerLayout,
+        device: torch.device,
+        dtype: torch.dtype,
+        beside: Callable[[float], None] = lambda share: None,
+    ) -> Iterator[Piece]:
+        """Every row of a store, on a device and in a dtype, oldest first. What is copied sets out at once.
+
+        beside  called before a piece is waited for, with the share of the pieces that have come then: what the device can do meanwhile
+        """
+        if not (device.type != "cpu" if self._apart is None else self._apart):
+            return self._here(store, layout, dtype)
+        self._lane = self._lane or Lane(device)
+        pieces = list(cut(store, layout, gpu=device.type == "cuda"))
+        coming = [self._send(store, piece, number, device, self._lane) for number, piece in enumerate(pieces[:SIDES])]
+        return self._copied(store, pieces, coming, layout, device, dtype, beside)
+
+    def _here(self, store: Store, layout: LayerLayout, dtype: torch.dtype) -> Iterator[Piece]:
+        """Rows in the processor's own memory."""
+        if store.dtype == dtype:
             if store.rows:
                 yield Piece(slice(None), store.keys[:, : store.rows], store.values[:, : store.rows])
         else:
@@ -61,46 +79,58 @@ class Pieces:
             value.mul_(scales[..., 1:])
         return Piece(heads, key, value)
 
-    def _copied(self, store: Store, layout: LayerLayout, device: torch.device, dtype: torch.dtype) -> Iterator[Piece]:
+    def _copied(
+        self,
+        store: Store,
+        pieces: list[tuple[slice, slice]],
+        coming: list[tuple[Tensor, Tensor | None]],
+        layout: LayerLayout,
+        device: torch.device,
+        dtype: torch.dtype,
+        beside: Callable[[float], None],
+    ) -> Iterator[Piece]:
         """Two pieces at a time: the next is on its way while one is used."""
-        lane = self._lane = self._lane or _Lane(device)
-        pieces = list(cut(store, layout, gpu=device.type == "cuda"))
-        coming = [self._send(store, piece, 0, device, lane) for piece in pieces[:1]]
+        lane = self._lane
+        assert lane is not None
         for number, (heads, _) in enumerate(pieces):
-            if number + 1 < len(pieces):
-                coming.append(self._send(store, pieces[number + 1], (number + 1) % 2, device, lane))
-            lane.arrive(number % 2)
+            side = number % SIDES
+            beside((number + 1) / len(pieces))
+            lane.arrive(side)
             packed, scales = coming.pop(0)
             if store.dtype == dtype:
                 yield Piece(heads, packed[..., : layout.key_dim], packed[..., layout.key_dim :])
             else:
                 yield self._converted(packed, scales, heads, layout, dtype)
-            lane.used(number % 2)
+            lane.used(side)
+            if number + SIDES < len(pieces):
+                coming.append(self._send(store, pieces[number + SIDES], side, device, lane))
 
     def _send(
-        self, store: Store, piece: tuple[slice, slice], side: int, device: torch.device, lane: _Lane
+        self, store: Store, piece: tuple[slice, slice], side: int, device: torch.device, lane: Lane
     ) -> tuple[Tensor, Tensor | None]:
-        """Start a piece on its way: into pinned memory by the processor, from there by the device."""
-        lane.free(side)
-        rows = self._copy("rows", store.packed[piece], side, device, lane)
+        """Start a piece on its way; where its rows and their scales will be."""
+        lane.still(side)
+        copies = [self._copy("rows", store.packed[piece], side, device, lane)]
         scales = _scales(store, *piece)
-        there = None if scales is None else self._copy("scales", scales, side, device, lane)
-        lane.sent(side)
-        return rows, there
+        if scales is not None:
+            copies.append(self._copy("scales", scales, side, device, lane))
+        lane.send(side, copies)
+        return copies[0][2], None if scales is None else copies[1][2]
 
-    def _copy(self, name: str, source: Tensor, side: int, device: torch.device, lane: _Lane) -> Tensor:
+    def _copy(
+        self, name: str, source: Tensor, side: int, device: torch.device, lane: Lane
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A source, and room for it in pinned memory and on the device."""
         size = source.numel() * source.dtype.itemsize
         host = self._buffer(f"pinned {name}", side, torch.device("cpu"), size, pinned=lane.pins)
         staged, there = (
             buffer.view(source.dtype)[: source.numel()].view(source.shape)
             for buffer in (host, self._buffer(name, side, device, size))
         )
-        staged.copy_(source)
-        lane.copy(there, staged)
-        return there
+        return source, staged, there
 
     def _buffer(self, name: str, side: int, device: torch.device, size: int, *, pinned: bool = False) -> Tensor:
-        """At least so many bytes; memory that was too small is given back first."""
+        """At least so many bytes; memory that was too small is given back first. Nothing may be on its way on that side."""
         held = self.buffers.get((name, side, device))
         if held is None or held.numel() < size:
             self.buffers.pop((name, side, device), None)
@@ -109,56 +139,8 @@ class Pieces:
                 held = torch.empty(-(-size // 16) * 16, dtype=torch.uint8, device=device, pin_memory=pinned)
             self.buffers[name, side, device] = held
             if self._lane is not None:
-                self._lane.made()
+                self._lane.made(side)
         return held
-
-
-class _Lane:
-    """The order of copies and use. side: of the two buffers. Without a GPU everything happens when it is asked for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.pins = device.type == "cuda"
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if self.pins else None
-        self._sent: list[torch.cuda.Event | None] = [None, None]
-        self._used: list[torch.cuda.Event | None] = [None, None]
-
-    def made(self) -> None:
-        """A buffer is new: its memory may be another tensor's of before, which the main stream is not done with."""
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(self._device))
-
-    def free(self, side: int) -> None:
-        """The pinned buffer was read, and the device's is free once what used it is done."""
-        sent, used = self._sent[side], self._used[side]
-        if sent is not None:
-            sent.synchronize()
-        if self._stream is not None and used is not None:
-            self._stream.wait_event(used)
-
-    def copy(self, target: Tensor, staged: Tensor) -> None:
-        """On the side stream."""
-        if self._stream is None:
-            target.copy_(staged)
-            return
-        with torch.cuda.stream(self._stream):
-            target.copy_(staged, non_blocking=True)
-
-    def sent(self, side: int) -> None:
-        """All copies of a piece are asked for."""
-        if self._stream is not None:
-            self._sent[side] = self._stream.record_event()
-
-    def arrive(self, side: int) -> None:
-        """What comes next on the main stream waits for the piece."""
-        sent = self._sent[side]
-        if sent is not None:
-            torch.cuda.current_stream(self._device).wait_event(sent)
-
-    def used(self, side: int) -> None:
-        """What used the piece has been asked for."""
-        if self._stream is not None:
-            self._used[side] = torch.cuda.current_stream(self._device).record_event()
 
 
 def cut(store: Store, layout: LayerLayout, *, gpu: bool = False) -> Iterator[tuple[slice, slice]]:

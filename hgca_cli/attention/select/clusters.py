@@ -15,10 +15,10 @@ from torch import Tensor
 
 from hgca_cli import native, selection
 from hgca_cli.attention.select.codes import Codes
-from hgca_cli.attention.worker import worker
 from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.kv.store import Store
+from hgca_cli.kv.worker import worker
 
 SEGMENT = 2048  # rows clustered together
 PATIENCE = 256  # rows after a segment until it is used

@@ -1,0 +1,99 @@
+"""The way of a store's rows to a GPU: threads copy them into pinned memory, from where the device fetches them.
+
+The thread that starts the device's work does not copy: one processor moves 7 GB/s, which is less than a prompt wants, and while it
+does nothing else is started. Without a GPU the same happens to ordinary memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+
+import torch
+from torch import Tensor
+
+from hgca_cli import native
+from hgca_cli.kv.worker import worker
+
+SIDES = 2  # buffers, of which one is used while the other is filled
+PART = 4 << 20  # bytes that one thread copies at a time; the device fetches them while it copies the next
+MOST_THREADS = 8
+
+
+def threads(processors: int) -> int:
+    """How many threads copy: a quarter of the processors, as the others code rows that left the window."""
+    return max(1, min(MOST_THREADS, processors // 4))
+
+
+class Lane:
+    """The order of copies and use, on each side. What a method asks of a device happens on its current stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.pins = device.type == "cuda"
+        self._device = device
+        self._streams = [torch.cuda.Stream(device) for _ in range(SIDES)] if self.pins else None
+        self._sent: list[torch.cuda.Event | None] = [None] * SIDES
+        self._used: list[torch.cuda.Event | None] = [None] * SIDES
+        self._tasks: list[list[Future[None]]] = [[] for _ in range(SIDES)]
+        self._threads = threads(native.usable_processors())
+
+    def made(self, side: int) -> None:
+        """A buffer is new: its memory may be another tensor's of before, which the main stream is not done with."""
+        if self._streams is not None:
+            self._streams[side].wait_stream(torch.cuda.current_stream(self._device))
+
+    def send(self, side: int, copies: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Start (source, pinned, there) tensors [heads, n, width] on their way: as soon as what came before was read and used."""
+        self.still(side)
+        stream, sent, used = None, self._sent[side], self._used[side]
+        if self._streams is not None:
+            stream = self._streams[side]
+            if used is not None:
+                stream.wait_event(used)
+        pool = worker("stage", self._threads)
+        for copy in copies:
+            self._tasks[side] += [pool.submit(_carry, *part, stream, sent) for part in _parts(*copy)]
+
+    def arrive(self, side: int) -> None:
+        """What comes next on the main stream waits for all of it. Raises what went wrong on the way."""
+        tasks = self._tasks[side]
+        self.still(side)
+        for task in tasks:
+            task.result()
+
+    def still(self, side: int) -> None:
+        """Nobody is copying on this side, and what comes next on the main stream waits for what was copied."""
+        if not self._tasks[side]:
+            return
+        wait(self._tasks[side])
+        self._tasks[side] = []
+        if self._streams is not None:
+            sent = self._sent[side] = self._streams[side].record_event()
+            torch.cuda.current_stream(self._device).wait_event(sent)
+
+    def used(self, side: int) -> None:
+        """What used it has been asked for."""
+        if self._streams is not None:
+            self._used[side] = torch.cuda.current_stream(self._device).record_event()
+
+
+def _parts(source: Tensor, pinned: Tensor, there: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Rows of one head, whose bytes lie one behind the other."""
+    rows = max(1, PART // (source.shape[-1] * source.dtype.itemsize))
+    for head in range(source.shape[0]):
+        for first in range(0, source.shape[1], rows):
+            part = slice(first, first + rows)
+            yield source[head, part], pinned[head, part], there[head, part]
+
+
+def _carry(
+    source: Tensor, pinned: Tensor, there: Tensor, stream: torch.cuda.Stream | None, sent: torch.cuda.Event | None
+) -> None:
+    """sent: what was in the pinned memory is on the device."""
+    if sent is not None:
+        sent.synchronize()
+    ctypes.memmove(pinned.data_ptr(), source.data_ptr(), source.numel() * source.dtype.itemsize)  # others run meanwhile
+    with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
+        there.copy_(pinned, non_blocking=stream is not None)
