@@ -155,6 +155,21 @@ def test_a_prompt_takes_its_products_its_pairs_and_its_stream() -> None:
     assert device.prefill(whole, 131_072, 4) < device.prefill(GPU, 131_072, 4)
 
 
+def test_a_prompt_on_a_gpu_waits_for_the_slowest_of_its_parts() -> None:
+    """Attention, or the copies of the store: the link's, or those of the threads that fill pinned memory."""
+
+    def seconds(card: dict[str, Any], choice: Choice = GPU, **host: Any) -> float:
+        return Costs(profile(gpu_rates(**card), **host), MODEL).prefill(choice, 131_072, 4)
+
+    slow, slower = seconds({"to_device_gb_s": 2.0}), seconds({"to_device_gb_s": 1.0})
+    assert slower > 1.8 * slow
+    assert seconds({}, read_gb_s={1: 2.0, 4: 90.0}) == pytest.approx(slower), "one of four processors copies"
+    assert seconds({}, read_gb_s={1: 2.0, 4: 90.0}, usable=16) < slow
+    hopper, whole = {"name": "NVIDIA H100 80GB HBM3"}, replace(GPU, window=131_068, chunk=4096)
+    assert seconds(hopper, whole) < 0.95 * seconds({}, whole), "cuDNN attends there"
+    assert seconds(hopper, replace(whole, chunk=1000)) == pytest.approx(seconds({}, replace(whole, chunk=1000)))
+
+
 def test_rates_between_measured_shapes() -> None:
     known = [(1.0, 10.0), (2.0, 20.0), (4.0, 60.0)]
     assert [between(known, at) for at in (0.5, 1.0, 1.5, 3.0, 4.0, 8.0)] == [10.0, 10.0, 15.0, 40.0, 60.0, 120.0]

@@ -124,7 +124,7 @@ def test_what_fails_on_the_way_is_raised(rng: torch.Generator, monkeypatch: pyte
 
 
 def test_a_quarter_of_the_processors_copies() -> None:
-    assert [lane.threads(count) for count in (1, 2, 8, 16, 64)] == [1, 1, 2, 4, 8]
+    assert [sizes.copying_threads(count) for count in (1, 2, 8, 16, 64)] == [1, 1, 2, 4, 8]
 
 
 @pytest.mark.usefixtures("small")

@@ -11,12 +11,20 @@ from dataclasses import dataclass, replace
 
 from hgca_cli.hardware.expected import rows_read, scored_rows
 from hgca_cli.hardware.memory import ITEMSIZE, Choice, Model, device_codes_bytes, packed_kinds, stored_rows
-from hgca_cli.hardware.rates import GPU_SHARE, WEIGHT_BYTES, GpuRates, Profile
+from hgca_cli.hardware.rates import GPU_SHARE, WEIGHT_BYTES, GpuRates, HostRates, Profile
 from hgca_cli.hardware.row_rates import row_ns, thread_factor
-from hgca_cli.kv.layout import LayerLayout, as_in_store
+from hgca_cli.kv.layout import LayerLayout, as_in_store, copying_threads
 
 GRIDS = frozenset({"grid4", "grid8"})
 CHUNK_LAYERS = 3.0  # times what a token's layer costs, a chunk's does beyond its products: larger small operations
+FLASH_SHARE, CUDNN_SHARE = 0.5, 0.68  # of a GPU's products, what attention of a prompt reaches
+CUDNN_CARDS = frozenset(
+    {"H20", "H100", "H200", "GH200", "B200", "GB200"}
+)  # which attend with cuDNN (attention/cudnn.py)
+CUDNN_CHUNK, CUDNN_TOKENS = (
+    1024,
+    32768,
+)  # a chunk is a multiple of, and prompts from here on are mostly attended to with
 SCORING_SHARE = 0.2  # of a GPU's memory rate at which its kernel scores codes: 50 us for 41 MB on an H200
 SCORING_US = 30.0  # of a layer beside that: three launches that weigh, choose and name rows
 KNEE = 0.9  # of the best throughput a batch could reach: beyond it latency grows and little is gained
@@ -115,7 +123,8 @@ class Costs:
         factor = 1.0 if gpu else thread_factor(host, threads)
         products = factor * self._products(choice, self.model.body * self.model.active_share, tokens)
         seen = sum(layer.heads * (layer.key_dim + layer.value_dim) * _pairs(tokens, layer.sliding) for layer in layers)
-        attention_rate = _of(gpu.matmul_tflop_s, choice.dtype) * 0.5 if gpu else host.prefill_attention_tflop_s
+        share = CUDNN_SHARE if gpu and _on_cudnn(gpu, choice, tokens) else FLASH_SHARE
+        attention_rate = _of(gpu.matmul_tflop_s, choice.dtype) * share if gpu else host.prefill_attention_tflop_s
         attention = 2.0 * seen * factor / (attention_rate * 1e12)
         chunks = -(-tokens // choice.chunk)
         fixed = chunks * len(layers) * CHUNK_LAYERS * (gpu.launch_us if gpu else host.layer_us) * 1e-6
@@ -124,8 +133,8 @@ class Costs:
         full = [layer for layer in layers if layer.sliding is None]
         row = sum(layer.row_elements for layer in full) * ITEMSIZE[choice.kv_dtype]
         streamed = sum(max(0, chunk * choice.chunk - choice.window - choice.sinks) * row for chunk in range(chunks))
-        # rows pass through pinned memory, read and written there, while others are copied and attended to (kv/pieces.py)
-        way_gb_s = min(gpu.to_device_gb_s, host.best_read_gb_s / 2)
+        # beside the attention to window and store threads copy rows into pinned memory, read and written there (kv/lane.py)
+        way_gb_s = min(gpu.to_device_gb_s, _read_gb_s(host, copying_threads(host.usable)) / 2)
         return products + fixed + max(attention, streamed / (way_gb_s * 1e9))
 
     def knee(self, choice: Choice, threads: int, most: int) -> int:
@@ -206,6 +215,19 @@ class Costs:
 def captured(model: Model, choice: Choice) -> bool:
     """Whether a token on a GPU is a CUDA graph (hf/graph.py), and not started operation by operation."""
     return choice.select != "moving-average" and all(layer.in_graph for layer in model.layout.layers)
+
+
+def _on_cudnn(gpu: GpuRates, choice: Choice, tokens: int) -> bool:
+    """Whether cuDNN attends to most of a prompt."""
+    whole = choice.dtype != "fp32" and choice.chunk % CUDNN_CHUNK == 0 and tokens >= CUDNN_TOKENS
+    return whole and not CUDNN_CARDS.isdisjoint(gpu.name.split())
+
+
+def _read_gb_s(host: HostRates, threads: int) -> float:
+    """At which so many threads read memory, or fewer where so many were not measured."""
+    return max(
+        (rate for count, rate in host.read_gb_s.items() if count <= threads), default=min(host.read_gb_s.values())
+    )
 
 
 def _of(rates: dict[str, float], dtype: str) -> float:

@@ -15,16 +15,11 @@ import torch
 from torch import Tensor
 
 from hgca_cli import native
+from hgca_cli.kv.layout import copying_threads
 from hgca_cli.kv.worker import worker
 
 SIDES = 2  # buffers, of which one is used while the other is filled
 PART = 4 << 20  # bytes that one thread copies at a time; the device fetches them while it copies the next
-MOST_THREADS = 8
-
-
-def threads(processors: int) -> int:
-    """How many threads copy: a quarter of the processors, as the others code rows that left the window."""
-    return max(1, min(MOST_THREADS, processors // 4))
 
 
 class Lane:
@@ -37,7 +32,7 @@ class Lane:
         self._sent: list[torch.cuda.Event | None] = [None] * SIDES
         self._used: list[torch.cuda.Event | None] = [None] * SIDES
         self._tasks: list[list[Future[None]]] = [[] for _ in range(SIDES)]
-        self._threads = threads(native.usable_processors())
+        self._threads = copying_threads(native.usable_processors())
 
     def made(self, side: int) -> None:
         """A buffer is new: its memory may be another tensor's of before, which the main stream is not done with."""
@@ -70,7 +65,7 @@ class Lane:
         wait(self._tasks[side])
         self._tasks[side] = []
         if self._streams is not None:
-            sent = self._sent[side] = self._streams[side].record_event()
+            sent = self._sent[side] = self._streams[side].record_event(torch.cuda.Event(blocking=True))  # threads sleep
             torch.cuda.current_stream(self._device).wait_event(sent)
 
     def used(self, side: int) -> None:

@@ -9,6 +9,7 @@ from hgca_cli.config import FOLLOWING
 
 PIECE_NUMBERS = 1 << 22  # of a store that are converted at once: 8 MB of bf16, which a processor's caches still hold
 GPU_PIECE_NUMBERS = 1 << 24  # on a GPU: what is merged once a piece is a tenth of what is computed for one
+COPYING = 8  # threads at most that copy a piece into pinned memory
 PIECE_ROWS = 1024  # a piece has fewer KV heads before it has fewer rows than this
 
 
@@ -122,3 +123,10 @@ def as_in_store(layer: LayerLayout, itemsize: int, store_itemsize: int) -> bool:
 def window_slots(layer: LayerLayout, window: int, sinks: int, context: int) -> int:
     """Device rows a layer has room for: sinks and window, or all that a sliding layer may see."""
     return min(context, sinks + window if layer.sliding is None else layer.sliding)
+
+
+def copying_threads(processors: int) -> int:
+    """How many threads copy a store's rows into pinned memory (kv/lane.py): a quarter of the processors, as others code rows that
+    left the window meanwhile.
+    """
+    return max(1, min(COPYING, processors // 4))
