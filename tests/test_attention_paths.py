@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hgca_cli.attention import cudnn, dense
 from hgca_cli.attention.layer import LayerState
-from hgca_cli.attention.merge import Partial
+from hgca_cli.attention.merge import Partial, take_in
 from hgca_cli.attention.select import make_selector
 from hgca_cli.attention.step import decode_attention
 from hgca_cli.attention.stream import prompt_attention
@@ -258,3 +258,34 @@ def test_an_evicted_row_arrives_whenever_the_copy_ends(rng: torch.Generator, mon
     got = text.feed(layer, 20, 1)
     assert layer.store.rows > stored
     assert (got - text.wanted()[:, 20:21]).abs().max() <= 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.int8])
+def test_a_long_prompt_on_a_gpu_is_full_attention(
+    kind: torch.dtype, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks that evict more than they leave room for, pieces of the store that pass each other, and blocks where cuDNN attends."""
+    monkeypatch.setattr(cudnn, "LONG", 4096)
+    layout, device, chunk, rows = LayerLayout(8, 2, 128, 128), torch.device("cuda"), 4096, 36_864
+    monkeypatch.setattr(sizes, "GPU_PIECE_NUMBERS", 2 * 256 * 5000)
+    settings = CacheSettings(window=9000, sinks=4, context=rows, select="scan")
+    selector = make_selector(settings, layout, 0)
+    layer = LayerState(layout, settings, selector, device, torch.bfloat16, kind)
+    query = torch.randn(8, rows, 128, generator=rng).to(device, torch.bfloat16)
+    key, value = (torch.randn(2, rows, 128, generator=rng).to(device, torch.bfloat16) for _ in "kv")
+    layer.expect(rows)
+    outs = [
+        prompt_attention(*(one[:, first : first + chunk] for one in (query, key, value)), layer, scale=128**-0.5)
+        for first in range(0, rows, chunk)
+    ]
+    for first in (0, rows - chunk):
+        at = slice(first, first + chunk)
+        wide = [one[:, : at.stop].repeat_interleave(4, 0) for one in (key, value)]
+        before = dense._plain(query[:, at], *(one[:, :first] for one in wide), 128**-0.5, 0.0, None, False)
+        wanted = dense._plain(query[:, at], *(one[:, at] for one in wide), 128**-0.5, 0.0, None, True)
+        take_in(wanted, before)
+        error = outs[first // chunk].float() - wanted.out
+        assert error.abs().max() <= 0.02 and error.pow(2).sum() <= 1e-3 * wanted.out.pow(2).sum()
+    kept = layer.every_row()
+    assert kind == torch.int8 or all(torch.equal(a, b.cpu()) for a, b in zip(kept, (key, value), strict=True))
