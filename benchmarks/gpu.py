@@ -69,7 +69,10 @@ class Bench:
         plan = make_plan(self.shape, self.machine, asked, self.profile)
         if plan.select not in ("scan", "two-level"):
             return plan
-        choice = Choice(plan.device, "bf16", "bf16", context, plan.window, plan.sinks, plan.chunk, plan.select)
+        choice = Choice(
+            plan.device, "bf16", "bf16", context, plan.window, plan.sinks, plan.chunk, plan.select,
+            device_codes=plan.device_codes,
+        )  # fmt: skip
         return replace(plan, budget=rows_read(choice, quality=plan.quality) / plan.stored_rows)
 
     def capped(self, on: bool) -> None:

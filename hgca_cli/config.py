@@ -9,6 +9,9 @@ from hgca_cli.errors import UsageError
 SELECTORS = ("exact", "scan", "cluster", "two-level", "page", "window", "moving-average")
 FOLLOWING = ("scan", "cluster", "two-level")  # policies that follow the query by codes of its rows' keys
 QUALITY = 0.95  # of the attention mass is kept per head, unless another target is asked for
+LEFT_AHEAD = (
+    0.6  # of the mass that may be left out, where rows are chosen by foreseen queries and the others leave no trace
+)
 DTYPES = ("fp32", "bf16", "fp16")
 KV_DTYPES = (*DTYPES, "int8")
 QUANTS = ("none", "q8", "q4")  # how weights are packed while they are loaded (hf/packed.py)

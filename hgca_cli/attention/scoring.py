@@ -16,13 +16,13 @@ from torch import Tensor
 from hgca_cli import native, selection
 from hgca_cli.attention.merge import Partial
 from hgca_cli.attention.select.mirror import Coded
+from hgca_cli.config import LEFT_AHEAD
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.selection import Selection
 
 BINS = 256  # of weights, eighths of an octave below 1; the last one is of those never read
 ROWS, LEAST, MOST, LIGHTEST, LEFT = range(5)  # of `limits`
 LIMITS = 5
-LEFT_AHEAD = 0.6  # of what may be left out, where it leaves no trace and the query is not the true one: docs/log.md
 WHOLE = 1 << 40  # the mass of everything, where it is a whole number
 
 

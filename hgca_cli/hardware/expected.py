@@ -7,7 +7,7 @@ part that is scored by codes. Other models and texts differ; what a run reads is
 
 from __future__ import annotations
 
-from hgca_cli.config import QUALITY
+from hgca_cli.config import LEFT_AHEAD, QUALITY
 from hgca_cli.hardware.memory import Choice, stored_rows
 
 LEAST = 64  # rows of a KV head that are read at least (attention/select/scan.py)
@@ -29,9 +29,8 @@ def rows_read(
     if choice.select == "moving-average":
         return round(rows * (WATCHED if budget is None else budget))
     most = rows if budget is None else max(1, round(budget * rows))
-    if budget is not None and quality is None:
-        return min(most, _by_mass(rows, QUALITY))
-    return min(most, _by_mass(rows, quality or QUALITY))
+    left = (1.0 - (quality or QUALITY)) * (LEFT_AHEAD if choice.device_codes else 1.0)
+    return min(most, _by_mass(rows, 1.0 - left))
 
 
 def scored_rows(select: str, rows: int) -> float:
