@@ -85,7 +85,7 @@ class Side:
                 self._before()
                 began = time.perf_counter()
                 if step is not None:
-                    logits = step.step(token)[None]
+                    logits = step.step(token)
                 else:
                     logits = forward(self.model, token, self.cache, logits_to_keep=1).logits[:, -1]
                 token = logits.argmax(-1, keepdim=True)

@@ -1,6 +1,7 @@
 /* Attention to a store in the middle of a device's step: called by whoever the device's stream calls, with what was prepared before. */
 #include <math.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "hgca.h"
@@ -8,25 +9,41 @@
 #include "relax.h"
 #include "tickets.h"
 
-static int run(const hgca_relay *r) {
-    int64_t ticket;
-    if (r->chosen) {
-        hgca_selection own = *r->chosen;
-        own.rows.query = r->query, own.rows.out = r->out, own.rows.lse = r->lse;
-        own.rows.scale = r->scale, own.rows.softcap = r->softcap;
-        own.near = NULL, own.beside = r->beside;
-        const int status = hgca_start_selected(&own, 1, &ticket);
-        return status ? status : hgca_wait(ticket);
-    }
-    if (r->far.rows == 0) {
-        memset(r->out, 0, sizeof(float) * (size_t)r->far.heads * (size_t)r->far.value_dim);
-        for (int32_t i = 0; i < r->far.heads; i++) r->lse[i] = -INFINITY;
-        return HGCA_OK;
-    }
+static hgca_selection choice_of(const hgca_relay *r) {
+    hgca_selection own = *r->chosen;
+    own.rows.query = r->query, own.rows.out = r->out, own.rows.lse = r->lse;
+    own.rows.scale = r->scale, own.rows.softcap = r->softcap;
+    own.near = NULL, own.beside = r->beside;
+    return own;
+}
+
+static hgca_attention rows_of(const hgca_relay *r) {
     hgca_attention far = r->far;
     far.query = r->query, far.out = r->out, far.lse = r->lse;
     far.tokens = 1, far.joins = 0, far.causal = 0, far.scale = r->scale, far.softcap = r->softcap;
-    const int status = hgca_start(&far, 1, &ticket);
+    return far;
+}
+
+static int reads(const hgca_relay *r) { return r->chosen || r->far.rows; }
+
+static int reads_nothing(const hgca_relay *r) {
+    memset(r->out, 0, sizeof(float) * (size_t)r->far.heads * (size_t)r->far.value_dim);
+    for (int32_t i = 0; i < r->far.heads; i++) r->lse[i] = -INFINITY;
+    return HGCA_OK;
+}
+
+static int run(const hgca_relay *r) {
+    int64_t ticket;
+    int status;
+    if (r->chosen) {
+        const hgca_selection own = choice_of(r);
+        status = hgca_start_selected(&own, 1, &ticket);
+    } else if (r->far.rows) {
+        const hgca_attention far = rows_of(r);
+        status = hgca_start(&far, 1, &ticket);
+    } else {
+        return reads_nothing(r);
+    }
     return status ? status : hgca_wait(ticket);
 }
 
@@ -51,6 +68,45 @@ void hgca_run_relay(void *relay) {
     if (r->told && r->status == HGCA_OK && r->far.lists) tell(r);
 }
 
+/* All of them as one job of each kind; whether that went well. */
+static int run_together(hgca_relay *const *relays, int32_t count, hgca_selection *choices, hgca_attention *lists) {
+    int32_t chosen = 0, listed = 0;
+    for (int32_t i = 0; i < count; i++) {
+        const hgca_relay *r = relays[i];
+        if (!(r->query && r->out && r->lse)) return 0;
+        if (r->chosen) choices[chosen++] = choice_of(r);
+        else if (r->far.rows) lists[listed++] = rows_of(r);
+        else reads_nothing(r);
+    }
+    int64_t one = 0, other = 0;
+    int status = chosen ? hgca_start_selected(choices, chosen, &one) : HGCA_OK;
+    if (status) return 0;
+    if (listed) status = hgca_start(lists, listed, &other);
+    if (chosen && hgca_wait(one)) status = HGCA_BAD_ARGUMENT;
+    if (listed && other && hgca_wait(other)) status = HGCA_BAD_ARGUMENT;
+    return status == HGCA_OK;
+}
+
+void hgca_run_relays(hgca_relay *const *relays, int32_t count) {
+    int32_t busy = 0;
+    for (int32_t i = 0; i < count; i++) busy += reads(relays[i]);
+    const int64_t began = hgca_now();
+    char *memory = busy > 1 ? malloc((size_t)count * (sizeof(hgca_selection) + sizeof(hgca_attention))) : NULL;
+    hgca_selection *choices = (hgca_selection *)(void *)memory;
+    const int well = memory && run_together(relays, count, choices, (hgca_attention *)(void *)(choices + count));
+    free(memory);
+    if (!well) { /* by itself each tells what is wrong with it */
+        for (int32_t i = 0; i < count; i++) hgca_run_relay(relays[i]);
+        return;
+    }
+    const int64_t each = (hgca_now() - began) / busy;
+    for (int32_t i = 0; i < count; i++) {
+        hgca_relay *r = relays[i];
+        r->status = HGCA_OK, r->ns = reads(r) ? each : 0;
+        if (r->told && r->far.lists) tell(r);
+    }
+}
+
 enum { LOOKS = 1 << 12 }; /* at a flag, between two looks at the clock */
 
 /* Whether the device asks before `patience` seconds are over. */
@@ -64,12 +120,12 @@ static int asks(const volatile int32_t *flag, int32_t token, double patience) {
     return 1;
 }
 
-int hgca_serve_relays(hgca_relay *const *relays, int32_t count, const volatile int32_t *asked, volatile int32_t *answered, int32_t token,
-                      double patience) {
+int hgca_serve_relays(hgca_relay *const *relays, int32_t layers, int32_t each, const volatile int32_t *asked,
+                      volatile int32_t *answered, int32_t token, double patience) {
     int status = HGCA_OK;
-    for (int32_t i = 0; i < count; i++) {
+    for (int32_t i = 0; i < layers; i++) {
         if (status == HGCA_OK && !asks(&asked[HGCA_FLAGS * i], token, patience)) status = HGCA_NO_ANSWER;
-        if (status == HGCA_OK) hgca_run_relay(relays[i]);
+        if (status == HGCA_OK) hgca_run_relays(relays + (int64_t)i * each, each);
         volatile _Atomic int32_t *to = (volatile _Atomic int32_t *)(volatile void *)&answered[HGCA_FLAGS * i];
         atomic_store_explicit(to, token, memory_order_release);
     }

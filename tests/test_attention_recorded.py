@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hgca_cli.attention.recorded import Recorder
 from hgca_cli.attention.slots import SlotAttention, trouble
+from hgca_cli.attention.tables import placed
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import NativeError
 from hgca_cli.hf.cache import HybridCache
@@ -64,7 +65,7 @@ def stepwise(model: Any, cache: HybridCache, tokens: Tensor) -> Iterator[Tensor]
 def recorded(step: GraphStep, cache: HybridCache, tokens: Tensor) -> Iterator[Tensor]:
     for at in range(cache.get_seq_length(), tokens.shape[1]):
         with torch.inference_mode():
-            logits = step.step(tokens[:, at : at + 1])
+            logits = step.step(tokens[:, at : at + 1])[0]
         yield logits
 
 
@@ -150,7 +151,7 @@ def test_what_comes_between_a_graph_and_its_answers_leaves_nobody_waiting(monkey
     cache = filled(model, SETTINGS, ids())
     step = GraphStep(model, cache)
 
-    def interrupted() -> Any:
+    def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
     with torch.inference_mode():
@@ -228,10 +229,12 @@ def test_slots_on_a_gpu_are_attended_to_as_on_the_cpu(
     for softcap in (0.0, 5.0):
         results = []
         for device in ("cpu", "cuda"):
-            slots = SlotAttention(torch.tensor(spans, device=device), heads[0], 700, 64)
+            slots = SlotAttention(torch.tensor([(-1, *spans)], device=device), heads[0], 700, 64)
             there = (one.to(device) for one in (query.float() if device == "cpu" else query, keys, values))
             q, k, v = (one.float() if device == "cpu" else one for one in there)
-            whole, near_lse = slots.near(q, k, v, scale=0.125, softcap=softcap).finish(None)
+            near_lse = torch.zeros(1, heads[0], device=device)
+            near = slots.near(q[None], placed([(k, v)]), scale=0.125, softcap=softcap)
+            whole = near.finish(None, near_lse)
             assert torch.equal(whole.lse, near_lse)
             results.append((whole.out.float().cpu(), near_lse.cpu()))
         off = 1e-5 if dtype == torch.float32 else 2e-2

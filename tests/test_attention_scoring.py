@@ -13,6 +13,7 @@ from hgca_cli import selection
 from hgca_cli.attention.scoring import BINS, WHOLE, Guessed, Scoring, decoded, merged
 from hgca_cli.attention.select.codes import Codes
 from hgca_cli.attention.select.mirror import Mirror
+from hgca_cli.attention.tables import placed
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.kv.store import Store
 from hgca_cli.selection import EVERY, Selection
@@ -41,23 +42,25 @@ class Case:
         self, mass: float, *, least: int = 64, most: int = EVERY, softcap: float = 0.0, device: torch.device = CPU
     ) -> tuple[list[list[int]], Guessed]:
         """The rows of each KV head, and what is guessed."""
-        limits = torch.zeros(5, dtype=torch.int64, device=device)
+        limits = torch.zeros(1, 5, dtype=torch.int64, device=device)
         scoring = Scoring(self.layout, ROOM, limits)
         chosen = Selection(
             self.layout.heads, self.store.keys, self.store.values, self.codes.whole, mass=mass, least=least, most=most
         )
         chosen.hold(self.rows, self.codes.rows)
-        scoring.limit(chosen)
-        limits.copy_(torch.tensor(scoring.wanted))
+        limits.copy_(torch.tensor([scoring.wanted(chosen)]))
         mirror = Mirror(self.layout, 1, ROOM, device)
         mirror.follow([self.codes])
-        starts = torch.zeros(self.layout.kv_heads + 1, dtype=torch.int64, pin_memory=device.type == "cuda")
-        query, beside = self.query.to(device), self.beside.to(device)
-        guessed = scoring.choose(query, mirror.layers[0], beside, starts, scale=self.scale, softcap=softcap)
+        starts = torch.zeros(1, self.layout.kv_heads + 1, dtype=torch.int64, pin_memory=device.type == "cuda")
+        query, beside = self.query[None].to(device), self.beside[None].to(device)
+        window = torch.zeros(2, self.layout.kv_heads, 1, self.layout.key_dim, device=device).unbind()
+        places = placed([window], mirror.layers)
+        guessed = scoring.choose(query, places, beside, starts, scale=self.scale, softcap=softcap)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        lists = [scoring.row[a:b].tolist() for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
-        return lists, Guessed(*(one.cpu() for one in guessed))
+        ends = zip(starts[0, :-1].tolist(), starts[0, 1:].tolist(), strict=True)
+        lists = [scoring.row[0, a:b].tolist() for a, b in ends]
+        return lists, Guessed(*(one[0].cpu() for one in guessed))
 
     def weights(self, softcap: float = 0.0) -> Tensor:
         """Share f64 [kv_heads, group, rows] of everything, by the codes."""
@@ -164,15 +167,13 @@ def test_the_copy_follows_rows_that_come_and_go(rng: torch.Generator) -> None:
 
 def test_limits_say_what_is_too_light() -> None:
     layout = LayerLayout(2, 1, 16, 16)
-    scoring = Scoring(layout, 128, torch.zeros(5, dtype=torch.int64))
+    scoring = Scoring(layout, 128, torch.zeros(1, 5, dtype=torch.int64))
     rows = torch.zeros(1, 128, 16)
     chosen = Selection(2, rows, rows, None, mass=0.75, least=3, most=9)
     chosen.hold(128, 128)
-    scoring.limit(chosen)
-    assert scoring.wanted == [128, 3, 9, int(8 * math.log2(1024)), WHOLE // 4]
+    assert scoring.wanted(chosen) == [128, 3, 9, int(8 * math.log2(1024)), WHOLE // 4]
     chosen.limit(1.0, 3, 9)
-    scoring.limit(chosen)
-    assert scoring.wanted[3:] == [BINS - 8, 0]
+    assert scoring.wanted(chosen)[3:] == [BINS - 8, 0]
 
 
 @pytest.mark.gpu

@@ -25,6 +25,7 @@ from hgca_cli.selection import Selection
 
 if TYPE_CHECKING:
     from hgca_cli.attention.reading import Reading
+    from hgca_cli.attention.select.mirror import Mirror
 
 
 class LayerState:
@@ -73,6 +74,7 @@ class LayerState:
         self._evicted: tuple[int, int] | None = None  # the length at which rows left last, and how many
         self._untold = False  # rows are in the store, or will be, that the policy has not heard of
         self.reading: Reading | None = None  # made at the first token that is one call
+        self.mirror: Mirror | None = None  # of a sequence's first layer: the codes of all of them, on the device
 
     @property
     def length(self) -> int:
@@ -98,7 +100,7 @@ class LayerState:
     def put_away(self) -> None:
         """Free what the window takes of the device, or of memory where the store is in files. Errors as of Window.put_away."""
         self._arrive()
-        self.reading = None
+        self.reading = self.mirror = None
         self.window.put_away(self.settings.store_dir)
 
     def bring_back(self) -> None:

@@ -37,6 +37,13 @@ class QualityMeter:
         self._left = apart * self._layers + 1  # not a multiple of the layers: it moves on by one each time
         return True
 
+    def passes(self, layers: int) -> bool:
+        """As `due` once for each of so many layers, if none of them is; False, and nothing was counted, if one is."""
+        if self._left <= layers:
+            return False
+        self._left -= layers
+        return True
+
     def add(self, read: Tensor, store: Tensor, near: Tensor | None) -> None:
         """Log-sum-exps f32 [heads]: of the store's rows read, of all of them, of rows elsewhere (None: there are none)."""
         whole = store if near is None else torch.logaddexp(store, near)

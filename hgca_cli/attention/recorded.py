@@ -1,101 +1,124 @@
-"""The attention of a token in all layers, such that a CUDA graph of it can be replayed for the next token.
+"""The attention of a token of each of several sequences in all layers, such that a CUDA graph of it can be replayed for the next tokens,
+and for other sequences.
 
-What changes from token to token is in memory whose address stays: the slot of the new row, the slots in use, and what the
-relays describe. The query leaves for the CPU before the window is attended to, and the answer is awaited after that.
+What changes from token to token is in memory whose address stays: the slots of the new rows, the slots in use, where a sequence's rows
+are, and what the relays describe. The queries leave for the CPU before the windows are attended to, and the answers are awaited after.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from hgca_cli.attention.column import Column, most_stored
 from hgca_cli.attention.layer import LayerState
-from hgca_cli.attention.merge import absorb_sink
-from hgca_cli.attention.relay import Lane, Relay
+from hgca_cli.attention.merge import Partial, absorb_sink
+from hgca_cli.attention.relay import Lane, Relay, Relays
 from hgca_cli.attention.scoring import LIMITS, Scoring
-from hgca_cli.attention.select.mirror import Coded, Mirror
 from hgca_cli.attention.select.scan import Scan
 from hgca_cli.attention.signals import Signals
 from hgca_cli.attention.slots import SlotAttention
+from hgca_cli.attention.tables import Tables
 
-TOKEN, POSITION, SLOT, SPANS = 0, 1, 2, slice(3, 7)  # of the numbers that go to the device before a step
-CHOICE = slice(7, 7 + LIMITS)
-SERIAL = slice(CHOICE.stop, CHOICE.stop + 1)
-NUMBERS = SERIAL.stop
+TOKEN, POSITION, SERIAL = 0, 1, 12  # of the numbers of a sequence that go to the device before a step
+TAKEN, CHOICE = slice(2, 7), slice(7, 7 + LIMITS)
+NUMBERS = 13
 
 
 class Recorder:
-    """The layers of one sequence.
+    """Places for sequences of one model.
 
-    numbers  i64 [13] on the device: the token, its position, its slot, the slots in use, what a choice is to be like, and the
-             number of the step
-    kind     of step: what is done with the store, and where
-    looks_ahead  whether `foresee` will be called for most layers
+    sequences  the layers of each; those that come later have windows and stores no larger than the largest of these
+    places     there are, at least as many as sequences; None: as many
+    numbers    i64 [places, 13] on the device: a sequence's token, its position, its slot, the slots in use, what a choice is to be
+               like; and in the first line the number of the step
+    kind       of step: what is done with the stores, and where
     """
 
-    def __init__(self, layers: Sequence[LayerState]) -> None:
-        window, shape = layers[0].window, layers[0].layout
-        device = window.keys.device
+    def __init__(self, sequences: Sequence[Sequence[LayerState]], places: int | None = None) -> None:
+        first, shape = sequences[0][0], sequences[0][0].layout
+        rows, device = first.window.keys, first.window.keys.device
+        count, layers = places or len(sequences), len(sequences[0])
         with torch.inference_mode(False):
-            self._sent = torch.zeros(NUMBERS, dtype=torch.int64, pin_memory=device.type == "cuda")
+            self._sent = torch.zeros(count, NUMBERS, dtype=torch.int64, pin_memory=device.type == "cuda")
             self.numbers = torch.zeros_like(self._sent, device=device)
+            self._near_lse = torch.full((layers, count, shape.heads), float("-inf"), pin_memory=device.type == "cuda")
+            self._beside = torch.full_like(self._near_lse, float("-inf"), device=device)
+        self._slots_room = max(one[0].window.keys.shape[1] for one in sequences)
+        self._rows_room = max(most_stored(one[0]) for one in sequences)
         self._scoring: Scoring | None = None
-        coded: dict[int, Coded] = {}
-        self._scans = {i: one.selector for i, one in enumerate(layers) if type(one.selector) is Scan}
-        if layers[0].settings.device_codes and shape.in_graph and self._scans:
-            self._scoring = Scoring(shape, most_stored(layers[0]), self.numbers[CHOICE])
-            self._mirror = Mirror(shape, len(self._scans), self._scoring.rows, device)
-            coded = dict(zip(self._scans, self._mirror.layers, strict=True))
-        self.relays = [Relay(i, layer, device, self._scoring, coded.get(i)) for i, layer in enumerate(layers)]
+        scanned = any(type(layer.selector) is Scan for layer in sequences[0])
+        if first.settings.device_codes and shape.in_graph and scanned:
+            self._scoring = Scoring(shape, self._rows_room, self.numbers[:, CHOICE])
+        self._tables = Tables(layers, count, shape.kv_heads, device, rows.dtype)
+        self.layers = [
+            Relays(index, shape, *parts, self._scoring)
+            for index, parts in enumerate(zip(self._near_lse, self._beside, self._tables.layers, strict=True))
+        ]
+        self._columns = [
+            Column(at, [layer.each[at] for layer in self.layers], self._scoring, self._tables) for at in range(count)
+        ]
         self.kind: tuple[bool, ...] = ()
-        self.looks_ahead = False
-        self._slot = self.numbers[SLOT : SLOT + 1]
         self._serial = self._served = 0
-        self._signals = Signals(self.numbers[SERIAL], [relay.described for relay in self.relays])
+        self._signals = Signals(self.numbers[0, SERIAL:], [relay.described for relay in self.relays], count)
         self._lane = Lane(device, self._signals)
-        self._slots = SlotAttention(self.numbers[SPANS], shape.heads, window.keys.shape[1], shape.value_dim)
+        self._slots = SlotAttention(self.numbers[:, TAKEN], shape.heads, self._slots_room, shape.value_dim)
+        self.bind(sequences)
+
+    @property
+    def relays(self) -> list[Relay]:
+        """Layer after layer, those of a layer's sequences side by side."""
+        return [relay for layer in self.layers for relay in layer.each]
 
     @staticmethod
     def serves(layers: Sequence[LayerState]) -> bool:
-        """Whether these layers' attention can be recorded: they are alike, see everything, and no policy looks at weights."""
+        """Whether a sequence's attention can be recorded: layers are alike, see everything, and no policy looks at weights."""
         shape, on_cpu = layers[0].layout, layers[0].window.keys.is_cpu
         return all(Relay.serves(layer) and layer.layout == shape for layer in layers) and (on_cpu or shape.in_graph)
 
-    def begin(self) -> None:
-        """One more token, which is in `numbers` already. Errors as of LayerState.make_room."""
-        window = self.relays[0].layer.window
-        position = window.end
-        slots = {relay.begin() for relay in self.relays}
-        assert len(slots) == 1, "layers of one sequence move together"
-        stored = any(relay.described.far.rows or relay.described.chosen for relay in self.relays)
-        self.kind = (stored, *(relay.scores for relay in self.relays))
-        self._bring_codes()
-        self._serial += 1
-        spans = [number for first, count in window.runs() for number in (first, first + count)]
-        wanted = [0] * LIMITS if self._scoring is None else self._scoring.wanted
-        self._sent[POSITION:] = torch.tensor(
-            [position, slots.pop(), *spans, *[0] * (4 - len(spans)), *wanted, self._serial]
+    def takes(self, sequences: Sequence[Sequence[LayerState]]) -> bool:
+        """Whether there is a place, and room, for each of these."""
+        return len(sequences) <= len(self._columns) and all(
+            one[0].window.keys.shape[1] <= self._slots_room and most_stored(one[0]) <= self._rows_room for one in sequences
         )
-        self.numbers[POSITION:].copy_(self._sent[POSITION:], non_blocking=True)
 
-    def foresee(self, index: int, query: Callable[[], Tensor]) -> None:
-        """A query that is like the one layer `index` will have can be made: if rows are chosen on the device, they are by this one,
-        beside what is computed until then.
+    def of(self, sequences: Sequence[Sequence[LayerState]]) -> bool:
+        """Whether the places are these sequences', in this order."""
+        return len(sequences) <= len(self._columns) and all(
+            column.holds(one) for column, one in zip(self._columns, self._filled(sequences), strict=True)
+        )
+
+    def bind(self, sequences: Sequence[Sequence[LayerState]]) -> None:
+        """Give the places to these sequences, for which there is room: it is about them from now on. Of none: their memory is not held.
+
+        Raises torch.OutOfMemoryError if there is none for the codes of one; the places are nobody's then.
         """
-        relay = self.relays[index]
-        if self.stored and relay.scores:
-            self._lane.foresee(relay, query)
+        try:
+            for column, layers in zip(self._columns, self._filled(sequences), strict=True):
+                if not column.holds(layers):
+                    column.bind(layers)
+        except BaseException:
+            for column in self._columns:
+                column.bind([])
+            raise
 
-    def _bring_codes(self) -> None:
-        """If rows are chosen on the device: codes that are new, and what a choice is to be like."""
-        scans = [self._scans[i].codes for i, relay in enumerate(self.relays) if relay.scores]
-        if self._scoring is not None and scans:
-            assert len(scans) == len(self._scans), "layers of one sequence move together"
-            self._mirror.follow(scans)
-            one = next(relay for relay in self.relays if relay.scores)
-            self._scoring.limit(one.chosen, ahead=self.looks_ahead)
+    def _filled(self, sequences: Sequence[Sequence[LayerState]]) -> list[Sequence[LayerState]]:
+        return [*sequences, *[[]] * (len(self._columns) - len(sequences))]
+
+    def begin(self) -> None:
+        """One more token of each, which whoever has the step made writes into `numbers` then. Errors as of LayerState.make_room."""
+        news = [column.begin() for column in self._columns]
+        if any(news):
+            self._beside.copy_(self._near_lse, non_blocking=True)
+        if self._tables.changed:
+            self._tables.send()
+        stored = any(column.reads for column in self._columns)
+        self.kind = (stored, *(any(relay.scores for relay in layer.each) for layer in self.layers))
+        self._serial += 1
+        self._sent.copy_(torch.tensor([[0, *column.numbers, self._serial] for column in self._columns]))
+        self.numbers.copy_(self._sent, non_blocking=True)
 
     def attend(
         self,
@@ -108,35 +131,31 @@ class Recorder:
         softcap: float,
         sink: Tensor | None,
     ) -> Tensor:
-        """Attention of the token in one layer, its row taken in.
+        """Attention of the tokens in one layer, their rows taken in.
 
-        query [heads, key_dim]; key, value [kv_heads, 1, dim]; returns [heads, value_dim] in the query's dtype
+        query [places, heads, key_dim]; key, value [places, kv_heads, 1, dim]; returns [places, heads, value_dim] in the query's dtype
         """
-        relay = self.relays[index]
-        relay.tell(scale, softcap)
-        window = relay.layer.window
-        guessed = self._lane.ask(relay, query) if self.stored else None
-        window.keys.index_copy_(1, self._slot, key.to(window.keys.dtype))
-        window.values.index_copy_(1, self._slot, value.to(window.values.dtype))
-        near = self._slots.near(query, window.keys, window.values, scale=scale, softcap=softcap)
+        relays = self.layers[index]
+        relays.tell(scale, softcap)
+        guessed = self._lane.ask(relays, query, scores=self.kind[1 + index]) if self.stored else None
+        self._slots.put(key, value, relays.places)
+        near = self._slots.near(query, relays.places, scale=scale, softcap=softcap)
         if self.stored:
-            self._lane.join(relay)
-        whole, near_lse = near.finish(relay.far() if self.stored else None, guessed)
-        relay.near_lse.copy_(near_lse, non_blocking=True)
-        if relay.coded is not None:
-            relay.beside.copy_(near_lse)
+            self._lane.join(relays)
+        whole = near.finish(relays.far() if self.stored else None, relays.beside, guessed, relays.near_lse)
         if sink is not None:
-            whole = absorb_sink(whole, sink)
+            out, lse = absorb_sink(Partial(whole.out.transpose(0, 1), whole.lse.T), sink)
+            whole = Partial(out.transpose(0, 1), lse.T)
         return whole.out.to(query.dtype)
 
     @property
     def stored(self) -> bool:
-        """Whether rows of the store are attended to: a step with them is another than one without."""
+        """Whether rows of a store are attended to: a step with them is another than one without."""
         return self.kind[:1] == (True,)
 
     @property
     def host_seconds(self) -> float:
-        """What the C library took for the last token."""
+        """What the C library took for the last token of all."""
         return sum(relay.described.ns for relay in self.relays) * 1e-9 if self.stored else 0.0
 
     def serve(self) -> None:
@@ -151,12 +170,6 @@ class Recorder:
             self._signals.let_go(self._serial)
 
     def end(self) -> None:
-        """The device is done with the token. Errors as of Relay.end."""
-        for relay in self.relays:
-            relay.end()
-
-
-def most_stored(layer: LayerState) -> int:
-    """Rows a layer's store may come to hold: all but those that never leave the window."""
-    window = layer.window
-    return max(0, layer.settings.context - window.sinks - window.ring + layer.settings.block)
+        """The device is done with the tokens. Errors as of Column.end."""
+        for column in self._columns:
+            column.end()

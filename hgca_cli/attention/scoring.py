@@ -16,7 +16,7 @@ from torch import Tensor
 from hgca_cli import native, selection
 from hgca_cli.attention.merge import Partial
 from hgca_cli.attention.select.mirror import Coded
-from hgca_cli.config import LEFT_AHEAD
+from hgca_cli.attention.tables import Places
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.selection import Selection
 
@@ -29,27 +29,30 @@ WHOLE = 1 << 40  # the mass of everything, where it is a whole number
 class Guessed(NamedTuple):
     """What was scored and is not read, as partials of parts of the store."""
 
-    out: Tensor  # f32 [heads, parts, value_dim]
-    lse: Tensor  # f32 [heads, parts]
+    out: Tensor  # f32 [sequences, heads, parts, value_dim]
+    lse: Tensor  # f32 [sequences, heads, parts]
 
 
 class Scoring:
     """For layers of one shape, one after another; all of them use the same memory.
 
-    limits  i64 [5] on the device: rows stored, rows to read at least and at most, the first bin that is not read, and the mass
-            that may be left out, of 2^40; `wanted` are those of the present token, which whoever has a step made brings there
-    row     i32 [kv_heads * rows], what is to be read, in memory both see; `row_start` of a layer says whose is which. `named`: the
-            same for the C library
+    limits  i64 [sequences, 5] on the device: rows stored (0: this sequence's are not chosen here), rows to read at least and at
+            most, the first bin that is not read, and the mass that may be left out, of 2^40; whoever has a step made brings them
+            there, as `wanted`
+    rows    a sequence may have
+    row     i32 [sequences, kv_heads * rows], what is to be read, in memory both see; `row_start` of a layer says whose is which.
+            `named`: the same for the C library
     """
 
     def __init__(self, layout: LayerLayout, rows: int, limits: Tensor) -> None:
         self.layout, self.limits = layout, limits
-        self.wanted = [0] * LIMITS
         self.rows = max(1, -(-rows // selection.BLOCK)) * selection.BLOCK
         device = limits.device
         with torch.inference_mode(False):
-            self.row = torch.zeros(layout.kv_heads * self.rows, dtype=torch.int32, pin_memory=device.type == "cuda")
-        self.named = native.address(self.row, "int32_t *")
+            self.row = torch.zeros(
+                len(limits), layout.kv_heads * self.rows, dtype=torch.int32, pin_memory=device.type == "cuda"
+            )
+        self.named = [native.address(own, "int32_t *") for own in self.row]
         self._block = layout.kv_heads * (selection.block_bytes(layout.key_dim) + 2 * layout.value_dim)
         self._kernels = None
         if device.type == "cuda":
@@ -61,29 +64,52 @@ class Scoring:
         """Whether there is room for the rows, and every one of them has a code."""
         return chosen.rows <= self.rows and chosen.job.indexed == chosen.rows
 
-    def limit(self, chosen: Selection, *, ahead: bool = False) -> None:
-        """What the present token's choice is to be like. ahead: by foreseen queries, and nothing is guessed of other rows."""
+    @staticmethod
+    def wanted(chosen: Selection) -> list[int]:
+        """What a sequence's choice is to be like, as of `limits`."""
         job = chosen.job
-        left = (1.0 - job.mass) * (LEFT_AHEAD if ahead else 1.0)
-        lightest = max(2.0**-31, left / 2 / max(1, job.indexed))  # all of these hold half of what may be left out
+        lightest = max(
+            2.0**-31, (1.0 - job.mass) / 2 / max(1, job.indexed)
+        )  # all of these hold half of what may be left out
         first = min(BINS - 1, max(1, int(-8.0 * math.log2(lightest))))
-        self.wanted = [job.indexed, job.least, job.most, first, int(left * WHOLE)]
+        return [job.indexed, job.least, job.most, first, int((1.0 - job.mass) * WHOLE)]
 
     def bytes_scored(self, rows: int) -> int:
         """Bytes of codes and means of so many rows that a token of a layer reads on the device."""
         return -(-rows // selection.BLOCK) * self._block
 
     def choose(
-        self, query: Tensor, coded: Coded, beside: Tensor, row_start: Tensor, *, scale: float, softcap: float
+        self, query: Tensor, places: Places, beside: Tensor, row_start: Tensor, *, scale: float, softcap: float
     ) -> Guessed:
-        """Write `row` and row_start i64 [kv_heads + 1], in memory both see.
+        """Write `row` and row_start i64 [sequences, kv_heads + 1], in memory both see.
 
-        query   [heads, key_dim], any dtype; beside f32 [heads], log-sum-exp of rows that are read elsewhere
+        query   [sequences, heads, key_dim], any dtype; beside f32 [sequences, heads], log-sum-exp of rows that are read elsewhere
         """
         if self._kernels is not None:
-            return self._kernels.choose(query, coded, beside, row_start, scale=scale, softcap=softcap)
+            return self._kernels.choose(query, places, beside, row_start, scale=scale, softcap=softcap)
+        each = [
+            self._choose(index, one, coded, *more, scale=scale, softcap=softcap)
+            for index, (one, coded, *more) in enumerate(zip(query, places.coded, beside, row_start, strict=True))
+        ]
+        return Guessed(*(torch.stack(parts) for parts in zip(*each, strict=True)))
+
+    def _choose(
+        self,
+        index: int,
+        query: Tensor,
+        coded: Coded | None,
+        beside: Tensor,
+        row_start: Tensor,
+        *,
+        scale: float,
+        softcap: float,
+    ) -> Guessed:
+        """Of one sequence."""
         shape = self.layout
-        rows, least, most, lightest, left = self.limits.tolist()
+        rows, least, most, lightest, left = self.limits[index].tolist()
+        if not rows or coded is None:
+            row_start.zero_()
+            return Guessed(torch.zeros(shape.heads, 1, shape.value_dim), torch.full((shape.heads, 1), float("-inf")))
         asked = query.float().view(shape.kv_heads, -1, shape.key_dim)
         score = asked @ decoded(coded.codes, shape.key_dim)[:, :rows].mT * scale
         score = softcap * torch.tanh(score / softcap) if softcap else score
@@ -99,7 +125,7 @@ class Scoring:
         row_start[0] = 0
         torch.cumsum(taken.sum(1), 0, out=row_start[1:])
         named = taken.nonzero()[:, 1].int()
-        self.row[: len(named)] = named
+        self.row[index, : len(named)] = named
         rest = weight.masked_fill(taken.unsqueeze(1), 0.0)
         blocks = -(-rows // selection.BLOCK)
         rest = torch.nn.functional.pad(rest, (0, blocks * selection.BLOCK - rows)).unflatten(-1, (blocks, -1)).sum(-1)

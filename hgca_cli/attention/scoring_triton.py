@@ -1,7 +1,8 @@
 """The GPU's kernels of attention/scoring.py: four launches a layer, integers where order could matter. Importing this needs Triton.
 
-Each program has a KV head and a part of its rows; what a head needs of all parts is made by the next launch. Codes are read once
-(words of 8 numbers of a row, 16 rows side by side), scores stay in the device's caches.
+Each program has a KV head of a sequence and a part of its rows; what a head needs of all parts is made by the next launch. Codes are
+read once (words of 8 numbers of a row, 16 rows side by side), scores stay in the device's caches. Where a sequence's codes are
+stands in a table (attention/tables.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from hgca_cli import selection
 from hgca_cli.attention import scoring
-from hgca_cli.attention.select.mirror import Coded
+from hgca_cli.attention.tables import CODES, FIELDS, MEANS, UNIT, Places
 
 if TYPE_CHECKING:
     from hgca_cli.attention.scoring import Guessed, Scoring
@@ -30,12 +31,17 @@ ALL = 1 << 20  # an edge beyond all bins: every row is read
 
 @triton.jit
 def _score(  # type: ignore[no-untyped-def]
-    query, steps, words, limits, scores, tops, sums, scale, softcap, steps_head, words_head, room, each,
+    query, steps, words, table, limits, limits_next, scores, tops, sums, scale, softcap, room, each,
     GROUPED: tl.constexpr, PADDED: tl.constexpr, KEY: tl.constexpr, BLOCK: tl.constexpr, CAPPED: tl.constexpr,
+    CODES: tl.constexpr, FIELDS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Scores of a part's rows, and of each query head the largest and the sum of exponentials below it."""
-    head, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    rows = tl.load(limits)
+    own, part, parts, sequence = tl.program_id(0), tl.program_id(1), tl.num_programs(1), tl.program_id(2)
+    head = sequence * tl.num_programs(0) + own
+    rows = tl.load(limits + sequence * limits_next)
+    field = table + sequence * FIELDS + CODES
+    first_code = tl.load(field) + own * tl.load(field + 1)
+    scores += head.to(tl.int64) * (GROUPED * room)
     group, d, chunk, nibble, row = (
         tl.arange(0, PADDED), tl.arange(0, KEY), tl.arange(0, KEY // 8), tl.arange(0, 8), tl.arange(0, BLOCK)
     )  # fmt: skip
@@ -48,14 +54,14 @@ def _score(  # type: ignore[no-untyped-def]
     first = part * each
     for start in range(first, tl.minimum(first + each, rows), BLOCK):
         block = start // BLOCK
-        at = steps + head.to(tl.int64) * steps_head + block * (34 * KEY)
+        at = steps + first_code * (UNIT // 2) + block * (34 * KEY)
         step = tl.load(at + number).to(tl.float32)
         zero = tl.load(at + KEY + number).to(tl.float32)
         folded = asked * step[None, :]
         base = tl.sum(asked * zero[None, :], 1)
         large = tl.max(tl.abs(folded), 1)
         large = tl.where(large == 0.0, 1.0, large)
-        at = words + head.to(tl.int64) * words_head + block * (17 * KEY) + KEY
+        at = words + first_code * (UNIT // 4) + block * (17 * KEY) + KEY
         word = tl.load(at + (row // 16 * (2 * KEY) + row % 16)[None, :] + (chunk * 16)[:, None])
         code = (word[:, None, :] >> (nibble * 4)[None, :, None]) & 15
         code = tl.reshape(code, [KEY, BLOCK]).to(tl.float16)
@@ -65,7 +71,7 @@ def _score(  # type: ignore[no-untyped-def]
             score = softcap * (1.0 - 2.0 / (tl.exp(2.0 * score / softcap) + 1.0))  # tanh
         place = start + row
         score = tl.where((place < rows)[None, :], score, float("-inf"))
-        tl.store(scores + line[:, None] * room + place[None, :], score, mask=real[:, None])
+        tl.store(scores + group[:, None] * room + place[None, :], score, mask=real[:, None])
         higher = tl.maximum(most, tl.max(score, 1))
         total = total * tl.exp(most - higher) + tl.sum(tl.exp(score - higher[:, None]), 1)
         most = higher
@@ -75,12 +81,15 @@ def _score(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _weigh(  # type: ignore[no-untyped-def]
-    scores, tops, sums, beside, limits, wholes, bins, counts, parts, room, each,
+    scores, tops, sums, beside, limits, limits_next, wholes, bins, counts, parts, room, each,
     GROUPED: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
     """The bin of each row's weight, how many a part has of each, and what all rows hold, of the store and beside it."""
-    head, part = tl.program_id(0), tl.program_id(1)
-    rows = tl.load(limits)
+    part, sequence = tl.program_id(1), tl.program_id(2)
+    head = sequence * tl.num_programs(0) + tl.program_id(0)
+    rows = tl.load(limits + sequence * limits_next)
+    scores += head.to(tl.int64) * (GROUPED * room)
+    bins += head.to(tl.int64) * room
     group, some, row, bin = tl.arange(0, PADDED), tl.arange(0, PARTS), tl.arange(0, BLOCK), tl.arange(0, BINS)
     real = group < GROUPED
     line = head * GROUPED + group
@@ -99,23 +108,25 @@ def _weigh(  # type: ignore[no-untyped-def]
         place = start + row
         mine = place < end
         score = tl.load(
-            scores + line[:, None] * room + place[None, :], mask=real[:, None] & mine[None, :], other=float("-inf")
+            scores + group[:, None] * room + place[None, :], mask=real[:, None] & mine[None, :], other=float("-inf")
         )
         weight = tl.sum(tl.exp(score - whole[:, None]), 0) / GROUPED
         which = tl.where(weight > 0.0, -8.0 * tl.log2(tl.where(weight > 0.0, weight, 1.0)), BINS - 1.0)
         which = tl.minimum(tl.maximum(which, 0.0), BINS - 1.0).to(tl.int32)
-        tl.store(bins + head * room + place, which.to(tl.uint8), mask=mine)
+        tl.store(bins + place, which.to(tl.uint8), mask=mine)
         count += tl.histogram(which, BINS)
     tl.store(counts + (head * parts + part) * BINS + bin, count)
 
 
 @triton.jit
 def _edge(  # type: ignore[no-untyped-def]
-    counts, wholes, limits, edges, taken, offsets, rooms, parts, each,
+    counts, wholes, limits, limits_next, edges, taken, offsets, rooms, parts, each,
     GROUPED: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr, BINS: tl.constexpr, ALL: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """The last bin of which a head reads rows, and where each part's begin; the choice of scoring._taken."""
-    head = tl.program_id(0)
+    sequence = tl.program_id(1)
+    head = sequence * tl.num_programs(0) + tl.program_id(0)
+    limits += sequence * limits_next
     rows, least, most, lightest = tl.load(limits), tl.load(limits + 1), tl.load(limits + 2), tl.load(limits + 3)
     left = tl.load(limits + 4).to(tl.float32) / WHOLE
     bin, some, group = tl.arange(0, BINS), tl.arange(0, TILE), tl.arange(0, PADDED)
@@ -154,21 +165,29 @@ def _edge(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _name(  # type: ignore[no-untyped-def]
-    scores, wholes, bins, limits, edges, taken, offsets, rooms, means, means_head, row_start, named, outs, lses, room, each,
+    scores, wholes, bins, limits, limits_next, edges, taken, offsets, rooms, means, table, row_start, named, named_next, outs, lses,
+    room, each,
     HEADS: tl.constexpr, SOME: tl.constexpr, GROUPED: tl.constexpr, PADDED: tl.constexpr, VALUE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, MEANS: tl.constexpr, FIELDS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """A part's rows to be read, in order; and its other rows' weights with the mean values of their blocks."""
-    head, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    rows = tl.load(limits)
+    own, part, parts, sequence = tl.program_id(0), tl.program_id(1), tl.num_programs(1), tl.program_id(2)
+    head = sequence * HEADS + own
+    rows = tl.load(limits + sequence * limits_next)
+    field = table + sequence * FIELDS + MEANS
+    means += (tl.load(field) + own * tl.load(field + 1)) * (UNIT // 2)
+    scores += head.to(tl.int64) * (GROUPED * room)
+    bins += head.to(tl.int64) * room
+    row_start += sequence * (HEADS + 1)
+    named += sequence.to(tl.int64) * named_next
     group, row, number, other = tl.arange(0, PADDED), tl.arange(0, BLOCK), tl.arange(0, VALUE), tl.arange(0, SOME)
     real = group < GROUPED
     line = head * GROUPED + group
-    count = tl.load(taken + other, mask=other < HEADS, other=0)
-    if (part == 0) & (head == 0):
+    count = tl.load(taken + sequence * HEADS + other, mask=other < HEADS, other=0)
+    if (part == 0) & (own == 0):
         tl.store(row_start + 1 + other, tl.cumsum(count, 0), mask=other < HEADS)
         tl.store(row_start, rows * 0)
-    place = tl.sum(tl.where(other < head, count, 0), 0) + tl.load(offsets + head * parts + part)
+    place = tl.sum(tl.where(other < own, count, 0), 0) + tl.load(offsets + head * parts + part)
     left = tl.minimum(tl.load(rooms + head * parts + part), 1 << 30).to(tl.int32)
     edge = tl.load(edges + head)
     whole = tl.load(wholes + line, mask=real, other=0.0)
@@ -178,17 +197,17 @@ def _name(  # type: ignore[no-untyped-def]
     for start in range(first, tl.minimum(first + each, rows), BLOCK):
         at = start + row
         inside = at < rows
-        bin = tl.load(bins + head * room + at).to(tl.int32)
+        bin = tl.load(bins + at).to(tl.int32)
         at_edge = (inside & (bin == edge)).to(tl.int32)
         take = inside & ((bin < edge) | ((at_edge > 0) & (tl.cumsum(at_edge, 0) <= left)))
         left -= tl.sum(at_edge, 0)
         one = take.to(tl.int32)
         tl.store(named + place + tl.cumsum(one, 0) - one, at.to(tl.int32), mask=take)
         place += tl.sum(one, 0)
-        score = tl.load(scores + line[:, None] * room + at[None, :], mask=real[:, None], other=float("-inf"))
+        score = tl.load(scores + group[:, None] * room + at[None, :], mask=real[:, None], other=float("-inf"))
         weight = tl.where((inside & (take == 0))[None, :], tl.exp(score - whole[:, None]), 0.0)
         rest = tl.sum(weight, 1)
-        mean = tl.load(means + head * means_head + start // BLOCK * VALUE + number).to(tl.float32)
+        mean = tl.load(means + start // BLOCK * VALUE + number).to(tl.float32)
         out += rest[:, None] * mean[None, :]
         held += rest
     some = tl.where(held > 0.0, held, 1.0)
@@ -210,41 +229,43 @@ class Kernels:
         def memory(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(*size, dtype=dtype, device=device)
 
-        self.scores, self.bins = memory(shape.heads, room), memory(shape.kv_heads, room, dtype=torch.uint8)
-        self.tops, self.sums, self.lses = memory(3, shape.heads, self.parts)
-        self.wholes, self.outs = memory(shape.heads), memory(shape.heads, self.parts, shape.value_dim)
-        self.counts = memory(shape.kv_heads, self.parts, scoring.BINS, dtype=torch.int32)
-        self.edges = memory(shape.kv_heads, dtype=torch.int32)
-        self.taken = memory(shape.kv_heads, dtype=torch.int64)
-        self.offsets, self.rooms = memory(2, shape.kv_heads, self.parts, dtype=torch.int64)
+        count, heads, kv_heads = len(of.limits), shape.heads, shape.kv_heads
+        self.scores, self.bins = memory(count, heads, room), memory(count, kv_heads, room, dtype=torch.uint8)
+        self.tops, self.sums, self.lses = memory(3, count, heads, self.parts)
+        self.wholes, self.outs = memory(count, heads), memory(count, heads, self.parts, shape.value_dim)
+        self.counts = memory(count, kv_heads, self.parts, scoring.BINS, dtype=torch.int32)
+        self.edges = memory(count, kv_heads, dtype=torch.int32)
+        self.taken = memory(count, kv_heads, dtype=torch.int64)
+        self.offsets, self.rooms = memory(2, count, kv_heads, self.parts, dtype=torch.int64)
 
     def choose(
-        self, query: Tensor, coded: Coded, beside: Tensor, row_start: Tensor, *, scale: float, softcap: float
+        self, query: Tensor, places: Places, beside: Tensor, row_start: Tensor, *, scale: float, softcap: float
     ) -> Guessed:
         """As Scoring.choose."""
-        shape, room, each, parts = self.of.layout, self.scores.shape[1], self.each, self.parts
+        shape, room, each, parts = self.of.layout, self.scores.shape[2], self.each, self.parts
         limits, row = self.of.limits, self.of.row
-        grid, group = (shape.kv_heads, parts), shape.heads // shape.kv_heads
-        padded = triton.next_power_of_2(group)
-        steps, words = coded.codes.view(torch.bfloat16), coded.codes.view(torch.int32)
+        heads, group, count, after = shape.kv_heads, shape.heads // shape.kv_heads, len(limits), limits.stride(0)
+        grid, padded = (heads, parts, count), triton.next_power_of_2(group)
+        steps, words = places.codes.view(torch.bfloat16), places.codes.view(torch.int32)
         block, bins = selection.BLOCK, scoring.BINS
         _score[grid](
-            query.contiguous(), steps, words, limits, self.scores, self.tops, self.sums, scale, softcap or 1.0,
-            steps.stride(0), words.stride(0), room, each,
+            query.contiguous(), steps, words, places.table, limits, after, self.scores, self.tops, self.sums, scale,
+            softcap or 1.0, room, each,
             GROUPED=group, PADDED=max(GROUP, padded), KEY=shape.key_dim, BLOCK=block, CAPPED=softcap > 0.0,
+            CODES=CODES, FIELDS=FIELDS, UNIT=UNIT,
         )  # fmt: skip
         _weigh[grid](
-            self.scores, self.tops, self.sums, beside, limits, self.wholes, self.bins, self.counts, parts, room, each,
+            self.scores, self.tops, self.sums, beside, limits, after, self.wholes, self.bins, self.counts, parts, room, each,
             GROUPED=group, PADDED=padded, PARTS=triton.next_power_of_2(parts), BLOCK=ROWS, BINS=bins,
         )  # fmt: skip
-        _edge[(shape.kv_heads,)](
-            self.counts, self.wholes, limits, self.edges, self.taken, self.offsets, self.rooms, parts, each,
+        _edge[(heads, count)](
+            self.counts, self.wholes, limits, after, self.edges, self.taken, self.offsets, self.rooms, parts, each,
             GROUPED=group, PADDED=padded, TILE=TILE, BINS=bins, ALL=ALL, WHOLE=scoring.WHOLE, num_warps=16,
         )  # fmt: skip
         _name[grid](
-            self.scores, self.wholes, self.bins, limits, self.edges, self.taken, self.offsets, self.rooms,
-            coded.means, coded.means.stride(0), row_start, row, self.outs, self.lses, room, each,
-            HEADS=shape.kv_heads, SOME=triton.next_power_of_2(shape.kv_heads), GROUPED=group, PADDED=padded,
-            VALUE=shape.value_dim, BLOCK=block,
+            self.scores, self.wholes, self.bins, limits, after, self.edges, self.taken, self.offsets, self.rooms,
+            steps, places.table, row_start, row, row.stride(0), self.outs, self.lses, room, each,
+            HEADS=heads, SOME=triton.next_power_of_2(heads), GROUPED=group, PADDED=padded, VALUE=shape.value_dim,
+            BLOCK=block, MEANS=MEANS, FIELDS=FIELDS, UNIT=UNIT,
         )  # fmt: skip
         return scoring.Guessed(self.outs, self.lses)

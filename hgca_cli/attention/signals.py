@@ -6,13 +6,16 @@ for the step anyway. A function of the host in the graph does the same, and take
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hgca_cli import native
+from hgca_cli.errors import NativeError
 
 MOST = 0x7FFFFFFF  # of a step's number, what a flag has room for (attention/signals_triton.py)
 LINE = native.lib.HGCA_FLAGS  # numbers from one flag to the next: each has a cache line of its own
@@ -20,21 +23,21 @@ PATIENCE = 30.0  # seconds in which a device must have asked: longer than any st
 
 
 class Signals:
-    """Of the layers of one sequence.
+    """Of the layers of some sequences: a flag for each layer, of all sequences together.
 
     serial  i64 [1] on the device: the number of the step, which no two have in common
-    relays  the layers' descriptions (`hgca_relay *`), in order
+    relays  descriptions (`hgca_relay *`), layer after layer, `each` of a layer
     """
 
-    def __init__(self, serial: Tensor, relays: Sequence[Any]) -> None:
-        self.serial = serial
+    def __init__(self, serial: Tensor, relays: Sequence[Any], each: int = 1) -> None:
+        self.serial, self._each, self._layers = serial, each, len(relays) // each
         with torch.inference_mode(False):
-            self._flags = torch.zeros(2, len(relays), LINE, dtype=torch.int32, pin_memory=serial.is_cuda)
+            self._flags = torch.zeros(2, self._layers, LINE, dtype=torch.int32, pin_memory=serial.is_cuda)
         self._asked, self._answered = (native.address(one, "int32_t *") for one in self._flags)
         self._relays = native.ffi.new("hgca_relay *[]", list(relays))
 
     def ask(self, layer: int) -> None:
-        """The device says, when it comes to this, that a layer's query is there."""
+        """The device says, when it comes to this, that a layer's queries are there."""
         from hgca_cli.attention import signals_triton
 
         signals_triton.ask(self._flags[0, layer], self.serial)
@@ -56,9 +59,35 @@ class Signals:
 
         Raises NativeError if it asks nothing for `patience` seconds.
         """
-        flags = self._asked, self._answered
-        native.check(native.lib.hgca_serve_relays(self._relays, len(self._relays), *flags, serial & MOST, patience))
+        of, flags = (self._relays, self._layers, self._each), (self._asked, self._answered)
+        native.check(native.lib.hgca_serve_relays(*of, *flags, serial & MOST, patience))
+
+    def run(self, layer: int) -> None:
+        """Answer a layer's queries, which are there."""
+        native.lib.hgca_run_relays(self._relays + layer * self._each, self._each)
 
     def let_go(self, serial: int) -> None:
         """Nobody will serve the step of this number: the device does not wait for answers any more."""
         self._flags[1, :, 0] = serial & MOST
+
+
+def launch_on_host(stream: int, relay: Any) -> None:
+    """Let a CUDA stream, which may be capturing a graph, run a relay when it comes to it. Raises NativeError.
+
+    The driver is found at run time: nothing is linked with it.
+    """
+    status = _driver().cuLaunchHostFunc(
+        ctypes.c_void_p(stream),
+        ctypes.c_void_p(int(native.ffi.cast("uintptr_t", native.ffi.addressof(native.lib, "hgca_run_relay")))),
+        ctypes.c_void_p(int(native.ffi.cast("uintptr_t", relay))),
+    )
+    if status:
+        raise NativeError(f"the CUDA driver does not take work for the CPU (error {status}).")
+
+
+@lru_cache(maxsize=1)
+def _driver() -> Any:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise NativeError(f"the CUDA driver's library cannot be opened ({error}).") from error

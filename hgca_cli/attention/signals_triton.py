@@ -36,9 +36,8 @@ def _take(flag, serial, answer, to, count, BLOCK: tl.constexpr, LOOKS: tl.conste
     while (told != number) & (looks < LOOKS):
         told = tl.load(flag, volatile=True)
         looks += 1
-    for start in range(0, count, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        tl.store(to + at, tl.load(answer + at, mask=at < count, volatile=True), mask=at < count)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(to + at, tl.load(answer + at, mask=at < count, volatile=True), mask=at < count)
 
 
 def send(query: Tensor, to: Tensor) -> None:
@@ -54,4 +53,5 @@ def ask(flag: Tensor, serial: Tensor) -> None:
 
 def take(flag: Tensor, serial: Tensor, answer: Tensor, to: Tensor) -> None:
     """As Signals.take."""
-    _take[(1,)](flag, serial, answer, to, answer.numel(), BLOCK=BLOCK, LOOKS=LOOKS, num_warps=8)
+    count = answer.numel()  # all programs watch: what comes over the bus one after another is waited for
+    _take[(triton.cdiv(count, BLOCK),)](flag, serial, answer, to, count, BLOCK=BLOCK, LOOKS=LOOKS, num_warps=8)

@@ -78,7 +78,7 @@ class Sequence:
         try:
             with torch.inference_mode():
                 if ids.shape[1] == 1 and (step := self._graph_step(loaded)) is not None:
-                    return step.step(ids)
+                    return step.step(ids)[0]
                 return next_logits(loaded.model, ids, self.cache)
         except BaseException as error:
             self.forget_beyond(before)

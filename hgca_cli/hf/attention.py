@@ -74,9 +74,8 @@ def attend(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     cap = softcap or 0.0
     if layer.recorder is not None:
-        one = query[0, :, 0], key[0], value[0]
-        out = layer.recorder.attend(layer.index, *one, scale=scale, softcap=cap, sink=sink)
-        return out[None, None]
+        out = layer.recorder.attend(layer.index, query[:, :, 0], key, value, scale=scale, softcap=cap, sink=sink)
+        return out.unsqueeze(1)
     if query.shape[2] == 1 and not _reads_prompt(layer):
         out = decode_attention(query[:, :, 0], key, value, layer.states, scale=scale, softcap=cap, sink=sink)
         return out.unsqueeze(1)

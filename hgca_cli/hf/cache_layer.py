@@ -96,7 +96,7 @@ class HybridLayer(CacheLayerMixin):
         """Announce new rows; they are taken in by the attention function, which gets just them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if key_states.shape[0] != len(self.states):
+        if key_states.shape[0] != len(self.states) and self.recorder is None:  # which may have places for more
             raise UsageError(
                 f"the cache was made for {len(self.states)} sequences and got {key_states.shape[0]}.",
                 "Make a new HybridCache for another batch.",

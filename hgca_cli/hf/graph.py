@@ -1,82 +1,98 @@
 """A token's forward pass as a CUDA graph: what Python starts operation by operation takes the GPU a fifth of that time.
 
-The first token of a kind runs operation by operation, and is captured after that; the next ones are replays. Whatever cannot
-be captured (a model that looks at its numbers on the way, layers that slide) goes on as before.
+The first token of a kind runs operation by operation, and is captured after that; the next ones are replays. Several sequences are
+one graph, whichever they are: it looks up where their rows are. Whatever cannot be captured (a model that looks at its numbers on
+the way, layers that slide) goes on as before.
 """
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.recorded import POSITION, TOKEN, Recorder
 from hgca_cli.hf.cache import HybridCache
-from hgca_cli.hf.foresight import Foresight
 from hgca_cli.hf.load import forward
 
 
 class GraphStep:
-    """One more token of the one sequence in a cache.
+    """One more token of each sequence in a cache.
 
+    places    sequences there is a place for, at least as many as there are; None: as many
     captured  graphs by kind of step, with their logits
     """
 
-    def __init__(self, model: Any, cache: HybridCache) -> None:
-        self._model, self._cache = model, cache
-        self.recorder = Recorder([layer.states[0] for layer in cache.layers])
+    def __init__(self, model: Any, cache: HybridCache, places: int | None = None) -> None:
+        self._model = model
+        self._cache: HybridCache | None = cache
+        self.recorder = Recorder(_columns(cache), places)
         self._device = self.recorder.numbers.device
         self.captured: dict[tuple[bool, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool: Any = None
-        ahead = cache.settings.look_ahead and cache.settings.device_codes
-        self._foresight = Foresight.of(model, len(cache.layers)) if ahead else None
-        self.recorder.looks_ahead = self._foresight is not None
         self.failed: str | None = None  # why nothing is captured
 
     @staticmethod
     def serves(cache: HybridCache) -> bool:
-        """Whether a cache's attention can be recorded: one sequence, past its prompt."""
-        return all(len(layer.states) == 1 and not layer.states[0].prompt_left for layer in cache.layers) and (
-            Recorder.serves([layer.states[0] for layer in cache.layers])
+        """Whether a cache's attention can be recorded: of sequences past their prompts."""
+        return all(layer.states and not any(state.prompt_left for state in layer.states) for layer in cache.layers) and (
+            all(Recorder.serves(one) for one in _columns(cache))
         )
 
     def of(self, cache: HybridCache) -> bool:
         """Whether this is still about what is in the cache."""
-        return all(
-            len(layer.states) == 1 and layer.states[0] is relay.layer
-            for layer, relay in zip(cache.layers, self.recorder.relays, strict=True)
-        )
+        return all(layer.states for layer in cache.layers) and self.recorder.of(_columns(cache))
+
+    def bind(self, cache: HybridCache) -> bool:
+        """It is about what is in this cache from now on, which it `serves`; False, and it is not, if there is not enough room in it.
+        Errors as of Recorder.bind.
+        """
+        columns = _columns(cache)
+        if not self.recorder.takes(columns):
+            return False
+        self.recorder.bind(columns)
+        self._cache = cache
+        return True
+
+    def let_go(self) -> None:
+        """It is about nothing, and holds nobody's memory."""
+        self.recorder.bind([])
+        self._cache = None
 
     def step(self, ids: Tensor) -> Tensor:
-        """ids [1, 1] on the device -> logits [vocabulary]. Its row is taken in, or an error leaves the caller to rewind."""
-        recorder = self.recorder
+        """ids [sequences, 1] -> logits [sequences, vocabulary] on the device. Their rows are taken in, or an error leaves the caller to
+        rewind.
+        """
+        recorder, cache, count = self.recorder, self._cache, len(ids)
+        assert cache is not None
         try:
             recorder.begin()
-            recorder.numbers[TOKEN : TOKEN + 1].copy_(ids[0])
+            recorder.numbers[:count, TOKEN : TOKEN + 1].copy_(ids)
             captured = self.captured.get(recorder.kind)
             if captured is not None:
                 captured[0].replay()
                 recorder.serve()
-                logits = captured[1].clone()
+                logits = captured[1][:count].clone()
             else:
-                logits = self._forward()
+                logits = self._forward(cache)[:count]
         finally:
             recorder.let_go()
             self._wait()  # also before somebody rewinds what is being written
         recorder.end()
-        self._cache.clock.tell(recorder.host_seconds)
+        if cache.clock.on:
+            cache.clock.tell(recorder.host_seconds)
         if captured is None and self.failed is None and self._device.type == "cuda":
-            self._capture()
+            self._capture(cache)
         return logits
 
-    def _capture(self) -> None:
+    def _capture(self, cache: HybridCache) -> None:
         """Record the step that just ran, for the next ones."""
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                logits = self._forward()
+                logits = self._forward(cache)
         except (RuntimeError, torch.OutOfMemoryError) as error:
             self.failed = str(error).splitlines()[0]
             self._wait()
@@ -84,17 +100,14 @@ class GraphStep:
         self._pool = graph.pool()
         self.captured[self.recorder.kind] = graph, logits
 
-    def _forward(self) -> Tensor:
-        numbers, layers = self.recorder.numbers, self._cache.layers
+    def _forward(self, cache: HybridCache) -> Tensor:
+        numbers, layers = self.recorder.numbers, cache.layers
         for layer in layers:
             layer.recorder = self.recorder
         try:
-            ids, position = (numbers[at : at + 1].view(1, 1) for at in (TOKEN, POSITION))
-            with (
-                contextlib.nullcontext() if self._foresight is None else self._foresight.telling(self.recorder.foresee)
-            ):
-                output = forward(self._model, ids, self._cache, position_ids=position, logits_to_keep=1)
-            logits: Tensor = output.logits[0, -1]
+            ids, position = (numbers[:, at : at + 1] for at in (TOKEN, POSITION))
+            output = forward(self._model, ids, cache, position_ids=position, logits_to_keep=1)
+            logits: Tensor = output.logits[:, -1]
             return logits
         finally:
             for layer in layers:
@@ -103,3 +116,8 @@ class GraphStep:
     def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def _columns(cache: HybridCache) -> list[list[LayerState]]:
+    """The layers of each sequence."""
+    return [list(states) for states in zip(*(layer.states for layer in cache.layers), strict=True)]

@@ -27,6 +27,7 @@ class Window:
     slots   rows there is room for, sinks included
     sinks   first positions that never leave
     read    the same rows as the C library reads them; None if the device is not the CPU
+    made    how often memory was taken for them: they are elsewhere then
 
     `start` .. `end` are the positions in the ring; the sinks in use are positions 0 .. min(sinks, end) - 1.
     """
@@ -39,6 +40,7 @@ class Window:
         self._shape = [(layout.kv_heads, slots, dim) for dim in (layout.key_dim, layout.value_dim)]
         self._device = device
         self._away: list[GrowingArray] = []
+        self.made = 0
         self._make(dtype)
 
     def _make(self, dtype: torch.dtype) -> None:
@@ -47,6 +49,7 @@ class Window:
             self.keys, self.values = (_zeros(shape, self._device, dtype) for shape in self._shape)
             in_reach = self._device.type == "cpu" and dtype in native.DTYPES
             self.read = native.Rows(self.keys, self.values) if in_reach else None
+        self.made += 1
 
     @property
     def rows(self) -> int:

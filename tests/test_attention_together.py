@@ -1,0 +1,189 @@
+"""A token of each of several sequences as one CUDA graph takes it: what each gives by itself, and the same rows at the same places.
+
+On the CPU nothing is captured, but the same code runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hgca_cli.attention.recorded import Recorder
+from hgca_cli.config import CacheSettings
+from hgca_cli.errors import NativeError
+from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.graph import GraphStep
+from hgca_cli.hf.joint import JointCache
+from hgca_cli.hf.load import forward
+from tests.test_attention_recorded import POLICIES
+from tests.test_hf_families import tiny
+
+LENGTHS = [40, 9, 25, 61]  # nothing is in the second's store at first, and the third's first row leaves on the way
+STEPS = 24
+SETTINGS = CacheSettings(window=16, sinks=2, context=96)
+
+
+def model_of(family: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    model = tiny(family).to(device, dtype)
+    model.set_attn_implementation("hgca")
+    return model
+
+
+def prompts(model: Any, device: str = "cpu") -> list[Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    vocabulary = model.config.vocab_size
+    return [torch.randint(vocabulary, (1, length), generator=draw).to(device) for length in LENGTHS]
+
+
+def read(model: Any, ids: Tensor, settings: CacheSettings) -> HybridCache:
+    cache = HybridCache(model.config, settings)
+    cache.expect(ids.shape[1])
+    with torch.inference_mode():
+        forward(model, ids, cache)
+    cache.expect(0)
+    return cache
+
+
+@torch.inference_mode()
+def alone(model: Any, caches: list[HybridCache], token: Tensor, steps: list[GraphStep]) -> Tensor:
+    """Logits [sequences, vocabulary], each sequence's by itself."""
+    return torch.cat([step.step(one[None]) for step, one in zip(steps, token, strict=True)])
+
+
+def some_tokens(model: Any, count: int, at: int, device: str = "cpu") -> Tensor:
+    draw = torch.Generator().manual_seed(100 + at)
+    return torch.randint(model.config.vocab_size, (count, 1), generator=draw).to(device)
+
+
+def same(one: HybridCache, other: HybridCache, off: float) -> None:
+    assert one.get_seq_length() == other.get_seq_length()
+    for mine, its in zip(one.every_row() or [], other.every_row() or [], strict=True):
+        for a, b in zip(mine, its, strict=True):
+            assert (a - b).abs().max() <= off
+    assert one.rows().read_share == pytest.approx(other.rows().read_share, abs=1e-6)
+    assert one.rows().bytes_share == pytest.approx(other.rows().bytes_share, abs=1e-6)
+    assert one.meter.count == other.meter.count and (one.rows().quality or 0.0) == pytest.approx(
+        other.rows().quality or 0.0, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_together_as_alone(family: str, policy: str) -> None:
+    model = model_of(family)
+    settings = CacheSettings(**vars(SETTINGS) | POLICIES[policy])
+    by_itself, together = ([read(model, one, settings) for one in prompts(model)] for _ in range(2))
+    steps = [GraphStep(model, cache) for cache in by_itself]
+    joint = GraphStep(model, JointCache(together), places=5)
+    kinds = set()
+    for at in range(STEPS):
+        token = some_tokens(model, len(LENGTHS), at)
+        wanted = alone(model, by_itself, token, steps)
+        with torch.inference_mode():
+            got = joint.step(token)
+        assert (wanted - got).abs().max() <= 1e-4
+        kinds.add(joint.recorder.kind)
+    for one, other in zip(by_itself, together, strict=True):
+        same(one, other, 1e-4)
+    assert together[1].rows().store > 0 and len(kinds) <= 2, "a graph or two"
+    if settings.device_codes:
+        assert any(relay.scores for relay in joint.recorder.relays)
+
+
+def test_sequences_join_and_leave_and_go_on_alone() -> None:
+    model = model_of("llama")
+    settings = CacheSettings(**vars(SETTINGS) | POLICIES["scan, there"])
+    by_itself, together = ([read(model, one, settings) for one in prompts(model)] for _ in range(2))
+    steps = [GraphStep(model, cache) for cache in by_itself]
+    single = [GraphStep(model, cache) for cache in together]
+    joint = GraphStep(model, JointCache(together), places=4)
+    recorder = joint.recorder
+    for at, there in enumerate([[0, 1, 2], [0, 1, 2], [3, 0, 2], [2, 3], [1], [0, 1, 2, 3], [3, 2, 1, 0]] * 3):
+        token = some_tokens(model, len(there), at)
+        wanted = alone(model, by_itself, token, [steps[one] for one in there])
+        cache = JointCache([together[one] for one in there])
+        with torch.inference_mode():
+            if len(there) == 1:
+                joint.let_go()
+                got = single[there[0]].step(token)
+            else:
+                assert joint.of(cache) or joint.bind(cache)
+                assert joint.of(cache)
+                got = joint.step(token)
+        assert (wanted - got).abs().max() <= 1e-4
+    assert joint.recorder is recorder
+    for one, other in zip(by_itself, together, strict=True):
+        same(one, other, 1e-4)
+
+
+def test_a_sequence_goes_back_while_others_go_on() -> None:
+    model = model_of("llama")
+    settings = CacheSettings(**vars(SETTINGS) | POLICIES["scan, there"])
+    caches = [read(model, one, settings) for one in prompts(model)]
+    joint = GraphStep(model, JointCache(caches))
+    other = [read(model, one, settings) for one in prompts(model)]
+    steps = [GraphStep(model, cache) for cache in other]
+    for at in range(12):
+        token = some_tokens(model, len(LENGTHS), at)
+        if at in (4, 9):
+            for cache in (caches[0], other[0]):
+                assert cache.rewind(cache.get_seq_length() - 3)
+            for cache in (*caches, *other):
+                cache.aim_at(0.8)
+        with torch.inference_mode():
+            got = joint.step(token)
+        assert (alone(model, other, token, steps) - got).abs().max() <= 1e-4
+
+
+def test_what_no_place_has_room_for_is_said_so() -> None:
+    model = model_of("llama")
+    read_all = [read(model, one, SETTINGS) for one in prompts(model)]
+    joint = GraphStep(model, JointCache(read_all[:2]), places=3)
+    assert not joint.bind(JointCache(read_all)), "four"
+    wide = read(model, prompts(model)[0], CacheSettings(window=40, sinks=2, context=96))
+    assert not joint.bind(JointCache([wide])), "a larger window"
+    longer = read(model, prompts(model)[0], CacheSettings(window=16, sinks=2, context=300))
+    assert not joint.bind(JointCache([longer])), "a longer store"
+    assert joint.bind(JointCache(read_all[1:]))
+    joint.let_go()
+    assert all(relay.layer is None for relay in joint.recorder.relays)
+
+
+def test_who_fails_is_told_and_all_can_go_back() -> None:
+    model = model_of("llama")
+    caches = [read(model, one, SETTINGS) for one in prompts(model)]
+    joint = GraphStep(model, JointCache(caches))
+    with torch.inference_mode():
+        joint.step(some_tokens(model, 4, 0))
+    relay = joint.recorder.layers[1].each[3]
+    relay.described.far.dtype = 77
+    with torch.inference_mode(), pytest.raises(NativeError):
+        joint.step(some_tokens(model, 4, 1))
+    assert relay.described.status and not joint.recorder.layers[1].each[0].described.status
+    for cache, length in zip(caches, LENGTHS, strict=True):
+        assert cache.rewind(length + 1)
+
+
+def test_a_token_that_brings_nothing_new_is_not_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    settings = CacheSettings(**vars(SETTINGS) | POLICIES["scan, there"] | {"window": 32})
+    caches = [read(model, one, settings) for one in prompts(model)]
+    joint = GraphStep(model, JointCache(caches))
+    looked = []
+    for column in joint.recorder._columns:
+        begin = column.relays[0].begin
+        monkeypatch.setattr(column.relays[0], "begin", lambda begin=begin: looked.append(1) or begin())
+    with torch.inference_mode():
+        for at in range(STEPS):
+            joint.step(some_tokens(model, len(LENGTHS), at))
+    assert len(LENGTHS) <= len(looked) < STEPS * len(LENGTHS)
+
+
+def test_a_model_of_one_sequence_takes_one() -> None:
+    model = model_of("llama")
+    layers = [layer.states[0] for layer in read(model, prompts(model)[0], SETTINGS).layers]
+    recorder = Recorder([layers])
+    assert len(recorder.numbers) == 1 and recorder.of([layers]) and not recorder.of([layers[:1]])
