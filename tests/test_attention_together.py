@@ -89,12 +89,12 @@ def test_together_as_alone(family: str, policy: str) -> None:
     for one, other in zip(by_itself, together, strict=True):
         same(one, other, 1e-4)
     assert together[1].rows().store > 0 and len(kinds) <= 2, "a graph or two"
-    if settings.device_codes:
+    if settings.device_codes and family == "qwen3":  # whose rows are wide enough
         assert any(relay.scores for relay in joint.recorder.relays)
 
 
 def test_sequences_join_and_leave_and_go_on_alone() -> None:
-    model = model_of("llama")
+    model = model_of("qwen3")
     settings = CacheSettings(**vars(SETTINGS) | POLICIES["scan, there"])
     by_itself, together = ([read(model, one, settings) for one in prompts(model)] for _ in range(2))
     steps = [GraphStep(model, cache) for cache in by_itself]
@@ -120,7 +120,7 @@ def test_sequences_join_and_leave_and_go_on_alone() -> None:
 
 
 def test_a_sequence_goes_back_while_others_go_on() -> None:
-    model = model_of("llama")
+    model = model_of("qwen3")
     settings = CacheSettings(**vars(SETTINGS) | POLICIES["scan, there"])
     caches = [read(model, one, settings) for one in prompts(model)]
     joint = GraphStep(model, JointCache(caches))
@@ -139,7 +139,7 @@ def test_a_sequence_goes_back_while_others_go_on() -> None:
 
 
 def test_what_no_place_has_room_for_is_said_so() -> None:
-    model = model_of("llama")
+    model = model_of("qwen3")
     read_all = [read(model, one, SETTINGS) for one in prompts(model)]
     joint = GraphStep(model, JointCache(read_all[:2]), places=3)
     assert not joint.bind(JointCache(read_all)), "four"
@@ -153,7 +153,7 @@ def test_what_no_place_has_room_for_is_said_so() -> None:
 
 
 def test_who_fails_is_told_and_all_can_go_back() -> None:
-    model = model_of("llama")
+    model = model_of("qwen3")
     caches = [read(model, one, SETTINGS) for one in prompts(model)]
     joint = GraphStep(model, JointCache(caches))
     with torch.inference_mode():
@@ -168,7 +168,7 @@ def test_who_fails_is_told_and_all_can_go_back() -> None:
 
 
 def test_a_token_that_brings_nothing_new_is_not_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of("llama")
+    model = model_of("qwen3")
     settings = CacheSettings(**vars(SETTINGS) | POLICIES["scan, there"] | {"window": 32})
     caches = [read(model, one, settings) for one in prompts(model)]
     joint = GraphStep(model, JointCache(caches))
@@ -183,7 +183,33 @@ def test_a_token_that_brings_nothing_new_is_not_looked_at_twice(monkeypatch: pyt
 
 
 def test_a_model_of_one_sequence_takes_one() -> None:
-    model = model_of("llama")
+    model = model_of("qwen3")
     layers = [layer.states[0] for layer in read(model, prompts(model)[0], SETTINGS).layers]
     recorder = Recorder([layers])
     assert len(recorder.numbers) == 1 and recorder.of([layers]) and not recorder.of([layers[:1]])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("policy", ["exact", "scan", "scan, there", "two of three layers, there", "window"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_captured_step_of_several_gives_the_same(dtype: torch.dtype, policy: str) -> None:
+    model = model_of("qwen3", "cuda", dtype)
+    settings = CacheSettings(**vars(SETTINGS) | POLICIES[policy])
+    by_itself, together = ([read(model, one, settings) for one in prompts(model, "cuda")] for _ in range(2))
+    steps = [GraphStep(model, cache) for cache in by_itself]
+    joint = GraphStep(model, JointCache(together), places=5)
+    for at in range(STEPS):
+        order = [3, 1, 0, 2] if at % 8 > 5 else [0, 1, 2, 3]
+        cache = JointCache([together[one] for one in order])
+        assert joint.of(cache) or joint.bind(cache)
+        token = some_tokens(model, len(LENGTHS), at, "cuda")
+        wanted = alone(model, by_itself, token, [steps[one] for one in order])
+        with torch.inference_mode():
+            got = joint.step(token)
+        if dtype == torch.float32 and not settings.device_codes:
+            assert (wanted - got).abs().max() <= 1e-3
+        else:
+            assert (wanted - got).float().pow(2).mean() <= 1e-2 * wanted.float().pow(2).mean()
+    assert joint.failed is None and 1 <= len(joint.captured) <= 2
+    if settings.device_codes:
+        assert any(relay.scores for relay in joint.recorder.relays)
