@@ -7,7 +7,7 @@ attention is spread over all of them: a head reads at most the share of the stor
 (hardware/expected.py). Decode: median and 99th percentile of a token, operation by operation and as a CUDA graph, what was
 predicted, and the share of it that the device takes alone; transformers' cache on the GPU without a cap, its offloaded cache,
 and our store streamed through the device exactly. Prefill: chunks within the cap, beside one pass without a cap. Batch:
-sequences at once, operation by operation, beside one.
+sequences at once in one CUDA graph, beside one.
 """
 
 from __future__ import annotations
@@ -61,10 +61,15 @@ class Bench:
         self.model = random_model(self.shape, self.device)
         self.lines: list[dict[str, Any]] = []
 
-    def plan(self, context: int) -> Plan:
+    def plan(self, context: int, sequences: int = 1) -> Plan:
         """The planner's, with the share of the store that a head reads said."""
         asked = PlanRequest(
-            device=self.options.device, dtype="bf16", context=context, gpu_memory=self.cap, select=self.options.select
+            device=self.options.device,
+            dtype="bf16",
+            context=context,
+            gpu_memory=self.cap,
+            select=self.options.select,
+            sequences=sequences,
         )
         plan = make_plan(self.shape, self.machine, asked, self.profile)
         if plan.select not in ("scan", "two-level"):
@@ -207,27 +212,28 @@ def prefill(bench: Bench) -> None:
 
 
 def batch(bench: Bench) -> None:
-    """Several sequences at once within the cap, beside one of them."""
+    """Several sequences at once within the cap, as the planner would have them, beside one of them."""
     rows, most = bench.options.batch_rows, bench.options.batch
     made = made_up_rows(bench.shape, rows, bench.device)
     times = {}
     for sequences in (1, most):
         bench.capped(True)
-        plan = bench.plan(rows + 256)
-        window = max(256, min(plan.window, (plan.window // sequences) // 256 * 256))
-        stored = rows - window
-        if stored <= 0:
-            side = hybrid("hgca", bench.model, plan.cache, made, bench.device, sequences)
-            side.graph = True
-            times[sequences] = bench.decode(side, rows, 16, window=window)
-            side.close()
-            continue
-        plan = replace(plan, window=window, select="scan", quality=0.95)
-        choice = Choice(plan.device, "bf16", "bf16", rows, window, plan.sinks, plan.chunk, "scan")
-        plan = replace(plan, budget=rows_read(choice, stored) / stored)
-        side = hybrid("hgca", bench.model, plan.cache, made, bench.device, sequences)
-        side.graph = True  # of one
-        times[sequences] = bench.decode(side, rows, 16, window=window, budget=plan.budget)
+        began = time.perf_counter()
+        plan = bench.plan(rows + 256, sequences)
+        side = hybrid("hgca, graph", bench.model, plan.cache, made, bench.device, sequences)
+        filled = time.perf_counter() - began
+        side.graph = True
+        predicted = 1e3 * plan.predicted.step.total
+        how = {"window": plan.window, "select": plan.select, "budget": plan.budget, "device_codes": plan.device_codes}
+        times[sequences] = bench.decode(
+            side, rows, bench.options.tokens, **how, predicted_ms=predicted, fill_s=filled
+        )
+        bench.tell({"part": "of it", "sequences": sequences} | {f"{a}_ms": 1e3 * median(b) for a, b in side.spent.items()})
+        bench.tell({"part": "predicted", "sequences": sequences} | parts(plan))
+        if plan.stored_rows:
+            side.name, side.alone = "hgca, graph, device alone", True
+            alone = bench.decode(side, rows, bench.options.tokens // 2)
+            bench.tell({"part": "busy", "rows": rows, "sequences": sequences, "share": alone / times[sequences]})
         side.close()
     bench.tell({"part": "batch", "rows": rows, "throughput_over_one": most * times[1] / times[most]})
 

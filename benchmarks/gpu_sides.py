@@ -61,6 +61,8 @@ class Side:
     name  as it is printed; before_token: done before each token, not timed
     graph  one token is a CUDA graph, where that can be
     alone  in a graph: the store is not asked, which is what the device itself takes
+    spent  in a graph, by the processor: seconds of each token of the latest that were timed, before it ("begin"), after it ("end"), and
+           of the C library within it ("host")
     """
 
     graph = alone = False
@@ -71,6 +73,7 @@ class Side:
         self.name, self.model, self.cache, self.device = name, model, cache, device
         self._before = before_token or (lambda: None)
         self.sequences = 1
+        self.spent: dict[str, list[float]] = {}
 
     def tokens(self, count: int) -> list[float]:
         """Seconds of `count` tokens, each the likeliest after the one before, after two that are not told."""
@@ -80,6 +83,7 @@ class Side:
         step = GraphStep(self.model, self.cache) if self.graph and GraphStep.serves(self.cache) else None
         if step is not None and self.alone:
             leave_the_store(step.recorder)
+        self.spent = {} if step is None else watched(step.recorder)
         with torch.inference_mode():
             for turn in range(count + 2):
                 self._before()
@@ -92,6 +96,9 @@ class Side:
                 token.cpu()
                 if turn >= 2:
                     taken.append(time.perf_counter() - began)
+                if step is not None:
+                    self.spent["host"].append(step.recorder.host_seconds)
+        self.spent = {name: seconds[2:] for name, seconds in self.spent.items()}
         if step is not None and step.failed:
             print(f"{self.name}: not captured: {step.failed}")
         return taken
@@ -102,6 +109,23 @@ class Side:
             self.cache.close()
         self.cache = None
         settle(self.device)
+
+
+def watched(recorder: Recorder) -> dict[str, list[float]]:
+    """What a recorder's part of each token takes from now on."""
+    spent: dict[str, list[float]] = {"begin": [], "end": [], "host": []}
+
+    def timed(name: str, run: Callable[[], None]) -> Callable[[], None]:
+        def runs() -> None:
+            began = time.perf_counter()
+            run()
+            spent[name].append(time.perf_counter() - began)
+
+        return runs
+
+    for name in ("begin", "end"):
+        setattr(recorder, name, timed(name, getattr(recorder, name)))
+    return spent
 
 
 def leave_the_store(recorder: Recorder) -> None:

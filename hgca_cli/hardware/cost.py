@@ -108,11 +108,11 @@ class Costs:
         read = sum(layer.row_elements * min(near, layer.sliding or near) for layer in layers) * ITEMSIZE[choice.dtype]
         window = batch * read / (gpu.memory_gb_s * GPU_SHARE * 1e9)
         fixed = (len(layers) * gpu.layer_us + gpu.token_us) * 1e-6
-        if batch > 1 or not captured(self.model, choice):
+        if not captured(self.model, choice):
             fixed = max(fixed, (len(layers) * gpu.launch_us + gpu.token_us) * 1e-6 - weights)
         copies = len(store) * gpu.relay_us * 1e-6 if stored else 0.0
-        if stored and device_codes_bytes(self.model, choice) and batch == 1:  # scored there
-            codes = stored * sum(layer.index_bytes("scan") for layer in layers[self.dense_layers :])
+        if stored and device_codes_bytes(self.model, choice):  # scored there
+            codes = batch * stored * sum(layer.index_bytes("scan") for layer in layers[self.dense_layers :])
             selection = codes / (gpu.memory_gb_s * SCORING_SHARE * 1e9) + len(layers) * SCORING_US * 1e-6
         return StepCost(weights, fixed, window, copies, selection, attention, True)
 

@@ -185,11 +185,18 @@ def device_codes_bytes(model: Model, choice: Choice) -> int:
 
 
 def needs(
-    model: Model, choice: Choice, device_limit: int, host_limit: int, gpu_name: str = "", disk: Disk | None = None
+    model: Model,
+    choice: Choice,
+    device_limit: int,
+    host_limit: int,
+    gpu_name: str = "",
+    disk: Disk | None = None,
+    sequences: int = 1,
 ) -> list[Memory]:
     """Bytes needed in every place a choice uses: the GPU first, if there is one, then the host, then a disk.
 
-    disk  where the store's rows are, if not in memory: their index stays there. One that is in memory itself is both
+    disk       where the store's rows are, if not in memory: their index stays there. One that is in memory itself is both
+    sequences  of a full context, at once
 
     Weights pass through host memory on their way to a GPU; the store is still empty then.
     """
@@ -202,20 +209,20 @@ def needs(
         index=choice.select,
     )
     weights = weights_bytes(model, choice)
-    window = layout.window_bytes(choice.window, choice.sinks, choice.context)
-    store = layout.store_bytes(choice.context, choice.window, choice.sinks)
+    window = sequences * layout.window_bytes(choice.window, choice.sinks, choice.context)
+    store = sequences * layout.store_bytes(choice.context, choice.window, choice.sinks)
     staging = layout.staging_bytes(choice.chunk) + pieces_bytes(model, choice)[1] if store else 0
     work = work_bytes(model, choice)
     on_disk = []
     if disk is not None:
-        rows = stored_rows(choice) * (layout.row_bytes - layout.index_row_bytes)
+        rows = sequences * stored_rows(choice) * (layout.row_bytes - layout.index_row_bytes)
         on_disk = [Memory(f"disk {disk.name}", 0, 0, rows, 0, 0, int(disk.free * DISK_SHARE))]
         store -= 0 if disk.in_memory else rows
     if choice.device == "cpu":
         return [Memory("host memory", weights, window, store, work + staging, RUNTIME, host_limit), *on_disk]
     place = f"GPU {choice.device.removeprefix('cuda:')}" + (f" ({gpu_name})" if gpu_name else "")
     return [
-        Memory(place, weights, window, device_codes_bytes(model, choice), work, 0, device_limit),
+        Memory(place, weights, window, sequences * device_codes_bytes(model, choice), work, 0, device_limit),
         Memory("host memory", 0, 0, store, staging, RUNTIME + CUDA_RUNTIME, host_limit),
         Memory("host memory while loading", weights, 0, 0, 0, RUNTIME + CUDA_RUNTIME, host_limit),
         *on_disk,

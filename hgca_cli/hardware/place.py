@@ -56,7 +56,8 @@ class Place:
         name = self.gpu.name if self.gpu else ""
         if not choice.select:
             choice = replace(choice, select="scan" if stored_rows(choice) else "exact")
-        return needs(self.model, choice, self.gpu_limit, self.host_limit, name, self.request.disk)
+        places = self.gpu_limit, self.host_limit, name, self.request.disk
+        return needs(self.model, choice, *places, self.request.sequences)
 
     def fits(self, choice: Choice) -> bool:
         """Whether every place can hold what a choice needs."""

@@ -20,6 +20,7 @@ class PlanRequest:
     gpu_memory, ram_limit  bytes that may be used at most
     gpu_margin      bytes of a GPU that are left for what is not counted
     disk            where the store's rows are; None: in memory
+    sequences       of a full context that are to run at once
     """
 
     device: str | None = None  # "cpu", "cuda", "cuda:1"
@@ -40,13 +41,14 @@ class PlanRequest:
     disk: Disk | None = None
     yarn: bool = False
     quant: str = "none"
+    sequences: int = 1
 
 
 @dataclass(frozen=True)
 class Prediction:
     """What a plan is expected to take.
 
-    step             of one token after a full context; empty: of the first tokens
+    step             of one token of each sequence after a full context; empty: of the first tokens
     prefill_seconds  to read a full context
     batch            sequences at once beyond which throughput hardly grows
     profile, origin  whose rates these are, "measured" or "estimated"

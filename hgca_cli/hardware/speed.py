@@ -52,7 +52,7 @@ def choose_rows(place: Place, choice: Choice, threads: int, reasons: dict[str, s
         for name in ("window", "select"):
             reasons[name] = "given" if getattr(place.request, name) else "what needs least memory"
         return made, _choose_quality(place, made, threads, reasons)
-    seconds = {one: costs.decode(one, threads).total for one in fitting}
+    seconds = {one: costs.decode(one, threads, batch=place.request.sequences).total for one in fitting}
     best = min(seconds.values())
     same = [one for one, taken in seconds.items() if taken <= best * (1 + SAME)]
     larger = 1 if choice.device == "cpu" else -1  # on a GPU no larger than helps
@@ -72,7 +72,7 @@ def _choose_quality(place: Place, made: Choice, threads: int, reasons: dict[str,
         return request.quality
     if made.device != "cpu":
         for higher in HIGHER:
-            step = place.costs(higher).decode(made, threads)
+            step = place.costs(higher).decode(made, threads, batch=place.request.sequences)
             if step.host <= step.window:
                 reasons["quality"] = "reading this much is hidden behind the window's time on the GPU"
                 return higher
@@ -83,10 +83,10 @@ def _choose_quality(place: Place, made: Choice, threads: int, reasons: dict[str,
 def predict(place: Place, choice: Choice, quality: float | None, threads: int) -> Prediction:
     """What a plan is expected to take, and the batch beyond which nothing is gained."""
     costs = place.costs(quality)
-    most = min(MOST_SEQUENCES, max(1, _sequences(place, choice)))
+    most, count = min(MOST_SEQUENCES, max(1, _sequences(place, choice))), place.request.sequences
     return Prediction(
-        step=costs.decode(choice, threads),
-        empty=costs.decode(choice, threads, length=1),
+        step=costs.decode(choice, threads, batch=count),
+        empty=costs.decode(choice, threads, length=1, batch=count),
         prefill_seconds=costs.prefill(choice, choice.context, threads),
         batch=costs.knee(choice, threads, most),
         profile=place.case.profile.name,
@@ -182,9 +182,9 @@ def _bytes(place: Place, choice: Choice) -> int:
 
 def _sequences(place: Place, choice: Choice) -> int:
     """Sequences of a full context that fit at once."""
-    most = MOST_SEQUENCES
+    most, count = MOST_SEQUENCES, place.request.sequences
     for memory in place.needs(choice):
-        one = memory.window + memory.store
+        one = (memory.window + memory.store) // count
         if one:
-            most = min(most, 1 + max(0, memory.limit - memory.total) // one)
+            most = min(most, count + max(0, memory.limit - memory.total) // one)
     return most

@@ -111,7 +111,8 @@ class Together:
 
 def together(model: Model, machine: Machine, request: PlanRequest, profile: Profile | None, plan: Plan) -> Together:
     """What a plan's run can do at once. profile: of the machine; None: its rates are assumed."""
-    return Together(Place(Case(model, machine, request, profile or assume(machine)), plan.device), plan)
+    one = replace(request, sequences=1)
+    return Together(Place(Case(model, machine, one, profile or assume(machine)), plan.device), plan)
 
 
 def _holding(places: list[Memory]) -> list[Memory]:
