@@ -225,10 +225,10 @@ def batch(bench: Bench) -> None:
         side.graph = True
         predicted = 1e3 * plan.predicted.step.total
         how = {"window": plan.window, "select": plan.select, "budget": plan.budget, "device_codes": plan.device_codes}
-        times[sequences] = bench.decode(
-            side, rows, bench.options.tokens, **how, predicted_ms=predicted, fill_s=filled
+        times[sequences] = bench.decode(side, rows, bench.options.tokens, **how, predicted_ms=predicted, fill_s=filled)
+        bench.tell(
+            {"part": "of it", "sequences": sequences} | {f"{a}_ms": 1e3 * median(b) for a, b in side.spent.items()}
         )
-        bench.tell({"part": "of it", "sequences": sequences} | {f"{a}_ms": 1e3 * median(b) for a, b in side.spent.items()})
         bench.tell({"part": "predicted", "sequences": sequences} | parts(plan))
         if plan.stored_rows:
             side.name, side.alone = "hgca, graph, device alone", True

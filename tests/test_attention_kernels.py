@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from importlib.util import find_spec
 
@@ -56,7 +57,10 @@ def test_slots_of_several_sequences(heads: tuple[int, int], dtype: torch.dtype, 
         near_lse, told = torch.zeros(2, len(spans), heads[0], device=device)
         out, lse = far.to(device).split([heads[0] * 64, heads[0]], dim=1)
         whole = near.finish(
-            Partial(out.view(len(spans), heads[0], 64), lse), near_lse, Guessed(guess_out.to(device), guess_lse.to(device)), told
+            Partial(out.view(len(spans), heads[0], 64), lse),
+            near_lse,
+            Guessed(guess_out.to(device), guess_lse.to(device)),
+            told,
         )
         assert torch.equal(near_lse, told)
         results.append([whole.out.float().cpu(), near_lse.cpu(), *(one.float().cpu() for pair in rows for one in pair)])
@@ -80,7 +84,9 @@ class Stored:
     def wanted(self, layout: LayerLayout, mass: float) -> list[int]:
         if not self.rows:
             return [0] * 5
-        chosen = Selection(layout.heads, self.store.keys, self.store.values, self.codes.whole, mass=mass, least=8, most=EVERY)
+        chosen = Selection(
+            layout.heads, self.store.keys, self.store.values, self.codes.whole, mass=mass, least=8, most=EVERY
+        )
         chosen.hold(self.rows, self.codes.rows)
         return Scoring.wanted(chosen)
 
@@ -118,7 +124,7 @@ def test_scores_of_several_sequences(heads: tuple[int, int], rng: torch.Generato
         lists = [
             row[a:b].tolist()
             for row, start in zip(scoring.row, starts.tolist(), strict=True)
-            for a, b in zip(start[:-1], start[1:], strict=True)
+            for a, b in itertools.pairwise(start)
         ]
         results.append((lists, *(one.cpu() for one in merged(guessed))))
     (wanted, *mine), (got, *its) = results

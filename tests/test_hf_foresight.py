@@ -54,9 +54,10 @@ def test_queries_are_foreseen_as_the_model_makes_them(family: str) -> None:
     def comparing(index: int, query: torch.Tensor, *args: Any, **named: Any) -> torch.Tensor:
         if index in foreseen:
             near.append(float(torch.cosine_similarity(foreseen[index].flatten(), query.flatten(), dim=0)))
-        relay = step.recorder.relays[index]
-        assert (relay.foreseen is not None) == (relay.scores and index in foreseen), "rows are chosen once"
-        chosen.append(relay.foreseen is not None)
+        relays = step.recorder.layers[index]
+        scores = relays.each[0].scores
+        assert (relays.foreseen is not None) == (scores and index in foreseen), "rows are chosen once"
+        chosen.append(relays.foreseen is not None)
         return attend(index, query, *args, **named)
 
     step.recorder.foresee, step.recorder.attend = noting, comparing  # type: ignore[method-assign]

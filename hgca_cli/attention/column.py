@@ -28,7 +28,9 @@ class Column:
         self._scans: dict[int, Scan] = {}
         self._mirror: Mirror | None = None
         self._made: list[int] = []
-        self._goes_on: tuple[object, ...] | None = None  # how the sequence is after a token that left nothing new to be looked at
+        self._goes_on: tuple[object, ...] | None = (
+            None  # how the sequence is after a token that left nothing new to be looked at
+        )
         self._wanted = [0] * LIMITS
         self._choices = 0  # layers whose rows are chosen
 
@@ -55,7 +57,9 @@ class Column:
         for index, relay in enumerate(self.relays):
             window = layers[index].window if layers else None
             relay.coded = index in coded
-            self._tables.put(index, self._at, None if window is None else (window.keys, window.values), coded.get(index))
+            self._tables.put(
+                index, self._at, None if window is None else (window.keys, window.values), coded.get(index)
+            )
 
     def _moved(self) -> bool:
         first = self._layers[0]
@@ -105,10 +109,10 @@ class Column:
         """If rows are chosen on the device: codes that are new, and what the choice is to be like."""
         self._wanted = [0] * LIMITS
         scoring = [i for i, relay in enumerate(self.relays) if relay.scores]
-        if self._mirror is not None and scoring:
+        if self._scoring is not None and self._mirror is not None and scoring:
             assert len(scoring) == len(self._scans), "layers of one sequence move together"
             self._mirror.follow([self._scans[i].codes for i in scoring])
-            self._wanted = Scoring.wanted(self.relays[scoring[0]].chosen)
+            self._wanted = self._scoring.wanted(self.relays[scoring[0]].chosen)
 
     @property
     def reads(self) -> bool:

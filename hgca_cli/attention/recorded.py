@@ -1,4 +1,4 @@
-"""The attention of a token of each of several sequences in all layers, such that a CUDA graph of it can be replayed for the next tokens,
+"""The attention of a token of each of several sequences in all layers, as a CUDA graph of it can be replayed for the next tokens,
 and for other sequences.
 
 What changes from token to token is in memory whose address stays: the slots of the new rows, the slots in use, where a sequence's rows
@@ -7,7 +7,7 @@ are, and what the relays describe. The queries leave for the CPU before the wind
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,9 +35,12 @@ class Recorder:
     numbers    i64 [places, 13] on the device: a sequence's token, its position, its slot, the slots in use, what a choice is to be
                like; and in the first line the number of the step
     kind       of step: what is done with the stores, and where
+    ahead      whether rows are chosen by foreseen queries in most layers, where the device chooses them (`foresee`)
     """
 
-    def __init__(self, sequences: Sequence[Sequence[LayerState]], places: int | None = None) -> None:
+    def __init__(
+        self, sequences: Sequence[Sequence[LayerState]], places: int | None = None, *, ahead: bool = False
+    ) -> None:
         first, shape = sequences[0][0], sequences[0][0].layout
         rows, device = first.window.keys, first.window.keys.device
         count, layers = places or len(sequences), len(sequences[0])
@@ -51,7 +54,7 @@ class Recorder:
         self._scoring: Scoring | None = None
         scanned = any(type(layer.selector) is Scan for layer in sequences[0])
         if first.settings.device_codes and shape.in_graph and scanned:
-            self._scoring = Scoring(shape, self._rows_room, self.numbers[:, CHOICE])
+            self._scoring = Scoring(shape, self._rows_room, self.numbers[:, CHOICE], ahead=ahead)
         self._tables = Tables(layers, count, shape.kv_heads, device, rows.dtype)
         self.layers = [
             Relays(index, shape, *parts, self._scoring)
@@ -81,7 +84,8 @@ class Recorder:
     def takes(self, sequences: Sequence[Sequence[LayerState]]) -> bool:
         """Whether there is a place, and room, for each of these."""
         return len(sequences) <= len(self._columns) and all(
-            one[0].window.keys.shape[1] <= self._slots_room and most_stored(one[0]) <= self._rows_room for one in sequences
+            one[0].window.keys.shape[1] <= self._slots_room and most_stored(one[0]) <= self._rows_room
+            for one in sequences
         )
 
     def of(self, sequences: Sequence[Sequence[LayerState]]) -> bool:
@@ -116,9 +120,18 @@ class Recorder:
             self._tables.send()
         stored = any(column.reads for column in self._columns)
         self.kind = (stored, *(any(relay.scores for relay in layer.each) for layer in self.layers))
+        for layer in self.layers:
+            layer.foreseen = None
         self._serial += 1
         self._sent.copy_(torch.tensor([[0, *column.numbers, self._serial] for column in self._columns]))
         self.numbers.copy_(self._sent, non_blocking=True)
+
+    def foresee(self, index: int, query: Callable[[], Tensor]) -> None:
+        """Queries [places, heads, key_dim] like those layer `index` will have can be made: if the device chooses rows, it does by
+        these, beside what is computed until then.
+        """
+        if self.stored and self.kind[1 + index]:
+            self._lane.foresee(self.layers[index], query)
 
     def attend(
         self,

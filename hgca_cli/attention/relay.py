@@ -6,7 +6,8 @@ The device's stream sends the queries to pinned memory, has the C library answer
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -34,20 +35,28 @@ class Lane:
         self.device, self.signals = device, signals
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
+    def foresee(self, relays: Relays, query: Callable[[], Tensor]) -> None:
+        """Choose a layer's rows by queries that are made for that, beside what the main stream does next; `ask` follows. What such
+        queries guess of the other rows is worse than no guess (docs/log.md).
+        """
+        with self._aside():
+            relays.score(query())
+            relays.foreseen = query  # which holds what it is made of until the streams join
+
     def ask(self, relays: Relays, query: Tensor, *, scores: bool) -> Guessed | None:
         """Send queries [sequences, heads, key_dim] and have them answered, beside what the main stream does next; returns what the
         device guesses of rows it scored and the CPU does not read. scores: whether rows are chosen there for any of them
         """
-        if self._stream is None:
-            relays.query.copy_(query)
-            guessed = relays.score(query) if scores else None
-            self.signals.run(relays.index)
-            relays.answered.copy_(relays.answer)
-            return guessed
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._stream):
-            self.signals.send(query, relays.query)
-            guessed = relays.score(query) if scores else None
+        with self._aside():
+            if self._stream is None:
+                relays.query.copy_(query)
+            else:
+                self.signals.send(query, relays.query)
+            guessed = relays.score(query) if scores and relays.foreseen is None else None
+            if self._stream is None:
+                self.signals.run(relays.index)
+                relays.answered.copy_(relays.answer)
+                return guessed
             self.signals.ask(relays.index)
             if not torch.cuda.is_current_stream_capturing():
                 for relay in relays.each:
@@ -60,6 +69,17 @@ class Lane:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
             served = torch.cuda.is_current_stream_capturing()
             self.signals.take(relays.index, relays.answer, relays.answered, served=served)
+        relays.foreseen = None
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """On the stream beside the main one, after what that one was given so far."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            yield
 
 
 class Relays:
@@ -70,6 +90,7 @@ class Relays:
     answered         the answers on the device
     near_lse, beside f32 [sequences, heads], of the windows, of the last token the device is done with: in CPU memory, and there
     scoring, places  what chooses rows on the device, by what; None where that is left to the C library
+    foreseen         what must live until the answers are there, if rows were chosen by queries made before the true ones
     """
 
     def __init__(
@@ -90,6 +111,7 @@ class Relays:
             self.row_start = torch.zeros(count, layout.kv_heads + 1, dtype=torch.int64, pin_memory=pinned)
         self.near_lse, self.beside = near_lse, beside
         self.scoring, self.places = scoring, places
+        self.foreseen: object | None = None
         self._scale, self._softcap = 1.0, 0.0
         self.each = [Relay(self, at) for at in range(count)]
 

@@ -17,6 +17,7 @@ from hgca_cli import native, selection
 from hgca_cli.attention.merge import Partial
 from hgca_cli.attention.select.mirror import Coded
 from hgca_cli.attention.tables import Places
+from hgca_cli.config import LEFT_AHEAD
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.selection import Selection
 
@@ -42,10 +43,11 @@ class Scoring:
     rows    a sequence may have
     row     i32 [sequences, kv_heads * rows], what is to be read, in memory both see; `row_start` of a layer says whose is which.
             `named`: the same for the C library
+    ahead   by foreseen queries, for most layers: less is left out, and nothing is guessed of it
     """
 
-    def __init__(self, layout: LayerLayout, rows: int, limits: Tensor) -> None:
-        self.layout, self.limits = layout, limits
+    def __init__(self, layout: LayerLayout, rows: int, limits: Tensor, *, ahead: bool = False) -> None:
+        self.layout, self.limits, self._ahead = layout, limits, ahead
         self.rows = max(1, -(-rows // selection.BLOCK)) * selection.BLOCK
         device = limits.device
         with torch.inference_mode(False):
@@ -64,15 +66,13 @@ class Scoring:
         """Whether there is room for the rows, and every one of them has a code."""
         return chosen.rows <= self.rows and chosen.job.indexed == chosen.rows
 
-    @staticmethod
-    def wanted(chosen: Selection) -> list[int]:
+    def wanted(self, chosen: Selection) -> list[int]:
         """What a sequence's choice is to be like, as of `limits`."""
         job = chosen.job
-        lightest = max(
-            2.0**-31, (1.0 - job.mass) / 2 / max(1, job.indexed)
-        )  # all of these hold half of what may be left out
+        left = (1.0 - job.mass) * (LEFT_AHEAD if self._ahead else 1.0)
+        lightest = max(2.0**-31, left / 2 / max(1, job.indexed))  # all of these hold half of what may be left out
         first = min(BINS - 1, max(1, int(-8.0 * math.log2(lightest))))
-        return [job.indexed, job.least, job.most, first, int((1.0 - job.mass) * WHOLE)]
+        return [job.indexed, job.least, job.most, first, int(left * WHOLE)]
 
     def bytes_scored(self, rows: int) -> int:
         """Bytes of codes and means of so many rows that a token of a layer reads on the device."""

@@ -50,8 +50,8 @@ class Foresight:
 
     @contextmanager
     def telling(self, tell: Tell) -> Iterator[None]:
-        """While the model computes a token, `tell` is called with a layer's index and what makes its query [heads, key_dim], as soon
-        as that can be made.
+        """While the model computes a token, `tell` is called with a layer's index and what makes its queries [sequences, heads,
+        key_dim], as soon as these can be made.
         """
 
         def note_turns(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -75,16 +75,16 @@ class Foresight:
         self._turns = None
 
     def _query(self, index: int, stream: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-        """[heads, key_dim] of a residual stream [1, 1, width]."""
+        """[sequences, heads, key_dim] of a residual stream [sequences, 1, width]."""
         layer = self._layers[index]
         attention = layer.self_attn
-        query = attention.q_proj(layer.input_layernorm(stream)).view(1, 1, -1, attention.head_dim)
+        query = attention.q_proj(layer.input_layernorm(stream)).unflatten(-1, (-1, attention.head_dim))
         if "q_norm" in attention._modules:
             query = attention.q_norm(query)
         query = query.transpose(1, 2)
         rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
         turned: Tensor = rotate(query, query[:, :1], *turns)[0]
-        return turned[0, :, 0]
+        return turned[:, :, 0]
 
     def _tried(self, index: int) -> bool:
         """Whether a layer's query is made as here, and what goes into the second norm of the layer before is its residual stream."""
@@ -116,7 +116,7 @@ class Foresight:
                     probe.answer = random(attention.o_proj.in_features // attention.head_dim, attention.head_dim)
                     layer(x, **named)
                 assert probe.given is not None
-                wanted = [probe.given[0][0, :, 0], stream]
+                wanted = [probe.given[0][:, :, 0], stream]
                 got = [self._query(index, x, turns), *seen]
         except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
             return False

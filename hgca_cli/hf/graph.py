@@ -7,6 +7,7 @@ the way, layers that slide) goes on as before.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.recorded import POSITION, TOKEN, Recorder
 from hgca_cli.hf.cache import HybridCache
+from hgca_cli.hf.foresight import Foresight
 from hgca_cli.hf.load import forward
 
 
@@ -28,7 +30,9 @@ class GraphStep:
     def __init__(self, model: Any, cache: HybridCache, places: int | None = None) -> None:
         self._model = model
         self._cache: HybridCache | None = cache
-        self.recorder = Recorder(_columns(cache), places)
+        ahead = cache.settings.look_ahead and cache.settings.device_codes
+        self._foresight = Foresight.of(model, len(cache.layers)) if ahead else None
+        self.recorder = Recorder(_columns(cache), places, ahead=self._foresight is not None)
         self._device = self.recorder.numbers.device
         self.captured: dict[tuple[bool, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool: Any = None
@@ -37,9 +41,9 @@ class GraphStep:
     @staticmethod
     def serves(cache: HybridCache) -> bool:
         """Whether a cache's attention can be recorded: of sequences past their prompts."""
-        return all(layer.states and not any(state.prompt_left for state in layer.states) for layer in cache.layers) and (
-            all(Recorder.serves(one) for one in _columns(cache))
-        )
+        return all(
+            layer.states and not any(state.prompt_left for state in layer.states) for layer in cache.layers
+        ) and (all(Recorder.serves(one) for one in _columns(cache)))
 
     def of(self, cache: HybridCache) -> bool:
         """Whether this is still about what is in the cache."""
@@ -106,7 +110,10 @@ class GraphStep:
             layer.recorder = self.recorder
         try:
             ids, position = (numbers[:, at : at + 1] for at in (TOKEN, POSITION))
-            output = forward(self._model, ids, cache, position_ids=position, logits_to_keep=1)
+            with (
+                contextlib.nullcontext() if self._foresight is None else self._foresight.telling(self.recorder.foresee)
+            ):
+                output = forward(self._model, ids, cache, position_ids=position, logits_to_keep=1)
             logits: Tensor = output.logits[:, -1]
             return logits
         finally:
