@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hgca_cli.attention.merge import Partial
-from hgca_cli.attention.scoring import Guessed, Scoring, merged
+from hgca_cli.attention.scoring import LIMITS, Guessed, Scoring, merged
 from hgca_cli.attention.select.codes import Codes
 from hgca_cli.attention.select.mirror import Mirror
 from hgca_cli.attention.slots import SlotAttention
@@ -81,14 +81,14 @@ class Stored:
             self.store.append(3.0 * keys, values)
             self.codes.extend(self.store)
 
-    def wanted(self, layout: LayerLayout, mass: float) -> list[int]:
+    def wanted(self, layout: LayerLayout, mass: float, limits: Tensor) -> list[int]:
         if not self.rows:
             return [0] * 5
         chosen = Selection(
             layout.heads, self.store.keys, self.store.values, self.codes.whole, mass=mass, least=8, most=EVERY
         )
         chosen.hold(self.rows, self.codes.rows)
-        return Scoring.wanted(chosen)
+        return Scoring(layout, 1100, limits).wanted(chosen)
 
 
 @pytest.mark.parametrize("heads", HEADS)
@@ -104,7 +104,8 @@ def test_scores_of_several_sequences(heads: tuple[int, int], rng: torch.Generato
     results: list[tuple[list[list[int]], Tensor, Tensor]] = []
     for there in (False, True):
         device = DEVICE if there else torch.device("cpu")
-        limits = torch.tensor([one.wanted(layout, 0.9) for one in stores], device=device)
+        limits = torch.zeros(len(stores), LIMITS, dtype=torch.int64)
+        limits = torch.tensor([one.wanted(layout, 0.9, limits) for one in stores], device=device)
         scoring = Scoring(layout, 1100, limits)
         if there:
             scoring._kernels = scoring_triton.Kernels(scoring)

@@ -54,6 +54,14 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("small")
+def test_every_row_comes_in_inference_mode(rng: torch.Generator) -> None:
+    """Which is a thread's own, and other threads carry the rows."""
+    store = filled(rng, 40, torch.bfloat16)
+    with torch.inference_mode():
+        keys, values = whole(Pieces(apart=True), store, torch.bfloat16)
+    assert torch.equal(keys, store.keys[:, :40]) and torch.equal(values, store.values[:, :40])
+
+
 @pytest.mark.parametrize("apart", [False, True], ids=["here", "as to a GPU"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", STORE_DTYPES)

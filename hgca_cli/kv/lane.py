@@ -90,5 +90,6 @@ def _carry(
     if sent is not None:
         sent.synchronize()
     ctypes.memmove(pinned.data_ptr(), source.data_ptr(), source.numel() * source.dtype.itemsize)  # others run meanwhile
-    with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
+    aside = contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+    with aside, torch.inference_mode():  # which is a thread's own: views made in it can be written in it alone
         there.copy_(pinned, non_blocking=stream is not None)
