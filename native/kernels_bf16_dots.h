@@ -20,15 +20,16 @@ INLINE __m512bh load_numbers(const char *at, int64_t left) {
 }
 
 INLINE void score_tile_bf16(const hgca_piece *p, const float *query, const tile_rows *tile, int rows,
-                            const tile_rows *next, int next_rows, int heads, float score[][TILE]) {
-    const int64_t dim = p->key_dim, stride = hgca_query_width(dim, HGCA_BF16) * 4;
+                            const tile_rows *next, int next_rows, int heads, int width, float score[][TILE]) {
+    const int64_t dim = width, stride = hgca_query_width(dim, HGCA_BF16) * 4;
     const char *q = (const char *)query;
+    const int lines = lines_of_half(heads, width, HGCA_BF16), mine = lines ? lines * 4 * 32 / width : 0;
     for (int r = 0; r < rows; r += 4) {
         const char *key[4];
         UNROLL
         for (int j = 0; j < 4; j++) {
             key[j] = tile->half[2 * (r + j < rows ? r + j : rows - 1)];
-            prefetch_half(p, next, next_rows, r + j, 2, 0);
+            if (!lines) prefetch_half(p, next, next_rows, r + j, 2, 0);
             if (heads <= 2 && p->heads <= 2) prefetch_value(p, tile, r + j < rows ? r + j : rows - 1, 2);
         }
         VF sum[HEADS][4];
@@ -38,6 +39,9 @@ INLINE void score_tile_bf16(const hgca_piece *p, const float *query, const tile_
             for (int j = 0; j < 4; j++) sum[h][j] = vzero();
         int64_t d = 0;
         for (; d + 32 <= dim; d += 32) {
+            const char *ahead = lines ? half_ahead(next, next_rows, r + (int)d / 32 * mine / lines, tile->half[0]) : NULL;
+            UNROLL
+            for (int i = 0; i < mine; i++) __builtin_prefetch(ahead + i * LINE, 0, AHEAD_LEVEL);
             __m512bh k[4];
             UNROLL
             for (int j = 0; j < 4; j++) k[j] = (__m512bh)_mm512_loadu_si512(key[j] + d * 2);

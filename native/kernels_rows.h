@@ -54,10 +54,10 @@ INLINE void prefetch_half(const hgca_piece *p, const tile_rows *next, int next_r
     if (half / 2 >= next_rows) return;
     const char *row = next->half[half];
     const int64_t bytes = (known ? known : half % 2 ? p->value_dim : p->key_dim) * size;
-    if (bytes > 0) __builtin_prefetch(row, 0, 2);
-    if (bytes > LINE) __builtin_prefetch(row + LINE, 0, 2);
-    if (bytes > 2 * LINE) __builtin_prefetch(row + 2 * LINE, 0, 2);
-    for (int64_t at = 3 * LINE; at < bytes; at += LINE) __builtin_prefetch(row + at, 0, 2);
+    if (bytes > 0) __builtin_prefetch(row, 0, AHEAD_LEVEL);
+    if (bytes > LINE) __builtin_prefetch(row + LINE, 0, AHEAD_LEVEL);
+    if (bytes > 2 * LINE) __builtin_prefetch(row + 2 * LINE, 0, AHEAD_LEVEL);
+    for (int64_t at = 3 * LINE; at < bytes; at += LINE) __builtin_prefetch(row + at, 0, AHEAD_LEVEL);
 }
 
 /* What of the next tile is fetched while `columns` vectors of this one's values, from vector c on, are added up: its second

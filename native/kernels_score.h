@@ -6,7 +6,7 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
     const int64_t stride = hgca_query_width(dim, dtype), size = hgca_number_bytes(dtype);
 #ifdef BF16_DOTS
     if (dtype == BF16_QUERY) {
-        score_tile_bf16(p, query, tile, rows, next, next_rows, heads, score);
+        score_tile_bf16(p, query, tile, rows, next, next_rows, heads, dim, score);
         return;
     }
 #endif

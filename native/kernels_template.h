@@ -13,6 +13,7 @@
  *   vload_rows(p, dtype)       VW numbers of a row as floats;  vtail_rows(p, dtype, n)  n < VW of them, then zeros
  *   vload_pair(p, even, odd)   2 * VW bf16 numbers of a row as floats
  *   USUAL_DIM                  compile loops for rows of this width, and of half of it, where that is faster (not of float32)
+ *   AHEAD_LEVEL                into which cache the next tile is fetched, as of __builtin_prefetch; 2 if it is not told
  *   FEW_REGISTERS              where those of four rows leave no room for sums: see kernels_score_few.h; no vsum_heads, vsettle
  *
  * A tile of rows (at most TILE) is scored for HEADS query heads at a time, its scores stay on the stack, and its values are
@@ -26,6 +27,9 @@
 #define LOG2E 1.44269504088896341f
 #define INLINE static inline __attribute__((always_inline))
 enum { TILE = 64, LINE = 64, TILE_BYTES = 8192 };
+#ifndef AHEAD_LEVEL
+#define AHEAD_LEVEL 2
+#endif
 #define KNOWN(width) (__builtin_constant_p(width) ? (int)(width) : 0) /* of key and value, in loops compiled for it */
 enum { BF16_QUERY = HGCA_I8 + 1 }; /* bf16 rows for queries that are bf16 numbers themselves */
 
@@ -87,11 +91,15 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
                         int next_rows, int heads, int dtype, int dim, int c, int columns, int tail,
                         float weight[][TILE]) {
     const int64_t stride = hgca_padded(dim), size = hgca_number_bytes(dtype);
+#ifdef FEW_REGISTERS
     /* a pass fetches a line every `step` rows, so a half-row every `turn`: all passes together as many half-rows as there are rows */
     const int lines = lines_of_half(heads, dim, dtype), step = 4 / (int)size, turn = lines ? step * lines : TILE;
     int half = rows + c / (2 * VW) * ((rows + turn - 1) / turn);
-#ifdef FEW_REGISTERS
     if (!lines) prefetch_slice(p, next, next_rows, rows, c / VW, columns, size, KNOWN(dim));
+#else
+    /* a pass fetches its share of a half-row with every row */
+    const int lines = lines_of_half(heads, dim, dtype), mine = lines ? lines * columns * VW / dim : 0;
+    const int turn = 1;
 #endif
     VF sum[HEADS][COLUMNS];
     UNROLL
@@ -99,12 +107,19 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
         UNROLL
         for (int j = 0; j < columns; j++) sum[h][j] = vload(out + h * stride + c + j * VW);
     for (int from = 0; from < rows; from += turn) {
+#ifdef FEW_REGISTERS
         const char *ahead = lines ? half_ahead(next, next_rows, half++, tile->half[1]) : NULL;
+#else
+        const char *ahead = lines ? half_ahead(next, next_rows, rows + from, tile->half[1]) : NULL;
+        UNROLL
+        for (int i = 0; i < mine; i++) __builtin_prefetch(ahead + (c / (columns * VW) * mine + i) * LINE, 0, AHEAD_LEVEL);
+#endif
         for (int r = from; r < rows && r < from + turn; r++) {
             const char *value = tile->half[2 * r + 1] + c * size;
-            if (lines && r % step == 0) __builtin_prefetch(ahead + (r - from) / step * LINE, 0, 2);
-#ifndef FEW_REGISTERS
-            if (c == 0) prefetch_half(p, next, next_rows, rows + r, size, 0);
+#ifdef FEW_REGISTERS
+            if (lines && r % step == 0) __builtin_prefetch(ahead + (r - from) / step * LINE, 0, AHEAD_LEVEL);
+#else
+            if (!lines && c == 0) prefetch_half(p, next, next_rows, rows + r, size, 0);
 #endif
             VF v[COLUMNS];
             if (dtype == HGCA_BF16 && columns % 2 == 0)
