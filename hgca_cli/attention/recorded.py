@@ -30,8 +30,9 @@ NUMBERS = 13
 class Recorder:
     """Places for sequences of one model.
 
-    sequences  the layers of each; those that come later have windows and stores no larger than the largest of these
+    sequences  the layers of each
     places     there are, at least as many as sequences; None: as many
+    room       as of `room_of`, of the largest there will be a place for; None: of these
     numbers    i64 [places, 13] on the device: a sequence's token, its position, its slot, the slots in use, what a choice is to be
                like; and in the first line the number of the step
     kind       of step: what is done with the stores, and where
@@ -39,7 +40,12 @@ class Recorder:
     """
 
     def __init__(
-        self, sequences: Sequence[Sequence[LayerState]], places: int | None = None, *, ahead: bool = False
+        self,
+        sequences: Sequence[Sequence[LayerState]],
+        places: int | None = None,
+        room: tuple[int, int] | None = None,
+        *,
+        ahead: bool = False,
     ) -> None:
         first, shape = sequences[0][0], sequences[0][0].layout
         rows, device = first.window.keys, first.window.keys.device
@@ -49,12 +55,11 @@ class Recorder:
             self.numbers = torch.zeros_like(self._sent, device=device)
             self._near_lse = torch.full((layers, count, shape.heads), float("-inf"), pin_memory=device.type == "cuda")
             self._beside = torch.full_like(self._near_lse, float("-inf"), device=device)
-        self._slots_room = max(one[0].window.keys.shape[1] for one in sequences)
-        self._rows_room = max(most_stored(one[0]) for one in sequences)
+        self._room = slots, rows_there = room or room_of(sequences)
         self._scoring: Scoring | None = None
         scanned = any(type(layer.selector) is Scan for layer in sequences[0])
         if first.settings.device_codes and shape.in_graph and scanned:
-            self._scoring = Scoring(shape, self._rows_room, self.numbers[:, CHOICE], ahead=ahead)
+            self._scoring = Scoring(shape, rows_there, self.numbers[:, CHOICE], ahead=ahead)
         self._tables = Tables(layers, count, shape.kv_heads, device, rows.dtype)
         self.layers = [
             Relays(index, shape, *parts, self._scoring)
@@ -67,7 +72,7 @@ class Recorder:
         self._serial = self._served = 0
         self._signals = Signals(self.numbers[0, SERIAL:], [relay.described for relay in self.relays], count)
         self._lane = Lane(device, self._signals)
-        self._slots = SlotAttention(self.numbers[:, TAKEN], shape.heads, self._slots_room, shape.value_dim)
+        self._slots = SlotAttention(self.numbers[:, TAKEN], shape.heads, slots, shape.value_dim)
         self.bind(sequences)
 
     @property
@@ -84,8 +89,7 @@ class Recorder:
     def takes(self, sequences: Sequence[Sequence[LayerState]]) -> bool:
         """Whether there is a place, and room, for each of these."""
         return len(sequences) <= len(self._columns) and all(
-            one[0].window.keys.shape[1] <= self._slots_room and most_stored(one[0]) <= self._rows_room
-            for one in sequences
+            wanted <= there for wanted, there in zip(room_of(sequences), self._room, strict=True)
         )
 
     def of(self, sequences: Sequence[Sequence[LayerState]]) -> bool:
@@ -186,3 +190,9 @@ class Recorder:
         """The device is done with the tokens. Errors as of Column.end."""
         for column in self._columns:
             column.end()
+
+
+def room_of(sequences: Sequence[Sequence[LayerState]]) -> tuple[int, int]:
+    """Slots of the largest window of these, and the most rows a store of theirs may come to hold."""
+    slots = max(one[0].window.keys.shape[1] for one in sequences)
+    return slots, max(most_stored(one[0]) for one in sequences)

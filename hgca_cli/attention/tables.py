@@ -54,6 +54,7 @@ class Tables:
             self._host = torch.zeros(layers, sequences, FIELDS, dtype=torch.int64, pin_memory=on_gpu)
             self._there = torch.zeros_like(self._host, device=device)
             rows, codes = (torch.zeros(UNIT, dtype=kind, device=device) for kind in (dtype, torch.uint8))
+        self._lines = self._host.numpy()  # the same memory: a line costs Python less so
         self.changed = True  # since `send`
         self.layers = [Places(table, rows, codes, kv_heads) for table in self._there]
 
@@ -70,7 +71,7 @@ class Tables:
         if coded is not None:
             line[CODES], line[MEANS] = (away(one, to.codes) for one in coded)
             line[CODE_HEAD], line[MEAN_HEAD] = (a_head(one) for one in coded)
-        self._host[layer, sequence] = torch.tensor(line)
+        self._lines[layer, sequence] = line
 
     def send(self) -> None:
         """The device is done with what was there."""

@@ -75,6 +75,7 @@ class Batch:
                 yield from self._step(stop)
         finally:
             gc.unfreeze()
+            self._together.let_go()
             for member in self._running:
                 member.close()
             self._beginnings.close()
@@ -182,11 +183,13 @@ class Batch:
         if not beside:
             return False
         if member.logits is None:  # nothing of an answer is lost: the prompt is read again, after those that have one
+            self._together.let_go()
             member.close()
             member = self._member(member.request)
             self._aside.append(member)
         else:
             member.owed = True
+            self._together.let_go()
             with contextlib.suppress(DoesNotFitError):  # no memory to copy it to: it waits as it is
                 member.sequence.put_away()
             self._aside.insert(0, member)
@@ -302,5 +305,6 @@ class Batch:
         if answer.done is not None:
             self._lengths.ended(answer.done.completion_tokens, member.request.sampling.max_tokens)
         self._left = True
+        self._together.let_go()
         member.close()
         return answer

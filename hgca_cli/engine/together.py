@@ -9,9 +9,10 @@ from contextlib import nullcontext
 import torch
 
 from hgca_cli.engine.member import Member
-from hgca_cli.engine.sequence import is_refusal
+from hgca_cli.engine.sequence import GRAPHS, is_refusal
 from hgca_cli.errors import HgcaError
 from hgca_cli.hf.joint import JointCache, Prompts, joint_forward, one_call_a_layer, pays_from
+from hgca_cli.hf.joint_graph import graphs_of
 from hgca_cli.hf.load import LoadedModel
 from hgca_cli.hf.threads import one_thread
 
@@ -21,7 +22,8 @@ class Together:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        self._least = pays_from(loaded)
+        self._graphs = graphs_of(loaded) if GRAPHS else None
+        self._least = 2 if self._graphs is not None else pays_from(loaded)
         self._calls = one_call_a_layer(loaded)
         self._joint: tuple[list[Member], JointCache] | None = None
         self._prompts = Prompts(loaded)
@@ -29,17 +31,26 @@ class Together:
 
     def forward(self, members: list[Member]) -> list[tuple[Member, HgcaError]]:
         """Compute each member's token: logits of each. Returns those it failed for; the others are not held up."""
+        fit = self._fit(members)
+        if len(fit) < len(members):
+            rest = [member for member in members if member not in fit]
+            return [*self.forward(fit), *(failure for member in rest for failure in self._alone(member))]
         self.joint = len(members) >= self._least
         if not self.joint:
-            self._joint = None
+            self.let_go()
             return [failure for member in members for failure in self._alone(member)]
         before = [member.sequence.mark() for member in members]
         tokens, lengths = [one.token for one in members], [mark.length for mark in before]
         try:
-            with one_thread() if self._calls else nullcontext():
-                logits = joint_forward(self._loaded, self._of(members), tokens, lengths)
+            joint = self._of(members)
+            if self._graphs is not None:
+                logits = self._graphs.step(joint, tokens)
+                self._give_up_graphs()
+            else:
+                with one_thread() if self._calls else nullcontext():
+                    logits = joint_forward(self._loaded, joint, tokens, lengths)
         except BaseException as error:
-            self._joint = None
+            self.let_go()
             for member, mark in zip(members, before, strict=True):
                 member.sequence.forget_beyond(mark)
             if not is_refusal(error):
@@ -51,6 +62,24 @@ class Together:
         for member, row in zip(members, logits, strict=True):
             member.logits, member.owed = row, False
         return []
+
+    def _fit(self, members: list[Member]) -> list[Member]:
+        """Those that may be computed together."""
+        if self._graphs is None or (self._joint is not None and self._joint[0] == members):
+            return members
+        return [member for member in members if self._graphs.serves(member.sequence.cache)]
+
+    def _give_up_graphs(self) -> None:
+        """If they cannot be made sequences go on one by one."""
+        if self._graphs is not None and self._graphs.failed is not None:
+            self.let_go()
+            self._graphs, self._least = None, pays_from(self._loaded)
+
+    def let_go(self) -> None:
+        """Nobody's memory is held: somebody is about to give it back."""
+        self._joint = None
+        if self._graphs is not None:
+            self._graphs.let_go()
 
     def takes(self, member: Member, beside: int) -> bool:
         """Whether a member's whole prompt can be read in one pass with so many tokens of others'."""

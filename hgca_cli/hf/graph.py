@@ -23,16 +23,18 @@ from hgca_cli.hf.load import forward
 class GraphStep:
     """One more token of each sequence in a cache.
 
-    places    sequences there is a place for, at least as many as there are; None: as many
-    captured  graphs by kind of step, with their logits
+    places, room  as of Recorder
+    captured      graphs by kind of step, with their logits
     """
 
-    def __init__(self, model: Any, cache: HybridCache, places: int | None = None) -> None:
+    def __init__(
+        self, model: Any, cache: HybridCache, places: int | None = None, room: tuple[int, int] | None = None
+    ) -> None:
         self._model = model
         self._cache: HybridCache | None = cache
         ahead = cache.settings.look_ahead and cache.settings.device_codes
         self._foresight = Foresight.of(model, len(cache.layers)) if ahead else None
-        self.recorder = Recorder(_columns(cache), places, ahead=self._foresight is not None)
+        self.recorder = Recorder(columns_of(cache), places, room, ahead=self._foresight is not None)
         self._device = self.recorder.numbers.device
         self.captured: dict[tuple[bool, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool: Any = None
@@ -43,17 +45,17 @@ class GraphStep:
         """Whether a cache's attention can be recorded: of sequences past their prompts."""
         return all(
             layer.states and not any(state.prompt_left for state in layer.states) for layer in cache.layers
-        ) and (all(Recorder.serves(one) for one in _columns(cache)))
+        ) and (all(Recorder.serves(one) for one in columns_of(cache)))
 
     def of(self, cache: HybridCache) -> bool:
         """Whether this is still about what is in the cache."""
-        return all(layer.states for layer in cache.layers) and self.recorder.of(_columns(cache))
+        return all(layer.states for layer in cache.layers) and self.recorder.of(columns_of(cache))
 
     def bind(self, cache: HybridCache) -> bool:
         """It is about what is in this cache from now on, which it `serves`; False, and it is not, if there is not enough room in it.
         Errors as of Recorder.bind.
         """
-        columns = _columns(cache)
+        columns = columns_of(cache)
         if not self.recorder.takes(columns):
             return False
         self.recorder.bind(columns)
@@ -125,6 +127,6 @@ class GraphStep:
             torch.cuda.synchronize(self._device)
 
 
-def _columns(cache: HybridCache) -> list[list[LayerState]]:
+def columns_of(cache: HybridCache) -> list[list[LayerState]]:
     """The layers of each sequence."""
     return [list(states) for states in zip(*(layer.states for layer in cache.layers), strict=True)]
