@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.recorded import Recorder
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import NativeError
@@ -18,6 +19,7 @@ from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.graph import GraphStep
 from hgca_cli.hf.joint import JointCache
 from hgca_cli.hf.load import forward
+from hgca_cli.kv.evict import Evictor, evict_oldest, evict_oldest_together
 from tests.test_attention_recorded import POLICIES
 from tests.test_hf_families import tiny
 
@@ -213,3 +215,50 @@ def test_a_captured_step_of_several_gives_the_same(dtype: torch.dtype, policy: s
     assert joint.failed is None and 1 <= len(joint.captured) <= 2
     if settings.device_codes:
         assert any(relay.scores for relay in joint.recorder.relays)
+
+
+def test_rows_of_all_seldom_leave_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    settings = CacheSettings(window=128, sinks=2, context=400)
+    ids = some_tokens(model, 140, 0).T
+    alike = [read(model, ids, settings) for _ in range(4)]
+    joint = GraphStep(model, JointCache(alike))
+    other = read(model, ids, settings)
+    step = GraphStep(model, other)
+    left, starts = [], [alike[0].layers[0].states[0].window.start] * 4
+    for at in range(80):
+        token = some_tokens(model, 1, at)
+        with torch.inference_mode():
+            got, wanted = joint.step(token.expand(4, 1)), step.step(token)
+        assert (got - wanted).abs().max() <= 1e-4
+        now = [cache.layers[0].states[0].window.start for cache in alike]
+        assert all(len({layer.states[0].window.start for layer in cache.layers}) == 1 for cache in alike)
+        left.append(sum(a != b for a, b in zip(now, starts, strict=True)))
+        starts = now
+    assert sum(left) >= 8 and max(left) == 1, "one sequence a step"
+    assert all(128 - 32 - 4 <= cache.layers[0].states[0].window.ring_rows <= 128 for cache in alike)
+
+
+@pytest.mark.gpu
+def test_rows_of_all_layers_leave_together_as_one_by_one() -> None:
+    model = model_of("qwen3", "cuda")
+    one, other = (read(model, prompts(model, "cuda")[0], SETTINGS) for _ in "ab")
+    for _ in range(8):  # pieces from the end of the ring to its beginning, too
+        states = [layer.states[0] for layer in one.layers]
+        evict_oldest_together([state.window for state in states], [evictor(state) for state in states], 3)
+        for layer in other.layers:
+            evict_oldest(layer.states[0].window, evictor(layer.states[0]), 3)
+        for cache in (one, other):
+            for layer in cache.layers:
+                layer.states[0].settle()
+        token = some_tokens(model, 1, 0, "cuda")
+        for cache in (one, other):
+            with torch.inference_mode():
+                for _ in range(3):
+                    forward(model, token, cache)
+        same(one, other, 1e-6)
+
+
+def evictor(state: LayerState) -> Evictor:
+    assert state.evictor is not None
+    return state.evictor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hgca_cli.attention.layer import LayerState
+from hgca_cli.attention.layer import LayerState, evict_overflow
 from hgca_cli.attention.relay import Relay
 from hgca_cli.attention.scoring import LIMITS, Scoring
 from hgca_cli.attention.select.mirror import Coded, Mirror
@@ -119,18 +119,18 @@ class Column:
         """Whether rows of the store are attended to by the present token."""
         return any(relay.reads for relay in self.relays)
 
-    def end(self) -> None:
-        """The device is done with the token: the oldest rows may leave. Errors as of Relay.end."""
+    def end(self, free: int = 0) -> bool:
+        """The device is done with the token. Once no more than so many slots are free the oldest rows leave; whether they did. Errors
+        as of Relay.end.
+        """
         if not self._layers:
-            return
+            return False
         for relay in self.relays:
             relay.end()
-        window = self._layers[0].window
-        if window.ring_rows < window.ring:
-            self._goes_on = self._state()
-            return
-        for layer in self._layers:
-            layer.evict_overflow()
+        if evict_overflow(self._layers, free):
+            return True
+        self._goes_on = self._state()
+        return False
 
 
 def mirror_of(layers: Sequence[LayerState], count: int) -> Mirror:

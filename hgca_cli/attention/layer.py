@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from hgca_cli.attention.meter import QualityMeter
 from hgca_cli.attention.select.contract import EVERY, Chosen, Selector
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import ContextOverflowError, DoesNotFitError
-from hgca_cli.kv.evict import Evictor, evict_oldest
+from hgca_cli.kv.evict import Evictor, evict_oldest, evict_oldest_together
 from hgca_cli.kv.layout import LayerLayout, as_in_store, window_slots
 from hgca_cli.kv.pieces import Pieces
 from hgca_cli.kv.store import Store
@@ -186,14 +187,16 @@ class LayerState:
 
         It arrives before the layer is used again (`settle`), so the copy has a whole token's time.
         """
+        if self.overflow():
+            evict_overflow([self])
+
+    def overflow(self, free: int = 0) -> int:
+        """Rows that are to leave the ring at the end of a step, once no more than so many slots, of many, are free."""
         window = self.window
-        if self.evictor is None or window.ring_rows < window.ring or self.length >= self.settings.context:
-            return
-        count = min(self.settings.block, window.ring_rows)
-        self.round_window()
-        self.selector.leave(count, self.length)
-        evict_oldest(window, self.evictor, count)
-        self._evicted = self.length, count
+        most = window.ring - min(free, window.ring // 32)
+        if self.evictor is None or window.ring_rows < most or self.length >= self.settings.context:
+            return 0
+        return min(self.settings.block, window.ring_rows)
 
     def append_chunk(self, key: Tensor, value: Tensor) -> None:
         """Take the rows of a prompt chunk [kv_heads, n, dim]: the newest stay in the window, older ones go on."""
@@ -275,3 +278,20 @@ class LayerState:
         if self.store is not None and self.evictor is not None:
             self.store.truncate(max(0, length - self.window.sinks))
             self.selector.truncate(self.store.rows + self.evictor.pending, self.window.ring_rows)
+
+
+def evict_overflow(layers: Sequence[LayerState], free: int = 0) -> bool:
+    """As LayerState.evict_overflow, of the layers of one sequence, which are alike, once no more than so many slots are free; whether
+    rows left.
+    """
+    count = layers[0].overflow(free)
+    if not count:
+        return False
+    evictors = [layer.evictor for layer in layers if layer.evictor is not None]
+    for layer in layers:
+        layer.round_window()
+        layer.selector.leave(count, layer.length)
+    evict_oldest_together([layer.window for layer in layers], evictors, count)
+    for layer in layers:
+        layer._evicted = layer.length, count
+    return True

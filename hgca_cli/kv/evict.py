@@ -6,6 +6,7 @@ for it only when the layer is next used, one token later. On the CPU setting the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -48,6 +49,19 @@ class Evictor:
             self._copied = self._stream.record_event(torch.cuda.Event(blocking=True))  # whoever waits sleeps
         main.wait_event(done)  # a thirtieth of what the copies to the host take: 0.3 ms a layer of 4,096 rows
 
+    def start_together(self, others: Sequence[Evictor], keys: list[Tensor], values: list[Tensor]) -> None:
+        """As `start` of this one and others, whose pieces lie side by side: [evictors, kv_heads, n, dim] each. Only on a GPU."""
+        assert self._stream is not None
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            staged = [(_pinned_copy(key), _pinned_copy(value)) for key, value in zip(keys, values, strict=True)]
+            for one in (*keys, *values):
+                one.record_stream(self._stream)
+            copied = self._stream.record_event()
+        for index, evictor in enumerate((self, *others)):
+            evictor._staged += [(key[index], value[index]) for key, value in staged]
+            evictor._copied = copied
+
     def settle(self) -> bool:
         """Wait for the copies and append the rows to the store; whether there were any."""
         if not self._staged:
@@ -80,6 +94,24 @@ def evict_oldest(window: Window, evictor: Evictor, count: int) -> None:
 def _stream(device: torch.device) -> torch.cuda.Stream:
     """One for all layers: what is set aside by one is in memory that the next one's is in after it."""
     return torch.cuda.Stream(device)
+
+
+def evict_oldest_together(windows: Sequence[Window], evictors: Sequence[Evictor], count: int) -> None:
+    """As evict_oldest of each, of windows of one shape in one state: on a GPU in a few copies for all of them."""
+    first = windows[0]
+    assert all(one.start == first.start and one.end == first.end for one in windows), "layers move together"
+    if not first.keys.is_cuda:
+        for window, evictor in zip(windows, evictors, strict=True):
+            evict_oldest(window, evictor, count)
+        return
+    pieces = first.slices(first.start, count)
+    keys, values = (
+        [torch.stack([rows[:, piece] for rows in of]) for piece in pieces]
+        for of in ([one.keys for one in windows], [one.values for one in windows])
+    )
+    evictors[0].start_together(evictors[1:], keys, values)
+    for window in windows:
+        window.drop_oldest(count)
 
 
 def _pinned_copy(source: Tensor) -> Tensor:
