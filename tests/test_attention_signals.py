@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from hgca_cli import native
+from hgca_cli.attention.select.codes import Codes
 from hgca_cli.attention.signals import LINE, Signals
 from hgca_cli.errors import NativeError
+from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.store import Store
+from hgca_cli.selection import Selection
 
 LAYERS = 3
 
@@ -79,3 +84,55 @@ def test_a_step_that_nobody_serves_is_let_go() -> None:
     signals = Signals(torch.zeros(1, dtype=torch.int64), [native.ffi.new("hgca_relay *") for _ in range(LAYERS)])
     signals.let_go(9)
     assert signals._flags[1, :, 0].eq(9).all() and signals._flags[0].eq(0).all()
+
+
+@pytest.mark.parametrize("each", [1, 2, 5])
+def test_all_sequences_of_a_layer_are_answered_at_once(each: int, rng: torch.Generator) -> None:
+    """Some read all of their rows, some lists of them, some what is chosen, some none."""
+    layout = LayerLayout(4, 2, 16, 16)
+    stores = [Store(layout, 300, torch.bfloat16) for _ in range(each)]
+    for index, store in enumerate(stores):
+        store.append(*torch.randn(2, 2, 300 - 40 * index, 16, generator=rng))
+    codes = [Codes(layout, 300) for _ in stores]
+    chosen = []
+    for store, code in zip(stores, codes, strict=True):
+        code.extend(store)
+        one = Selection(4, store.keys, store.values, code.whole, block_means=code.means, mass=0.8, least=8)
+        one.hold(store.rows, code.rows)
+        chosen.append(one)
+    queries, answers = torch.randn(LAYERS, each, 4, 16, generator=rng), torch.full((LAYERS, each, 4 * 17), 7.0)
+    starts, named = torch.tensor([0, 3, 5]), torch.tensor([1, 8, 20, 0, 99], dtype=torch.int32)
+    relays: list[Any] = []
+    for layer in range(LAYERS):
+        for at, store in enumerate(stores):
+            to: Any = relay(store.read, queries[layer, at], answers[layer, at])
+            kind = (layer + at) % 4
+            to.far.rows = 0 if kind == 1 else store.rows
+            if kind == 2:
+                to.chosen = chosen[at].job
+            if kind == 3:
+                to.far.lists = 2
+                to.far.row_start, to.far.row = native.address(starts, "int64_t *"), native.address(named, "int32_t *")
+            relays.append(to)
+    signals = Signals(torch.zeros(1, dtype=torch.int64), relays, each)
+    for layer in range(LAYERS):
+        signals.run(layer)
+    got = answers.clone()
+    answers.fill_(7.0)
+    for to in relays:
+        native.lib.hgca_run_relay(to)
+    assert torch.allclose(got, answers, atol=1e-5) and not got.eq(7.0).any()
+    assert all(to.status == 0 for to in relays)
+    for layer in range(LAYERS):
+        for at, store in enumerate(stores):
+            if (layer + at) % 4 == 0:
+                wanted = native.attend(native.Attention(queries[layer, at], *store_rows(store), scale=1.0))
+                assert torch.allclose(got[layer, at, :64].view(4, 16), wanted.out, atol=1e-5)
+    relays[0].far.dtype = 77
+    signals.run(0)
+    assert relays[0].status and not any(to.status for to in relays[1:each]), "who is wrong is told, others are answered"
+    assert torch.allclose(answers[0, 1:], got[0, 1:], atol=1e-5)
+
+
+def store_rows(store: Store) -> tuple[Tensor, Tensor]:
+    return store.keys[:, : store.rows], store.values[:, : store.rows]

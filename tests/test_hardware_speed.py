@@ -186,3 +186,25 @@ def test_the_page_of_plans_is_what_the_planner_says() -> None:
         else:
             first, full = (float(one) for one in line.split("|")[6].split(","))
             assert 0 < full <= first < 1000
+
+
+def test_several_sequences_share_a_gpu() -> None:
+    card = profile(gpu_rates(memory_free=28 * GIB))
+    one, eight = (plan(BIG, card, context=32_768, sequences=count) for count in (1, 8))
+    assert eight.fits and eight.window < one.window and eight.device_codes
+    layers = BIG.layout.layers
+    codes = (eight.stored_rows + 256) * (sum(each.index_bytes("scan") for each in layers) + 6 * layers[0].heads)
+    assert eight.memory[0].store == 8 * codes, "each has its copy"
+    assert eight.memory[0].total <= eight.memory[0].limit
+    costs = Costs(card, BIG, eight.quality)
+    choice = Choice(
+        eight.device, eight.dtype, eight.kv_dtype, 32_768, eight.window, eight.sinks, eight.chunk, "scan", True
+    )
+    alone, together_ = (costs.decode(choice, eight.threads, batch=count) for count in (1, 8))
+    assert together_.weights < 2 * alone.weights and together_.layers == alone.layers, "one graph for all"
+    assert alone.selection < together_.selection < 8 * alone.selection
+    assert together_.attention == pytest.approx(8 * alone.attention)
+    assert eight.predicted.step.total == pytest.approx(together_.total)
+    several = together(BIG, machine_of(card), PlanRequest(context=32_768, sequences=8), None, eight)
+    assert several.takes(32_768)[0] < one.memory[0].window + one.memory[0].store + eight.memory[0].store
+    assert 8 * several.takes(32_768)[0] <= several.limits[0]
