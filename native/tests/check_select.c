@@ -167,8 +167,50 @@ static const char *told(const hgca_selection *job, hgca_relay relay) {
     return wrong;
 }
 
+static double apart(const float *a, const float *b, int64_t count) {
+    double most = 0.0;
+    for (int64_t i = 0; i < count; i++)
+        if (a[i] != b[i]) most = fmax(most, fabs((double)a[i] - (double)b[i]));
+    return most;
+}
+
+/* Several relays as one job: as each by itself; and who is wrong among them. */
+static const char *several(const hgca_relay *relay, double scale) {
+    enum { COUNT = 4 };
+    const int64_t heads = relay->far.heads, numbers = heads * relay->far.value_dim;
+    hgca_relay each[COUNT], *all[COUNT];
+    hgca_selection own_choice = *relay->chosen; /* whose counts are nobody's: each job has its own */
+    own_choice.rows_read = NULL, own_choice.read_lse = NULL, own_choice.stats = NULL;
+    float *out = room(4 * numbers * COUNT), *lse = room(4 * heads * COUNT);
+    for (int i = 0; i < COUNT; i++) {
+        each[i] = *relay, all[i] = &each[i];
+        each[i].out = out + i * numbers, each[i].lse = lse + i * heads;
+        each[i].chosen = i % 2 ? NULL : i ? &own_choice : relay->chosen;
+        if (i == 3) each[i].far.rows = 0;
+    }
+    hgca_run_relays((hgca_relay *const *)all, COUNT);
+    const char *wrong = NULL;
+    for (int i = 0; i < COUNT && !wrong; i++) {
+        hgca_relay own = each[i];
+        own.out = relay->out, own.lse = relay->lse;
+        hgca_run_relay(&own);
+        /* rows are cut into other pieces, and added up in another order; of those that weigh as much others may be chosen */
+        const double most = own.chosen ? 0.1 * scale : 1e-4 * scale;
+        if (own.status || each[i].status || !(apart(own.out, each[i].out, numbers) <= most) ||
+            !(apart(own.lse, each[i].lse, heads) <= most))
+            wrong = "several relays at once";
+    }
+    each[1].query = NULL;
+    hgca_run_relays((hgca_relay *const *)all, COUNT);
+    if (!wrong && (each[1].status != HGCA_BAD_ARGUMENT || each[0].status || each[2].status || each[3].status))
+        wrong = "a relay without a query among several";
+    free(out);
+    free(lse);
+    return wrong;
+}
+
 /* The same through a relay, whose buffers are others: a choice, every row, and none. */
-static const char *relayed(const hgca_selection *job) {
+static const char *relayed(const hgca_selection *job, double scale) {
     const hgca_attention *rows = &job->rows;
     const size_t numbers = (size_t)rows->heads * (size_t)rows->value_dim;
     float *out = room(4 * (int64_t)numbers), *lse = room(4 * rows->heads);
@@ -185,7 +227,9 @@ static const char *relayed(const hgca_selection *job) {
             wrong = all ? "a relay of every row" : "a relay of a choice";
     }
     if (!wrong) wrong = told(job, relay);
-    relay.far.rows = 0;
+    relay.chosen = job;
+    if (!wrong) wrong = several(&relay, scale);
+    relay.chosen = NULL, relay.far.rows = 0;
     hgca_run_relay(&relay);
     for (int h = 0; h < rows->heads && !wrong; h++)
         if (relay.status || lse[h] != -INFINITY || out[(size_t)h * (size_t)rows->value_dim] != 0.0f) wrong = "a relay of nothing";
@@ -233,7 +277,7 @@ static const char *one(uint64_t seed) {
     memcpy(before, p.job.out, 4 * (size_t)numbers);
     if (!wrong && (run(&job) || memcmp(before, p.job.out, 4 * (size_t)numbers))) wrong = "the same call again";
     job.near = NULL;
-    if (!wrong && s.rows > 0) wrong = relayed(&job);
+    if (!wrong && s.rows > 0) wrong = relayed(&job, 1.0 + largest);
     drop_index(&job, block_mean, block_codes);
     free(read_lse);
     free(beside);
