@@ -14,7 +14,7 @@ from hgca_cli.config import FOLLOWING, QUALITY
 from hgca_cli.hardware.cost import Costs
 from hgca_cli.hardware.memory import Choice
 from hgca_cli.hardware.place import Case
-from hgca_cli.hardware.plan import draw_up, make_plan
+from hgca_cli.hardware.plan import draw_up, make_plan, shared
 from hgca_cli.hardware.profiles import machine_of
 from hgca_cli.hardware.rates import Profile, RowRate
 from hgca_cli.hardware.settings import Plan, PlanRequest
@@ -208,3 +208,16 @@ def test_several_sequences_share_a_gpu() -> None:
     several = together(BIG, machine_of(card), PlanRequest(context=32_768, sequences=8), None, eight)
     assert several.takes(32_768)[0] < one.memory[0].window + one.memory[0].store + eight.memory[0].store
     assert 8 * several.takes(32_768)[0] <= several.limits[0]
+
+
+def test_what_was_asked_to_run_at_once_shares_the_card() -> None:
+    card = profile(gpu_rates(memory_free=28 * GIB))
+    asked = PlanRequest(context=32_768)
+    one = plan(BIG, card, context=32_768)
+    eight = shared(one, 8, BIG, machine_of(card), asked, card)
+    assert eight.window < one.window and eight.memory == plan(BIG, card, context=32_768, sequences=8).memory
+    assert shared(one, 1, BIG, machine_of(card), asked, card) is one
+    assert shared(one, 500, BIG, machine_of(card), asked, card) is one, "so many do not fit"
+    assert shared(one, 8, BIG, machine_of(card), PlanRequest(), card) is one, "nobody said how long they are"
+    host = plan(BIG, context=4096)
+    assert shared(host, 8, BIG, machine_of(profile()), PlanRequest(context=4096)) is host

@@ -263,7 +263,7 @@ class Job:
         from hgca_cli.ui.figures import plan_line, plan_table
 
         given, choice = self.given, self._choice()
-        files, plan = plan_model(choice, self.request, self._notify, profile=self.profile)
+        files, plan = plan_model(choice, self.request, self._notify, profile=self.profile, sequences=self.slots or 1)
         machine = probe_machine()
         sizes = together(
             describe(files, choice.trust_remote_code),

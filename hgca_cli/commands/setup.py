@@ -40,11 +40,13 @@ def plan_model(
     *,
     profile: str = NONE,
     elsewhere: bool = False,
+    sequences: int = 1,
 ) -> tuple[ModelFiles, Plan]:
     """Where a model is, and the plan for it, from its config and the headers of its files: no weights are read.
 
     profile    whose rates decide: a name, a file, "auto" for this machine's, "none" for assumed ones
     elsewhere  a named profile's memory and GPUs count, not this machine's: nothing will be run
+    sequences  that are to run at once
     """
     from hgca_cli.hf.registry import resolve
 
@@ -54,7 +56,7 @@ def plan_model(
 
         choose_device(request.device, probe_gpus())
     files = resolve(choice.name, revision=choice.revision, offline=choice.offline, notify=notify)
-    from hgca_cli.hardware.plan import make_plan
+    from hgca_cli.hardware.plan import make_plan, shared
     from hgca_cli.hardware.probe import probe_machine
     from hgca_cli.hardware.profiles import machine_of
 
@@ -62,7 +64,8 @@ def plan_model(
     rates = profile_for(profile, machine, notify)
     if elsewhere and rates is not None and profile != "auto":
         machine = machine_of(rates)
-    plan = make_plan(describe(files, choice.trust_remote_code), machine, request, rates)
+    model = describe(files, choice.trust_remote_code)
+    plan = shared(make_plan(model, machine, request, rates), sequences, model, machine, request, rates)
     for notice in plan.notices:
         notify(Notice(notice))
     return files, plan

@@ -38,6 +38,19 @@ def make_plan(model: Model, machine: Machine, request: PlanRequest, profile: Pro
     return plan
 
 
+def shared(
+    plan: Plan, sequences: int, model: Model, machine: Machine, request: PlanRequest, profile: Profile | None = None
+) -> Plan:
+    """What is run in place of this plan if so many sequences of the context that was asked for are to run at once: on a GPU windows
+    and codes of all of them, if these fit there. Without a context nobody knows how long they become.
+    """
+    if sequences <= 1 or plan.device == "cpu" or request.context is None:
+        return plan
+    asked = replace(request, sequences=sequences, device=plan.device)
+    several = draw_up(Case(model, machine, asked, profile or assume(machine)))
+    return several if several.fits else plan
+
+
 def draw_up(case: Case) -> Plan:
     """The best plan there is, whether it fits or not. Raises ModelError for a device that is not there."""
     request, model = case.request, case.model
