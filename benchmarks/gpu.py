@@ -42,7 +42,7 @@ from hgca_cli.units import parse_bytes
 
 RESULTS = Path(__file__).parent / "results" / "gpu.jsonl"
 TINY = Model(KVLayout((LayerLayout(8, 2, 32, 32),) * 3), 1 << 20, 1 << 20, 256, 512, 512)
-PARTS = ("decode", "prefill", "batch")
+KINDS = ("decode", "prefill", "batch")
 
 
 class Bench:
@@ -230,6 +230,10 @@ def batch(bench: Bench) -> None:
             {"part": "of it", "sequences": sequences} | {f"{a}_ms": 1e3 * median(b) for a, b in side.spent.items()}
         )
         bench.tell({"part": "predicted", "sequences": sequences} | parts(plan))
+        if plan.stored_rows and plan.cache.look_ahead:
+            side.name, side.cache.settings = "hgca, graph, not looking ahead", replace(plan.cache, look_ahead=False)
+            bench.decode(side, rows, bench.options.tokens)
+            side.cache.settings = plan.cache
         if plan.stored_rows:
             side.name, side.alone = "hgca, graph, device alone", True
             alone = bench.decode(side, rows, bench.options.tokens // 2)
@@ -240,7 +244,7 @@ def batch(bench: Bench) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--shape", default="meta-llama/Llama-3.1-8B-Instruct", help="of profiles/models, or tiny")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--gpu-memory", default="24GiB", help="most bytes of the GPU for our side")

@@ -173,13 +173,13 @@ void hgca_run_relay(void *relay);
 /* Several at once, of one layer of several sequences: one job for the workers. `ns` is shared out among those that read rows. */
 void hgca_run_relays(hgca_relay *const *relays, int32_t count);
 
-/* The relays of one step, layer after layer and `each` of a layer at once, where the device says itself when a layer's may run: it writes
- * `token` to asked[HGCA_FLAGS * i] once layer i's queries are there, and goes on when answered[HGCA_FLAGS * i] is `token`. Both are in
- * memory that device and CPU see. Returns when all were answered; HGCA_NO_ANSWER if the device asked nothing for `patience` seconds: all
- * are then answered, so that it does not wait for ever. */
+/* The relays of one step in groups of `each`, one group after another, where the device says itself when a group may run: it writes `token`
+ * to asked[HGCA_FLAGS * i] once group i's queries are there, and may go on when answered[HGCA_FLAGS * i] is `token`. Groups that were asked
+ * meanwhile run together. Both are in memory that device and CPU see. Returns when all were answered; HGCA_NO_ANSWER if the device
+ * asked nothing for `patience` seconds: all are then answered, so that it does not wait for ever. */
 enum { HGCA_FLAGS = 16 };
 
-int hgca_serve_relays(hgca_relay *const *relays, int32_t layers, int32_t each, const volatile int32_t *asked,
+int hgca_serve_relays(hgca_relay *const *relays, int32_t groups, int32_t each, const volatile int32_t *asked,
                       volatile int32_t *answered, int32_t token, double patience);
 
 /* Whether two addresses have the same bytes behind them: 1 or 0. */

@@ -109,10 +109,13 @@ void hgca_run_relays(hgca_relay *const *relays, int32_t count) {
 
 enum { LOOKS = 1 << 12 }; /* at a flag, between two looks at the clock */
 
+static const volatile _Atomic int32_t *number(const volatile int32_t *flags, int32_t at) {
+    return (const volatile _Atomic int32_t *)(const volatile void *)&flags[HGCA_FLAGS * at];
+}
+
 /* Whether the device asks before `patience` seconds are over. */
-static int asks(const volatile int32_t *flag, int32_t token, double patience) {
+static int asks(const volatile _Atomic int32_t *at, int32_t token, double patience) {
     const int64_t began = hgca_now();
-    const volatile _Atomic int32_t *at = (const volatile _Atomic int32_t *)(const volatile void *)flag;
     for (int32_t looks = 0; atomic_load_explicit(at, memory_order_acquire) != token; looks++) {
         hgca_relax();
         if (looks >= LOOKS && (looks = 0, (double)(hgca_now() - began) * 1e-9 > patience)) return 0;
@@ -120,14 +123,20 @@ static int asks(const volatile int32_t *flag, int32_t token, double patience) {
     return 1;
 }
 
-int hgca_serve_relays(hgca_relay *const *relays, int32_t layers, int32_t each, const volatile int32_t *asked,
+int hgca_serve_relays(hgca_relay *const *relays, int32_t groups, int32_t each, const volatile int32_t *asked,
                       volatile int32_t *answered, int32_t token, double patience) {
     int status = HGCA_OK;
-    for (int32_t i = 0; i < layers; i++) {
-        if (status == HGCA_OK && !asks(&asked[HGCA_FLAGS * i], token, patience)) status = HGCA_NO_ANSWER;
-        if (status == HGCA_OK) hgca_run_relays(relays + (int64_t)i * each, each);
-        volatile _Atomic int32_t *to = (volatile _Atomic int32_t *)(volatile void *)&answered[HGCA_FLAGS * i];
-        atomic_store_explicit(to, token, memory_order_release);
+    for (int32_t i = 0, end; i < groups; i = end) {
+        end = i + 1;
+        if (status == HGCA_OK && !asks(number(asked, i), token, patience)) status = HGCA_NO_ANSWER;
+        if (status == HGCA_OK) {
+            while (end < groups && atomic_load_explicit(number(asked, end), memory_order_acquire) == token) end++;
+            hgca_run_relays(relays + (int64_t)i * each, (end - i) * each);
+        }
+        for (int32_t j = i; j < end; j++) {
+            volatile _Atomic int32_t *to = (volatile _Atomic int32_t *)(volatile void *)&answered[HGCA_FLAGS * j];
+            atomic_store_explicit(to, token, memory_order_release);
+        }
     }
     return status;
 }

@@ -86,6 +86,38 @@ def test_a_step_that_nobody_serves_is_let_go() -> None:
     assert signals._flags[1, :, 0].eq(9).all() and signals._flags[0].eq(0).all()
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_parts_of_a_layer_are_answered_in_order_and_together_where_asked_so(
+    at_once: bool, rng: torch.Generator
+) -> None:
+    rows = native.Rows(*torch.randn(2, 1, 40, 8, generator=rng))
+    queries, answers = torch.randn(LAYERS, 4, 2, 8, generator=rng), torch.zeros(LAYERS, 4, 2 * 9)
+    relays = [relay(rows, queries[layer, at], answers[layer, at]) for layer in range(LAYERS) for at in range(4)]
+    signals = Signals(torch.zeros(1, dtype=torch.int64), relays, 4, 2)
+    assert signals._flags.shape[1] == 2 * LAYERS
+    seen: list[bool] = []
+
+    def asks() -> None:
+        until = time.monotonic() + 10
+        for layer in range(LAYERS):
+            for part in (1, 0) if at_once else (0, 1):
+                signals._flags[0, 2 * layer + part, 0] = 3
+                while not at_once and signals._flags[1, 2 * layer + part, 0] != 3 and time.monotonic() < until:
+                    time.sleep(0)
+            while signals._flags[1, 2 * layer + 1, 0] != 3 and time.monotonic() < until:
+                time.sleep(0)
+            seen.append(bool((signals._flags[1, : 2 * layer + 2, 0] == 3).all()))
+
+    thread = threading.Thread(target=asks)
+    thread.start()
+    signals.serve(3)
+    thread.join()
+    assert seen == [True] * LAYERS
+    for query, answer in zip(queries.flatten(0, 1), answers.flatten(0, 1), strict=True):
+        wanted = native.attend(native.Attention(query, *rows.kept[:2], scale=1.0))
+        assert torch.allclose(answer[:16].view(2, 8), wanted.out, atol=1e-6)
+
+
 @pytest.mark.parametrize("each", [1, 2, 5])
 def test_all_sequences_of_a_layer_are_answered_at_once(each: int, rng: torch.Generator) -> None:
     """Some read all of their rows, some lists of them, some what is chosen, some none."""

@@ -25,6 +25,9 @@ from hgca_cli.attention.tables import Tables
 TOKEN, POSITION, SERIAL = 0, 1, 12  # of the numbers of a sequence that go to the device before a step
 TAKEN, CHOICE = slice(2, 7), slice(7, 7 + LIMITS)
 NUMBERS = 13
+PARTS = (
+    2  # of a layer's sequences, where it is not looked ahead: rows of one are chosen while those of the other are read
+)
 
 
 class Recorder:
@@ -70,7 +73,9 @@ class Recorder:
         ]
         self.kind: tuple[bool, ...] = ()
         self._serial = self._served = 0
-        self._signals = Signals(self.numbers[0, SERIAL:], [relay.described for relay in self.relays], count)
+        halves = self._scoring is not None and not ahead and count % PARTS == 0 and count >= 2 * PARTS
+        parts = PARTS if halves else 1
+        self._signals = Signals(self.numbers[0, SERIAL:], [relay.described for relay in self.relays], count, parts)
         self._lane = Lane(device, self._signals)
         self._slots = SlotAttention(self.numbers[:, TAKEN], shape.heads, slots, shape.value_dim)
         self.bind(sequences)

@@ -47,20 +47,31 @@ class Lane:
         """Send queries [sequences, heads, key_dim] and have them answered, beside what the main stream does next; returns what the
         device guesses of rows it scored and the CPU does not read. scores: whether rows are chosen there for any of them
         """
+        scores = scores and relays.foreseen is None
         with self._aside():
             if self._stream is None:
                 relays.query.copy_(query)
-            else:
-                self.signals.send(query, relays.query)
-            guessed = relays.score(query) if scores and relays.foreseen is None else None
-            if self._stream is None:
+                guessed = self._score(relays, query) if scores else None
                 self.signals.run(relays.index)
                 relays.answered.copy_(relays.answer)
                 return guessed
-            self.signals.ask(relays.index)
+            self.signals.send(query, relays.query)
+            guessed = self._score(relays, query) if scores else None
+            if not scores:
+                self.signals.ask_all(relays.index)
             if not torch.cuda.is_current_stream_capturing():
                 for relay in relays.each:
                     launch_on_host(self._stream.cuda_stream, relay.described)
+        return guessed
+
+    def _score(self, relays: Relays, query: Tensor) -> Guessed | None:
+        """Rows are chosen for one part of the sequences after another, and asked for: the CPU reads those of the first meanwhile."""
+        size = len(query) // self.signals.parts
+        guessed: Guessed | None = None
+        for part in range(self.signals.parts):
+            guessed = relays.score(query, slice(part * size, (part + 1) * size))
+            if self._stream is not None:
+                self.signals.ask(relays.index, part)
         return guessed
 
     def join(self, relays: Relays) -> None:
@@ -122,12 +133,14 @@ class Relays:
             for relay in self.each:
                 relay.tell(scale, softcap)
 
-    def score(self, query: Tensor) -> Guessed | None:
-        """Choose the rows the C library reads, on the device, of those sequences for which they are chosen there."""
+    def score(self, query: Tensor, part: slice = slice(None)) -> Guessed | None:
+        """Choose the rows the C library reads, on the device, of those sequences of a part for which they are chosen there. As of
+        Scoring.choose.
+        """
         if self.scoring is None:
             return None
         how = {"scale": self._scale, "softcap": self._softcap}
-        return self.scoring.choose(query, self.places, self.beside, self.row_start, **how)
+        return self.scoring.choose(query, self.places, self.beside, self.row_start, part=part, **how)
 
     def far(self) -> Partial:
         """What came back, on the device: out [sequences, heads, value_dim], lse [sequences, heads]."""

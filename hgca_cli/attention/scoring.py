@@ -54,6 +54,8 @@ class Scoring:
             self.row = torch.zeros(
                 len(limits), layout.kv_heads * self.rows, dtype=torch.int32, pin_memory=device.type == "cuda"
             )
+            shape = len(limits), layout.heads, 1
+            self._guessed = Guessed(torch.zeros(*shape, layout.value_dim), torch.zeros(shape))
         self.named = [native.address(own, "int32_t *") for own in self.row]
         self._block = layout.kv_heads * (selection.block_bytes(layout.key_dim) + 2 * layout.value_dim)
         self._kernels = None
@@ -79,19 +81,28 @@ class Scoring:
         return -(-rows // selection.BLOCK) * self._block
 
     def choose(
-        self, query: Tensor, places: Places, beside: Tensor, row_start: Tensor, *, scale: float, softcap: float
+        self,
+        query: Tensor,
+        places: Places,
+        beside: Tensor,
+        row_start: Tensor,
+        *,
+        scale: float,
+        softcap: float,
+        part: slice = slice(None),
     ) -> Guessed:
-        """Write `row` and row_start i64 [sequences, kv_heads + 1], in memory both see.
+        """Write `row` and row_start i64 [sequences, kv_heads + 1], in memory both see, for a part of the sequences. Returns what is
+        guessed of the parts chosen so far, in memory where the next layer's will be.
 
         query   [sequences, heads, key_dim], any dtype; beside f32 [sequences, heads], log-sum-exp of rows that are read elsewhere
         """
         if self._kernels is not None:
-            return self._kernels.choose(query, places, beside, row_start, scale=scale, softcap=softcap)
-        each = [
-            self._choose(index, one, coded, *more, scale=scale, softcap=softcap)
-            for index, (one, coded, *more) in enumerate(zip(query, places.coded, beside, row_start, strict=True))
-        ]
-        return Guessed(*(torch.stack(parts) for parts in zip(*each, strict=True)))
+            return self._kernels.choose(query, places, beside, row_start, scale=scale, softcap=softcap, part=part)
+        for index in range(*part.indices(len(query))):
+            of = query[index], places.coded[index], beside[index], row_start[index]
+            for to, own in zip(self._guessed, self._choose(index, *of, scale=scale, softcap=softcap), strict=True):
+                to[index] = own
+        return Guessed(*(one.clone() for one in self._guessed))
 
     def _choose(
         self,

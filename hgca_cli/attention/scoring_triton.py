@@ -237,34 +237,50 @@ class Kernels:
         self.edges = memory(count, kv_heads, dtype=torch.int32)
         self.taken = memory(count, kv_heads, dtype=torch.int64)
         self.offsets, self.rooms = memory(2, count, kv_heads, self.parts, dtype=torch.int64)
+        self.memory = (
+            self.scores, self.bins, self.tops, self.sums, self.lses, self.wholes, self.outs, self.counts, self.edges, self.taken,
+            self.offsets, self.rooms,
+        )  # fmt: skip
 
     def choose(
-        self, query: Tensor, places: Places, beside: Tensor, row_start: Tensor, *, scale: float, softcap: float
+        self,
+        query: Tensor,
+        places: Places,
+        beside: Tensor,
+        row_start: Tensor,
+        *,
+        scale: float,
+        softcap: float,
+        part: slice = slice(None),
     ) -> Guessed:
         """As Scoring.choose."""
         shape, room, each, parts = self.of.layout, self.scores.shape[2], self.each, self.parts
-        limits, row = self.of.limits, self.of.row
+        limits, row, table, query, beside, row_start = (
+            one[part] for one in (self.of.limits, self.of.row, places.table, query, beside, row_start)
+        )
+        scores, bins, tops, sums, lses, wholes, outs, counts, edges, taken, offsets, rooms = (
+            one[part] for one in self.memory
+        )
         heads, group, count, after = shape.kv_heads, shape.heads // shape.kv_heads, len(limits), limits.stride(0)
         grid, padded = (heads, parts, count), triton.next_power_of_2(group)
         steps, words = places.codes.view(torch.bfloat16), places.codes.view(torch.int32)
-        block, bins = selection.BLOCK, scoring.BINS
+        block, most = selection.BLOCK, scoring.BINS
         _score[grid](
-            query.contiguous(), steps, words, places.table, limits, after, self.scores, self.tops, self.sums, scale,
-            softcap or 1.0, room, each,
+            query.contiguous(), steps, words, table, limits, after, scores, tops, sums, scale, softcap or 1.0, room, each,
             GROUPED=group, PADDED=max(GROUP, padded), KEY=shape.key_dim, BLOCK=block, CAPPED=softcap > 0.0,
             CODES=CODES, FIELDS=FIELDS, UNIT=UNIT,
         )  # fmt: skip
         _weigh[grid](
-            self.scores, self.tops, self.sums, beside, limits, after, self.wholes, self.bins, self.counts, parts, room, each,
-            GROUPED=group, PADDED=padded, PARTS=triton.next_power_of_2(parts), BLOCK=ROWS, BINS=bins,
+            scores, tops, sums, beside, limits, after, wholes, bins, counts, parts, room, each,
+            GROUPED=group, PADDED=padded, PARTS=triton.next_power_of_2(parts), BLOCK=ROWS, BINS=most,
         )  # fmt: skip
         _edge[(heads, count)](
-            self.counts, self.wholes, limits, after, self.edges, self.taken, self.offsets, self.rooms, parts, each,
-            GROUPED=group, PADDED=padded, TILE=TILE, BINS=bins, ALL=ALL, WHOLE=scoring.WHOLE, num_warps=16,
+            counts, wholes, limits, after, edges, taken, offsets, rooms, parts, each,
+            GROUPED=group, PADDED=padded, TILE=TILE, BINS=most, ALL=ALL, WHOLE=scoring.WHOLE, num_warps=16,
         )  # fmt: skip
         _name[grid](
-            self.scores, self.wholes, self.bins, limits, after, self.edges, self.taken, self.offsets, self.rooms,
-            steps, places.table, row_start, row, row.stride(0), self.outs, self.lses, room, each,
+            scores, wholes, bins, limits, after, edges, taken, offsets, rooms, steps, table, row_start, row, row.stride(0),
+            outs, lses, room, each,
             HEADS=heads, SOME=triton.next_power_of_2(heads), GROUPED=group, PADDED=padded, VALUE=shape.value_dim,
             BLOCK=block, MEANS=MEANS, FIELDS=FIELDS, UNIT=UNIT,
         )  # fmt: skip

@@ -23,24 +23,31 @@ PATIENCE = 30.0  # seconds in which a device must have asked: longer than any st
 
 
 class Signals:
-    """Of the layers of some sequences: a flag for each layer, of all sequences together.
+    """Of the layers of some sequences: a flag for each part of a layer's.
 
     serial  i64 [1] on the device: the number of the step, which no two have in common
     relays  descriptions (`hgca_relay *`), layer after layer, `each` of a layer
+    parts   into which a layer's sequences are divided: the device may ask for one while it is not yet done with the next
     """
 
-    def __init__(self, serial: Tensor, relays: Sequence[Any], each: int = 1) -> None:
-        self.serial, self._each, self._layers = serial, each, len(relays) // each
+    def __init__(self, serial: Tensor, relays: Sequence[Any], each: int = 1, parts: int = 1) -> None:
+        self.serial, self.parts, self._each = serial, parts, each
+        self._groups = len(relays) // each * parts
         with torch.inference_mode(False):
-            self._flags = torch.zeros(2, self._layers, LINE, dtype=torch.int32, pin_memory=serial.is_cuda)
+            self._flags = torch.zeros(2, self._groups, LINE, dtype=torch.int32, pin_memory=serial.is_cuda)
         self._asked, self._answered = (native.address(one, "int32_t *") for one in self._flags)
         self._relays = native.ffi.new("hgca_relay *[]", list(relays))
 
-    def ask(self, layer: int) -> None:
-        """The device says, when it comes to this, that a layer's queries are there."""
+    def ask(self, layer: int, part: int = 0) -> None:
+        """The device says, when it comes to this, that the queries of a part of a layer's sequences may be answered."""
         from hgca_cli.attention import signals_triton
 
-        signals_triton.ask(self._flags[0, layer], self.serial)
+        signals_triton.ask(self._flags[0, layer * self.parts + part], self.serial)
+
+    def ask_all(self, layer: int) -> None:
+        """As `ask`, of all parts: the first last, so that whoever watches for that finds them together."""
+        for part in reversed(range(self.parts)):
+            self.ask(layer, part)
 
     def send(self, query: Tensor, to: Tensor) -> None:
         """query, any dtype, to f32 memory both see, by the device."""
@@ -49,17 +56,18 @@ class Signals:
         signals_triton.send(query, to)
 
     def take(self, layer: int, answer: Tensor, to: Tensor, *, served: bool) -> None:
-        """The device waits for a layer's answer, and copies it; if nobody serves it the answer is there."""
+        """The device waits for a layer's answers, and copies them; if nobody serves it they are there."""
         from hgca_cli.attention import signals_triton
 
-        signals_triton.take(self._flags[int(served), layer], self.serial, answer, to)
+        last = layer * self.parts + self.parts - 1  # parts are answered in order
+        signals_triton.take(self._flags[int(served), last], self.serial, answer, to)
 
     def serve(self, serial: int, patience: float = PATIENCE) -> None:
         """Answer what the device asks in the step of this number, layer by layer.
 
         Raises NativeError if it asks nothing for `patience` seconds.
         """
-        of, flags = (self._relays, self._layers, self._each), (self._asked, self._answered)
+        of, flags = (self._relays, self._groups, self._each // self.parts), (self._asked, self._answered)
         native.check(native.lib.hgca_serve_relays(*of, *flags, serial & MOST, patience))
 
     def run(self, layer: int) -> None:
