@@ -72,7 +72,7 @@ class Bench:
             sequences=sequences,
         )
         plan = make_plan(self.shape, self.machine, asked, self.profile)
-        if plan.select not in ("scan", "two-level"):
+        if plan.select not in ("scan", "two-level") or not plan.stored_rows:
             return plan
         choice = Choice(
             plan.device, "bf16", "bf16", context, plan.window, plan.sinks, plan.chunk, plan.select,
