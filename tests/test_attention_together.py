@@ -72,11 +72,14 @@ def same(one: HybridCache, other: HybridCache, off: float) -> None:
     )
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+AHEAD = {"ahead": POLICIES["scan, there"] | {"look_ahead": True}}
+
+
+@pytest.mark.parametrize("policy", POLICIES | AHEAD)
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_together_as_alone(family: str, policy: str) -> None:
     model = model_of(family)
-    settings = CacheSettings(**vars(SETTINGS) | POLICIES[policy])
+    settings = CacheSettings(**vars(SETTINGS) | (POLICIES | AHEAD)[policy])
     by_itself, together = ([read(model, one, settings) for one in prompts(model)] for _ in range(2))
     steps = [GraphStep(model, cache) for cache in by_itself]
     joint = GraphStep(model, JointCache(together), places=5)
