@@ -1,5 +1,7 @@
 /* Where a tile's rows are, and fetching them ahead. Included by the template, in its words. */
 
+enum { FAR = 12288 }; /* bytes: a tile of rows that are read one behind the other */
+
 INLINE void find_scales(const hgca_piece *p, int64_t row, tile_rows *tile, int r) {
     memcpy(&tile->key_scale[r], p->key_scale + row * p->scale_row_stride, sizeof(float));
     memcpy(&tile->value_scale[r], p->value_scale + row * p->scale_row_stride, sizeof(float));
@@ -81,6 +83,13 @@ INLINE int lines_of_half(int heads, int dim, int dtype) {
 /* Half-row `half` of the next tile, to be fetched; where there is none, one that is in cache already. */
 INLINE const char *half_ahead(const tile_rows *next, int next_rows, int half, const char *otherwise) {
     return half < 2 * next_rows ? next->half[half] : otherwise;
+}
+
+/* A line of the next tile, and of rows one behind the other the one a tile further on, into the second level: a processor has room
+ * for few lines on their way into the first one, and waits longer for each the more others read. */
+INLINE void fetch_line(const hgca_piece *p, const char *line) {
+    __builtin_prefetch(line, 0, AHEAD_LEVEL);
+    if (p->row == NULL) __builtin_prefetch(line + FAR, 0, 2);
 }
 
 /* Into the first level, beside its key: the processor's own prefetcher then sees rows in the order of memory. For what waits for

@@ -16,12 +16,13 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
         return;
     }
 #endif
+    const int lines = COLUMNS == 4 && dtype == HGCA_BF16 ? lines_of_half(heads, dim, dtype) : 0, mine = lines ? lines * ROWS * 2 * VW / dim : 0;
     for (int r = 0; r < rows; r += ROWS) {
         const char *key[ROWS];
         UNROLL
         for (int j = 0; j < ROWS; j++) {
             key[j] = tile->half[2 * (r + j < rows ? r + j : rows - 1)];
-            prefetch_half(p, next, next_rows, r + j, size, 0);
+            if (!lines) prefetch_half(p, next, next_rows, r + j, size, 0);
             if (heads <= 2 && p->heads <= 2) prefetch_value(p, tile, r + j < rows ? r + j : rows - 1, size);
         }
         VF sum[HEADS][ROWS];
@@ -31,6 +32,9 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
             for (int j = 0; j < ROWS; j++) sum[h][j] = vzero();
         int d = 0;
         for (; dtype == HGCA_BF16 && d + 2 * VW <= dim; d += 2 * VW) {
+            const char *ahead = lines ? half_ahead(next, next_rows, r + d / (2 * VW) * mine / lines, tile->half[0]) : NULL;
+            UNROLL
+            for (int i = 0; i < mine; i++) fetch_line(p, ahead + i * LINE);
             VF even[ROWS], odd[ROWS];
             UNROLL
             for (int j = 0; j < ROWS; j++) vload_pair(key[j] + d * size, &even[j], &odd[j]);

@@ -112,7 +112,7 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
 #else
         const char *ahead = lines ? half_ahead(next, next_rows, rows + from, tile->half[1]) : NULL;
         UNROLL
-        for (int i = 0; i < mine; i++) __builtin_prefetch(ahead + (c / (columns * VW) * mine + i) * LINE, 0, AHEAD_LEVEL);
+        for (int i = 0; i < mine; i++) fetch_line(p, ahead + (c / (columns * VW) * mine + i) * LINE);
 #endif
         for (int r = from; r < rows && r < from + turn; r++) {
             const char *value = tile->half[2 * r + 1] + c * size;
