@@ -9,7 +9,7 @@
 #include "partial.h"
 #include "tickets.h"
 
-enum { LEAST_ROWS = 256, TILE_ROWS = 64, PIECES_PER_THREAD = 4 };
+enum { LEAST_ROWS = 128, TILE_ROWS = 64, PIECES_PER_THREAD = 4 };
 
 enum { MOST = 1 << 24 }; /* heads, widths: what keeps the sizes below in 64 bits */
 
