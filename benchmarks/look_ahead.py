@@ -59,7 +59,7 @@ def main() -> None:
                     forward(model, piece, cache, logits_to_keep=1)
                 cache.expect(0)
                 step = GraphStep(model, cache)
-                got = torch.stack([step.step(tokens[:, at : at + 1]) for at in range(first, options.rows)])
+                got = torch.stack([step.step(tokens[:, at : at + 1])[0] for at in range(first, options.rows)])
                 kl = F.kl_div(got.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="none").sum(-1)
                 line = {
                     "text": text.name, "rows": options.rows, "look_ahead": ahead, "kl": float(kl.mean()),
