@@ -16,6 +16,7 @@ from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.sequence import DeviceFullError, Sequence
 from hgca_cli.errors import ContextOverflowError, ModelError, UsageError
 from hgca_cli.events import Done, Notice, PrefillProgress, Text
+from hgca_cli.kv.pinning import Cuda, Pinning
 from tests.tiny_engine import tiny_engine, tiny_loaded, tiny_model
 
 GREEDY = SamplingSettings(temperature=0, max_tokens=12)
@@ -151,6 +152,16 @@ def test_a_model_that_cannot_be_captured_is_told_once(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Sequence, "no_graph", "it looks at its numbers")
     told = [event for _ in range(2) for event in run(engine, PROMPT)[1] if isinstance(event, Notice)]
     assert len(told) == 1 and "it looks at its numbers" in told[0].text
+
+
+def test_memory_that_cannot_be_page_locked_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinning = Pinning(Cuda(torch.device("cuda:0")))
+    monkeypatch.setattr(Pinning, "of", staticmethod(lambda device: pinning))
+    engine = tiny_engine()
+    assert not [event for event in run(engine, PROMPT)[1] if isinstance(event, Notice)]
+    pinning.refuse("error 2")
+    told = [event for _ in range(2) for event in run(engine, PROMPT)[1] if isinstance(event, Notice)]
+    assert len(told) == 1 and "error 2" in told[0].text
 
 
 def test_stop_within_a_token_of_the_answer() -> None:

@@ -19,6 +19,7 @@ from hgca_cli.errors import ContextOverflowError, DoesNotFitError
 from hgca_cli.kv.evict import Evictor, evict_oldest, evict_oldest_together
 from hgca_cli.kv.layout import LayerLayout, as_in_store, window_slots
 from hgca_cli.kv.pieces import Pieces
+from hgca_cli.kv.pinning import Pinning
 from hgca_cli.kv.store import Store
 from hgca_cli.kv.window import Window
 from hgca_cli.kv.worker import worker
@@ -60,7 +61,7 @@ class LayerState:
         self.evictor: Evictor | None = None
         if layout.sliding is None:
             capacity = max(0, settings.context - self.window.sinks)
-            self.store = Store(layout, capacity, store_dtype, settings.store_dir)
+            self.store = Store(layout, capacity, store_dtype, settings.store_dir, Pinning.of(device))
             self.evictor = Evictor(self.store, device)
         narrow = device.type == "cpu" and as_in_store(layout, dtype.itemsize, store_dtype.itemsize)
         self._round_to = store_dtype if narrow else None  # of the window's rows, once one leaves
@@ -97,6 +98,12 @@ class LayerState:
         if self._untold:
             self.selector.stored(self.store)
             self._untold = False
+
+    def _take_in_aside(self) -> None:
+        """As `_take_in`, on a thread that has the time to register rows for the next chunk."""
+        self._take_in()
+        if self.store is not None:
+            self.store.pin()
 
     def put_away(self) -> None:
         """Free what the window takes of the device, or of memory where the store is in files. Errors as of Window.put_away."""
@@ -221,7 +228,7 @@ class LayerState:
         window.append(key[:, straight:], value[:, straight:])
         self.evict_overflow()
         if self.evictor is not None and self.evictor.pending and key.is_cuda:  # beside what the GPU has still to do
-            self._settling = worker("evict").submit(self._take_in)
+            self._settling = worker("evict").submit(self._take_in_aside)
 
     def every_row(self) -> tuple[Tensor, Tensor]:
         """All rows so far, oldest first: keys and values [kv_heads, length, dim], copies in CPU memory.

@@ -45,7 +45,7 @@ class Engine:
         self.context = settings.context
         self._feedback = Feedback(loaded.device) if balance else None
         self.sequence: Sequence | None = None
-        self._told_no_graph = False
+        self._told_no_graph = self._told_staged = False
         self.layout = kv_layout(loaded.model.config, loaded.dtype.itemsize, loaded.dtype.itemsize)
         loaded.model.set_attn_implementation(hgca_cli.hf.attention.NAME)
         if loaded.device.type == "cpu":
@@ -162,6 +162,9 @@ class Engine:
             yield Notice(
                 f"no CUDA graph of this model ({why}): its operations are started one by one, which is slower."
             )
+        if (why := sequence.staged) is not None and not self._told_staged:
+            self._told_staged = True
+            yield Notice(f"the memory of older rows cannot be page-locked ({why}): prompts are read more slowly.")
         yield Done(
             finish_reason=reason,
             prompt_tokens=prompt_tokens,

@@ -133,6 +133,13 @@ class Sequence:
         """Why tokens on a GPU are computed operation by operation, though they should not be; None: they are not."""
         return self._trouble or (self._step.failed if self._step is not None else None)
 
+    @property
+    def staged(self) -> str | None:
+        """Why threads copy older rows for a GPU, which could do so itself; None: it does."""
+        stores = (state.store for layer in self.cache.layers for state in layer.states)
+        found = (store.pinning.refused for store in stores if store is not None and store.pinning is not None)
+        return next((why for why in found if why), None)
+
     def _graph_step(self, loaded: LoadedModel) -> GraphStep | None:
         """What computes one more token as a CUDA graph, where that can be."""
         if loaded.device.type != "cuda" or not GRAPHS or not self.cached:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from hgca_cli.hardware.expected import rows_read, scored_rows
 from hgca_cli.hardware.memory import ITEMSIZE, Choice, Model, device_codes_bytes, packed_kinds, stored_rows
-from hgca_cli.hardware.rates import GPU_SHARE, WEIGHT_BYTES, GpuRates, HostRates, Profile
+from hgca_cli.hardware.rates import GPU_SHARE, WEIGHT_BYTES, GpuRates, Profile
 from hgca_cli.hardware.row_rates import row_ns, thread_factor
-from hgca_cli.kv.layout import LayerLayout, as_in_store, copying_threads
+from hgca_cli.kv.layout import LayerLayout, as_in_store
 
 GRIDS = frozenset({"grid4", "grid8"})
 CHUNK_LAYERS = 3.0  # times what a token's layer costs, a chunk's does beyond its products: larger small operations
@@ -133,8 +133,8 @@ class Costs:
         full = [layer for layer in layers if layer.sliding is None]
         row = sum(layer.row_elements for layer in full) * ITEMSIZE[choice.kv_dtype]
         streamed = sum(max(0, chunk * choice.chunk - choice.window - choice.sinks) * row for chunk in range(chunks))
-        # beside the attention to window and store threads copy rows into pinned memory, read and written there (kv/lane.py)
-        way_gb_s = min(gpu.to_device_gb_s, _read_gb_s(host, copying_threads(host.usable)) / 2)
+        # beside the attention to window and store the device reads rows from where they are registered (kv/pinning.py)
+        way_gb_s = min(gpu.to_device_gb_s, host.best_read_gb_s)
         return products + fixed + max(attention, streamed / (way_gb_s * 1e9))
 
     def knee(self, choice: Choice, threads: int, most: int) -> int:
@@ -221,13 +221,6 @@ def _on_cudnn(gpu: GpuRates, choice: Choice, tokens: int) -> bool:
     """Whether cuDNN attends to most of a prompt."""
     whole = choice.dtype != "fp32" and choice.chunk % CUDNN_CHUNK == 0 and tokens >= CUDNN_TOKENS
     return whole and not CUDNN_CARDS.isdisjoint(gpu.name.split())
-
-
-def _read_gb_s(host: HostRates, threads: int) -> float:
-    """At which so many threads read memory, or fewer where so many were not measured."""
-    return max(
-        (rate for count, rate in host.read_gb_s.items() if count <= threads), default=min(host.read_gb_s.values())
-    )
 
 
 def _of(rates: dict[str, float], dtype: str) -> float:

@@ -14,6 +14,7 @@ import torch
 
 from hgca_cli import native
 from hgca_cli.errors import DoesNotFitError
+from hgca_cli.kv.pinning import Pinning, Registered
 from hgca_cli.kv.reservation import HUGE_PAGE, Reservation
 from hgca_cli.units import format_bytes
 
@@ -30,6 +31,7 @@ class GrowingArray:
 
     what    named where memory is refused
     folder  where the file is; None: no file. Raises DoesNotFitError where none can be made
+    pinning what full rows may be registered with; None: nothing, and files never are
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class GrowingArray:
         dtype: torch.dtype,
         what: str = "older rows",
         folder: str | None = None,
+        pinning: Pinning | None = None,
     ) -> None:
         self.bytes_per_row = heads * width * dtype.itemsize
         self._heads = heads
@@ -50,10 +53,38 @@ class GrowingArray:
         self._joined = 0  # bytes per head in huge pages, if the system has them
         self._head_bytes = _round_up(self._most, COMMIT_BYTES if self._most < HUGE_PAGE else HUGE_PAGE)
         self._folder = folder
-        self._memory = Reservation(heads * self._head_bytes) if folder is None else self._mapped(folder)
+        self._registered = None if pinning is None or folder is not None else Registered(pinning)
+        before = self._registered.close if self._registered is not None else lambda: None
+        size = heads * self._head_bytes
+        self._memory = Reservation(size, before=before) if folder is None else self._mapped(folder)
         strides = (self._head_bytes // dtype.itemsize, width, 1)
         with torch.inference_mode(False):  # the caller may leave inference mode between a prompt and a rewind
             self.whole = self._memory.tensor(dtype, (heads, capacity, width), strides, 0)
+
+    def pin(self, rows: int) -> None:
+        """Register rows 0 .. rows - 1, which are there, as far as they fill steps. It takes a while."""
+        # pages that are joined already: a registered one must stay where it is
+        if self._registered is not None and self._joined:
+            heads = [head.data_ptr() for head in self.whole]
+            self._registered.grow(heads, min(rows * self._row_bytes, self._joined))
+
+    def registered(self, first: int, rows: int) -> list[slice]:
+        """Of rows first .. rows - 1 those that are registered, from the first on: numbers of a head's [rows * width], by range.
+
+        Of each head the same ones; whole rows, which two ranges may share.
+        """
+        registered = self._registered
+        if registered is None or registered.pinning.refused_copies or not registered.ends:
+            return []
+        end = min(rows, registered.ends[-1] // self._row_bytes) * self._row_bytes
+        begin, size = first * self._row_bytes, self.whole.element_size()
+        runs = []
+        for border in registered.ends:
+            stop = min(border, end)
+            if begin < stop:
+                runs.append(slice(begin // size, stop // size))
+                begin = stop
+        return runs
 
     def commit(self, rows: int) -> None:
         """Make rows 0 .. rows - 1 usable. Raises DoesNotFitError."""

@@ -1,4 +1,5 @@
-"""The way of a store's rows to a GPU: threads copy them into pinned memory, from where the device fetches them.
+"""The way of a store's rows to a GPU: it copies those in registered memory from where they are (pinning.py); of others, threads copy
+them into pinned memory, from where the device fetches them.
 
 The thread that starts the device's work does not copy: one processor moves 7 GB/s, which is less than a prompt wants, and while it
 does nothing else is started. Without a GPU the same happens to ordinary memory.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 
 import torch
@@ -32,6 +33,7 @@ class Lane:
         self._sent: list[torch.cuda.Event | None] = [None] * SIDES
         self._used: list[torch.cuda.Event | None] = [None] * SIDES
         self._tasks: list[list[Future[None]]] = [[] for _ in range(SIDES)]
+        self._sending = [False] * SIDES
         self._threads = copying_threads(native.usable_processors())
 
     def made(self, side: int) -> None:
@@ -39,17 +41,26 @@ class Lane:
         if self._streams is not None:
             self._streams[side].wait_stream(torch.cuda.current_stream(self._device))
 
-    def send(self, side: int, copies: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """Start (source, pinned, there) tensors [heads, n, width] on their way: as soon as what came before was read and used."""
+    def send(
+        self, side: int, copies: list[tuple[Tensor, Tensor, Tensor]], direct: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> str | None:
+        """Start tensors on their way: as soon as what came before was read and used.
+
+        copies   (source, pinned, there) [heads, n, width], which threads copy first
+        direct   (source, there), each in memory that is registered: the device copies them from where they are
+        returns  what was wrong with these, if anything was; they are on their way then, too
+        """
         self.still(side)
         stream, sent, used = None, self._sent[side], self._used[side]
         if self._streams is not None:
             stream = self._streams[side]
             if used is not None:
                 stream.wait_event(used)
+        self._sending[side] = bool(copies or direct)
         pool = worker("stage", self._threads)
         for copy in copies:
             self._tasks[side] += [pool.submit(_carry, *part, stream, sent) for part in _parts(*copy)]
+        return _fetch(direct, stream)
 
     def arrive(self, side: int) -> None:
         """What comes next on the main stream waits for all of it. Raises what went wrong on the way."""
@@ -60,10 +71,11 @@ class Lane:
 
     def still(self, side: int) -> None:
         """Nobody is copying on this side, and what comes next on the main stream waits for what was copied."""
-        if not self._tasks[side]:
+        if not self._sending[side]:
             return
         wait(self._tasks[side])
         self._tasks[side] = []
+        self._sending[side] = False
         if self._streams is not None:
             sent = self._sent[side] = self._streams[side].record_event(torch.cuda.Event(blocking=True))  # threads sleep
             torch.cuda.current_stream(self._device).wait_event(sent)
@@ -81,6 +93,24 @@ def _parts(source: Tensor, pinned: Tensor, there: Tensor) -> Iterator[tuple[Tens
         for first in range(0, source.shape[1], rows):
             part = slice(first, first + rows)
             yield source[head, part], pinned[head, part], there[head, part]
+
+
+def _fetch(direct: Sequence[tuple[Tensor, Tensor]], stream: torch.cuda.Stream | None) -> str | None:
+    """Ask the device for copies; why it would not take one, which goes by other memory then."""
+    trouble = None
+    aside = contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+    with aside, torch.inference_mode():
+        for source, there in direct:
+            if trouble is None:
+                try:
+                    there.copy_(source, non_blocking=stream is not None)
+                    continue
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError as error:
+                    trouble = str(error).splitlines()[0]
+            there.copy_(source.clone())
+    return trouble
 
 
 def _carry(

@@ -110,24 +110,33 @@ class Pieces:
     ) -> tuple[Tensor, Tensor | None]:
         """Start a piece on its way; where its rows and their scales will be."""
         lane.still(side)
-        copies = [self._copy("rows", store.packed[piece], side, device, lane)]
-        scales = _scales(store, *piece)
+        rows = piece[1]
+        source = store.packed[piece]
+        there = self._room("rows", source, side, device)
+        runs = store.registered(rows)
+        direct = list(_runs(source, there, runs, rows.start))
+        done = runs[-1].stop // source.shape[-1] - rows.start if runs else 0
+        copies = []
+        if done < source.shape[1]:
+            copies.append(self._staged("rows", source[:, done:], there[:, done:], side, lane))
+        scales, of_scales = _scales(store, *piece), None
         if scales is not None:
-            copies.append(self._copy("scales", scales, side, device, lane))
-        lane.send(side, copies)
-        return copies[0][2], None if scales is None else copies[1][2]
+            of_scales = self._room("scales", scales, side, device)
+            copies.append(self._staged("scales", scales, of_scales, side, lane))
+        trouble = lane.send(side, copies, direct)
+        if trouble is not None and store.pinning is not None:
+            store.pinning.refuse(trouble, copies=True)
+        return there, of_scales
 
-    def _copy(
-        self, name: str, source: Tensor, side: int, device: torch.device, lane: Lane
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """A source, and room for it in pinned memory and on the device."""
+    def _room(self, name: str, source: Tensor, side: int, device: torch.device) -> Tensor:
+        """Room for it on the device."""
+        return _as(source, self._buffer(name, side, device, source.numel() * source.dtype.itemsize))
+
+    def _staged(self, name: str, source: Tensor, there: Tensor, side: int, lane: Lane) -> tuple[Tensor, Tensor, Tensor]:
+        """A source, room for it in pinned memory, and where it goes."""
         size = source.numel() * source.dtype.itemsize
         host = self._buffer(f"pinned {name}", side, torch.device("cpu"), size, pinned=lane.pins)
-        staged, there = (
-            buffer.view(source.dtype)[: source.numel()].view(source.shape)
-            for buffer in (host, self._buffer(name, side, device, size))
-        )
-        return source, staged, there
+        return source, _as(source, host), there
 
     def _buffer(self, name: str, side: int, device: torch.device, size: int, *, pinned: bool = False) -> Tensor:
         """At least so many bytes; memory that was too small is given back first. Nothing may be on its way on that side."""
@@ -149,6 +158,19 @@ def cut(store: Store, layout: LayerLayout, *, gpu: bool = False) -> Iterator[tup
     for head in range(0, layout.kv_heads, heads):
         for first in range(0, store.rows, rows):
             yield slice(head, min(head + heads, layout.kv_heads)), slice(first, min(first + rows, store.rows))
+
+
+def _as(source: Tensor, buffer: Tensor) -> Tensor:
+    return buffer.view(source.dtype)[: source.numel()].view(source.shape)
+
+
+def _runs(source: Tensor, there: Tensor, runs: list[slice], first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each head of a piece [heads, n, width], whose first row is that of the store, the numbers of each run, and where they go."""
+    begin = first * source.shape[-1]
+    for head in range(source.shape[0]):
+        for run in runs:
+            part = slice(run.start - begin, run.stop - begin)
+            yield source[head].view(-1)[part], there[head].view(-1)[part]
 
 
 def _scales(store: Store, heads: slice, rows: slice) -> Tensor | None:

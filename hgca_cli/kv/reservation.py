@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import IO
+from collections.abc import Callable, Sequence
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ HUGE_PAGE = 2 << 20
 class Reservation:
     """Address space that takes memory only as it is committed and touched. Units: bytes.
 
-    file  an empty file that is the memory; it becomes as long as the address space, with holes
+    file    an empty file that is the memory; it becomes as long as the address space, with holes
+    before  called before the memory goes, which is with the last view; it may not hold any
     """
 
-    def __init__(self, size: int, file: IO[bytes] | None = None) -> None:
+    def __init__(self, size: int, file: IO[bytes] | None = None, before: Callable[[], None] = lambda: None) -> None:
         base = ffi.new("void **")
         self._file = file
         if file is None:
@@ -29,7 +30,7 @@ class Reservation:
             file.truncate(size)
             native.check(lib.hgca_reserve_file(size, file.fileno(), base))
         # the finalizer lives as long as the last view: views hold the buffer, the buffer holds the memory
-        self._base = ffi.gc(base[0], lambda at, size=size: lib.hgca_release(at, size), size=0)
+        self._base = ffi.gc(base[0], lambda at: _release(at, size, before), size=0)
         self._size = size
 
     def commit(self, offset: int, size: int) -> None:
@@ -61,3 +62,10 @@ class Reservation:
             offset=offset,
         )
         return whole.as_strided(tuple(shape), tuple(strides))
+
+
+def _release(at: Any, size: int, before: Callable[[], None]) -> None:
+    try:
+        before()
+    finally:
+        lib.hgca_release(at, size)

@@ -19,6 +19,7 @@ from hgca_cli.errors import DoesNotFitError
 from hgca_cli.kv import convert
 from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.pinning import Pinning
 
 
 class Store:
@@ -30,13 +31,23 @@ class Store:
     scales  f32 [kv_heads, capacity, 2] of int8 rows: of the key, of the value; None for other dtypes
 
     folder  where the rows are in files; None: in memory
+    pinning what rows may be registered with, for a device to copy them from where they are; scales never are, as they are few bytes
     """
 
-    def __init__(self, layout: LayerLayout, capacity: int, dtype: torch.dtype, folder: str | None = None) -> None:
+    def __init__(
+        self,
+        layout: LayerLayout,
+        capacity: int,
+        dtype: torch.dtype,
+        folder: str | None = None,
+        pinning: Pinning | None = None,
+    ) -> None:
         self.rows = 0
         self.capacity = capacity
         self.dtype = dtype
-        self._parts = [GrowingArray(layout.kv_heads, capacity, layout.key_dim + layout.value_dim, dtype, folder=folder)]
+        self.pinning = pinning if folder is None else None
+        width = layout.key_dim + layout.value_dim
+        self._parts = [GrowingArray(layout.kv_heads, capacity, width, dtype, folder=folder, pinning=pinning)]
         self.scales: Tensor | None = None
         if dtype == torch.int8:
             self._parts.append(GrowingArray(layout.kv_heads, capacity, 2, torch.float32, folder=folder))
@@ -89,6 +100,14 @@ class Store:
         for part in self._parts:
             part.commit(rows)
         return slice(self.rows, rows)
+
+    def pin(self) -> None:
+        """Register what is not yet, where there is enough of it: not on a thread that somebody waits for."""
+        self._parts[0].pin(self.rows)
+
+    def registered(self, rows: slice) -> list[slice]:
+        """Numbers of a head's packed rows that the device may copy itself, as of GrowingArray.registered."""
+        return self._parts[0].registered(rows.start, rows.stop)
 
     def advise(self, in_order: bool) -> None:
         """How rows in a file will be read next: in order or here and there. Of those in memory nobody asks."""
