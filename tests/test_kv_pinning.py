@@ -244,13 +244,14 @@ def test_on_a_gpu_registered_rows_come_by_themselves(
     store.pin()
     assert store.pinning is not None and store.pinning.refused is None
     assert store.packed[0, :100].is_pinned()
+    pieces = Pieces()
     for _ in range(3):
-        for heads, key, value in Pieces().of(store, layout, device, kind):
+        for heads, key, value in pieces.of(store, layout, device, kind):
             assert heads == slice(0, 2)
             rows = slice(0, key.shape[1])
             assert torch.equal(key.cpu(), store.keys[:, rows]) and torch.equal(value.cpu(), store.values[:, rows])
             break
-        got = [(key.cpu(), value.cpu()) for _, key, value in Pieces().of(store, layout, device, kind)]
+        got = [(key.cpu(), value.cpu()) for _, key, value in pieces.of(store, layout, device, kind)]
         keys, values = (torch.cat(one, 1) for one in zip(*got, strict=True))
         assert torch.equal(keys, store.keys) and torch.equal(values, store.values)
     assert sum(counts) < 0.9 * 3 * 2 * store.bytes

@@ -36,9 +36,13 @@ class Lane:
         self._sending = [False] * SIDES
         self._threads = copying_threads(native.usable_processors())
 
-    def made(self, side: int) -> None:
-        """A buffer is new: its memory may be another tensor's of before, which the main stream is not done with."""
+    def made(self, side: int, buffer: Tensor) -> None:
+        """A buffer is new: its memory may be another tensor's of before, which the main stream is not done with; and nobody else gets
+        it while something is still on its way to it.
+        """
         if self._streams is not None:
+            if buffer.is_cuda:
+                buffer.record_stream(self._streams[side])
             self._streams[side].wait_stream(torch.cuda.current_stream(self._device))
 
     def send(

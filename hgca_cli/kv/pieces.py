@@ -148,7 +148,7 @@ class Pieces:
                 held = torch.empty(-(-size // 16) * 16, dtype=torch.uint8, device=device, pin_memory=pinned)
             self.buffers[name, side, device] = held
             if self._lane is not None:
-                self._lane.made(side)
+                self._lane.made(side, held)
         return held
 
 
