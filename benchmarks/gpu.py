@@ -41,6 +41,7 @@ from hgca_cli.measure.machine import where_and_when
 from hgca_cli.units import parse_bytes
 
 RESULTS = Path(__file__).parent / "results" / "gpu.jsonl"
+WARM = 6  # chunks of a prompt that are read before: kernels are compiled and planned then, on both sides
 TINY = Model(KVLayout((LayerLayout(8, 2, 32, 32),) * 3), 1 << 20, 1 << 20, 256, 512, 512)
 KINDS = ("decode", "prefill", "batch")
 
