@@ -137,15 +137,15 @@ class Costs:
         way_gb_s = min(gpu.to_device_gb_s, host.best_read_gb_s)
         return products + fixed + max(attention, streamed / (way_gb_s * 1e9))
 
-    def knee(self, choice: Choice, threads: int, most: int) -> int:
-        """The smallest batch, up to `most`, that reaches 0.9 of the best throughput of them all.
+    def knee(self, choice: Choice, threads: int, most: int, share: float = KNEE) -> int:
+        """The smallest batch, up to `most`, that reaches this share of the best throughput of them all.
 
         Source: Mind the Memory Gap, arXiv:2503.08311: beyond the knee a batch takes memory and time and gives little.
         """
         sizes = sorted({*(1 << k for k in range(most.bit_length())), most})
         rates = [size / self.decode(choice, threads, batch=size).total for size in sizes if size <= most]
         best = max(rates)
-        return next(size for size, rate in zip(sizes, rates, strict=False) if rate >= KNEE * best)
+        return next(size for size, rate in zip(sizes, rates, strict=False) if rate >= share * best)
 
     def _gpu(self, device: str) -> GpuRates | None:
         if device == "cpu":

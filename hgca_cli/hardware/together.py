@@ -15,6 +15,7 @@ from hgca_cli.hardware.rates import Profile
 from hgca_cli.hardware.settings import Plan, PlanRequest
 
 MOST = 256  # sequences
+JOB = 0.995  # of the best throughput, where nobody waits for a single answer: prompts are read together, too, which is not predicted
 BLOCK = 128  # rows
 SPARE, SPARE_PART = 256 << 20, 50  # of the host's memory, left to others: bytes, and at most one part in so many
 LOOK_SECONDS = 0.5
@@ -70,7 +71,7 @@ class Together:
         )
 
     def sequences(self, tokens: int, surely: int | None = None) -> int:
-        """How many that may grow to so many tokens pay: the planner's knee, or fewer if no more fit.
+        """How many that may grow to so many tokens pay: beyond them a job's throughput hardly grows; or fewer if no more fit.
 
         surely  tokens that each will have; None: all of them
         """
@@ -78,7 +79,7 @@ class Together:
         for limit, taken in zip(self.limits, self.takes(tokens if surely is None else surely), strict=True):
             most = min(most, limit // taken) if taken else most
         costs = self.place.costs(self.plan.quality)
-        return costs.knee(self._choice(tokens), self.plan.threads, max(1, most))
+        return costs.knee(self._choice(tokens), self.plan.threads, max(1, most), JOB)
 
     def seconds(self, prompts: Sequence[int], answers: int, slots: int) -> float:
         """Predicted for prompts of these lengths, each read by itself, and answers of so many tokens each, `slots` at once."""
