@@ -39,9 +39,7 @@ INLINE void score_tile_bf16(const hgca_piece *p, const float *query, const tile_
             for (int j = 0; j < 4; j++) sum[h][j] = vzero();
         int64_t d = 0;
         for (; d + 32 <= dim; d += 32) {
-            const char *ahead = lines ? half_ahead(next, next_rows, r + (int)d / 32 * mine / lines, tile->half[0]) : NULL;
-            UNROLL
-            for (int i = 0; i < mine; i++) fetch_line(p, ahead + i * LINE);
+            if (lines) fetch_lines(next, next_rows, r + (int)d / 32 * mine / lines, tile->half[0], 0, mine);
             __m512bh k[4];
             UNROLL
             for (int j = 0; j < 4; j++) k[j] = (__m512bh)_mm512_loadu_si512(key[j] + d * 2);

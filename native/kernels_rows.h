@@ -1,7 +1,5 @@
 /* Where a tile's rows are, and fetching them ahead. Included by the template, in its words. */
 
-enum { FAR = 12288 }; /* bytes: a tile of rows that are read one behind the other */
-
 INLINE void find_scales(const hgca_piece *p, int64_t row, tile_rows *tile, int r) {
     memcpy(&tile->key_scale[r], p->key_scale + row * p->scale_row_stride, sizeof(float));
     memcpy(&tile->value_scale[r], p->value_scale + row * p->scale_row_stride, sizeof(float));
@@ -85,11 +83,16 @@ INLINE const char *half_ahead(const tile_rows *next, int next_rows, int half, co
     return half < 2 * next_rows ? next->half[half] : otherwise;
 }
 
-/* A line of the next tile, and of rows one behind the other the one a tile further on, into the second level: a processor has room
- * for few lines on their way into the first one, and waits longer for each the more others read. */
-INLINE void fetch_line(const hgca_piece *p, const char *line) {
-    __builtin_prefetch(line, 0, AHEAD_LEVEL);
-    if (p->row == NULL) __builtin_prefetch(line + FAR, 0, 2);
+/* Lines first .. first + lines - 1 of a half-row of the next tile, and of the tile after that into the second level: a processor has
+ * room for few lines on their way into the first one, and waits longer for each the more others read. */
+INLINE void fetch_lines(const tile_rows *next, int next_rows, int half, const char *otherwise, int first, int lines) {
+    const char *near = half_ahead(next, next_rows, half, otherwise);
+    const char *far = next_rows ? half_ahead(next->then, next->then_rows, half, otherwise) : otherwise;
+    UNROLL
+    for (int i = first; i < first + lines; i++) {
+        __builtin_prefetch(near + i * LINE, 0, AHEAD_LEVEL);
+        __builtin_prefetch(far + i * LINE, 0, 2);
+    }
 }
 
 /* Into the first level, beside its key: the processor's own prefetcher then sees rows in the order of memory. For what waits for

@@ -32,9 +32,7 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
             for (int j = 0; j < ROWS; j++) sum[h][j] = vzero();
         int d = 0;
         for (; dtype == HGCA_BF16 && d + 2 * VW <= dim; d += 2 * VW) {
-            const char *ahead = lines ? half_ahead(next, next_rows, r + d / (2 * VW) * mine / lines, tile->half[0]) : NULL;
-            UNROLL
-            for (int i = 0; i < mine; i++) fetch_line(p, ahead + i * LINE);
+            if (lines) fetch_lines(next, next_rows, r + d / (2 * VW) * mine / lines, tile->half[0], 0, mine);
             VF even[ROWS], odd[ROWS];
             UNROLL
             for (int j = 0; j < ROWS; j++) vload_pair(key[j] + d * size, &even[j], &odd[j]);

@@ -33,7 +33,9 @@ enum { TILE = 64, LINE = 64, TILE_BYTES = 8192 };
 #define KNOWN(width) (__builtin_constant_p(width) ? (int)(width) : 0) /* of key and value, in loops compiled for it */
 enum { BF16_QUERY = HGCA_I8 + 1 }; /* bf16 rows for queries that are bf16 numbers themselves */
 
-typedef struct {
+typedef struct tile_rows {
+    const struct tile_rows *then; /* the tile after this one */
+    int then_rows;
     const char *half[2 * TILE]; /* of row r the key, 2 r, and the value, 2 r + 1 */
     float key_scale[TILE] __attribute__((aligned(64))); /* of int8 rows */
     float value_scale[TILE] __attribute__((aligned(64)));
@@ -110,9 +112,7 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
 #ifdef FEW_REGISTERS
         const char *ahead = lines ? half_ahead(next, next_rows, half++, tile->half[1]) : NULL;
 #else
-        const char *ahead = lines ? half_ahead(next, next_rows, rows + from, tile->half[1]) : NULL;
-        UNROLL
-        for (int i = 0; i < mine; i++) fetch_line(p, ahead + (c / (columns * VW) * mine + i) * LINE);
+        if (lines) fetch_lines(next, next_rows, rows + from, tile->half[1], c / (columns * VW) * mine, mine);
 #endif
         for (int r = from; r < rows && r < from + turn; r++) {
             const char *value = tile->half[2 * r + 1] + c * size;
@@ -287,22 +287,25 @@ INLINE void whole_piece(const hgca_piece *p, const tile_loops loops[], int dtype
         p->max[h] = -INFINITY;
         p->sum[h] = 0.0f;
     }
-    tile_rows tiles[2];
+    tile_rows tiles[3];
     row_cursor at = {p->row, p->run, p->first};
     const int most = rows_of_tile(p, dtype);
     int rows = p->count < most ? (int)p->count : most;
     find_rows(p, &at, rows, dtype, &tiles[0]);
+    int next_rows = p->count - rows < most ? (int)(p->count - rows) : most;
+    find_rows(p, &at, next_rows, dtype, &tiles[1]);
     for (int64_t from = 0, turn = 0; from < p->count; from += most, turn++) {
-        const tile_rows *tile = &tiles[turn & 1];
-        tile_rows *next = &tiles[~turn & 1];
-        int64_t left = p->count - from - rows;
-        int next_rows = left < most ? (int)left : most;
-        find_rows(p, &at, next_rows, dtype, next);
+        const tile_rows *tile = &tiles[turn % 3];
+        tile_rows *next = &tiles[(turn + 1) % 3], *then = &tiles[(turn + 2) % 3];
+        const int64_t left = p->count - from - rows - next_rows;
+        const int then_rows = left < most ? (int)left : most;
+        find_rows(p, &at, then_rows, dtype, then);
+        next->then = then, next->then_rows = then_rows;
         for (int head = 0; head < p->heads; head += HEADS) { /* the later heads find the tile in cache */
             int heads = p->heads - head < HEADS ? p->heads - head : HEADS;
             heads_over_tile(p, &loops[heads - 1], head, heads, tile, rows, next, head == 0 ? next_rows : 0, dtype);
         }
-        rows = next_rows;
+        rows = next_rows, next_rows = then_rows;
     }
     if (dtype == HGCA_BF16 || dtype == BF16_QUERY) in_memory_order(p);
 }
