@@ -101,7 +101,7 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
 #else
     /* a pass fetches its share of a half-row with every row */
     const int lines = lines_of_half(heads, dim, dtype), mine = lines ? lines * columns * VW / dim : 0;
-    const int turn = 1;
+    const int turn = TILE;
 #endif
     VF sum[HEADS][COLUMNS];
     UNROLL
@@ -111,15 +111,14 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
     for (int from = 0; from < rows; from += turn) {
 #ifdef FEW_REGISTERS
         const char *ahead = lines ? half_ahead(next, next_rows, half++, tile->half[1]) : NULL;
-#else
-        if (lines) fetch_lines(next, next_rows, rows + from, tile->half[1], c / (columns * VW) * mine, mine);
 #endif
         for (int r = from; r < rows && r < from + turn; r++) {
             const char *value = tile->half[2 * r + 1] + c * size;
 #ifdef FEW_REGISTERS
             if (lines && r % step == 0) __builtin_prefetch(ahead + (r - from) / step * LINE, 0, AHEAD_LEVEL);
 #else
-            if (!lines && c == 0) prefetch_half(p, next, next_rows, rows + r, size, 0);
+            if (lines) fetch_lines(next, next_rows, rows + r, tile->half[1], c / (columns * VW) * mine, mine);
+            else if (c == 0) prefetch_half(p, next, next_rows, rows + r, size, 0);
 #endif
             VF v[COLUMNS];
             if (dtype == HGCA_BF16 && columns % 2 == 0)
@@ -272,8 +271,9 @@ static void in_memory_order(const hgca_piece *p) {
 
 /* Rows of a tile: two pages of 4 KiB, as what is read in short stretches comes from memory faster (Zen 4: 23.7 ns a row of
  * 512 bytes, against 28.8 in tiles of 64 rows). Of single rows here and there one page: nothing is fetched while the last tile is
- * worked on, and nothing is worked on while the first comes, so that of a few hundred rows most are in neither; not where tiles come into the first level: Zen 5
- * has more lines on their way then (a tenth faster). Many queries wait for arithmetic, of which a large tile needs less. */
+ * worked on, and nothing is worked on while the first comes, so that of a few hundred rows most are in neither; not where tiles come
+ * into the first level: Zen 5 has more lines on their way then (a tenth faster). Many queries wait for arithmetic, of which a large
+ * tile needs less. */
 INLINE int rows_of_tile(const hgca_piece *p, int dtype) {
     const int few = p->heads <= 2 * HEADS, scattered = few && AHEAD_LEVEL == 2 && p->row != NULL && p->run == NULL;
     const int most = USUAL_DIM != 0 && p->heads > 2 ? 3 * TILE_BYTES / 2 : TILE_BYTES; /* fetched evenly, three pages are faster */

@@ -28,9 +28,8 @@ class Column:
         self._scans: dict[int, Scan] = {}
         self._mirror: Mirror | None = None
         self._made: list[int] = []
-        self._goes_on: tuple[object, ...] | None = (
-            None  # how the sequence is after a token that left nothing new to be looked at
-        )
+        # how the sequence is after a token that left nothing new to be looked at
+        self._goes_on: tuple[object, ...] | None = None
         self._wanted = [0] * LIMITS
         self._choices = 0  # layers whose rows are chosen
 

@@ -18,13 +18,9 @@ from hgca_cli.kv.layout import LayerLayout, as_in_store
 GRIDS = frozenset({"grid4", "grid8"})
 CHUNK_LAYERS = 3.0  # times what a token's layer costs, a chunk's does beyond its products: larger small operations
 FLASH_SHARE, CUDNN_SHARE = 0.5, 0.68  # of a GPU's products, what attention of a prompt reaches
-CUDNN_CARDS = frozenset(
-    {"H20", "H100", "H200", "GH200", "B200", "GB200"}
-)  # which attend with cuDNN (attention/cudnn.py)
-CUDNN_CHUNK, CUDNN_TOKENS = (
-    1024,
-    32768,
-)  # a chunk is a multiple of, and prompts from here on are mostly attended to with
+# which attend with cuDNN (attention/cudnn.py), to chunks that are a multiple of this, in prompts most of which is beyond its LONG
+CUDNN_CARDS = frozenset({"H20", "H100", "H200", "GH200", "B200", "GB200"})
+CUDNN_CHUNK, CUDNN_TOKENS = 1024, 32768
 SCORING_SHARE = 0.2  # of a GPU's memory rate at which its kernel scores codes: 50 us for 41 MB on an H200
 SCORING_US = 30.0  # of a layer beside that: three launches that weigh, choose and name rows
 KNEE = 0.9  # of the best throughput a batch could reach: beyond it latency grows and little is gained

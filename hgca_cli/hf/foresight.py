@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,13 @@ class Foresight:
 
     @staticmethod
     def of(model: nn.Module, count: int) -> Foresight | None:
-        """Of a model with so many layers that see a cache; None where queries are made in another way."""
+        """Of a model with so many layers that see a cache, tried once; None where queries are made in another way."""
+        if model not in _known:
+            _known[model] = Foresight._found(model, count)
+        return _known[model]
+
+    @staticmethod
+    def _found(model: nn.Module, count: int) -> Foresight | None:
         found: dict[int, nn.Module] = {
             attention.layer_idx: one  # type: ignore[misc]
             for one in model.modules()
@@ -123,6 +130,9 @@ class Foresight:
         finally:
             listens.remove()
         return len(got) == len(wanted) and all(map(_alike, got, wanted))
+
+
+_known: WeakKeyDictionary[nn.Module, Foresight | None] = WeakKeyDictionary()
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -52,7 +52,7 @@ class Evictor:
     def start_together(self, others: Sequence[Evictor], keys: list[Tensor], values: list[Tensor]) -> None:
         """As `start` of this one and others, whose pieces lie side by side: [evictors, kv_heads, n, dim] each. Only on a GPU."""
         assert self._stream is not None
-        self._stream.wait_stream(torch.cuda.current_stream())
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
             staged = [(_pinned_copy(key), _pinned_copy(value)) for key, value in zip(keys, values, strict=True)]
             for one in (*keys, *values):

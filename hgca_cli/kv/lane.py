@@ -99,11 +99,17 @@ def _parts(source: Tensor, pinned: Tensor, there: Tensor) -> Iterator[tuple[Tens
             yield source[head, part], pinned[head, part], there[head, part]
 
 
+@contextlib.contextmanager
+def _aside(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """On a stream, if there is one; in inference mode, which is a thread's own: views made in it can be written in it alone."""
+    with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream), torch.inference_mode():
+        yield
+
+
 def _fetch(direct: Sequence[tuple[Tensor, Tensor]], stream: torch.cuda.Stream | None) -> str | None:
     """Ask the device for copies; why it would not take one, which goes by other memory then."""
     trouble = None
-    aside = contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
-    with aside, torch.inference_mode():
+    with _aside(stream):
         for source, there in direct:
             if trouble is None:
                 try:
@@ -124,6 +130,5 @@ def _carry(
     if sent is not None:
         sent.synchronize()
     ctypes.memmove(pinned.data_ptr(), source.data_ptr(), source.numel() * source.dtype.itemsize)  # others run meanwhile
-    aside = contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
-    with aside, torch.inference_mode():  # which is a thread's own: views made in it can be written in it alone
+    with _aside(stream):
         there.copy_(pinned, non_blocking=stream is not None)
