@@ -77,7 +77,8 @@ def test_figures_stand_under_what_is_said_and_ctrl_c_restores_the_screen(start) 
     terminal = start()
     terminal.until(lambda: is_whole(terminal), "dashboard")
     terminal.until(lambda: "of 400 rows" in terminal.flat and "quality" in terminal.flat, "shares")
-    assert "400 rows, up to 3 at once" in terminal.text and "slots    3 of 3: " in terminal.text
+    terminal.until(lambda: "400 rows, up to 3 at once" in terminal.everything, "what was said first")
+    terminal.until_text("slots    3 of 3: ")
     terminal.until(lambda: "tok/s" in terminal.flat and "rest, prompts" in terminal.flat, "a token's time")
     for columns, rows in ((100, 30), (80, 24), (200, 50)):
         terminal.resize(columns, rows)
@@ -88,7 +89,8 @@ def test_figures_stand_under_what_is_said_and_ctrl_c_restores_the_screen(start) 
     terminal.until(lambda: is_whole(terminal), "dashboard again")
     terminal.send("typed meanwhile")
     terminal.look(0.7)
-    assert is_whole(terminal) and "typed" not in terminal.text
+    assert "typed" not in terminal.text
+    terminal.until(lambda: is_whole(terminal), "dashboard still")
     terminal.child.sendintr()
     terminal.until_text("interrupted; go on with: hgca batch")
     terminal.until(lambda: not terminal.child.isalive(), "end")
