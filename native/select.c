@@ -84,10 +84,27 @@ static void scan_codes(hgca_unit *u) {
         }
 }
 
+/* What the last stage looks up here and there, while weights are computed from what is in cache: which rows the groups taken are, and
+ * the mean values of blocks. Inline: GCC takes calls away of what does nothing but prefetch. */
+static inline __attribute__((always_inline)) void prefetch_looked_up(const hgca_unit *u) {
+    const hgca_head *h = u->head;
+    const hgca_selection *job = h->job;
+    const char *mean = job->block_mean ? (const char *)job->block_mean + h->head * job->block_mean_head_stride : NULL;
+    const int64_t bytes = 2 * (int64_t)job->rows.value_dim;
+    for (int64_t i = 0, block = -1; i < u->taken_count; i++) {
+        const int64_t position = (int64_t)u->taken[i] * HGCA_LANES;
+        if (position < job->clustered) __builtin_prefetch(job->order + h->head * job->order_head_stride + position, 0, 2);
+        if (!mean || u->taken[i] / HGCA_GROUPS == block) continue;
+        block = u->taken[i] / HGCA_GROUPS;
+        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(mean + block * bytes + at, 0, 2);
+    }
+}
+
 static void weigh_rows(hgca_unit *u) {
     const hgca_head *h = u->head;
     memset(&u->bins, 0, sizeof u->bins);
     if (!hgca_scans(h) || u->taken_count == 0) return;
+    prefetch_looked_up(u);
     float share[HGCA_UNIT * HGCA_LANES];
     for (int32_t q = 0; q < h->queries; q++) share[q] = hgca_share(u->max[q], h->total[q]) / (float)h->queries;
     hgca_weighing weighing = {

@@ -5,7 +5,7 @@
 #include "codes.h"
 #include "selecting.h"
 
-enum { PREFETCHED = 16 }; /* what a processor has room for and a little more: the kernel, which works meanwhile, asks for the others */
+enum { PREFETCHED = 128 << 10 }; /* bytes of rows: what is read first stays in the second level */
 
 /* What all that is left out would hold if it were spread evenly is what estimates are measured by. A group not taken enters with
  * its own mean row from so many times a group's share on, else with its block's mean value. Measured: 8 times half the bytes at
@@ -38,8 +38,9 @@ static int32_t row_at(const hgca_head *h, int64_t position) {
     return position < h->job->clustered ? h->job->order[h->head * h->job->order_head_stride + position] : (int32_t)position;
 }
 
-/* A kernel fetches a tile while it works on the one before: the first has none before it. */
-static void prefetch_row(const hgca_head *h, int64_t row) {
+/* A row is asked for as soon as it is known: a kernel fetches the tile after the one it works on, which is late for single rows.
+ * Inline: GCC takes calls away of what does nothing but prefetch. */
+static inline __attribute__((always_inline)) void prefetch_row(const hgca_head *h, int64_t row) {
     const hgca_attention *rows = &h->job->rows;
     const int64_t size = hgca_number_bytes(rows->dtype);
     const char *key = (const char *)rows->key + h->head * rows->key_head_stride + row * rows->key_row_stride;
@@ -53,6 +54,7 @@ static int64_t list_chosen(hgca_unit *u) {
     const hgca_head *h = u->head;
     uint32_t (*lanes)(const float *, float) = hgca_selection_kernels()->lanes;
     const int every = !hgca_scans(h) || h->edge.all;
+    const int64_t prefetched = PREFETCHED / hgca_row_bytes(&h->job->rows);
     int64_t count = 0, room = u->room;
     for (int64_t i = 0; i < u->taken_count; i++) {
         const int64_t before = count;
@@ -62,7 +64,7 @@ static int64_t list_chosen(hgca_unit *u) {
             if (!every && u->weight[i * HGCA_LANES + r] < h->edge.above && room-- <= 0) continue;
             int32_t row = row_at(h, (int64_t)u->taken[i] * HGCA_LANES + r);
             if (row < 0) continue;
-            if (count < PREFETCHED) prefetch_row(h, row);
+            if (count < prefetched) prefetch_row(h, row);
             u->rows[count++] = row;
             u->chosen[i] |= (uint16_t)(1u << r);
         }

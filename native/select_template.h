@@ -8,7 +8,7 @@
 #include "select_lanes.h"
 
 /* Queries at once; groups until one whose codes, whose scales are fetched. */
-enum { QUERIES = HGCA_QUERIES, MOST_WIDTH = HGCA_MOST_WIDTH, AHEAD = 4, FAR_AHEAD = 6 };
+enum { QUERIES = HGCA_QUERIES, MOST_WIDTH = HGCA_MOST_WIDTH, AHEAD = 10, FAR_AHEAD = 13 };
 
 #include "select_dots.h"
 
@@ -88,8 +88,15 @@ INLINE void score_boxes(const hgca_scan *s, int64_t block, const float *query, l
 /* The scales of a block that begins with the i-th group. */
 INLINE void prefetch_scales(const hgca_scan *s, int64_t i) {
     const int64_t block = group_at(s, i) / HGCA_GROUPS;
-    if (group_at(s, i - 1) / HGCA_GROUPS == block) return;
+    if (i > 0 && group_at(s, i - 1) / HGCA_GROUPS == block) return;
     for (int64_t b = 0; b < hgca_scales_bytes(s->dim); b += 64) __builtin_prefetch(s->codes + block * block_bytes(s->dim) + b, 0, 2);
+}
+
+/* The groups that are not fetched while others are scored. */
+INLINE void prefetch_first(const hgca_scan *s) {
+    for (int64_t i = 0; i < s->count && i < FAR_AHEAD; i++) prefetch_scales(s, i);
+    for (int64_t i = 0; i < s->count && i < AHEAD; i++)
+        for (int64_t b = 0; b < hgca_lanes_bytes(s->dim); b += 64) __builtin_prefetch(codes_at(s, group_at(s, i)) + b, 0, 2);
 }
 
 /* Scores [n] of one query, the largest in a lane of `top`, become score, max and sum of hgca_scan. */
@@ -175,6 +182,7 @@ INLINE void scan_boxes(const hgca_scan *s, int first_query, int queries, float *
 INLINE void scan_codes(const hgca_scan *s, int first_query, int queries, float *raw, scanning *at) {
     const int64_t width = hgca_code_width(s->dim), n = s->count * HGCA_LANES;
     int64_t placed = -1;
+    prefetch_first(s);
     for (int64_t i = 0, both; i < s->count; i += 1 + both) {
         const int64_t group = group_at(s, i), block = group / HGCA_GROUPS;
         both = i + 1 < s->count && group_at(s, i + 1) / HGCA_GROUPS == block;
