@@ -117,7 +117,10 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
 #ifdef FEW_REGISTERS
             if (lines && r % step == 0) __builtin_prefetch(ahead + (r - from) / step * LINE, 0, AHEAD_LEVEL);
 #else
-            if (lines) fetch_lines(next, next_rows, rows + r, tile->half[1], c / (columns * VW) * mine, mine);
+            if (lines) {
+                const int at = (c / (columns * VW) * rows + r) * mine;
+                fetch_lines(next, next_rows, rows + at / lines, tile->half[1], at % lines, mine);
+            }
             else if (c == 0) prefetch_half(p, next, next_rows, rows + r, size, 0);
 #endif
             VF v[COLUMNS];
