@@ -10,6 +10,7 @@ PATTERNS = {"dense": 0, "runs64": 64, "runs16": 16, "rows": 1}  # rows in a run;
 SHARE = 10  # one row in so many is read, unless the pattern is dense
 SCALE_BYTES = 8  # of an int8 row: one of its key, one of its value
 COLD_BYTES = 128 << 20  # rows a step reads in all: at least these, and four times the last cache
+DENSE_BYTES = 512 << 20  # of a step that reads all rows it has: waking threads is little beside it, as in a model's step
 MOST_LAYERS = 64
 CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 
@@ -44,7 +45,8 @@ class Case:
     def layers(self) -> int:
         """How many layers it takes for the rows not to fit into the cache."""
         rows = self.rows if self.pattern == "dense" else max(1, self.rows // SHARE)
-        return min(MOST_LAYERS, -(-max(COLD_BYTES, 4 * last_cache()) // self.bytes_of(rows)))
+        least = DENSE_BYTES if self.pattern == "dense" else COLD_BYTES
+        return min(MOST_LAYERS, -(-max(least, 4 * last_cache()) // self.bytes_of(rows)))
 
     def memory(self, layers: int, *, llama_cpp: bool) -> int:
         """Bytes that measuring takes: our rows, torch's, llama.cpp's, and float32 numbers they are made of."""
