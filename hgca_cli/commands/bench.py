@@ -147,6 +147,7 @@ def attention_record(result: Result) -> dict[str, Any]:
         "rows": case.rows,
         "tokens": case.tokens,
         "layers": result.layers,
+        "passes": case.passes(result.layers),
         "bytes": result.bytes,
         "ms": result.seconds["hgca"] * 1e3,
         "gb_s": result.gb_s,

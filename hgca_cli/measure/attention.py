@@ -1,13 +1,15 @@
 """Attention of one decode step on the CPU: our kernel beside torch's and llama.cpp's, on the same numbers, in turns.
 
 A step reads the rows of several layers, enough that none is in the cache when its turn comes: a model's decode step
-finds them in memory, too. Times are per layer.
+finds them in memory, too. A turn is several steps if these are short, as its threads have to be woken first, which a model's
+are once for all layers. Times are per layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -73,7 +75,10 @@ def measure(case: Case, *, times: int, layers: int, threads: int, ggml: Ggml | N
         # what is put beside each other, reading and ours, comes after our rows were read: after torch's products, which pack
         # rows into memory of their own and give it back, ours took a quarter more
         *_, settle = probe.sides().values()
-        taken = interleave({"": settle, **probe.sides(), HGCA: sides[HGCA], **others}, times)
+        passes = case.passes(layers)
+        turns = {name: partial(_repeat, run, passes) for name, run in {HGCA: sides[HGCA], **others}.items()}
+        taken = interleave({"": settle, **probe.sides(), **turns}, times)
+        taken |= {name: [one / passes for one in taken[name]] for name in turns}
     read = case.bytes_of(case.rows if lists is None else lists.index.shape[1])
     return result_of(case, layers, read, {name: taken[name] for name in sides}, probe.rates(taken), difference)
 
@@ -111,6 +116,11 @@ def result_of(
         seconds[HGCA] / seconds[ONE_TOKEN] if ONE_TOKEN in seconds else None,
         difference,
     )
+
+
+def _repeat(run: Callable[[], Tensor], passes: int) -> None:
+    for _ in range(passes):
+        run()
 
 
 def _max_difference(outputs: Mapping[str, Tensor]) -> float:

@@ -9,9 +9,10 @@ DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4, "int8": 1}  # bytes of a number
 PATTERNS = {"dense": 0, "runs64": 64, "runs16": 16, "rows": 1}  # rows in a run; 0: all rows are read
 SHARE = 10  # one row in so many is read, unless the pattern is dense
 SCALE_BYTES = 8  # of an int8 row: one of its key, one of its value
-COLD_BYTES = 128 << 20  # rows a step reads in all: at least these, and four times the last cache
-DENSE_BYTES = 512 << 20  # of a step that reads all rows it has: waking threads is little beside it, as in a model's step
+COLD_BYTES = 128 << 20  # rows the layers read in all: at least these, and four times the last cache
+TURN_BYTES = 512 << 20  # rows of a turn: waking threads is little beside it, as in a model's step
 MOST_LAYERS = 64
+MOST_PASSES = 16
 CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 
 
@@ -37,6 +38,11 @@ class Case:
         """Numbers in one layer's keys and values."""
         return self.kv_heads * self.rows * 2 * self.head_dim
 
+    @property
+    def read(self) -> int:
+        """Rows of a KV head that are read."""
+        return self.rows if self.pattern == "dense" else max(1, self.rows // SHARE)
+
     def bytes_of(self, rows: int) -> int:
         """Bytes of keys and values of `rows` rows of every KV head in one layer, scales of int8 rows included."""
         scales = SCALE_BYTES if self.dtype == "int8" else 0
@@ -44,9 +50,11 @@ class Case:
 
     def layers(self) -> int:
         """How many layers it takes for the rows not to fit into the cache."""
-        rows = self.rows if self.pattern == "dense" else max(1, self.rows // SHARE)
-        least = DENSE_BYTES if self.pattern == "dense" else COLD_BYTES
-        return min(MOST_LAYERS, -(-max(least, 4 * last_cache()) // self.bytes_of(rows)))
+        return min(MOST_LAYERS, -(-max(COLD_BYTES, 4 * last_cache()) // self.bytes_of(self.read)))
+
+    def passes(self, layers: int) -> int:
+        """How often a turn goes through so many layers."""
+        return min(MOST_PASSES, -(-TURN_BYTES // (layers * self.bytes_of(self.read))))
 
     def memory(self, layers: int, *, llama_cpp: bool) -> int:
         """Bytes that measuring takes: our rows, torch's, llama.cpp's, and float32 numbers they are made of."""
