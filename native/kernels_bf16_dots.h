@@ -23,7 +23,8 @@ INLINE void score_tile_bf16(const hgca_piece *p, const float *query, const tile_
                             const tile_rows *next, int next_rows, int heads, int width, float score[][TILE]) {
     const int64_t dim = width, stride = hgca_query_width(dim, HGCA_BF16) * 4;
     const char *q = (const char *)query;
-    const int lines = lines_of_half(heads, width, HGCA_BF16), mine = lines ? lines * 4 * 32 / width : 0;
+    const int lines = lines_of_half(heads, width, HGCA_BF16), steps = width / 32;
+    const int share = steps > 2 ? 4 * lines / steps : lines; /* of narrow rows' lines some are asked for around the sums: evenly */
     for (int r = 0; r < rows; r += 4) {
         const char *key[4];
         UNROLL
@@ -39,7 +40,7 @@ INLINE void score_tile_bf16(const hgca_piece *p, const float *query, const tile_
             for (int j = 0; j < 4; j++) sum[h][j] = vzero();
         int64_t d = 0;
         for (; d + 32 <= dim; d += 32) {
-            if (lines) fetch_lines(next, next_rows, r + (int)d / 32 * mine / lines, tile->half[0], 0, mine);
+            fetch_share(next, next_rows, r, tile->half[0], lines, (int)d / 32 * share, share);
             __m512bh k[4];
             UNROLL
             for (int j = 0; j < 4; j++) k[j] = (__m512bh)_mm512_loadu_si512(key[j] + d * 2);
@@ -56,7 +57,9 @@ INLINE void score_tile_bf16(const hgca_piece *p, const float *query, const tile_
             UNROLL
             for (int j = 0; j < 4; j++) sum[h][j] = _mm512_dpbf16_ps(sum[h][j], load_numbers(key[j] + d * 2, dim - d), n);
         }
+        if (steps * share < 4 * lines) fetch_share(next, next_rows, r, tile->half[0], lines, steps * share, share);
         vsum_heads(sum, heads, score, r);
+        if (steps * share < 4 * lines) fetch_share(next, next_rows, r, tile->half[0], lines, (steps + 1) * share, share);
     }
     vsettle(score, rows);
     UNROLL

@@ -98,9 +98,13 @@ INLINE void score_level(const char *const key[4], int64_t dim, const char *q, in
     }
 }
 
+/* Lines of a half-row that are fetched one by one; 0: a width that is not known, or what waits for memory alone. */
+INLINE int lines_ahead_i8(int heads, int64_t dim) { return heads > 2 && KNOWN(dim) % LINE == 0 ? KNOWN(dim) / LINE : 0; }
+
 INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_rows *tile, int rows, const tile_rows *next,
                           int next_rows, int heads, int64_t dim, float score[][TILE]) {
     const int64_t stride = hgca_query_width(dim, HGCA_I8) * 4, level = lines(dim);
+    const int ahead = lines_ahead_i8(heads, dim);
     const char *q = (const char *)query;
     float scale[16] = {0};
     int32_t offset[16] = {0};
@@ -116,7 +120,8 @@ INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_ro
         UNROLL
         for (int j = 0; j < 4; j++) {
             key[j] = tile->half[2 * (r + j < rows ? r + j : rows - 1)];
-            prefetch_half(p, next, next_rows, r + j, 1, 0);
+            fetch_share(next, next_rows, r, tile->half[0], ahead, j * ahead, ahead);
+            if (!ahead) prefetch_half(p, next, next_rows, r + j, 1, 0);
         }
         __m512i sum[HEADS][4];
         UNROLL
@@ -205,7 +210,7 @@ INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile,
         unit[h] = split_weights(weight[h], rows, level[h]);
         if (!(unit[h] == unit[h])) return 0;
     }
-    const int groups = (rows + 3) / 4;
+    const int groups = (rows + 3) / 4, ahead = lines_ahead_i8(heads, dim);
     for (int64_t c = 0; c < dim; c += 64) {
         __m512i value[TILE / 4][4];
         for (int g = 0; g < groups; g++) {
@@ -214,7 +219,8 @@ INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile,
             for (int j = 0; j < 4; j++) {
                 int r = 4 * g + j;
                 row[j] = tile->half[2 * (r < rows ? r : rows - 1) + 1] + c; /* beyond the last row: weights of zero */
-                if (c == 0) prefetch_half(p, next, next_rows, rows + r, 1, 0);
+                fetch_share(next, next_rows, rows, tile->half[1], ahead, (int)c / LINE * rows + r, 1);
+                if (!ahead && c == 0) prefetch_half(p, next, next_rows, rows + r, 1, 0);
             }
             interleave_four(row, dim - c, value[g]);
         }

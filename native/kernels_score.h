@@ -16,7 +16,8 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
         return;
     }
 #endif
-    const int lines = COLUMNS == 4 && dtype == HGCA_BF16 ? lines_of_half(heads, dim, dtype) : 0, mine = lines ? lines * ROWS * 2 * VW / dim : 0;
+    const int lines = COLUMNS == 4 && VW > 4 ? lines_of_half(heads, dim, dtype) : 0;
+    const int mine = lines ? lines * ROWS * (dtype == HGCA_BF16 ? 2 * VW : VW) / dim : 0; /* of them with every vector */
     for (int r = 0; r < rows; r += ROWS) {
         const char *key[ROWS];
         UNROLL
@@ -32,7 +33,7 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
             for (int j = 0; j < ROWS; j++) sum[h][j] = vzero();
         int d = 0;
         for (; dtype == HGCA_BF16 && d + 2 * VW <= dim; d += 2 * VW) {
-            if (lines) fetch_lines(next, next_rows, r + d / (2 * VW) * mine / lines, tile->half[0], 0, mine);
+            fetch_share(next, next_rows, r, tile->half[0], lines, d / (2 * VW) * mine, mine);
             VF even[ROWS], odd[ROWS];
             UNROLL
             for (int j = 0; j < ROWS; j++) vload_pair(key[j] + d * size, &even[j], &odd[j]);
@@ -46,6 +47,7 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
             }
         }
         for (; d + VW <= dim; d += VW) {
+            if (dtype != HGCA_BF16) fetch_share(next, next_rows, r, tile->half[0], lines, d / VW * mine, mine);
             VF k[ROWS];
             UNROLL
             for (int j = 0; j < ROWS; j++) k[j] = vload_rows(key[j] + d * size, dtype);

@@ -117,11 +117,8 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
 #ifdef FEW_REGISTERS
             if (lines && r % step == 0) __builtin_prefetch(ahead + (r - from) / step * LINE, 0, AHEAD_LEVEL);
 #else
-            if (lines) {
-                const int at = (c / (columns * VW) * rows + r) * mine;
-                fetch_lines(next, next_rows, rows + at / lines, tile->half[1], at % lines, mine);
-            }
-            else if (c == 0) prefetch_half(p, next, next_rows, rows + r, size, 0);
+            fetch_share(next, next_rows, rows, tile->half[1], lines, (c / (columns * VW) * rows + r) * mine, mine);
+            if (!lines && c == 0) prefetch_half(p, next, next_rows, rows + r, size, 0);
 #endif
             VF v[COLUMNS];
             if (dtype == HGCA_BF16 && columns % 2 == 0)
