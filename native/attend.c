@@ -9,7 +9,7 @@
 #include "partial.h"
 #include "tickets.h"
 
-enum { LEAST_ROWS = 128, TILE_ROWS = 64, PIECES_PER_THREAD = 4 };
+enum { LEAST_ROWS = 128, TILE_ROWS = 64, PIECES_PER_THREAD = 4, LARGE_ROWS = 4096, LARGE_PIECES_PER_THREAD = 16 };
 
 enum { MOST = 1 << 24 }; /* heads, widths: what keeps the sizes below in 64 bits */
 
@@ -241,8 +241,11 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     if (rows_of == NULL) return HGCA_NO_MEMORY;
     for (int64_t j = 0, at = 0; j < count; j++)
         for (int64_t l = 0; l < list_count(&jobs[j]); l++) rows += rows_of[at++] = list_rows(&jobs[j], l);
-    /* enough pieces that a thread the system takes away does not hold up the rest, none too small to pay for itself */
-    int64_t per_piece = rows / ((int64_t)hgca_threads() * PIECES_PER_THREAD) + 1;
+    /* enough pieces that a thread the system takes away does not hold up the rest, none too small to pay for itself; more where they
+     * are large, as lists end with a smaller one: nine of three heads kept two threads waiting for a twelfth of the time */
+    const int64_t each = rows / hgca_threads();
+    int64_t per_piece = each / LARGE_PIECES_PER_THREAD + 1;
+    if (per_piece < LARGE_ROWS) per_piece = each / PIECES_PER_THREAD < LARGE_ROWS ? each / PIECES_PER_THREAD + 1 : LARGE_ROWS;
     per_piece = (per_piece + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
     if (per_piece < LEAST_ROWS) per_piece = LEAST_ROWS;
 
