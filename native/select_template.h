@@ -7,8 +7,8 @@
 #include "select.h"
 #include "select_lanes.h"
 
-/* Queries at once; groups until one whose codes, whose scales are fetched. */
-enum { QUERIES = HGCA_QUERIES, MOST_WIDTH = HGCA_MOST_WIDTH, AHEAD = 10, FAR_AHEAD = 13 };
+/* Queries at once; bytes of codes until those that are fetched, groups from there to one whose scales are. */
+enum { QUERIES = HGCA_QUERIES, MOST_WIDTH = HGCA_MOST_WIDTH, AHEAD_BYTES = 5632, MORE_AHEAD = 3 };
 
 #include "select_dots.h"
 
@@ -93,9 +93,9 @@ INLINE void prefetch_scales(const hgca_scan *s, int64_t i) {
 }
 
 /* The groups that are not fetched while others are scored. */
-INLINE void prefetch_first(const hgca_scan *s) {
-    for (int64_t i = 0; i < s->count && i < FAR_AHEAD; i++) prefetch_scales(s, i);
-    for (int64_t i = 0; i < s->count && i < AHEAD; i++)
+INLINE void prefetch_first(const hgca_scan *s, int64_t ahead) {
+    for (int64_t i = 0; i < s->count && i < ahead + MORE_AHEAD; i++) prefetch_scales(s, i);
+    for (int64_t i = 0; i < s->count && i < ahead; i++)
         for (int64_t b = 0; b < hgca_lanes_bytes(s->dim); b += 64) __builtin_prefetch(codes_at(s, group_at(s, i)) + b, 0, 2);
 }
 
@@ -181,16 +181,17 @@ INLINE void scan_boxes(const hgca_scan *s, int first_query, int queries, float *
 /* Codes: two groups of a block at once. */
 INLINE void scan_codes(const hgca_scan *s, int first_query, int queries, float *raw, scanning *at) {
     const int64_t width = hgca_code_width(s->dim), n = s->count * HGCA_LANES;
+    const int64_t ahead_by = AHEAD_BYTES / hgca_lanes_bytes(s->dim) + 1;
     int64_t placed = -1;
-    prefetch_first(s);
+    prefetch_first(s, ahead_by);
     for (int64_t i = 0, both; i < s->count; i += 1 + both) {
         const int64_t group = group_at(s, i), block = group / HGCA_GROUPS;
         both = i + 1 < s->count && group_at(s, i + 1) / HGCA_GROUPS == block;
         const int64_t other = both ? group_at(s, i + 1) : group;
         const uint8_t *const codes[2] = {codes_at(s, group), codes_at(s, other)}, *ahead[2] = {codes[0], codes[1]};
         for (int k = 0; k <= both; k++) {
-            if (i + k + FAR_AHEAD < s->count) prefetch_scales(s, i + k + FAR_AHEAD);
-            if (i + k + AHEAD < s->count) ahead[k] = codes_at(s, group_at(s, i + k + AHEAD));
+            if (i + k + ahead_by + MORE_AHEAD < s->count) prefetch_scales(s, i + k + ahead_by + MORE_AHEAD);
+            if (i + k + ahead_by < s->count) ahead[k] = codes_at(s, group_at(s, i + k + ahead_by));
         }
         if (block != placed) {
             const char *scales = s->codes + block * block_bytes(s->dim);
