@@ -131,5 +131,7 @@ def window_job(query: Tensor, layer: LayerState, scale: float, softcap: float) -
 @lru_cache(maxsize=16)  # the layers of a model ask for the same runs, one after another
 def as_lists(kv_heads: int, runs: tuple[tuple[int, int], ...]) -> native.Lists:
     """The same runs of every KV head's rows."""
-    first, count = torch.tensor(runs, dtype=torch.int32).T.repeat(1, kv_heads).contiguous()
-    return native.Lists(torch.arange(kv_heads + 1, dtype=torch.int64) * len(runs), first, count)
+    first, count = ([run[part] for run in runs] * kv_heads for part in (0, 1))
+    both = torch.tensor(first + count, dtype=torch.int32)  # a ring's runs change with every token: few calls of torch
+    start = torch.tensor(range(0, len(first) + 1, len(runs)), dtype=torch.int64)
+    return native.Lists(start, both[: len(first)], both[len(first) :])
