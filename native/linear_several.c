@@ -9,7 +9,7 @@
 #include "tickets.h"
 
 /* A piece is some ten microseconds of products, or of placing. */
-enum { PIECE_PRODUCTS = 1 << 20, PIECE_NUMBERS = 16 << 10, MOST = 1 << 28, BLOCK = 32, FEW = 64, MADE = 256 };
+enum { PIECE_PRODUCTS = 1 << 20, PIECE_NUMBERS = 16 << 10, MOST = 1 << 28, BLOCK = 32, FEW = 64, MADE = 256, PIECE_ROWS = 4 * HGCA_TILE };
 
 typedef struct {
     hgca_weights w;
@@ -103,20 +103,28 @@ int hgca_linear_several(const hgca_weights *weights, int32_t count, int64_t vect
     return hgca_linear_around(weights, count, vectors, (const float *)in, &none, (float *)out);
 }
 
+/* Whole tiles, as many as a kernel takes at once, and every thread has two pieces at least. */
+static int64_t rows_of_piece(int64_t products, int64_t rows) {
+    const int64_t share = rows / (2 * hgca_threads()), most = lesser(PIECE_PRODUCTS / products, share);
+    if (most >= PIECE_ROWS) return most / PIECE_ROWS * PIECE_ROWS;
+    return share < HGCA_TILE ? HGCA_TILE : lesser(share / HGCA_TILE * HGCA_TILE, PIECE_ROWS);
+}
+
 int hgca_linear_around(const hgca_weights *weights, int32_t count, int64_t vectors, const float *in, const hgca_around *around,
                        float *out) {
     if (weights == NULL || !in || !out || count < 1 || count > HGCA_MOST_LAYERS || vectors < 1 || vectors > MOST) return HGCA_BAD_ARGUMENT;
     products p = {.layers = count, .vectors = vectors, .inputs = weights[0].inputs, .in = in, .around = *around};
     const int64_t chunks = pieces_of(vectors, HGCA_SEVERAL);
     float *to = out;
-    int64_t pieces = 0;
+    int64_t pieces = 0, outputs = 0;
+    for (int32_t i = 0; i < count; i++) outputs += weights[i].outputs;
     for (int32_t i = 0; i < count; i++) {
         const hgca_weights *w = &weights[i];
         if (!hgca_weights_fit(w) || w->kind < HGCA_GRID8 || w->dtype != HGCA_F32 || w->inputs != weights[0].inputs)
             return HGCA_BAD_ARGUMENT;
         layer *l = &p.layer[i];
-        const int64_t rows = PIECE_PRODUCTS / (p.inputs * lesser(vectors, HGCA_SEVERAL)) / HGCA_TILE * HGCA_TILE;
-        *l = (layer){.w = *w, .rows = rows ? rows : HGCA_TILE, .first_piece = pieces, .out = to};
+        const int64_t rows = rows_of_piece(p.inputs * lesser(vectors, HGCA_SEVERAL), chunks * outputs);
+        *l = (layer){.w = *w, .rows = rows, .first_piece = pieces, .out = to};
         l->row_pieces = pieces_of(w->outputs, l->rows);
         pieces += chunks * l->row_pieces, to += vectors * w->outputs;
     }

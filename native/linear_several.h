@@ -4,7 +4,7 @@
  * what is read of the codes serves all of them, what is spread of a vector all rows of the tile.
  *
  * The vocabulary has besides:
- *   SEVERAL                   vectors whose sums the registers hold
+ *   SEVERAL, TILES            vectors, and tiles of rows, whose sums the registers hold together
  *   vpairs4(bytes, to)        codes of a line of 4 bits: numbers 0 2, 1 3, 4 6, 5 7 of a row's eight, as 16 bits each
  *   vpairs8(bytes, to)        of 8 bits: numbers 0 2, 1 3 of four
  *   vpair(p)                  two numbers of 16 bits, for every lane;  vheld(x)  x, in a register
@@ -18,44 +18,50 @@ INLINE const VI *in_memory(const VI *pairs) {
     return pairs;
 }
 
-INLINE void unpack(const char *codes, int bits, VI *pair) {
+/* The same block of `tiles` tiles, one behind the other in memory: pair [PAIRS][tiles][PARTS]. */
+INLINE void unpack(const char *codes, int64_t tile_bytes, int tiles, int bits, VI *pair) {
     const int each = bits == 4 ? 4 : 2;
     for (int line = 0; line < PAIRS / each; line++)
-        for (int part = 0; part < PARTS; part++) {
+        UNROLL
+        for (int at = 0; at < tiles * PARTS; at++) {
             VI to[4];
-            const VI bytes = vbytes(codes + line * LINE + part * 4 * VW);
+            const char *from = codes + at / PARTS * tile_bytes + line * LINE + at % PARTS * 4 * VW;
+            const VI bytes = vbytes(from);
+            if (at % PARTS == 0) __builtin_prefetch(from + tiles * tile_bytes, 0, 2);
             if (bits == 4) vpairs4(bytes, to);
             else vpairs8(bytes, to);
-            for (int i = 0; i < each; i++) pair[(line * each + i) * PARTS + part] = to[i];
+            for (int i = 0; i < each; i++) pair[(line * each + i) * tiles * PARTS + at] = to[i];
         }
 }
 
-/* `count` vectors, known when this is compiled, with a block: onto sums of float [count][16]. */
-INLINE void dot_several(const VI *pair, const hgca_numbers *x, int count, const VF *scale, const VF *least, int bits, float *out) {
-    VI sum[SEVERAL][PARTS];
+/* `count` vectors, known when this is compiled, with a block of `tiles` tiles: onto sums of float [count][tiles][16]. */
+INLINE void dot_several(const VI *pair, const hgca_numbers *x, int count, int tiles, const VF *scale, const VF *least, int bits,
+                        float *out) {
+    const int parts = tiles * PARTS;
+    VI sum[SEVERAL][TILES * PARTS];
     pair = in_memory(pair);
     UNROLL
     for (int v = 0; v < count; v++)
         UNROLL
-        for (int part = 0; part < PARTS; part++) sum[v][part] = vint(0);
+        for (int part = 0; part < parts; part++) sum[v][part] = vint(0);
     UNROLL_PAIRS
     for (int i = 0; i < PAIRS; i++) {
-        VI code[PARTS];
+        VI code[TILES * PARTS];
         UNROLL
-        for (int part = 0; part < PARTS; part++) code[part] = vheld(pair[i * PARTS + part]);
+        for (int part = 0; part < parts; part++) code[part] = vheld(pair[i * parts + part]);
         UNROLL
         for (int v = 0; v < count; v++) {
             const VI numbers = vpair(x[v].number + 2 * i);
             UNROLL
-            for (int part = 0; part < PARTS; part++) sum[v][part] = vdots2(sum[v][part], code[part], numbers);
+            for (int part = 0; part < parts; part++) sum[v][part] = vdots2(sum[v][part], code[part], numbers);
         }
     }
     UNROLL
     for (int v = 0; v < count; v++) {
         const VF by = vset1(x[v].scale), whole = vset1(x[v].whole);
         UNROLL
-        for (int part = 0; part < PARTS; part++) {
-            float *at = out + v * HGCA_TILE + part * VW;
+        for (int part = 0; part < parts; part++) {
+            float *at = out + (v * parts + part) * VW;
             VF all = vfma(vlanes(sum[v][part]), vmul(scale[part], by), vload(at));
             if (bits == 4) all = vfma(least[part], whole, all);
             vstore(at, all);
@@ -63,51 +69,65 @@ INLINE void dot_several(const VI *pair, const hgca_numbers *x, int count, const 
     }
 }
 
-INLINE void dot_several_tile(const hgca_several_rows *p, const char *tile, int bits, float *out) {
-    const int64_t blocks = p->inputs / BLOCK;
+INLINE void dot_several_tiles(const hgca_several_rows *p, const char *tile, int tiles, int bits, float *out) {
+    const int64_t blocks = p->inputs / BLOCK, tile_bytes = blocks * tile_block_bytes(bits);
+    const int each = tiles * HGCA_TILE;
     const hgca_numbers *x = p->numbers;
     for (int64_t b = 0; b < blocks; b++, x += p->vectors, tile += tile_block_bytes(bits)) {
-        VF scale[PARTS], least[PARTS];
-        VI room[PAIRS * PARTS];
+        VF scale[TILES * PARTS], least[TILES * PARTS];
+        VI room[PAIRS * TILES * PARTS];
         UNROLL
-        for (int part = 0; part < PARTS; part++) {
-            scale[part] = vload_rows(tile + 2 * VW * part, HGCA_F16);
-            least[part] = bits == 4 ? vload_rows(tile + 2 * HGCA_TILE + 2 * VW * part, HGCA_F16) : vzero();
+        for (int part = 0; part < tiles * PARTS; part++) {
+            const char *factor = tile + part / PARTS * tile_bytes + part % PARTS * 2 * VW;
+            scale[part] = vload_rows(factor, HGCA_F16);
+            least[part] = bits == 4 ? vload_rows(factor + 2 * HGCA_TILE, HGCA_F16) : vzero();
         }
-        unpack(tile + HGCA_TILE * (bits == 4 ? 4 : 2), bits, room);
+        unpack(tile + HGCA_TILE * (bits == 4 ? 4 : 2), tile_bytes, tiles, bits, room);
         const VI *pair = room;
         int64_t v = 0;
-        for (; v + SEVERAL <= p->vectors; v += SEVERAL) dot_several(pair, x + v, SEVERAL, scale, least, bits, out + v * HGCA_TILE);
+        for (; v + SEVERAL <= p->vectors; v += SEVERAL) dot_several(pair, x + v, SEVERAL, tiles, scale, least, bits, out + v * each);
         const int rest = (int)(p->vectors - v);
-        if (SEVERAL > 4 && rest & 4) dot_several(pair, x + v, 4, scale, least, bits, out + v * HGCA_TILE), v += 4;
-        if (SEVERAL > 2 && rest & 2) dot_several(pair, x + v, 2, scale, least, bits, out + v * HGCA_TILE), v += 2;
-        if (SEVERAL > 1 && rest & 1) dot_several(pair, x + v, 1, scale, least, bits, out + v * HGCA_TILE);
+        if (SEVERAL > 4 && rest & 4) dot_several(pair, x + v, 4, tiles, scale, least, bits, out + v * each), v += 4;
+        if (SEVERAL > 2 && rest & 2) dot_several(pair, x + v, 2, tiles, scale, least, bits, out + v * each), v += 2;
+        if (SEVERAL > 1 && rest & 1) dot_several(pair, x + v, 1, tiles, scale, least, bits, out + v * each);
     }
 }
 
-INLINE void dot_several_tiles(const hgca_several_rows *p, int bits) {
+/* Rows r .. r + rows - 1, which `tiles` tiles hold. */
+INLINE void several_rows(const hgca_several_rows *p, const char *tile, int64_t r, int64_t rows, int tiles, int bits) {
+    float out[HGCA_SEVERAL * TILES * HGCA_TILE];
+    float bias[TILES * HGCA_TILE] = {0};
+    const int each = tiles * HGCA_TILE;
+    const size_t bytes = (size_t)each * sizeof(float);
+    if (p->bias) memcpy(bias, p->bias + r, (size_t)rows * sizeof(float));
+    for (int64_t v = 0; v < p->vectors; v++) memcpy(out + v * each, bias, bytes);
+    dot_several_tiles(p, tile, tiles, bits, out);
+    for (int64_t v = 0; v < p->vectors; v++) {
+        const float *from = out + v * each, *onto = p->onto + v * p->out_stride + r;
+        float *to = p->out + v * p->out_stride + r;
+        for (int64_t i = 0; p->onto && i < rows; i++) to[i] = onto[i] + from[i];
+        if (p->onto) continue;
+        if (rows == each) memcpy(to, from, bytes); /* of a size that is known: a few moves */
+        else memcpy(to, from, (size_t)rows * sizeof(float));
+    }
+}
+
+INLINE void several_grid(const hgca_several_rows *p, int bits) {
     const int64_t tile_bytes = p->inputs / BLOCK * tile_block_bytes(bits);
     const char *tile = p->weight;
-    for (int64_t r = 0; r < p->rows; r += HGCA_TILE, tile += tile_bytes) {
-        float out[HGCA_SEVERAL * HGCA_TILE];
-        float bias[HGCA_TILE] = {0};
-        const int64_t left = p->rows - r, rows = left < HGCA_TILE ? left : HGCA_TILE;
-        if (p->bias) memcpy(bias, p->bias + r, (size_t)rows * sizeof(float));
-        for (int64_t v = 0; v < p->vectors; v++) memcpy(out + v * HGCA_TILE, bias, sizeof bias);
-        dot_several_tile(p, tile, bits, out);
-        for (int64_t v = 0; v < p->vectors; v++) {
-            const float *from = out + v * HGCA_TILE, *onto = p->onto + v * p->out_stride + r;
-            float *to = p->out + v * p->out_stride + r;
-            for (int64_t i = 0; p->onto && i < rows; i++) to[i] = onto[i] + from[i];
-            if (p->onto) continue;
-            if (rows == HGCA_TILE) memcpy(to, from, sizeof bias); /* of a size that is known: two moves */
-            else memcpy(to, from, (size_t)rows * sizeof(float));
-        }
+    int64_t r = 0;
+    for (; TILES > 1 && r + (TILES - 1) * HGCA_TILE < p->rows; r += TILES * HGCA_TILE, tile += TILES * tile_bytes) {
+        const int64_t left = p->rows - r, most = TILES * HGCA_TILE;
+        several_rows(p, tile, r, left < most ? left : most, TILES, bits);
+    }
+    for (; r < p->rows; r += HGCA_TILE, tile += tile_bytes) {
+        const int64_t left = p->rows - r;
+        several_rows(p, tile, r, left < HGCA_TILE ? left : HGCA_TILE, 1, bits);
     }
 }
 
-static void several_grid8(const hgca_several_rows *p) { dot_several_tiles(p, 8); }
-static void several_grid4(const hgca_several_rows *p) { dot_several_tiles(p, 4); }
+static void several_grid8(const hgca_several_rows *p) { several_grid(p, 8); }
+static void several_grid4(const hgca_several_rows *p) { several_grid(p, 4); }
 
 static void place_several(const float *in, int64_t inputs, hgca_numbers *to, int64_t stride) {
     for (int64_t b = 0; b < inputs / BLOCK; b++, in += BLOCK, to += stride) {
