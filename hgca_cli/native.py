@@ -59,6 +59,7 @@ class Attention:
     key_scale  f32 [kv_heads, rows], what the numbers of an i8 row are to be multiplied with; value_scale likewise, with
                the same strides
     causal     the last `tokens` rows are the tokens' own: token t sees rows 0 .. rows - tokens + t
+    joins      as of a Step
     """
 
     query: Tensor
@@ -72,6 +73,7 @@ class Attention:
     key_scale: Tensor | None = None
     value_scale: Tensor | None = None
     causal: bool = False
+    joins: bool = False
 
 
 class Rows:
@@ -181,7 +183,9 @@ def start(jobs: Sequence[Attention | Step]) -> Pending:
     kept: list[Any] = [*jobs]
     for index, job in enumerate(jobs):
         if isinstance(job, Attention):
-            results.append(_describe(job, described[index]))
+            partial = _describe(job, described[index])
+            kept.append(partial)
+            results.append(results[-1] if job.joins and results else partial)
             continue
         result, partial = result_of(describe_step(job, described, index), job.query.shape[0], job.rows.value_dim)
         kept.append(result)
@@ -223,7 +227,7 @@ def _describe(job: Attention, to: Any) -> Partial:
     to.rows, to.kv_heads, to.heads = rows, kv_heads, heads
     to.key_dim, to.value_dim, to.dtype = key_dim, value_dim, DTYPES[key.dtype]
     to.scale, to.softcap = job.scale, job.softcap
-    to.tokens, to.causal = tokens, job.causal
+    to.tokens, to.causal, to.joins = tokens, job.causal, job.joins
     if job.row_start is not None:
         _describe_lists(job.row_start, job.row, job.run, to)
     if key.dtype == torch.int8:

@@ -9,7 +9,7 @@
 #include "partial.h"
 #include "tickets.h"
 
-enum { LEAST_ROWS = 128, TILE_ROWS = 64, PIECES_PER_THREAD = 4, LARGE_ROWS = 4096, LARGE_PIECES_PER_THREAD = 16 };
+enum { LEAST_ROWS = 128, TILE_ROWS = 64, PIECES_PER_THREAD = 4, LARGE_ROWS = 4096, LARGE_PIECES_PER_THREAD = 16, FEW_TOKENS = 64 };
 
 enum { MOST = 1 << 24 }; /* heads, widths: what keeps the sizes below in 64 bits */
 
@@ -230,8 +230,9 @@ static void lay_out(hgca_layout *at, const hgca_attention *jobs, int32_t count, 
 
 int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     if (count < 1 || jobs == NULL || ticket == NULL) return HGCA_BAD_ARGUMENT;
-    int64_t lists = 0, rows = 0;
+    int64_t lists = 0, rows = 0, tokens = 0;
     for (int32_t j = 0; j < count; j++) {
+        tokens = jobs[j].tokens > tokens ? jobs[j].tokens : tokens;
         int status = hgca_check(&jobs[j]);
         if (status == HGCA_OK) status = check_joins(jobs, j);
         if (status) return status;
@@ -244,8 +245,9 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     /* enough pieces that a thread the system takes away does not hold up the rest, none too small to pay for itself; more where they
      * are large, as lists end with a smaller one: nine of three heads kept two threads waiting for a twelfth of the time */
     const int64_t each = rows / hgca_threads();
+    const int64_t large = LARGE_ROWS / (tokens < LARGE_ROWS ? tokens : LARGE_ROWS);
     int64_t per_piece = each / LARGE_PIECES_PER_THREAD + 1;
-    if (per_piece < LARGE_ROWS) per_piece = each / PIECES_PER_THREAD < LARGE_ROWS ? each / PIECES_PER_THREAD + 1 : LARGE_ROWS;
+    if (per_piece < large) per_piece = each / PIECES_PER_THREAD < large ? each / PIECES_PER_THREAD + 1 : large;
     per_piece = (per_piece + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
     if (per_piece < LEAST_ROWS) per_piece = LEAST_ROWS;
 
@@ -258,6 +260,7 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     if (at.base == NULL) return HGCA_NO_MEMORY;
     for (int64_t l = 0; l < w->list_count; l++) /* lists without rows have no piece to finish them */
         if (w->lists[l].pieces == 0) merge_list(w, &w->lists[l]);
+    w->started.batch.among_openmp = tokens > FEW_TOKENS; /* a prompt: torch does much else of a layer */
     hgca_submit(&w->started, ticket);
     return HGCA_OK;
 }

@@ -107,3 +107,17 @@ INLINE void fetch_share(const tile_rows *next, int next_rows, int half, const ch
 INLINE void prefetch_value(const hgca_piece *p, const tile_rows *tile, int r, int64_t size) {
     for (int64_t at = 0; at < p->value_dim * size; at += LINE) __builtin_prefetch(tile->half[2 * r + 1] + at, 0, 3);
 }
+
+/* Lines of a tile, in the order of memory. */
+typedef struct {
+    const tile_rows *tile;
+    int halves, half;
+    int64_t at, bytes[2]; /* of a key, of a value */
+} line_cursor;
+
+INLINE void fetch_next_line(line_cursor *c) {
+    if (c->half >= c->halves) return;
+    __builtin_prefetch(c->tile->half[c->half] + c->at, 0, AHEAD_LEVEL);
+    c->at += LINE;
+    if (c->at >= c->bytes[c->half & 1]) c->at = 0, c->half++;
+}

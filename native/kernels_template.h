@@ -14,6 +14,7 @@
  *   vload_pair(p, even, odd)   2 * VW bf16 numbers of a row as floats
  *   USUAL_DIM                  compile loops for rows of this width, and of half of it, where that is faster (not of float32)
  *   AHEAD_LEVEL                into which cache the next tile is fetched, as of __builtin_prefetch; 2 if it is not told
+ *   MANY_ROWS, MANY_VECTORS    see kernels_many.h; none if they are not told
  *   FEW_REGISTERS              where those of four rows leave no room for sums: see kernels_score_few.h; no vsum_heads, vsettle
  *
  * A tile of rows (at most TILE) is scored for HEADS query heads at a time, its scores stay on the stack, and its values are
@@ -310,9 +311,19 @@ INLINE void whole_piece(const hgca_piece *p, const tile_loops loops[], int dtype
     if (dtype == HGCA_BF16 || dtype == BF16_QUERY) in_memory_order(p);
 }
 
-#define KERNEL(name, dtype)  \
-    ALL_LOOPS(name, dtype)   \
-    static void piece_##name(const hgca_piece *p) { whole_piece(p, loops_##name, dtype); }
+#ifdef MANY_ROWS
+#include "kernels_many.h"
+#else
+#define MANY(name, dtype) \
+    static int many_##name(const hgca_piece *p) { return (void)p, 0; }
+#endif
+
+#define KERNEL(name, dtype)                                \
+    ALL_LOOPS(name, dtype)                                 \
+    MANY(name, dtype)                                      \
+    static void piece_##name(const hgca_piece *p) {        \
+        if (!many_##name(p)) whole_piece(p, loops_##name, dtype); \
+    }
 KERNEL(f32, HGCA_F32)
 KERNEL(bf16, HGCA_BF16)
 KERNEL(f16, HGCA_F16)

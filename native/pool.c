@@ -219,13 +219,21 @@ static void start_workers(void) {
     }
 }
 
+static hgca_parallel find_openmp(void) {
+    hgca_parallel found = NULL;
+    if (atomic_load(&generation)) return NULL; /* its threads did not come along into this process, and it would wait for them */
+    *(void **)&found = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    return found;
+}
+
 void hgca_pool_submit(hgca_batch *batch) {
+    const hgca_parallel among = batch->among_openmp ? find_openmp() : NULL;
     pthread_once(&once, watch_forks);
     atomic_store(&batch->claimed, 0);
     atomic_store(&batch->users, 0);
     batch->next = NULL;
     take_lock();
-    batch->shared = parallel;
+    batch->shared = among ? among : parallel;
     if (batch->shared || batch->pieces < 1) {
         leave_lock();
         return;
@@ -251,16 +259,9 @@ static void help(void *batch) {
     restore_denormals(before);
 }
 
-static hgca_parallel find_openmp(void) {
-    hgca_parallel found = NULL;
-    *(void **)&found = dlsym(RTLD_DEFAULT, "GOMP_parallel");
-    return found;
-}
-
 void hgca_pool_run(hgca_batch *batch, int among_openmp) {
-    hgca_parallel found = among_openmp ? find_openmp() : NULL;
-    if (!found) hgca_pool_submit(batch);
-    else atomic_store(&batch->claimed, 0), batch->shared = found;
+    batch->among_openmp = among_openmp;
+    hgca_pool_submit(batch);
     hgca_pool_wait(batch);
 }
 

@@ -17,6 +17,7 @@ typedef struct hgca_batch {
     _Atomic uint32_t users; /* workers that are at it */
     struct hgca_batch *next; /* in the queue */
     hgca_parallel shared;    /* OpenMP's threads do the work, in hgca_pool_wait; NULL: the queue does */
+    int among_openmp;        /* as of hgca_pool_run, for hgca_pool_submit */
 } hgca_batch;
 
 void hgca_pool_submit(hgca_batch *batch);

@@ -11,6 +11,8 @@ enum { VW = 16, SETTLED = 4 };
 #define HEADS 4
 #define ROWS 4
 #define COLUMNS 4
+#define MANY_ROWS 8
+#define MANY_VECTORS 3
 #define USUAL_DIM 128
 #define AHEAD_LEVEL 3 /* Zen 5: the second level takes a tenth longer */
 

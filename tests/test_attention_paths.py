@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hgca_cli.attention import cudnn, dense
+from hgca_cli.attention import cudnn, dense, in_place
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import Partial, take_in
 from hgca_cli.attention.select import make_selector
@@ -86,6 +86,12 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """The store comes in pieces of 7 rows, of one KV head where rows are narrow."""
     monkeypatch.setattr(sizes, "PIECE_NUMBERS", 32 * 7)
     monkeypatch.setattr(sizes, "PIECE_ROWS", 7)
+
+
+@pytest.fixture(autouse=True)
+def torch_attends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts over rows in the processor's memory, too: elsewhere they are the library's (test_attention_in_place.py)."""
+    monkeypatch.setattr(in_place, "FASTER", ())
 
 
 def as_on_a_gpu(layer: LayerState, apart: bool) -> LayerState:

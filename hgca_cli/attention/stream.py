@@ -1,7 +1,7 @@
 """Prefill: a chunk of a prompt attends exactly to everything before it and to itself. Nothing is approximated here.
 
 The store is brought to the device piece by piece (kv/pieces.py), so the device holds a bounded slice of one layer; on the
-CPU its rows are read in place, if they are in the model's dtype. Parts of the window are attended to while pieces are on their way,
+CPU rows are read in place (in_place.py), or as torch wants them. Parts of the window are attended to while pieces are on their way,
 so that a device waits for few of them. The parts are merged by log-sum-exp.
 
 One read of a row serves its group: query heads of a KV head stand behind each other as more queries (*folded*).
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hgca_cli.attention import cudnn, dense
+from hgca_cli.attention import cudnn, dense, in_place
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import Partial, absorb_sink, take_in
 from hgca_cli.attention.select.contract import Turn
@@ -50,6 +50,8 @@ def _full_attention(
     query: Tensor, key: Tensor, value: Tensor, layer: LayerState, scale: float, softcap: float
 ) -> Partial:
     """The chunk over itself, sinks and ring, and the store."""
+    if in_place.serves(query, layer):
+        return in_place.attend(query, key, value, layer, scale, softcap)
     planned = not softcap and cudnn.pays(query, value.shape[-1], layer.length)
     folded = query.reshape(key.shape[0], -1, query.shape[-1])
     near = Near(layer, folded, planned, scale, softcap)

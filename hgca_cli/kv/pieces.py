@@ -38,6 +38,10 @@ class Pieces:
         self.buffers: dict[tuple[str, int, torch.device], Tensor] = {}
         self._lane: Lane | None = None
 
+    def apart(self, device: torch.device) -> bool:
+        """Whether rows are copied to a device."""
+        return device.type != "cpu" if self._apart is None else self._apart
+
     def of(
         self,
         store: Store,
@@ -50,7 +54,7 @@ class Pieces:
 
         beside  called before a piece is waited for, with the share of the pieces that have come then: what the device can do meanwhile
         """
-        if not (device.type != "cpu" if self._apart is None else self._apart):
+        if not self.apart(device):
             return self._here(store, layout, dtype)
         self._lane = self._lane or Lane(device)
         pieces = list(cut(store, layout, gpu=device.type == "cuda"))

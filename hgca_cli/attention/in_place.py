@@ -1,0 +1,51 @@
+"""A chunk of a prompt over rows that are all in the processor's memory: one call of the C library, which reads them where they are.
+
+torch's own attention takes rows in the queries' dtype alone, so a store would be converted for every chunk, and leaves merging
+the parts to us. Where its matrix products were written for another maker's processors it is slower by half, too (docs/log.md).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hgca_cli import native
+from hgca_cli.attention.layer import LayerState
+from hgca_cli.attention.merge import Partial
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FASTER = ("avx512",)  # instruction sets; with AVX2 it takes as long as torch
+
+
+def serves(query: Tensor, layer: LayerState) -> bool:
+    """Whether `attend` may stand for attention of these queries over the layer's rows."""
+    store = layer.store
+    return (
+        query.device.type == "cpu"
+        and not layer.pieces.apart(query.device)
+        and native.isa().startswith(FASTER)
+        and query.dtype in FLOATS
+        and layer.window.keys.dtype in FLOATS
+        and (store is None or store.rows == 0 or store.dtype in FLOATS)
+    )
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, layer: LayerState, scale: float, softcap: float) -> Partial:
+    """The chunk over itself, sinks and ring, and the store.
+
+    query   [heads, n, key_dim]; key [kv_heads, n, key_dim]; value [kv_heads, n, value_dim]
+    returns out f32 [heads, n, value_dim], lse f32 [heads, n]
+    """
+    asked = query.transpose(0, 1).float().contiguous()
+    rows = [*layer.window.pieces()]
+    if (store := layer.store) is not None and store.rows > 0:
+        rows.append((store.keys[:, : store.rows], store.values[:, : store.rows]))
+    itself = native.Attention(asked, *_packed(key, value), scale, softcap, causal=True)
+    others = [native.Attention(asked, *both, scale, softcap, joins=True) for both in rows]
+    out, lse = native.start([itself, *others]).wait()[0]
+    return Partial(out.transpose(0, 1), lse.transpose(0, 1))
+
+
+def _packed(*rows: Tensor) -> list[Tensor]:
+    """Numbers of a row next to each other."""
+    return [one if native.packed(one) else one.contiguous() for one in rows]

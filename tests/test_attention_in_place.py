@@ -1,0 +1,83 @@
+"""Prompts over rows in the processor's memory, read by the C library, against one softmax in float64 and against torch's attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hgca_cli import native
+from hgca_cli.attention import dense, in_place
+from hgca_cli.attention.layer import LayerState
+from hgca_cli.kv.layout import LayerLayout
+from tests.test_attention_paths import FEEDS, GQA, WIDE, Text, run, state
+
+LARGE = LayerLayout(heads=8, kv_heads=2, key_dim=64, value_dim=64)  # more queries than a block of the kernel's has
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The library attends, whatever instruction set there is; how many tokens it was asked for each time."""
+    seen: list[int] = []
+    attend = in_place.attend
+
+    def counted(query: torch.Tensor, *rest: object) -> object:
+        seen.append(query.shape[1])
+        return attend(query, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(in_place, "FASTER", ("",))
+    monkeypatch.setattr(in_place, "attend", counted)
+    return seen
+
+
+@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("layout", [GQA, WIDE, LARGE], ids=["gqa", "wide keys", "large"])
+@pytest.mark.parametrize(("window", "sinks"), [(1, 4), (40, 0), (91, 4), (8, 90)])
+def test_it_is_full_attention(
+    isa: str, feed: str, layout: LayerLayout, window: int, sinks: int, asked: list[int], rng: torch.Generator
+) -> None:
+    text = Text(rng, 90, layout, 0.0, None)
+    before = native.isa()
+    native.use_isa(isa)
+    try:
+        got = run(text, state(layout, window=window, sinks=sinks, context=90), FEEDS[feed])
+    finally:
+        native.use_isa(before)
+    assert (got - text.wanted()).abs().max() <= 1e-5
+    assert asked == [size for size in FEEDS[feed] if size > 1]
+
+
+def test_caps_and_learned_sinks(rng: torch.Generator) -> None:
+    text = Text(rng, 90, LARGE, 2.0, torch.randn(8, generator=rng))
+    got = run(text, state(LARGE, window=16, sinks=4, context=90), FEEDS["chunks"])
+    assert (got - text.wanted()).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_store_is_read_as_it_is(kind: torch.dtype, asked: list[int], rng: torch.Generator) -> None:
+    """Long enough for OpenMP's threads, lists of several pieces and blocks that see no row of the chunk's first tile."""
+    text = Text(rng, 700, LARGE, 0.0, None)
+    text.key, text.value = (one.to(kind).float() for one in (text.key, text.value))
+    got = run(text, state(LARGE, store=kind, window=40, sinks=4, context=700), [200, 33, 300, 167])
+    assert (got - text.wanted()).abs().max() <= 1e-5
+    assert asked == [200, 33, 300, 167]
+
+
+def test_rows_of_int8_and_windows_that_slide_are_left_to_torch(asked: list[int], rng: torch.Generator) -> None:
+    text = Text(rng, 90, GQA, 0.0, None)
+    run(text, state(GQA, store=torch.int8, window=16, sinks=4, context=90), [60, 30])
+    assert asked == [60]  # nothing was stored yet
+    sliding = LayerLayout(heads=6, kv_heads=2, key_dim=16, value_dim=16, sliding=11)
+    run(Text(rng, 90, sliding, 0.0, None), state(sliding, window=16, context=90), [60, 30])
+    assert asked == [60]
+
+
+def test_queries_of_16_bits(rng: torch.Generator) -> None:
+    """As a model of such weights has them: the same numbers as in float32, and its dtype comes out."""
+    text = Text(rng, 90, LARGE, 0.0, None)
+    query, key, value = (one.bfloat16() for one in (text.query, text.key, text.value))
+    layer: LayerState = state(LARGE, window=100, context=90)
+    out, lse = in_place.attend(query, key, value, layer, text.scale, 0.0)
+    wide = (one.float().repeat_interleave(4, 0) for one in (key, value))
+    wanted = dense._plain(query.float(), *wide, text.scale, 0.0, None, True)
+    assert (out - wanted.out).abs().max() <= 1e-5 and (lse - wanted.lse).abs().max() <= 1e-5
