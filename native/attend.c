@@ -9,14 +9,18 @@
 #include "partial.h"
 #include "tickets.h"
 
-enum { LEAST_ROWS = 128, TILE_ROWS = 64, PIECES_PER_THREAD = 4, LARGE_ROWS = 4096, LARGE_PIECES_PER_THREAD = 16, FEW_TOKENS = 64 };
+enum { LEAST_ROWS = 128, TILE_ROWS = 64, PIECES_PER_THREAD = 4, LARGE_ROWS = 4096, LARGE_PIECES_PER_THREAD = 16 };
+
+/* From so many tokens on queries are shared out, too: these many a list, of which a piece's results are few then. */
+enum { FEW_TOKENS = 64, QUERIES_OF_LIST = 48 };
 
 enum { MOST = 1 << 24 }; /* heads, widths: what keeps the sizes below in 64 bits */
 
-/* One list of one job: its query heads, its rows, the pieces they were cut into. */
+/* One list of one job, or some tokens of it: its query heads, its rows, the pieces they were cut into. */
 typedef struct {
     const hgca_attention *job;
     const float *query; /* placed: [tokens][heads] */
+    int32_t first_token, tokens;
     int32_t head;       /* the list's first query head */
     int32_t heads;      /* per token */
     int32_t first_piece;
@@ -44,6 +48,17 @@ typedef struct {
 } work;
 
 static int64_t list_count(const hgca_attention *job) { return job->lists ? job->lists : job->kv_heads; }
+
+static int32_t heads_of_list(const hgca_attention *job) { return (int32_t)(job->heads / list_count(job)); }
+
+/* Tokens that a list is of. */
+static int32_t tokens_of_list(const hgca_attention *job) {
+    if (job->tokens <= FEW_TOKENS) return job->tokens;
+    const int32_t heads = heads_of_list(job);
+    return heads < QUERIES_OF_LIST ? QUERIES_OF_LIST / heads : 1;
+}
+
+static int64_t turns_of(const hgca_attention *job) { return (job->tokens + tokens_of_list(job) - 1) / tokens_of_list(job); }
 
 static int64_t list_rows(const hgca_attention *job, int64_t l) {
     if (!job->lists) return job->rows;
@@ -115,10 +130,10 @@ static void join_all(hgca_started *started) {
 }
 
 static void merge_list(work *w, list *l) {
-    for (int32_t t = 0; t < l->job->tokens; t++)
+    for (int32_t t = 0; t < l->tokens; t++)
         for (int32_t h = 0; h < l->heads; h++)
             hgca_merge(&w->parts[l->first_piece].partial, sizeof(part), l->pieces, t * l->heads + h, l->job,
-                       (int64_t)t * l->job->heads + l->head + h);
+                       (int64_t)(l->first_token + t) * l->job->heads + l->head + h);
 }
 
 static void run_piece(hgca_batch *batch, int32_t index) {
@@ -128,13 +143,13 @@ static void run_piece(hgca_batch *batch, int32_t index) {
     const hgca_attention *job = l->job;
     int64_t kv_head = l->head / (job->heads / job->kv_heads);
     int64_t left = l->rows - (index - l->first_piece) * l->rows_per_piece;
-    hgca_piece piece = hgca_piece_over(job, kv_head, l->heads * job->tokens, l->query, mine->partial);
+    hgca_piece piece = hgca_piece_over(job, kv_head, l->heads * l->tokens, l->query, mine->partial);
     piece.row = job->lists ? job->row + mine->entry : NULL;
     piece.run = job->lists && job->run ? job->run + mine->entry : NULL;
     piece.first = mine->first;
     piece.count = left < l->rows_per_piece ? left : l->rows_per_piece;
     piece.group = l->heads;
-    if (job->causal && job->tokens > 1) piece.unseen = job->rows - job->tokens + 1;
+    if (job->causal && job->tokens > 1) piece.unseen = job->rows - job->tokens + l->first_token + 1;
     l->kernel->piece(&piece);
     if (atomic_fetch_sub(&l->left, 1) == 1) merge_list(w, l);
 }
@@ -142,7 +157,7 @@ static void run_piece(hgca_batch *batch, int32_t index) {
 static void place_queries(const list *l, float *to) {
     const hgca_attention *job = l->job;
     const int64_t width = hgca_query_width(job->key_dim, job->dtype);
-    for (int64_t t = 0; t < job->tokens; t++)
+    for (int64_t t = l->first_token; t < l->first_token + l->tokens; t++)
         for (int64_t h = 0; h < l->heads; h++, to += width)
             l->kernel->place(job->query + (t * job->heads + l->head + h) * job->key_dim, hgca_score_scale(job), job->key_dim, to);
 }
@@ -167,12 +182,44 @@ static int32_t pieces_of(int64_t rows, int64_t rows_per_piece) {
     return (int32_t)((rows + rows_per_piece - 1) / rows_per_piece);
 }
 
+/* Memory of a list: its queries, its pieces' results; and all that is described of it, once there is memory. Returns how many pieces. */
+static int32_t lay_out_list(hgca_layout *at, const list *of, int64_t i, list *to, part *parts, int32_t index) {
+    const hgca_attention *job = of->job;
+    const int64_t queries = (int64_t)of->heads * of->tokens, value_width = hgca_padded(job->value_dim);
+    float *query = hgca_take(at, sizeof(float) * (size_t)(queries * hgca_query_width(job->key_dim, job->dtype)));
+    const int32_t pieces = pieces_of(of->rows, of->rows_per_piece);
+    if (to) {
+        *to = *of;
+        to->query = query, to->pieces = pieces;
+        atomic_init(&to->left, pieces);
+        place_queries(to, query);
+        cut_list(to, i, parts);
+    }
+    for (int32_t k = 0; k < pieces; k++) {
+        float *out = hgca_take(at, sizeof(float) * (size_t)(queries * value_width));
+        float *rest = hgca_take(at, sizeof(float) * 2 * (size_t)queries);
+        if (to) parts[k].list = index, parts[k].partial = (hgca_partial){out, rest, rest + queries};
+    }
+    return pieces;
+}
+
+/* Rows that a list of the tokens from `first` on reads: of a dense causal one only those its last token sees. */
+static int64_t rows_seen(const hgca_attention *job, int64_t rows, int32_t first, int32_t tokens) {
+    return job->causal && !job->lists ? rows - job->tokens + first + tokens : rows;
+}
+
 /* rows_of: rows of each list, one job's after the other's. */
 static void lay_out(hgca_layout *at, const hgca_attention *jobs, int32_t count, const int64_t *rows_of, int64_t rows_per_piece,
                     work **result) {
     int64_t lists = 0, pieces = 0;
-    for (int32_t j = 0; j < count; j++)
-        for (int64_t l = 0; l < list_count(&jobs[j]); l++) pieces += pieces_of(rows_of[lists++], rows_per_piece);
+    for (int64_t j = 0, of = 0; j < count; j++)
+        for (int64_t l = 0; l < list_count(&jobs[j]); l++, of++) {
+            const int32_t each = tokens_of_list(&jobs[j]);
+            for (int32_t first = 0; first < jobs[j].tokens; first += each, lists++) {
+                const int32_t left = jobs[j].tokens - first;
+                pieces += pieces_of(rows_seen(&jobs[j], rows_of[of], first, left < each ? left : each), rows_per_piece);
+            }
+        }
     work *w = hgca_take(at, sizeof *w);
     hgca_attention *own = hgca_take(at, sizeof *own * (size_t)count);
     list *all = hgca_take(at, sizeof *all * (size_t)lists);
@@ -190,41 +237,24 @@ static void lay_out(hgca_layout *at, const hgca_attention *jobs, int32_t count, 
         w->started.batch.pieces = (int32_t)pieces;
         *result = w;
     }
-    int32_t piece = 0, list_index = 0;
-    for (int32_t j = 0; j < count; j++) {
+    int32_t piece = 0, index = 0;
+    for (int64_t j = 0, of = 0; j < count; j++) {
         const hgca_attention *job = &jobs[j];
         const hgca_kernel *kernel = w ? hgca_kernel_for(job) : NULL;
-        int64_t key_width = hgca_query_width(job->key_dim, job->dtype), value_width = hgca_padded(job->value_dim);
-        int32_t heads = (int32_t)(job->heads / list_count(job));
-        int64_t queries = (int64_t)heads * job->tokens;
-        for (int64_t i = 0; i < list_count(job); i++, list_index++) {
-            float *query = hgca_take(at, sizeof(float) * (size_t)(queries * key_width));
-            int64_t rows = rows_of[list_index];
-            int32_t mine = pieces_of(rows, rows_per_piece);
-            if (w) {
-                list *l = &all[list_index];
-                l->job = &own[j];
-                l->kernel = kernel;
-                l->head = (int32_t)i * heads;
-                l->heads = heads;
-                l->query = query;
-                l->rows = rows;
-                l->first_piece = piece;
-                l->pieces = mine;
-                l->rows_per_piece = rows_per_piece;
-                atomic_init(&l->left, mine);
-                place_queries(l, query);
-                cut_list(l, i, parts + piece);
+        for (int64_t i = 0; i < list_count(job); i++, of++) /* those of the same rows follow each other, which are in cache then */
+            for (int32_t first = 0, each = tokens_of_list(job); first < job->tokens; first += each, index++) {
+                const int32_t left = job->tokens - first, tokens = left < each ? left : each;
+                const list mine = {.job = w ? &own[j] : job,
+                                   .kernel = kernel,
+                                   .first_token = first,
+                                   .tokens = tokens,
+                                   .head = (int32_t)i * heads_of_list(job),
+                                   .heads = heads_of_list(job),
+                                   .rows = rows_seen(job, rows_of[of], first, tokens),
+                                   .rows_per_piece = rows_per_piece,
+                                   .first_piece = piece};
+                piece += lay_out_list(at, &mine, i, w ? &all[index] : NULL, w ? parts + piece : NULL, index);
             }
-            for (int32_t k = 0; k < mine; k++, piece++) {
-                float *out = hgca_take(at, sizeof(float) * (size_t)(queries * value_width));
-                float *rest = hgca_take(at, sizeof(float) * 2 * (size_t)queries);
-                if (w) {
-                    parts[piece].list = list_index;
-                    parts[piece].partial = (hgca_partial){out, rest, rest + queries};
-                }
-            }
-        }
     }
 }
 
@@ -241,11 +271,11 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     int64_t *rows_of = malloc(sizeof *rows_of * (size_t)lists); /* asked once: a list of runs is walked for it */
     if (rows_of == NULL) return HGCA_NO_MEMORY;
     for (int64_t j = 0, at = 0; j < count; j++)
-        for (int64_t l = 0; l < list_count(&jobs[j]); l++) rows += rows_of[at++] = list_rows(&jobs[j], l);
+        for (int64_t l = 0; l < list_count(&jobs[j]); l++) rows += turns_of(&jobs[j]) * (rows_of[at++] = list_rows(&jobs[j], l));
     /* enough pieces that a thread the system takes away does not hold up the rest, none too small to pay for itself; more where they
      * are large, as lists end with a smaller one: nine of three heads kept two threads waiting for a twelfth of the time */
     const int64_t each = rows / hgca_threads();
-    const int64_t large = LARGE_ROWS / (tokens < LARGE_ROWS ? tokens : LARGE_ROWS);
+    const int64_t at_once = tokens < FEW_TOKENS ? tokens : FEW_TOKENS, large = LARGE_ROWS / at_once;
     int64_t per_piece = each / LARGE_PIECES_PER_THREAD + 1;
     if (per_piece < large) per_piece = each / PIECES_PER_THREAD < large ? each / PIECES_PER_THREAD + 1 : large;
     per_piece = (per_piece + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;

@@ -17,13 +17,18 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FASTER = ("avx512",)  # instruction sets; with AVX2 it takes as long as torch
 
 
+def pays() -> bool:
+    """Whether the library is faster than torch here."""
+    return native.isa().startswith(FASTER)
+
+
 def serves(query: Tensor, layer: LayerState) -> bool:
     """Whether `attend` may stand for attention of these queries over the layer's rows."""
     store = layer.store
     return (
         query.device.type == "cpu"
         and not layer.pieces.apart(query.device)
-        and native.isa().startswith(FASTER)
+        and pays()
         and query.dtype in FLOATS
         and layer.window.keys.dtype in FLOATS
         and (store is None or store.rows == 0 or store.dtype in FLOATS)
@@ -40,12 +45,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layer: LayerState, scale: 
     rows = [*layer.window.pieces()]
     if (store := layer.store) is not None and store.rows > 0:
         rows.append((store.keys[:, : store.rows], store.values[:, : store.rows]))
-    itself = native.Attention(asked, *_packed(key, value), scale, softcap, causal=True)
-    others = [native.Attention(asked, *both, scale, softcap, joins=True) for both in rows]
+    itself = native.Attention(asked, _packed(key), _packed(value), scale, softcap, causal=True)
+    others = [native.Attention(asked, *both, scale=scale, softcap=softcap, joins=True) for both in rows]
     out, lse = native.start([itself, *others]).wait()[0]
     return Partial(out.transpose(0, 1), lse.transpose(0, 1))
 
 
-def _packed(*rows: Tensor) -> list[Tensor]:
+def _packed(rows: Tensor) -> Tensor:
     """Numbers of a row next to each other."""
-    return [one if native.packed(one) else one.contiguous() for one in rows]
+    return rows if native.packed(rows) else rows.contiguous()
