@@ -11,8 +11,8 @@
 
 enum { LEAST_ROWS = 128, TILE_ROWS = 64, PIECES_PER_THREAD = 4, LARGE_ROWS = 4096, LARGE_PIECES_PER_THREAD = 16 };
 
-/* From so many tokens on queries are shared out, too: these many a list, of which a piece's results are few then. */
-enum { FEW_TOKENS = 64, QUERIES_OF_LIST = 48 };
+/* Of more than HGCA_FEW_TOKENS tokens queries are shared out, too: these many a list, of which a piece's results are few then. */
+enum { QUERIES_OF_LIST = 48 };
 
 enum { MOST = 1 << 24 }; /* heads, widths: what keeps the sizes below in 64 bits */
 
@@ -53,7 +53,7 @@ static int32_t heads_of_list(const hgca_attention *job) { return (int32_t)(job->
 
 /* Tokens that a list is of. */
 static int32_t tokens_of_list(const hgca_attention *job) {
-    if (job->tokens <= FEW_TOKENS) return job->tokens;
+    if (job->tokens <= HGCA_FEW_TOKENS) return job->tokens;
     const int32_t heads = heads_of_list(job);
     return heads < QUERIES_OF_LIST ? QUERIES_OF_LIST / heads : 1;
 }
@@ -275,7 +275,7 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     /* enough pieces that a thread the system takes away does not hold up the rest, none too small to pay for itself; more where they
      * are large, as lists end with a smaller one: nine of three heads kept two threads waiting for a twelfth of the time */
     const int64_t each = rows / hgca_threads();
-    const int64_t at_once = tokens < FEW_TOKENS ? tokens : FEW_TOKENS, large = LARGE_ROWS / at_once;
+    const int64_t at_once = tokens < HGCA_FEW_TOKENS ? tokens : HGCA_FEW_TOKENS, large = LARGE_ROWS / at_once;
     int64_t per_piece = each / LARGE_PIECES_PER_THREAD + 1;
     if (per_piece < large) per_piece = each / PIECES_PER_THREAD < large ? each / PIECES_PER_THREAD + 1 : large;
     per_piece = (per_piece + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
@@ -290,7 +290,7 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     if (at.base == NULL) return HGCA_NO_MEMORY;
     for (int64_t l = 0; l < w->list_count; l++) /* lists without rows have no piece to finish them */
         if (w->lists[l].pieces == 0) merge_list(w, &w->lists[l]);
-    w->started.batch.among_openmp = tokens > FEW_TOKENS; /* a prompt: torch does much else of a layer */
+    w->started.batch.among_openmp = tokens > HGCA_FEW_TOKENS; /* a prompt: torch does much else of a layer */
     hgca_submit(&w->started, ticket);
     return HGCA_OK;
 }

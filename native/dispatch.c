@@ -68,6 +68,8 @@ const hgca_isa_kernels *hgca_kernels(void) {
 const hgca_kernel *hgca_kernel_for(const hgca_attention *job) {
     const hgca_isa_kernels *isa = hgca_kernels();
     const hgca_kernel *plain = &isa->kernel[job->dtype];
+    const int many = job->tokens > HGCA_FEW_TOKENS && job->key_dim <= HGCA_MANY_DIM && job->value_dim <= HGCA_MANY_DIM;
+    if (job->dtype == HGCA_I8 && many && isa->i8_many.piece) return &isa->i8_many;
     if (job->dtype != HGCA_BF16 || isa->bf16_exact.piece == NULL) return plain;
 #if defined(__x86_64__)
     static _Atomic int pays; /* 0 not known, 1 no, 2 yes */

@@ -77,6 +77,9 @@ typedef struct {
     float *lse;
 } hgca_attention;
 
+/* Queries over int8 rows are rounded, but for those of more than HGCA_FEW_TOKENS tokens over rows of at most HGCA_MANY_DIM numbers. */
+enum { HGCA_FEW_TOKENS = 64, HGCA_MANY_DIM = 256 };
+
 /* Hand `count` jobs to the worker threads and return at once; hgca_wait(ticket) returns when all are done, the caller
  * helping meanwhile. The descriptions are copied, the buffers they point to must live until then. Jobs are checked
  * before anything is written: on an error no job was started and *ticket is not valid. Safe from several threads. */

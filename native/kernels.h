@@ -70,6 +70,7 @@ typedef struct {
     const char *name;
     hgca_kernel kernel[4];  /* by dtype: f32, bf16, f16, i8 */
     hgca_kernel bf16_exact; /* bf16 rows for queries that are bf16 numbers; no piece: none, or none that is faster */
+    hgca_kernel i8_many;    /* int8 rows for the queries of more than HGCA_FEW_TOKENS tokens, no row wider than HGCA_MANY_DIM; no piece: none */
 } hgca_isa_kernels;
 
 extern const hgca_isa_kernels hgca_scalar, hgca_avx2, hgca_avx512, hgca_avx512vnni, hgca_avx512bf16, hgca_neon;

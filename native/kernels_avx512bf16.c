@@ -40,4 +40,4 @@ int hgca_bf16_dots_pay(void) {
     return dots < 1.6 * fma;
 }
 
-const hgca_isa_kernels hgca_avx512bf16 = {"avx512bf16", HGCA_TEMPLATE_KERNELS, {piece_bf16_dots, place_bf16_dots}};
+const hgca_isa_kernels hgca_avx512bf16 = {"avx512bf16", HGCA_TEMPLATE_KERNELS, {piece_bf16_dots, place_bf16_dots}, MANY_I8};

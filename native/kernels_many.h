@@ -5,7 +5,7 @@
  * The vocabulary has besides:
  *   MANY_ROWS, MANY_VECTORS    rows (of a value: numbers) and vectors of queries whose sums the registers hold
  *   vpair_dots(sum, a, b)      where BF16_DOTS: sum + the two products of a lane's bf16 numbers; vpair_of(p) such two, in all lanes */
-enum { MANY_TILE = 48, MANY_DIM = 256, MANY_LANES = MANY_VECTORS * VW, MANY_LEAST = 12 };
+enum { MANY_TILE = 48, MANY_DIM = HGCA_MANY_DIM, MANY_LANES = MANY_VECTORS * VW, MANY_LEAST = 12 };
 
 /* What lanes begin with that have seen nothing: finite, so that no difference of two is NaN. No score of a sane model is below. */
 #define NOTHING_SEEN -1e30f
@@ -43,8 +43,8 @@ INLINE void place_many(const hgca_piece *p, many *m, int first, int count, int l
     }
 }
 
-/* A row as floats, in the order its query is placed in; zeros up to a padded width. */
-INLINE void row_as_floats(const char *row, int dim, int dtype, float *to) {
+/* A row as floats, in the order its query is placed in; zeros up to a padded width. `scale` counts for int8. */
+INLINE void row_as_floats(const char *row, int dim, int dtype, float scale, float *to) {
     int d = 0;
     if (dtype == HGCA_BF16)
         for (; VW > 1 && d + 2 * VW <= dim; d += 2 * VW) {
@@ -55,6 +55,7 @@ INLINE void row_as_floats(const char *row, int dim, int dtype, float *to) {
     for (; d + VW <= dim; d += VW) vstore(to + d, vload_rows(row + hgca_number_bytes(dtype) * d, dtype));
     if (d < dim) vstore(to + d, vtail_rows(row + hgca_number_bytes(dtype) * d, dtype, dim - d)), d += VW;
     for (; d < hgca_padded(dim); d += VW) vstore(to + d, vzero());
+    for (d = 0; dtype == HGCA_I8 && d < dim; d += VW) vstore(to + d, vmul(vload(to + d), vset1(scale)));
 }
 
 /* Where the tile's rows are as floats: in memory, or here. */
@@ -67,11 +68,11 @@ INLINE void tile_as_floats(const hgca_piece *p, many *m, const tile_rows *tile, 
         m->value_row[r] = value;
         if (dtype != HGCA_F32 && dtype != BF16_QUERY) {
             m->key_row[r] = (const char *)(m->key + r * key_width);
-            row_as_floats(key, p->key_dim, stored, m->key + r * key_width);
+            row_as_floats(key, p->key_dim, stored, tile->key_scale[r], m->key + r * key_width);
         }
         if (dtype != HGCA_F32 || p->value_dim % MANY_ROWS) {
             m->value_row[r] = (const char *)(m->value + r * value_width);
-            row_as_floats(value, p->value_dim, stored, m->value + r * value_width);
+            row_as_floats(value, p->value_dim, stored, tile->value_scale[r], m->value + r * value_width);
         }
     }
     for (int r = rows; r < rows + MANY_ROWS; r++) m->key_row[r] = m->key_row[rows - 1];
@@ -232,10 +233,8 @@ INLINE void block_of_many(const hgca_piece *p, many *m, int first, int count, in
     leave_many(p, m, first, count, lanes);
 }
 
-/* Whether a piece was done so. */
-INLINE int piece_of_many(const hgca_piece *p, int dtype) {
+INLINE void piece_of_many(const hgca_piece *p, int dtype) {
     many m;
-    if (p->heads < MANY_LEAST || p->key_dim > MANY_DIM || p->value_dim > MANY_DIM || (dtype == BF16_QUERY && p->key_dim % 2)) return 0;
     for (int first = 0; first < p->heads; first += MANY_LANES) { /* later blocks find the rows in cache */
         const int left = p->heads - first, count = left < MANY_LANES ? left : MANY_LANES;
         if (MANY_VECTORS > 1 && count <= VW) block_of_many(p, &m, first, count, 1, dtype);
@@ -243,11 +242,18 @@ INLINE int piece_of_many(const hgca_piece *p, int dtype) {
         else block_of_many(p, &m, first, count, MANY_VECTORS, dtype);
     }
     if (dtype == HGCA_BF16 || dtype == BF16_QUERY) in_memory_order(p);
-    return 1;
 }
 
-/* A function of its own, for its room on the stack. Rows of int8 have queries of another kind. */
-#define MANY(name, dtype)                                                   \
-    static __attribute__((noinline)) int many_##name(const hgca_piece *p) { \
-        return (int)(dtype) != (int)HGCA_I8 && piece_of_many(p, dtype);     \
+INLINE int takes_many(const hgca_piece *p, int dtype) {
+    return p->heads >= MANY_LEAST && p->key_dim <= MANY_DIM && p->value_dim <= MANY_DIM && (dtype != BF16_QUERY || p->key_dim % 2 == 0);
+}
+
+/* A function of its own, for its room on the stack; 0 where nothing was done. Few queries of int8 rows are placed in another way. */
+#define MANY(name, dtype)                                                     \
+    static __attribute__((noinline)) int many_##name(const hgca_piece *p) {   \
+        if ((int)(dtype) == (int)HGCA_I8 || !takes_many(p, dtype)) return 0;  \
+        piece_of_many(p, dtype);                                              \
+        return 1;                                                             \
     }
+
+static void piece_many_i8(const hgca_piece *p) { piece_of_many(p, HGCA_I8); }

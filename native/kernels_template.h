@@ -313,7 +313,9 @@ INLINE void whole_piece(const hgca_piece *p, const tile_loops loops[], int dtype
 
 #ifdef MANY_ROWS
 #include "kernels_many.h"
+#define MANY_I8 {piece_many_i8, place_plain}
 #else
+#define MANY_I8 {NULL, NULL}
 #define MANY(name, dtype) \
     static int many_##name(const hgca_piece *p) { return (void)p, 0; }
 #endif

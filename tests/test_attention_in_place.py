@@ -63,7 +63,22 @@ def test_a_store_is_read_as_it_is(kind: torch.dtype, asked: list[int], rng: torc
     assert asked == [200, 33, 300, 167]
 
 
-def test_rows_of_int8_and_windows_that_slide_are_left_to_torch(asked: list[int], rng: torch.Generator) -> None:
+@pytest.mark.skipif(not native.isa().startswith("avx512"), reason="other instruction sets leave such rows to torch")
+def test_rows_of_int8_are_what_they_stand_for(
+    asked: list[int], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries are not rounded then: as torch's attention over the same rows as floats."""
+    text, feed = Text(rng, 400, LARGE, 0.0, None), [100, 100, 65, 135]
+    settings = {"store": torch.int8, "window": 16, "sinks": 4, "context": 400}
+    got = run(text, state(LARGE, **settings), feed)
+    assert asked == feed
+    monkeypatch.setattr(in_place, "FASTER", ())
+    wanted = run(text, state(LARGE, **settings), feed)
+    assert asked == feed
+    assert (got - wanted).abs().max() <= 1e-5
+
+
+def test_few_queries_of_int8_and_windows_that_slide_are_left_to_torch(asked: list[int], rng: torch.Generator) -> None:
     text = Text(rng, 90, GQA, 0.0, None)
     run(text, state(GQA, store=torch.int8, window=16, sinks=4, context=90), [60, 30])
     assert asked == [60]  # nothing was stored yet

@@ -24,14 +24,15 @@ def pays() -> bool:
 
 def serves(query: Tensor, layer: LayerState) -> bool:
     """Whether `attend` may stand for attention of these queries over the layer's rows."""
-    store = layer.store
+    store, lib = layer.store, native.lib
+    rounds = query.shape[1] <= lib.HGCA_FEW_TOKENS or max(query.shape[-1], layer.layout.value_dim) > lib.HGCA_MANY_DIM
     return (
         query.device.type == "cpu"
         and not layer.pieces.apart(query.device)
         and pays()
         and query.dtype in FLOATS
         and layer.window.keys.dtype in FLOATS
-        and (store is None or store.rows == 0 or store.dtype in FLOATS)
+        and (store is None or store.rows == 0 or store.dtype in FLOATS or not rounds)  # queries over rows of int8
     )
 
 
@@ -42,11 +43,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layer: LayerState, scale: 
     returns out f32 [heads, n, value_dim], lse f32 [heads, n]
     """
     asked = query.transpose(0, 1).float().contiguous()
-    rows = [*layer.window.pieces()]
-    if (store := layer.store) is not None and store.rows > 0:
-        rows.append((store.keys[:, : store.rows], store.values[:, : store.rows]))
     itself = native.Attention(asked, _packed(key), _packed(value), scale, softcap, causal=True)
-    others = [native.Attention(asked, *both, scale=scale, softcap=softcap, joins=True) for both in rows]
+    others = [
+        native.Attention(asked, *both, scale=scale, softcap=softcap, joins=True) for both in layer.window.pieces()
+    ]
+    if (store := layer.store) is not None and store.rows > 0:
+        rows = slice(store.rows)
+        scales = (None, None) if store.scales is None else store.scales[:, rows].unbind(-1)
+        read = native.Attention(asked, store.keys[:, rows], store.values[:, rows], scale, softcap, joins=True)
+        read.key_scale, read.value_scale = scales
+        others.append(read)
     out, lse = native.start([itself, *others]).wait()[0]
     return Partial(out.transpose(0, 1), lse.transpose(0, 1))
 
