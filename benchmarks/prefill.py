@@ -3,8 +3,8 @@
     python -m benchmarks.prefill --text book.txt [--tokens 8192] [--chunk 512] [--kv-dtype fp32 bf16] [--record]
 
 Every side reads the same chunks of the same text, one after the other, so that what disturbs one disturbs all. Where our
-time goes: attention of a chunk to itself, to the window and to the store, conversion of store rows, rows taken in (window,
-eviction, store), the policy's index, and the rest: products, norms, rotary positions, Python.
+time goes: attention of a chunk to itself, the window and the store, rows taken in (window, eviction, store), the policy's index,
+and the rest: products, norms, rotary positions, Python.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from hgca_cli.measure.machine import where_and_when
 
 RESULTS = Path(__file__).parent / "results" / "prefill.jsonl"
 
-PARTS = ("itself", "window", "store", "taken in", "index", "rest")
+PARTS = ("attention", "taken in", "index", "rest")
 
 
 def main() -> None:
@@ -138,11 +138,11 @@ def timed_parts(spent: dict[str, float]) -> Iterator[None]:
         spent["taken in"] -= spent["index"] - before
 
     originals = {(LayerState, name): getattr(LayerState, name) for name in ("settle", "append_chunk")}
-    originals |= {(stream, name): getattr(stream, name) for name in ("_itself", "_near", "_far")}
+    originals |= {(stream, name): getattr(stream, name) for name in ("_full_attention", "_sliding_attention")}
     LayerState.settle = settle  # type: ignore[method-assign]
     LayerState.append_chunk = timed("taken in", LayerState.append_chunk)  # type: ignore[method-assign]
-    for name, part in (("_itself", "itself"), ("_near", "window"), ("_far", "store")):
-        setattr(stream, name, timed(part, getattr(stream, name)))
+    for name in ("_full_attention", "_sliding_attention"):
+        setattr(stream, name, timed("attention", getattr(stream, name)))
     try:
         yield
     finally:
