@@ -99,7 +99,7 @@ INLINE void fetch_lines(const tile_rows *next, int next_rows, int half, const ch
  * order of memory. (Every other pair of lines first, the others a pass later, was a sixth slower.) None if `lines` is 0. */
 INLINE void fetch_share(const tile_rows *next, int next_rows, int half, const char *otherwise, int lines, int at, int count) {
     const int each = lines ? lines : 1;
-    if (lines) fetch_lines(next, next_rows, half + at / each, otherwise, at % each, count);
+    if (lines && (next->passes < 2 || (count ? at / count : 0) % 2 == next->pass)) fetch_lines(next, next_rows, half + at / each, otherwise, at % each, count);
 }
 
 /* Into the first level, beside its key: the processor's own prefetcher then sees rows in the order of memory. For what waits for

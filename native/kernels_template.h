@@ -37,6 +37,7 @@ enum { BF16_QUERY = HGCA_I8 + 1 }; /* bf16 rows for queries that are bf16 number
 typedef struct tile_rows {
     const struct tile_rows *then; /* the tile after this one */
     int then_rows;
+    int passes, pass; /* 2: in each of the two over the tile before it, this and the next, half of the lines are fetched */
     const char *half[2 * TILE]; /* of row r the key, 2 r, and the value, 2 r + 1 */
     float key_scale[TILE] __attribute__((aligned(64))); /* of int8 rows */
     float value_scale[TILE] __attribute__((aligned(64)));
@@ -282,6 +283,12 @@ INLINE int rows_of_tile(const hgca_piece *p, int dtype) {
     return rows > TILE || !few ? TILE : rows < 8 ? 8 : (int)rows;
 }
 
+/* Whether lines can be fetched evenly over two passes: both ask for them one by one. All in the first, the second waits for nothing. */
+INLINE int in_two_passes(const hgca_piece *p, int dtype) {
+    const int usual = is_usual(p, USUAL_DIM, dtype) || is_usual(p, USUAL_DIM / 2, dtype);
+    return COLUMNS == 4 && VW > 4 && usual && p->heads > HEADS + 2 && p->heads <= 2 * HEADS;
+}
+
 INLINE void whole_piece(const hgca_piece *p, const tile_loops loops[], int dtype) {
     memset(p->out, 0, sizeof(float) * p->heads * hgca_padded(p->value_dim));
     for (int h = 0; h < p->heads; h++) {
@@ -302,9 +309,11 @@ INLINE void whole_piece(const hgca_piece *p, const tile_loops loops[], int dtype
         const int then_rows = left < most ? (int)left : most;
         find_rows(p, &at, then_rows, dtype, then);
         next->then = then, next->then_rows = then_rows;
+        next->passes = in_two_passes(p, dtype) ? 2 : 1;
         for (int head = 0; head < p->heads; head += HEADS) { /* the later heads find the tile in cache */
             int heads = p->heads - head < HEADS ? p->heads - head : HEADS;
-            heads_over_tile(p, &loops[heads - 1], head, heads, tile, rows, next, head == 0 ? next_rows : 0, dtype);
+            next->pass = head / HEADS;
+            heads_over_tile(p, &loops[heads - 1], head, heads, tile, rows, next, next->pass < next->passes ? next_rows : 0, dtype);
         }
         rows = next_rows, next_rows = then_rows;
     }
