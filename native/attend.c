@@ -19,7 +19,7 @@ enum { MOST = 1 << 24 }; /* heads, widths: what keeps the sizes below in 64 bits
 /* One list of one job, or some tokens of it: its query heads, its rows, the pieces they were cut into. */
 typedef struct {
     const hgca_attention *job;
-    const float *query; /* placed: [tokens][heads] */
+    float *query; /* placed: [tokens][heads] */
     int32_t first_token, tokens;
     int32_t head;       /* the list's first query head */
     int32_t heads;      /* per token */
@@ -136,6 +136,16 @@ static void merge_list(work *w, list *l) {
                        (int64_t)(l->first_token + t) * l->job->heads + l->head + h);
 }
 
+/* Of a list with one piece by whoever does that: queries of a prompt are many. */
+static void place_queries(const list *l) {
+    const hgca_attention *job = l->job;
+    float *to = l->query;
+    const int64_t width = hgca_query_width(job->key_dim, job->dtype);
+    for (int64_t t = l->first_token; t < l->first_token + l->tokens; t++)
+        for (int64_t h = 0; h < l->heads; h++, to += width)
+            l->kernel->place(job->query + (t * job->heads + l->head + h) * job->key_dim, hgca_score_scale(job), job->key_dim, to);
+}
+
 static void run_piece(hgca_batch *batch, int32_t index) {
     work *w = (work *)batch;
     part *mine = &w->parts[index];
@@ -143,6 +153,7 @@ static void run_piece(hgca_batch *batch, int32_t index) {
     const hgca_attention *job = l->job;
     int64_t kv_head = l->head / (job->heads / job->kv_heads);
     int64_t left = l->rows - (index - l->first_piece) * l->rows_per_piece;
+    if (l->pieces == 1) place_queries(l);
     hgca_piece piece = hgca_piece_over(job, kv_head, l->heads * l->tokens, l->query, mine->partial);
     piece.row = job->lists ? job->row + mine->entry : NULL;
     piece.run = job->lists && job->run ? job->run + mine->entry : NULL;
@@ -152,14 +163,6 @@ static void run_piece(hgca_batch *batch, int32_t index) {
     if (job->causal && job->tokens > 1) piece.unseen = job->rows - job->tokens + l->first_token + 1;
     l->kernel->piece(&piece);
     if (atomic_fetch_sub(&l->left, 1) == 1) merge_list(w, l);
-}
-
-static void place_queries(const list *l, float *to) {
-    const hgca_attention *job = l->job;
-    const int64_t width = hgca_query_width(job->key_dim, job->dtype);
-    for (int64_t t = l->first_token; t < l->first_token + l->tokens; t++)
-        for (int64_t h = 0; h < l->heads; h++, to += width)
-            l->kernel->place(job->query + (t * job->heads + l->head + h) * job->key_dim, hgca_score_scale(job), job->key_dim, to);
 }
 
 /* Where each piece of a list begins. */
@@ -192,7 +195,7 @@ static int32_t lay_out_list(hgca_layout *at, const list *of, int64_t i, list *to
         *to = *of;
         to->query = query, to->pieces = pieces;
         atomic_init(&to->left, pieces);
-        place_queries(to, query);
+        if (pieces > 1) place_queries(to);
         cut_list(to, i, parts);
     }
     for (int32_t k = 0; k < pieces; k++) {
