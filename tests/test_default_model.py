@@ -136,9 +136,11 @@ def test_an_int8_store_keeps_the_attention(loaded: LoadedModel, monkeypatch: pyt
     jobs: list[native.Attention] = []
     start = native.start
 
-    def watched(given: Sequence[native.Step]) -> native.Pending:
+    def watched(given: Sequence[native.Attention | native.Step]) -> native.Pending:
         for step in given:
-            if step.joins:  # the store's part; the window's comes before it
+            if (
+                isinstance(step, native.Step) and step.joins
+            ):  # the store's part; the window's comes before it, a prompt's are no steps
                 key, value = (part[:, : step.count].clone() for part in step.rows.kept[:2] if part is not None)
                 jobs.append(native.Attention(step.query.clone(), key, value, step.scale))
         return start(given)
