@@ -184,11 +184,10 @@ def start(jobs: Sequence[Attention | Step]) -> Pending:
     for index, job in enumerate(jobs):
         if isinstance(job, Attention):
             partial = _describe(job, described[index])
-            kept.append(partial)
-            results.append(results[-1] if job.joins and results else partial)
-            continue
-        result, partial = result_of(describe_step(job, described, index), job.query.shape[0], job.rows.value_dim)
-        kept.append(result)
+            memory: Any = partial  # its views keep it
+        else:
+            memory, partial = result_of(describe_step(job, described, index), job.query.shape[0], job.rows.value_dim)
+        kept.append(memory)
         results.append(results[-1] if job.joins and results else partial)
     pending = Pending(kept, results)
     check(lib.hgca_start(described, len(jobs), pending.ticket))

@@ -138,9 +138,8 @@ def test_an_int8_store_keeps_the_attention(loaded: LoadedModel, monkeypatch: pyt
 
     def watched(given: Sequence[native.Attention | native.Step]) -> native.Pending:
         for step in given:
-            if (
-                isinstance(step, native.Step) and step.joins
-            ):  # the store's part; the window's comes before it, a prompt's are no steps
+            # the store's part; the window's comes before it, a prompt's are no steps
+            if isinstance(step, native.Step) and step.joins:
                 key, value = (part[:, : step.count].clone() for part in step.rows.kept[:2] if part is not None)
                 jobs.append(native.Attention(step.query.clone(), key, value, step.scale))
         return start(given)

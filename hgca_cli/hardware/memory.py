@@ -108,9 +108,8 @@ def work_bytes(model: Model, choice: Choice) -> int:
     item = ITEMSIZE[choice.dtype]
     layer = max(model.layout.layers, key=lambda one: one.row_elements)
     attention = layer.heads * (2 * layer.key_dim + 2 * layer.value_dim + layer.key_dim)
-    partials = (
-        (9 if choice.device == "cpu" else 3) * 4 * layer.heads * layer.value_dim
-    )  # there of chunk, window and store at once
+    at_once = 3 if choice.device == "cpu" else 1  # parts: chunk, window and store
+    partials = at_once * 3 * 4 * layer.heads * layer.value_dim
     per_token = item * (4 * model.hidden + max(attention, 3 * model.intermediate)) + partials
     flash = (
         choice.device == "cpu" and layer.key_dim == layer.value_dim
