@@ -17,6 +17,9 @@ enum { HUGE_PAGE = 2 << 20 }; /* of x86-64, and of Arm with pages of 4 KiB; else
 #if defined(__linux__) && !defined(MADV_COLLAPSE)
 #define MADV_COLLAPSE 25 /* of Linux 6.1, which older headers do not know */
 #endif
+#if defined(__linux__) && !defined(MADV_POPULATE_READ)
+#define MADV_POPULATE_READ 22 /* of Linux 5.14 */
+#endif
 
 static int64_t page(void) { return (int64_t)sysconf(_SC_PAGESIZE); }
 
@@ -78,6 +81,22 @@ int hgca_commit_file(void *base, int file, int64_t offset, int64_t bytes) {
 #endif
     if (refused) return HGCA_NO_SPACE;
     return mprotect((char *)base + first, (size_t)size, PROT_READ | PROT_WRITE) == 0 ? HGCA_OK : HGCA_NO_MEMORY;
+}
+
+int hgca_map(void *base, int64_t offset, int64_t bytes, int file, int64_t at) {
+    if (base == NULL || offset < 0 || bytes < 0 || at < 0 || offset % page() || bytes % page() || at % page())
+        return HGCA_BAD_ARGUMENT;
+    if (bytes == 0) return HGCA_OK;
+    char *start = (char *)base + offset;
+    const int kind = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
+    if (mmap(start, (size_t)bytes, PROT_READ | PROT_WRITE, kind, file, (off_t)at) == MAP_FAILED) return HGCA_NO_MEMORY;
+#ifdef MADV_COLLAPSE /* wishes, as above: huge pages, of which the first who asks makes the file's, and no faults later */
+    if (bytes >= HUGE_PAGE) madvise(start, (size_t)bytes, MADV_COLLAPSE);
+#endif
+#ifdef MADV_POPULATE_READ
+    madvise(start, (size_t)bytes, MADV_POPULATE_READ);
+#endif
+    return HGCA_OK;
 }
 
 int hgca_advise(void *base, int64_t bytes, int32_t in_order) {

@@ -352,6 +352,11 @@ int hgca_join_pages(void *base, int64_t offset);
 int hgca_reserve_file(int64_t bytes, int file, void **base);
 int hgca_commit_file(void *base, int file, int64_t offset, int64_t bytes);
 
+/* Bytes offset .. offset + bytes - 1 of reserved memory are those of a file from `at` on, multiples of pages all, until somebody writes
+ * there: whoever maps the same file shares its pages, and a page that is written to becomes the writer's own. What was there
+ * before is gone; the file must be as long, and may not change any more. The descriptor is not needed afterwards. */
+int hgca_map(void *base, int64_t offset, int64_t bytes, int file, int64_t at);
+
 /* How a file's bytes will be read next, in order (1) or here and there (0): a wish. */
 int hgca_advise(void *base, int64_t bytes, int32_t in_order);
 

@@ -101,7 +101,7 @@ def test_memory_that_is_refused_at_any_moment_loses_no_token(
     stubborn: dict[int, int] = {}  # how often an array will be refused
     original = GrowingArray.commit
 
-    def refusing(self: GrowingArray, rows: int) -> None:
+    def refusing(self: GrowingArray, rows: int, first: int) -> None:
         nonlocal calls, refused
         calls += 1
         if calls % 23 == 0:
@@ -110,7 +110,7 @@ def test_memory_that_is_refused_at_any_moment_loses_no_token(
             stubborn[id(self)] -= 1
             refused += 1
             raise DoesNotFitError("no memory")
-        original(self, rows)
+        original(self, rows, first)
 
     monkeypatch.setattr(GrowingArray, "commit", refusing)
     batch = Batch(engine, 6)

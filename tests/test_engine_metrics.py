@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.metrics import Readings, read_metrics
 from hgca_cli.events import Done, Text
 from hgca_cli.hardware import usage
-from hgca_cli.hardware.usage import Usage
+from hgca_cli.hardware.usage import MANY_SHARED, Usage
 from hgca_cli.metrics import Metrics
 from tests.tiny_engine import Endless, tiny_loaded
 
@@ -177,3 +178,13 @@ def test_on_a_gpu_what_crosses_is_counted_and_parts_are_timed() -> None:
     assert last.spent.window is not None and last.spent.attention is not None and last.spent.selection is not None
     used = Usage("cuda:0").read()
     assert used.gpu_total is not None and used.gpu_memory is not None and 0 < used.gpu_memory <= used.gpu_total
+
+
+def test_pages_that_rows_have_in_common_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = SimpleNamespace(rss=5 << 30, shared=MANY_SHARED - 1)
+    used = Usage("cpu")
+    monkeypatch.setattr(used._process, "memory_info", lambda: told)
+    monkeypatch.setattr(used._process, "memory_full_info", lambda: SimpleNamespace(pss=2 << 30))
+    assert used.read().memory == 5 << 30
+    told.shared = MANY_SHARED
+    assert used.read().memory == 2 << 30

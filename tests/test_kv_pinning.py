@@ -204,7 +204,7 @@ def test_no_registered_page_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Reservation, "join_pages", joining)
     array = GrowingArray(2, 40_000, 64, torch.float32, pinning=Pinning(fake))
     for rows in range(1000, 40_001, 1000):
-        array.commit(rows)
+        array.commit(rows, 0)
         array.pin(rows)
     assert len(joined) == 2 * 5 and len(fake.ranges) == 2 * 4
 

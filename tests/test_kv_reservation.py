@@ -83,10 +83,10 @@ def test_rows_that_nearly_fill_a_huge_page_get_one(capacity: int) -> None:
     """Not before, as a short chat is to take little; one that is to be not quite full is enough."""
     array = GrowingArray(2, capacity, 128, torch.bfloat16)
     for first in range(0, 7168, 128):
-        array.commit(first + 128 - (first == 7040))
+        array.commit(first + 128 - (first == 7040), first)
         array.whole[:, first : first + 128] = first // 128
     assert [huge_bytes(head.data_ptr()) for head in array.whole] == [0, 0]
-    array.commit(7168)
+    array.commit(7168, 7167)
     assert all(huge_bytes(head.data_ptr()) >= HUGE_PAGE for head in array.whole)
     assert all((array.whole[:, first : first + 128] == first // 128).all() for first in range(0, 7168, 128))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hgca_cli.batch.check import Checked, Entry, check, shown
-from hgca_cli.batch.group import grouped
+from hgca_cli.batch.group import alike, grouped
 from hgca_cli.batch.lines import Lines
 from hgca_cli.batch.output import Output
 from hgca_cli.batch.rows import Reader
@@ -42,6 +42,7 @@ TOLD = (
     "dense_layers", "raw", "text", "think", "output_format",
 )  # fmt: skip
 BYTES_PER_TOKEN = 3.0  # of a line, for how long rows may get
+CHARACTERS_PER_TOKEN = 6.0  # at most, of a text: for how much of it rows have in common
 COMMON = 0.75  # of the rows are no longer than what the number of rows at once is chosen for
 
 
@@ -231,6 +232,7 @@ class Job:
             slots=self.slots,
             common=self.common_length(good),
             read=self.common_length(good) - given["max_tokens"],
+            shared=self.shared_length(good),
             watched=self.dashboard == "full",
             told_template=tuple(self.told_template),
         )
@@ -282,6 +284,13 @@ class Job:
         """Tokens that most rows may grow to, by the bytes of their lines."""
         sizes = sorted(entry.size for entry in entries) or [0]
         return int(sizes[int(COMMON * (len(sizes) - 1))] / BYTES_PER_TOKEN) + self.given["max_tokens"]
+
+    def shared_length(self, entries: list[Entry]) -> int:
+        """Tokens with which most rows begin as another one does, at least."""
+        lengths = sorted(alike(entries), reverse=True) or [0]
+        return (
+            int(lengths[int(COMMON * (len(lengths) - 1))] / CHARACTERS_PER_TOKEN) if self.given["group_prefix"] else 0
+        )
 
     def options(self) -> dict[str, Any]:
         """For the chat template."""

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class Recipe:
     """All that an engine needs to know, to be sent to its node.
 
-    common  tokens that most rows may grow to; read: of these, of their prompts; slots: rows at once; None: its planner's
+    common  tokens that most rows may grow to; read: of these, of their prompts; shared: of these, with which others begin, too
+    slots   rows at once; None: its planner's
     watched somebody looks at what engines do; told_template: options that rows tell the chat template
     """
 
@@ -48,6 +49,7 @@ class Recipe:
     slots: int | None
     common: int
     read: int
+    shared: int
     watched: bool = False
     told_template: tuple[str, ...] = ()
 
@@ -81,8 +83,8 @@ def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
     if lost := lost_options(engine.loaded.tokenizer, recipe.told_template):
         tell(lost)
     terms = Terms(sampling, choice.name, recipe.form, dict(recipe.options), recipe.seconds)
-    slots = recipe.slots or sizes.sequences(recipe.common, recipe.read + 1)
-    batch = Batch(engine, slots, Room(sizes.limits, sizes.takes, sizes.holds, sizes.free))
+    slots = recipe.slots or sizes.sequences(recipe.common, recipe.read + 1, recipe.shared)
+    batch = Batch(engine, slots, Room(sizes.limits, sizes.takes, sizes.holds, sizes.free, sizes.shares))
     return Started(batch, recipe.reader, terms, plan, fingerprint_of(files, plan.quant), recipe.watched)
 
 

@@ -47,7 +47,7 @@ def count_tokens(job: Job, lines: Lines, reader: Reader, checked: Checked) -> in
         most = row.settings.get("max_tokens", job.given["max_tokens"])
         prompts += [length] * row.choices
         answers += row.choices * min(most, plan.context - length)
-    slots = job.slots or sizes.sequences(job.common_length(good))
+    slots = job.slots or sizes.sequences(job.common_length(good), shared=job.shared_length(good))
     mean = answers // max(1, len(prompts))
     told: dict[str, Any] = {
         "rows": len(checked.entries),

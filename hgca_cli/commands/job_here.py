@@ -49,10 +49,10 @@ def here(
     if lost := lost_options(engine.loaded.tokenizer, job.told_template):
         job.view.note(lost)
     common = job.common_length(good)
-    slots = job.slots or sizes.sequences(common, common - job.given["max_tokens"] + 1)
+    slots = job.slots or sizes.sequences(common, common - job.given["max_tokens"] + 1, job.shared_length(good))
     job.view.note(f"{counted(len(good), 'row')}, up to {slots} at once")
     work.terms = job.terms(choice)(engine.loaded.model.generation_config.to_diff_dict())
-    batch = Batch(engine, slots, Room(sizes.limits, sizes.takes, sizes.holds, sizes.free))
+    batch = Batch(engine, slots, Room(sizes.limits, sizes.takes, sizes.holds, sizes.free, sizes.shares))
     if stop.is_set():  # while it was loaded
         return 0
     begin()

@@ -11,12 +11,13 @@ import gc
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
+from hgca_cli.engine.admission import Admission
 from hgca_cli.engine.beginnings import Beginnings
 from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.member import Answer, Member, Request, spent_by
-from hgca_cli.engine.room import QUANTUM, Claim, Lengths, Room
-from hgca_cli.engine.sequence import Sequence, is_refusal
+from hgca_cli.engine.room import Room
 from hgca_cli.engine.together import Together
 from hgca_cli.errors import DoesNotFitError, HgcaError
 from hgca_cli.events import Notice
@@ -50,13 +51,12 @@ class Batch:
         self.engine = engine
         self.slots = slots
         self.peak = self.set_aside = 0
-        self._room = room or Room()
         self._together = Together(engine.loaded)
         self._beginnings = Beginnings(engine)
+        self._admission = Admission(room or Room(), self._beginnings, engine.context, lambda: self._running)
         self._reading: list[Member] = []
         self._writing: list[Member] = []
         self._aside: list[Member] = []  # memory was refused to them; others that wait for it are among those that write
-        self._lengths = Lengths()
         self._left = False  # somebody, since memory was refused the last time
         self._waiting: Request | None = None  # one more, which there is no room for yet
 
@@ -111,59 +111,25 @@ class Batch:
             if self._waiting is None:
                 self._waiting = next(requests, None)
             full = len(self._running) >= self.slots or any(member.aside for member in self._running)
-            if self._waiting is None or full or not self._make_room(self._waiting):
+            if self._waiting is None or full or not self._admission.has_room(self._waiting):
                 return
             self._reading.append(self._member(self._waiting))
             self._waiting = None
             self.peak = max(self.peak, len(self._running))
 
-    def _make_room(self, request: Request) -> bool:
-        """Whether a request fits beside those that run, once beginnings that are not its own are given up: if answers become as
-        long as they use to, and so that all can be finished if they become longer.
-        """
-        expected = [self._expected(request, 0), *(self._expected(one.request, one.written) for one in self._running)]
-        while not (self._room.fits(expected, self._beginnings.lengths) and self._safe(self._first(request))):
-            if not self._beginnings.drop(request.ids):
-                return not self._running and (not self._beginnings.drop() or self._make_room(request))
-        return True
-
-    def _safe(self, asked: Claim, of: Member | None = None) -> bool:
-        """Whether all can still be finished if this is granted, to one of them or to one more."""
-        running, kept = self._running, self._beginnings.lengths
-        claims = [asked, *(Claim(one.granted, self._most(one.request)) for one in running if one is not of)]
-        begun = [Claim(max(1, one.sequence.cached), self._most(one.request)) for one in running if one.begun]
-        return self._room.safe(claims, kept, self._room.limits_now(begun, kept))
-
     def _member(self, request: Request) -> Member:
         member = Member(request, self.engine)
-        member.granted = self._first(request).granted
+        self._admission.enter(member)
         return member
-
-    def _first(self, request: Request) -> Claim:
-        most = self._most(request)
-        return Claim(min(most, len(request.ids) + QUANTUM), most)
-
-    def _expected(self, request: Request, written: int) -> Claim:
-        most = self._most(request)
-        tokens = self._lengths.expected(len(request.ids), written, request.sampling.max_tokens)
-        return Claim(max(1, min(most, tokens)), most)
-
-    def _most(self, request: Request) -> int:
-        return max(1, min(self.engine.context, len(request.ids) + request.sampling.max_tokens))
 
     def _grant(self) -> list[Member]:
         """Those that write the next token: there is room for it. The oldest are asked first, and one goes on whatever happens."""
         for member in self._writing:
-            most = self._most(member.request)
-            if member.length <= member.granted or member.granted >= most:
+            if self._admission.grants(member):
                 member.aside = False
-                continue
-            asked = Claim(min(most, max(member.granted, member.length - 1) + QUANTUM), most)
-            granted = self._safe(asked, member)
-            while not granted and self._beginnings.drop():
-                granted = self._safe(asked, member)
-            if granted or not (self._reading or any(not one.aside for one in self._writing if one is not member)):
-                member.granted, member.aside = asked.granted, False
+            elif not (self._reading or any(not one.aside for one in self._writing if one is not member)):
+                self._admission.grant_anyway(member)
+                member.aside = False
             elif not member.aside:
                 self._wait(member)
         return [member for member in self._writing if not member.aside]
@@ -178,7 +144,7 @@ class Batch:
         """
         if not isinstance(error, DoesNotFitError):
             return False
-        while self._beginnings.drop():
+        while self._admission.drop(refused=member):
             beside += 1
         if not beside:
             return False
@@ -205,7 +171,7 @@ class Batch:
         try:
             member.sequence.bring_back(self.engine.loaded)
         except DoesNotFitError as error:
-            if self._writing or self._reading or self._beginnings.drop():
+            if self._writing or self._reading or self._admission.drop():
                 return
             member.fail(error)
         self._aside.pop(0)
@@ -227,29 +193,10 @@ class Batch:
         return found
 
     def _begin(self, member: Member, following: Request | None, stop: threading.Event) -> None:
-        """A sequence with address space, and a window, for what the request can need, and what is known of its prompt."""
-        ids = member.request.ids
-        pause = self._beginnings.worth_keeping(ids, following.ids if following is not None else None)
-        running = [self._expected(one.request, one.written) for one in self._running]
-        if pause and not self._room.fits(running, [*self._beginnings.lengths, pause]):
+        pause = self._beginnings.worth_keeping(member.request.ids, following.ids if following is not None else None)
+        if pause and not self._admission.fits_kept(member, pause):
             pause = 0
-        most = self._most(member.request)
-        try:
-            sequence = self._beginnings.sequence_for(ids, most)
-        except Exception as error:
-            if not is_refusal(error):
-                raise
-            while self._beginnings.drop():
-                pass  # it reads all of its prompt by itself
-            sequence = self._beginnings.sequence_for(ids, most)
-        member.begin(sequence, stop, pause, self._keep)
-
-    def _keep(self, sequence: Sequence) -> None:
-        try:
-            self._beginnings.keep(sequence)
-        except Exception as error:  # it is read again then
-            if not is_refusal(error):
-                raise
+        member.begin(self._admission.begin(member), stop, pause, partial(self._admission.keep, member))
 
     def _step(self, stop: threading.Event) -> Iterator[Answer | Progress | Notice]:
         """A chunk's worth of prompts, then a token of everybody who writes."""
@@ -303,7 +250,7 @@ class Batch:
         answer = member.answer
         assert answer is not None
         if answer.done is not None:
-            self._lengths.ended(answer.done.completion_tokens, member.request.sampling.max_tokens)
+            self._admission.lengths.ended(answer.done.completion_tokens, member.request.sampling.max_tokens)
         self._left = True
         self._together.let_go()
         member.close()

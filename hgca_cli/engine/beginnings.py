@@ -1,8 +1,10 @@
-"""Beginnings that prompts share: read once, kept as long as somebody who begins so may come, and copied row by row."""
+"""Beginnings that prompts share: read once, and in memory once as long as somebody who begins so is there or may come."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -13,10 +15,18 @@ LEAST = 128  # tokens: for fewer a copy saves nothing
 MOST_KEPT = 3  # a document, what stands before it in every prompt, and the one before
 
 
+class Beginning(NamedTuple):
+    """What a prompt has in common with a sequence that is kept: so many tokens of it."""
+
+    kept: Sequence | None = None
+    tokens: int = 0
+
+
 class Beginnings:
     """Sequences that hold what several prompts begin with, the one used last at the end.
 
-    A copy is bit for bit what was read; each then has rows, index and window of its own.
+    Who begins as one of them has what was read, bit for bit: a window of its own, and a store and an index whose whole pages are
+    those of the kept one, until it writes there (kv/shared.py).
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -30,34 +40,46 @@ class Beginnings:
         """Tokens of what is kept."""
         return [one.cached for one in self._kept]
 
-    def sequence_for(self, ids: list[int], most: int) -> Sequence:
-        """A sequence that grows to `most` tokens, and holds as much of a prompt's beginning as is known."""
-        settings = replace(self._engine.settings, context=max(1, most))
-        found, length = self._longest(ids)
-        if found is None:
-            return self._engine.new_sequence(settings)
-        self._kept.remove(found)
-        self._kept.append(found)
-        return self._copy(found, length, settings.context)
+    def of(self, ids: list[int]) -> Beginning:
+        """What is kept of a prompt, the longest: of its last token the logits are needed."""
+        best = Beginning()
+        for one in self._kept:
+            length = min(shared(one.tokens, ids), len(ids) - 1)
+            if length >= max(LEAST, best.tokens + 1) and (length == one.cached or one.cache.can_rewind(length)):
+                best = Beginning(one, length)
+        return best
+
+    def sequence_for(self, beginning: Beginning, most: int) -> Sequence:
+        """A sequence that grows to `most` tokens, and holds what is kept of its prompt."""
+        if beginning.kept is None:
+            return self._engine.new_sequence(replace(self._engine.settings, context=max(1, most)))
+        self._kept.remove(beginning.kept)
+        self._kept.append(beginning.kept)
+        return self._begun_as(beginning.kept, beginning.tokens, most)
 
     def worth_keeping(self, ids: list[int], following: list[int] | None) -> int:
         """After how many tokens of a prompt it is worth to keep what was read, because the next one begins so; 0: never."""
         if following is None or not self._possible:
             return 0
         length = min(shared(ids, following), len(ids) - 1, len(following) - 1)
-        return length if length >= LEAST + self._longest(ids)[1] else 0
+        return length if length >= LEAST + self.of(ids).tokens else 0
 
-    def keep(self, sequence: Sequence) -> None:
-        """What a sequence has read so far is the beginning of others."""
-        if len(self._kept) == MOST_KEPT:
-            self._kept.pop(0).close()
-        self._kept.append(self._copy(sequence, sequence.cached, sequence.cached))
+    def keep(self, sequence: Sequence, used: Collection[Sequence]) -> Beginning:
+        """What a sequence has read so far is the beginning of others; its rows are the kept one's, too. Raises DoesNotFitError.
 
-    def drop(self, ids: list[int] | None = None) -> bool:
-        """Give up what was not used for longest, and is no beginning of this prompt; False if there is no such."""
-        wanted = self._longest(ids)[0] if ids is not None else None
+        used  kept ones that others begin with
+        """
+        while len(self._kept) >= MOST_KEPT and self.drop(None, used):
+            pass
+        sequence.cache.share()
+        self._kept.append(self._begun_as(sequence, sequence.cached, sequence.cached))
+        return Beginning(self._kept[-1], sequence.cached)
+
+    def drop(self, ids: list[int] | None, used: Collection[Sequence]) -> bool:
+        """Give up what was not used for longest, and is neither used nor a beginning of this prompt; False if there is no such."""
+        wanted = self.of(ids).kept if ids is not None else None
         for one in self._kept:
-            if one is not wanted:
+            if one is not wanted and not any(one is other for other in used):
                 self._kept.remove(one)
                 one.close()
                 return True
@@ -69,24 +91,17 @@ class Beginnings:
             one.close()
         self._kept = []
 
-    def _longest(self, ids: list[int]) -> tuple[Sequence | None, int]:
-        """The sequence that holds most of a prompt's beginning, and how much: of the last token the logits are needed."""
-        best: tuple[Sequence | None, int] = None, 0
-        for one in self._kept:
-            length = min(shared(one.tokens, ids), len(ids) - 1)
-            if length >= max(LEAST, best[1] + 1) and (length == one.cached or one.cache.can_rewind(length)):
-                best = one, length
-        return best
-
-    def _copy(self, source: Sequence, length: int, context: int) -> Sequence:
+    def _begun_as(self, source: Sequence, length: int, most: int) -> Sequence:
+        """A sequence of the first tokens of another."""
         engine = self._engine
-        made = engine.new_sequence(replace(engine.settings, context=max(context, length)))
+        made = engine.new_sequence(replace(engine.settings, context=max(most, length)))
         try:
             with torch.inference_mode():
                 slides = max(
                     (layer.states[0].window.start for layer in source.cache.layers if layer.is_sliding), default=0
                 )
                 refills = made.cache.refill(length, None, slides, engine.loaded.device, engine.loaded.dtype)
+                made.cache.begin_as(source.cache, refills)
                 for layer, piece in source.cache.held(0, length):
                     refills[layer].put(piece)
                 finished = [refill.finish() for refill in refills]

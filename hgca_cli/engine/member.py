@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from hgca_cli.config import SamplingSettings
+from hgca_cli.engine.beginnings import Beginning
 from hgca_cli.engine.chances import Chance, chance_of
 from hgca_cli.engine.choosing import Chooser
 from hgca_cli.engine.engine import Engine
@@ -69,6 +70,7 @@ class Member:
 
     def __init__(self, request: Request, engine: Engine) -> None:
         self.request = request
+        self.beginning = Beginning()  # what its rows have in common with a kept sequence's, or will have
         self.sequence = engine.new_sequence()  # until `begin` gives it one that holds something
         self.begun = False
         self.at_once = False  # its whole prompt may be read in one pass

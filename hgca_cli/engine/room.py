@@ -21,10 +21,11 @@ MOST_ARE = 0.8  # of the answers are no longer than what is expected
 
 
 class Claim(NamedTuple):
-    """Tokens of a sequence: those it has room for, and those it may become."""
+    """Tokens of a sequence: those it has room for, those it may become, and the first ones whose rows are a kept one's."""
 
     granted: int
     most: int
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Room:
 
     limits  bytes of every place; takes: of a sequence that grows to so many tokens, there. None: nobody counts
     holds   of one that has so many tokens and may grow to so many; None: as much as it may take
+    shares  what a sequence does not take if its first so many tokens are a kept one's; None: nothing is shared
     free    bytes that are free at present beside what is held, in places where that is known; None: nobody looks
     """
 
@@ -40,6 +42,7 @@ class Room:
     takes: Callable[[int], Bytes] | None = None
     holds: Callable[[int, int], Bytes] | None = None
     free: Callable[[], tuple[int | None, ...]] | None = None
+    shares: Callable[[int], Bytes] | None = None
     _known: dict[Claim, Bytes] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, tokens: int) -> Bytes:
@@ -54,7 +57,10 @@ class Room:
             if len(self._known) > 1 << 16:  # a long job
                 self._known.clear()
             partly = self.holds is not None and claim.granted < claim.most
-            known = self.holds(*claim) if partly and self.holds is not None else self.takes(claim.most)
+            granted, most, shared = claim
+            known = self.holds(granted, most) if partly and self.holds is not None else self.takes(most)
+            if shared and self.shares is not None:
+                known = tuple(max(0, all_ - theirs) for all_, theirs in zip(known, self.shares(shared), strict=True))
             self._known[claim] = known
         return known
 
@@ -77,7 +83,7 @@ class Room:
         while waiting:
             still = []
             for claim in waiting:
-                held, whole = self.held(claim), self.of(claim.most)
+                held, whole = self.held(claim), self.held(claim._replace(granted=claim.most))
                 if all(more - one <= rest for more, one, rest in zip(whole, held, left, strict=True)):
                     left = [rest + one for rest, one in zip(left, held, strict=True)]
                 else:

@@ -171,6 +171,17 @@ def second_copies_bytes(model: Model, choice: Choice) -> int:
     return model.parameters * 2 if model.own_dtype != "fp32" else model.parameters * 17 // 16
 
 
+def layout_of(model: Model, choice: Choice) -> KVLayout:
+    """The model's KV cache, of a choice's sizes."""
+    return replace(
+        model.layout,
+        device_itemsize=ITEMSIZE[choice.dtype],
+        store_itemsize=ITEMSIZE[choice.kv_dtype],
+        store_scales=SCALES.get(choice.kv_dtype, 0),
+        index=choice.select,
+    )
+
+
 def stored_rows(choice: Choice) -> int:
     """Rows per layer that end up in CPU memory when the context is full."""
     return max(0, choice.context - choice.sinks - choice.window)
@@ -201,14 +212,7 @@ def needs(
 
     Weights pass through host memory on their way to a GPU; the store is still empty then.
     """
-    item = ITEMSIZE[choice.dtype]
-    layout = replace(
-        model.layout,
-        device_itemsize=item,
-        store_itemsize=ITEMSIZE[choice.kv_dtype],
-        store_scales=SCALES.get(choice.kv_dtype, 0),
-        index=choice.select,
-    )
+    layout = layout_of(model, choice)
     weights = weights_bytes(model, choice)
     window = sequences * layout.window_bytes(choice.window, choice.sinks, choice.context)
     store = sequences * layout.store_bytes(choice.context, choice.window, choice.sinks)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from hgca_cli.hardware.assumed import assume
 from hgca_cli.hardware.machine import Machine
-from hgca_cli.hardware.memory import Choice, Memory, Model
+from hgca_cli.hardware.memory import Choice, Memory, Model, layout_of, stored_rows
 from hgca_cli.hardware.place import Case, Place
 from hgca_cli.hardware.probe import host_memory
 from hgca_cli.hardware.rates import Profile
@@ -60,6 +60,14 @@ class Together:
         now, then = self.takes(min(most, tokens + BLOCK)), self.takes(most)
         return now if self.plan.device == "cpu" else (then[0], *now[1:])
 
+    def shares(self, tokens: int) -> tuple[int, ...]:
+        """Bytes that a sequence does not take in these places if its first so many tokens are a kept one's, which takes them."""
+        choice = self._choice(tokens)
+        rows, index = layout_of(self.place.model, choice).shared_bytes(stored_rows(choice))
+        disk = self.place.request.disk
+        places = [rows + index] if disk is None else [index + (rows if disk.in_memory else 0), rows]
+        return tuple(places if self.plan.device == "cpu" else [0, *places])
+
     def free(self) -> tuple[int | None, ...]:
         """Bytes of the host's memory that others have left at present, but for some that stay theirs; None of other places."""
         now = time.monotonic()
@@ -70,14 +78,19 @@ class Together:
             _looked.free if one.place == "host memory" else None for one in _holding(self.place.needs(self._choice()))
         )
 
-    def sequences(self, tokens: int, surely: int | None = None) -> int:
+    def sequences(self, tokens: int, surely: int | None = None, shared: int = 0) -> int:
         """How many that may grow to so many tokens pay: beyond them a job's throughput hardly grows; or fewer if no more fit.
 
         surely  tokens that each will have; None: all of them
+        shared  of these, the first ones, which all begin with
         """
         most = MOST
-        for limit, taken in zip(self.limits, self.takes(tokens if surely is None else surely), strict=True):
-            most = min(most, limit // taken) if taken else most
+        each = self.takes(tokens if surely is None else surely)
+        nothing = (0,) * len(each)
+        kept, saved = (self.takes(shared), self.shares(shared)) if shared else (nothing, nothing)
+        for limit, taken, once, less in zip(self.limits, each, kept, saved, strict=True):
+            if taken > less:
+                most = min(most, max(limit // taken, (limit - once) // (taken - less)))
         costs = self.place.costs(self.plan.quality)
         return costs.knee(self._choice(tokens), self.plan.threads, max(1, most), JOB)
 

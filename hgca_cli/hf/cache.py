@@ -15,6 +15,7 @@ from hgca_cli.attention.counters import ReadCounters
 from hgca_cli.attention.meter import QualityMeter
 from hgca_cli.attention.reading import Ahead
 from hgca_cli.attention.select import make_selector
+from hgca_cli.attention.select.exact import Unwatching
 from hgca_cli.attention.select.moving_average import MovingAverage
 from hgca_cli.attention.select.scan import Scan
 from hgca_cli.config import CacheSettings
@@ -24,6 +25,7 @@ from hgca_cli.hf.shape import kv_layout
 from hgca_cli.kv.held import Piece, Refill, held, natural_start
 from hgca_cli.kv.layout import KVLayout
 from hgca_cli.kv.pieces import Pieces
+from hgca_cli.kv.shared import SharedFiles
 
 
 class HybridCache(Cache):
@@ -198,6 +200,28 @@ class HybridCache(Cache):
                 state.round_window()
             refills.append(Refill(state.window, state.store, rows, begin))
         return refills
+
+    def share(self) -> None:
+        """The rows in the stores of this batch of one, and their indexes, are what others may begin with: in the same memory, which
+        none of them writes to. Raises DoesNotFitError; nothing is lost then.
+        """
+        files = SharedFiles()
+        for layer in self.layers:
+            state = layer.states[0]
+            state.settle()
+            if state.store is not None and isinstance(state.selector, Unwatching):
+                state.selector.share(files, state.store)
+                state.store.share(files)
+
+    def begin_as(self, other: HybridCache, refills: list[Refill]) -> None:
+        """Take rows for this cache's stores, and their indexes, from another one of the same settings that begins alike: what that one
+        shares is shared. `held` gives the rest. Raises DoesNotFitError.
+        """
+        for mine, theirs, refill in zip(self.layers, other.layers, refills, strict=True):
+            selector, source = mine.states[0].selector, theirs.states[0].selector
+            if (rows := refill.begin_as(theirs.states[0].store)) and isinstance(selector, Unwatching):
+                assert isinstance(source, Unwatching), "policies differ"
+                selector.begin_as(source, rows)
 
     def index_stored(self) -> None:
         """Rows were put into the stores: the policies learn of them."""

@@ -6,6 +6,7 @@ Memory, or a file without a name that is gone with the process, however that end
 from __future__ import annotations
 
 import contextlib
+import mmap
 import shutil
 import tempfile
 from typing import IO
@@ -16,13 +17,14 @@ from hgca_cli import native
 from hgca_cli.errors import DoesNotFitError
 from hgca_cli.kv.pinning import Pinning, Registered
 from hgca_cli.kv.reservation import HUGE_PAGE, Reservation
+from hgca_cli.kv.shared import Part, SharedFiles, whole_pages
 from hgca_cli.units import format_bytes
 
 COMMIT_BYTES = 1 << 20  # per KV head and growth step; only touched pages take memory
 # A huge page is given whole when it is first touched, so a head's first rows have small ones, and so has what
 # does not fill one at the end. Small pages that are nearly full become a huge one, as single rows here and there take half as long
 # again to find in small ones: a full store takes the bytes of its rows, and at most an eighth of a huge page a head more.
-PAGE = 4096
+PAGE = mmap.PAGESIZE
 NEARLY = HUGE_PAGE - HUGE_PAGE // 8
 
 
@@ -50,21 +52,28 @@ class GrowingArray:
         self._row_bytes = width * dtype.itemsize
         self._most = _round_up(max(1, capacity) * self._row_bytes, PAGE)  # bytes per head
         self._committed = 0
+        self._part: Part | None = None  # of a file: what others may begin with. It holds what is here
+        self._mapped = False  # there are pages that others have, too
         self._joined = 0  # bytes per head in huge pages, if the system has them
-        self._head_bytes = _round_up(self._most, COMMIT_BYTES if self._most < HUGE_PAGE else HUGE_PAGE)
+        # what does not nearly fill a huge page is committed whole, heads one behind the other: a process may have only so many
+        # stretches of memory (65,530 on Linux), and each border of what is committed makes one
+        self._small = self._most < NEARLY and folder is None
+        unit = PAGE if self._small else COMMIT_BYTES if self._most < HUGE_PAGE else HUGE_PAGE
+        self._head_bytes = _round_up(self._most, unit)
         self._folder = folder
         self._registered = None if pinning is None or folder is not None else Registered(pinning)
         before = self._registered.close if self._registered is not None else lambda: None
         size = heads * self._head_bytes
-        self._memory = Reservation(size, before=before) if folder is None else self._mapped(folder)
+        self._memory = Reservation(size, before=before) if folder is None else self._from_file(folder)
         strides = (self._head_bytes // dtype.itemsize, width, 1)
         with torch.inference_mode(False):  # the caller may leave inference mode between a prompt and a rewind
             self.whole = self._memory.tensor(dtype, (heads, capacity, width), strides, 0)
 
     def pin(self, rows: int) -> None:
         """Register rows 0 .. rows - 1, which are there, as far as they fill steps. It takes a while."""
-        # pages that are joined already: a registered one must stay where it is
-        if self._registered is not None and self._joined:
+        # pages that are joined already: a registered one must stay where it is. Nor are pages that others have, too: a
+        # driver that locks them would have each written to, and copied
+        if self._registered is not None and self._joined and not self._mapped:
             heads = [head.data_ptr() for head in self.whole]
             self._registered.grow(heads, min(rows * self._row_bytes, self._joined))
 
@@ -86,8 +95,10 @@ class GrowingArray:
                 begin = stop
         return runs
 
-    def commit(self, rows: int) -> None:
-        """Make rows 0 .. rows - 1 usable. Raises DoesNotFitError."""
+    def commit(self, rows: int, first: int) -> None:
+        """Make rows 0 .. rows - 1 usable, of which those from `first` on are about to be written. Raises DoesNotFitError."""
+        if self._part is not None and first * self._row_bytes < self._part.size:
+            self._part = self._part._replace(size=whole_pages(first * self._row_bytes))
         needed = rows * self._row_bytes
         if needed > self._committed:
             self._grow(needed)
@@ -97,7 +108,7 @@ class GrowingArray:
     def _grow(self, needed: int) -> None:
         # an eighth more than needed, so that a long prefill asks the kernel rarely
         grown = _round_up(needed + needed // 8, COMMIT_BYTES if needed < HUGE_PAGE else HUGE_PAGE)
-        grown = min(grown, self._most)
+        grown = self._most if self._small else min(grown, self._most)
         for head in range(self._heads):
             try:  # of what is committed for some heads only, nothing is used
                 self._memory.commit(head * self._head_bytes + self._committed, grown - self._committed)
@@ -118,11 +129,46 @@ class GrowingArray:
                     self._memory.join_pages(head * self._head_bytes + self._joined)
             self._joined += HUGE_PAGE
 
+    def share(self, files: SharedFiles, rows: int) -> None:
+        """Rows 0 .. rows - 1, which are there and stay as they are, are written to a file, as far as they fill pages, and are that
+        file's from now on: others may begin with them. Nobody may copy them to a device meanwhile. Raises DoesNotFitError;
+        nothing has changed then.
+        """
+        heads = [self._memory.content(head * self._head_bytes, rows * self._row_bytes) for head in range(self._heads)]
+        part = files.put(heads, self._folder)
+        if part is not None:
+            if self._registered is not None:
+                self._registered.close()
+            self._map(part)
+
+    def begin_as(self, other: GrowingArray, rows: int) -> None:
+        """Rows 0 .. rows - 1 of this empty array are another's, of as many heads and as wide: what that one shares is shared, the rest
+        copied. Raises DoesNotFitError.
+        """
+        assert not self._committed and (self._heads, self._row_bytes) == (other._heads, other._row_bytes)
+        if other._part is not None:
+            self._map(other._part._replace(size=whole_pages(min(other._part.size, rows * self._row_bytes))))
+        shared = 0 if self._part is None else self._part.size // self._row_bytes
+        self.commit(rows, shared)
+        self.whole[:, shared:rows] = other.whole[:, shared:rows]
+
+    def _map(self, part: Part) -> None:
+        for head in range(self._heads):
+            try:
+                self._memory.map(head * self._head_bytes, part.size, part.file, part.at + head * part.apart)
+            except native.OutOfMemoryError as error:
+                raise DoesNotFitError(
+                    f"no memory for {self._what} that several rows begin with.", "Lower --concurrency."
+                ) from error
+        self._part, self._mapped = part, True
+        self._committed = max(self._committed, part.size)
+        self._joined = max(self._joined, part.size // HUGE_PAGE * HUGE_PAGE)
+
     def advise(self, in_order: bool) -> None:
         """How a file will be read next."""
         self._memory.advise(in_order)
 
-    def _mapped(self, folder: str) -> Reservation:
+    def _from_file(self, folder: str) -> Reservation:
         try:
             file: IO[bytes] = tempfile.TemporaryFile(dir=folder, prefix="hgca-store-")  # noqa: SIM115 (open as long as it is used)
             return Reservation(self._heads * self._head_bytes, file)

@@ -75,9 +75,22 @@ class Refill:
         self._window, self._store = window, store
         self._rows, self._start = rows, start
 
+    def begin_as(self, store: Store | None) -> int:
+        """Take the rows that are to be in the store from another one that begins alike; how many there were. Raises DoesNotFitError."""
+        if store is None or self._store is None:
+            return 0
+        rows = min(store.rows, max(0, self._start - self._window.sinks))
+        self._store.begin_as(store, rows)
+        return rows
+
     def put(self, piece: Piece) -> None:
-        """The next rows; those of no use (of a sliding layer, or beyond the end) are passed over. Raises DoesNotFitError."""
+        """The next rows; those of no use (of a sliding layer, beyond the end, or in the store already) are passed over. Raises
+        DoesNotFitError.
+        """
         window = self._window
+        if self._store is not None and piece.first >= window.sinks:
+            there = window.sinks + self._store.rows
+            piece = piece.part(min(piece.end, max(there, piece.first)), piece.end)
         for begin, stop, stored in (
             (0, window.sinks, False),
             (window.sinks, self._start, True),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import mmap
+import os
 from dataclasses import dataclass
 
 from hgca_cli.config import FOLLOWING
@@ -10,6 +12,9 @@ from hgca_cli.config import FOLLOWING
 PIECE_NUMBERS = 1 << 22  # of a store that are converted at once: 8 MB of bf16, which a processor's caches still hold
 GPU_PIECE_NUMBERS = 1 << 24  # on a GPU: what is merged once a piece is a tenth of what is computed for one
 COPYING = 8  # threads at most that copy a piece into pinned memory
+LEAST_SHARED = 1 << 16  # bytes of a KV head that sequences beginning alike have in common: fewer are copied as fast
+IN_MEMORY = hasattr(os, "memfd_create")  # a file in memory, which is what they have in common
+UNSETTLED = 4096  # rows: two segments of clusters.py
 PIECE_ROWS = 1024  # a piece has fewer KV heads before it has fewer rows than this
 
 
@@ -28,20 +33,28 @@ class LayerLayout:
     value_dim: int
     sliding: int | None = None
 
-    def index_bytes(self, policy: str) -> int:
-        """Bytes a policy's index of the older rows takes per token, rounded up (attention/select)."""
+    def index_parts(self, policy: str) -> list[float]:
+        """Bytes per token and KV head of the arrays a policy's index of the older rows is made of (attention/select)."""
         if policy == "page":  # two bounds of 16 bits a number for 16 rows
-            return self.kv_heads * math.ceil(self.key_dim / 4)
+            return [self.key_dim / 4]
         if policy not in FOLLOWING:
-            return 0
+            return []
         wide = -(-self.key_dim // 8) * 8
-        codes = wide / 2 + 4 * wide / 128 + 2 * self.value_dim / 128  # 4 bits a number; scales and a mean value a block
-        groups = 0.0
-        if policy != "scan":  # order, mean key and value and the codes of mean key and spread for 16 rows
-            groups = 4 + (2 * (self.key_dim + self.value_dim) + 2 * (wide / 2 + wide / 32) + 1) / 16
+        codes = [
+            wide / 2 + 4 * wide / 128,
+            2 * self.value_dim / 128,
+        ]  # 4 bits a number and scales; a mean value a block
+        if policy == "scan":
+            return codes
+        # order, mean key and value and the codes of mean key and spread for 16 rows, and whether they are like no others
+        groups = [4, 2 * (self.key_dim + self.value_dim) / 16, *[(wide / 2 + wide / 32) / 16] * 2, 1 / 16]
         if policy == "two-level":  # mean key and variances of 128 rows, and their codes
-            groups += (4 * self.key_dim + 2 * (wide / 2 + wide / 32)) / 128
-        return self.kv_heads * math.ceil(codes + groups)
+            groups += [4 * self.key_dim / 128, *[(wide / 2 + wide / 32) / 128] * 2]
+        return codes + groups
+
+    def index_bytes(self, policy: str) -> int:
+        """Bytes of a policy's index per token, rounded up."""
+        return self.kv_heads * math.ceil(sum(self.index_parts(policy)))
 
     def piece(self, rows: int, *, gpu: bool = False) -> tuple[int, int]:
         """KV heads and rows of a store of so many rows that prefill has before it at once (kv/pieces.py)."""
@@ -106,10 +119,30 @@ class KVLayout:
         """CPU bytes of the stores at a context of so many rows."""
         return max(0, context - sinks - window) * self.row_bytes
 
+    def shared_bytes(self, rows: int) -> tuple[int, int]:
+        """Of stores of so many rows, and of their index, what others that begin with them have in common with them (kv/shared.py).
+
+        What is indexed last is still to be clustered, and so to be written to.
+        """
+        settled = max(0, rows - UNSETTLED)
+        stores = indexes = 0
+        for layer in self.layers:
+            if layer.sliding is None:
+                parts = [(layer.key_dim + layer.value_dim) * self.store_itemsize, self.store_scales]
+                stores += layer.kv_heads * sum(_in_common(part * rows) for part in parts)
+                indexes += layer.kv_heads * sum(_in_common(part * settled) for part in layer.index_parts(self.index))
+        return stores, indexes
+
     def staging_bytes(self, rows: int) -> int:
         """Host bytes of `rows` rows per layer on their way from the windows to the stores (a prefill chunk's worth)."""
         full = sum(layer.row_elements for layer in self.layers if layer.sliding is None)
         return full * rows * self.device_itemsize
+
+
+def _in_common(size: float) -> int:
+    """Of a KV head's part of an array: whole pages, if there are enough."""
+    pages = int(size) // mmap.PAGESIZE * mmap.PAGESIZE
+    return pages if pages >= LEAST_SHARED and IN_MEMORY else 0
 
 
 def as_in_store(layer: LayerLayout, itemsize: int, store_itemsize: int) -> bool:

@@ -46,6 +46,18 @@ class Reservation:
         assert self._file is None and offset + HUGE_PAGE <= self._size and offset % HUGE_PAGE == 0
         native.check(lib.hgca_join_pages(self._base, offset))
 
+    def content(self, offset: int, size: int) -> memoryview:
+        """Bytes offset .. offset + size - 1."""
+        assert offset >= 0 and size >= 0 and offset + size <= self._size
+        return memoryview(ffi.buffer(self._base, self._size))[offset : offset + size]
+
+    def map(self, offset: int, size: int, file: IO[bytes], at: int) -> None:
+        """Have a file's bytes, from `at` on, in place of what is there; what is written there is not in the file, which may be closed.
+        Whole pages. Raises OutOfMemoryError.
+        """
+        assert offset >= 0 and size >= 0 and offset + size <= self._size
+        native.check(lib.hgca_map(self._base, offset, size, file.fileno(), at))
+
     def advise(self, in_order: bool) -> None:
         """Of a file: how it will be read next, in order or here and there."""
         if self._file is not None:

@@ -20,6 +20,7 @@ from hgca_cli.kv import convert
 from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.kv.pinning import Pinning
+from hgca_cli.kv.shared import SharedFiles
 
 
 class Store:
@@ -98,8 +99,20 @@ class Store:
         if rows > self.capacity:
             raise DoesNotFitError(f"the context of {self.capacity:,} rows is full.", "Raise --ctx or start a new chat.")
         for part in self._parts:
-            part.commit(rows)
+            part.commit(rows, self.rows)
         return slice(self.rows, rows)
+
+    def share(self, files: SharedFiles) -> None:
+        """The rows are what others begin with: errors and all else as of GrowingArray.share."""
+        for part in self._parts:
+            part.share(files, self.rows)
+
+    def begin_as(self, other: Store, rows: int) -> None:
+        """Rows 0 .. rows - 1 of this empty store are another's, of the same layout and dtype: as of GrowingArray.begin_as."""
+        assert self.rows == 0 and other.dtype == self.dtype and rows <= min(self.capacity, other.rows)
+        for mine, theirs in zip(self._parts, other._parts, strict=True):
+            mine.begin_as(theirs, rows)
+        self.rows = rows
 
     def pin(self) -> None:
         """Register what is not yet, where there is enough of it: not on a thread that somebody waits for."""

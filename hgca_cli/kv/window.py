@@ -94,7 +94,7 @@ class Window:
         dtype = self.keys.dtype
         away = [GrowingArray(*shape, dtype, "a window's rows", folder) for shape in self._shape]
         for array, rows in zip(away, (self.keys, self.values), strict=True):
-            array.commit(rows.shape[1])
+            array.commit(rows.shape[1], 0)
             array.whole.copy_(rows)
         self._away = away
         self.read = None

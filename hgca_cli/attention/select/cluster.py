@@ -18,8 +18,10 @@ from torch import Tensor
 
 from hgca_cli import selection
 from hgca_cli.attention.select.clusters import Clusters
+from hgca_cli.attention.select.exact import Unwatching
 from hgca_cli.attention.select.scan import Scan
 from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.shared import SharedFiles
 from hgca_cli.kv.store import Store
 from hgca_cli.selection import Selection
 
@@ -88,6 +90,20 @@ class Cluster(Scan):
         super().stored(store)
         self._clusters.extend(store)
         self._clusters.settle(store, self.codes, wait=False)
+
+    def share(self, files: SharedFiles, store: Store) -> None:
+        """Codes, and the groups of segments that are due."""
+        if self.indexed:
+            self._clusters.settle(store, self.codes)
+            self._clusters.share(files)
+        super().share(files, store)
+
+    def begin_as(self, other: Unwatching, rows: int) -> None:
+        """The other's codes and groups; segments still being clustered come to both."""
+        assert isinstance(other, Cluster)
+        if other.indexed:
+            self._clusters.begin_as(other._clusters)
+        super().begin_as(other, rows)
 
     def truncate(self, store_rows: int, ring_rows: int) -> None:
         """Segments that are no longer whole are forgotten, and their rows get codes in their own order again."""

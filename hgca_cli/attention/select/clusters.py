@@ -17,6 +17,7 @@ from hgca_cli import native, selection
 from hgca_cli.attention.select.codes import Codes
 from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.shared import SharedFiles
 from hgca_cli.kv.store import Store
 from hgca_cli.kv.worker import worker
 
@@ -70,6 +71,34 @@ class Clusters:
         self.apart[..., GROUPS - apart :] = 1
         self.apart = self.apart.view(heads, -1)
 
+    @property
+    def _arrays(self) -> list[tuple[GrowingArray, int]]:
+        """Each with how many of its rows are in use."""
+        segments = self.rows // SEGMENT
+        arrays = [
+            (self._order, self.rows),
+            (self._codes, segments),
+            (self._spread, segments),
+            (self._means, segments * GROUPS),
+        ]
+        if self._block_codes:
+            blocks = segments * BLOCKS
+            arrays.append((self._block_keys, blocks))
+            arrays += [(one, -(-blocks // selection.BLOCK)) for one in self._block_codes]
+        return arrays
+
+    def share(self, files: SharedFiles) -> None:
+        """As of GrowingArray.share."""
+        for array, rows in self._arrays:
+            array.share(files, rows)
+
+    def begin_as(self, other: Clusters) -> None:
+        """These are another's, as far as there is room for them."""
+        self.rows = min(other.rows, self.order.shape[1])
+        for (mine, rows), (theirs, _) in zip(self._arrays, other._arrays, strict=True):
+            mine.begin_as(theirs, rows)
+        self._coming = [one for one in other._coming if one[0] + SEGMENT <= self.order.shape[1]]
+
     def extend(self, store: Store) -> None:
         """Begin to cluster segments that have become full."""
         known = self.rows + SEGMENT * len(self._coming)
@@ -103,12 +132,11 @@ class Clusters:
 
     def _take(self, first: int, segment: Segment, codes: Codes) -> None:
         index, end = first // SEGMENT, first + SEGMENT
-        self._order.commit(end)
-        self._codes.commit(index + 1)
-        self._spread.commit(index + 1)
-        self._means.commit((index + 1) * GROUPS)
-        if segment.block_keys is not None:  # before anything is written: memory may be refused, and this be tried again
-            self._block_keys.commit((index + 1) * BLOCKS)
+        arrays = [(self._order, SEGMENT), (self._codes, 1), (self._spread, 1), (self._means, GROUPS)]
+        if segment.block_keys is not None:
+            arrays.append((self._block_keys, BLOCKS))
+        for array, each in arrays:  # before anything is written: memory may be refused, and this be tried again
+            array.commit((index + 1) * each, index * each)
         self.order[:, first:end] = segment.order
         self.group_codes[:, index : index + 1] = segment.group_codes
         self.spread_codes[:, index : index + 1] = segment.spread_codes
@@ -125,7 +153,7 @@ class Clusters:
         of_which = -(-blocks // selection.BLOCK)
         keys = self._block_keys.whole[:, :blocks].unflatten(2, (2, self._layout.key_dim))
         for which, codes in enumerate(self._block_codes):
-            codes.commit(of_which)
+            codes.commit(of_which, max(0, of_which - 1))
             selection.encode(keys[:, :, which], codes.whole, max(0, of_which - 1) * selection.BLOCK)
 
 

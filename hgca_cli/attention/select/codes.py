@@ -8,6 +8,7 @@ from torch import Tensor
 from hgca_cli import selection
 from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.shared import SharedFiles
 from hgca_cli.kv.store import Store
 
 
@@ -30,10 +31,12 @@ class Codes:
 
     def extend(self, store: Store) -> None:
         """Bring the codes up to the rows of the store; the block that was not full is written anew."""
+        if self.rows == store.rows:
+            return
         first = self.rows // selection.BLOCK * selection.BLOCK
         blocks = -(-store.rows // selection.BLOCK)
-        self._memory.commit(blocks)
-        self._means.commit(blocks)
+        for array in (self._memory, self._means):
+            array.commit(blocks, first // selection.BLOCK)
         scales = (None, None) if store.scales is None else store.scales[:, : store.rows].unbind(-1)
         selection.encode(store.keys[:, : store.rows], self.whole, first, scale=scales[0])
         values = store.values[:, : store.rows]
@@ -41,9 +44,24 @@ class Codes:
         self.rows = store.rows
         self.kept = min(self.kept, first // selection.BLOCK)
 
+    def share(self, files: SharedFiles) -> None:
+        """As of GrowingArray.share."""
+        blocks = -(-self.rows // selection.BLOCK)
+        for array in (self._memory, self._means):
+            array.share(files, blocks)
+
+    def begin_as(self, other: Codes) -> None:
+        """These are another's, as far as there is room for them."""
+        blocks = min(-(-other.rows // selection.BLOCK), self.whole.shape[1])
+        self._memory.begin_as(other._memory, blocks)
+        self._means.begin_as(other._means, blocks)
+        self.rows = min(other.rows, blocks * selection.BLOCK)
+
     def reorder(self, first: int, codes: Tensor, means: Tensor) -> None:
         """Whole blocks from position `first` on are in another order now: u8 [kv_heads, blocks, bytes] and their means."""
         blocks = slice(first // selection.BLOCK, first // selection.BLOCK + codes.shape[1])
+        for array in (self._memory, self._means):
+            array.commit(blocks.stop, blocks.start)
         self.whole[:, blocks] = codes
         self.means[:, blocks] = means
         self.kept = min(self.kept, blocks.start)

@@ -5,16 +5,27 @@ from __future__ import annotations
 from torch import Tensor
 
 from hgca_cli.attention.select.contract import EVERY, Chosen, Turn
+from hgca_cli.kv.shared import SharedFiles
 from hgca_cli.kv.store import Store
 
 
 class Unwatching:
-    """A policy that needs to see no attention weights."""
+    """A policy that needs to see no attention weights: what it knows is an index of the store's rows.
+
+    An index is shared as the rows are (kv/shared.py): `share` writes it to files, and one of the same policy, of a store that begins as
+    that one's with so many rows, may `begin_as` it. Errors as of GrowingArray.share and begin_as.
+    """
 
     watches = False
 
     def stored(self, store: Store) -> None:
         """Nothing to index."""
+
+    def share(self, files: SharedFiles, store: Store) -> None:
+        """No index that others could begin with."""
+
+    def begin_as(self, other: Unwatching, rows: int) -> None:
+        """No index to begin with."""
 
     def see_step(self, weight: Tensor) -> None:
         """Nothing to learn."""

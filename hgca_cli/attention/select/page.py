@@ -14,6 +14,7 @@ from hgca_cli import selection
 from hgca_cli.attention.select.exact import Unwatching
 from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.shared import SharedFiles
 from hgca_cli.kv.store import Store
 from hgca_cli.selection import Selection
 
@@ -64,11 +65,23 @@ class Page(Unwatching):
     def stored(self, store: Store) -> None:
         """New rows enter their pages; the one that was not full is written anew."""
         first = self._rows // selection.GROUP * selection.GROUP
-        self._memory.commit(-(-store.rows // BLOCK))
+        self._memory.commit(-(-store.rows // BLOCK), first // BLOCK)
         scale = None if store.scales is None else store.scales[:, : store.rows, 0]
         keys = store.keys[:, : store.rows]
         selection.write_pages(keys, self.pages, first, kind=self.kind, scale=scale)
         self._rows = store.rows
+
+    def share(self, files: SharedFiles, store: Store) -> None:
+        """The bounds."""
+        self._memory.share(files, -(-self._rows // BLOCK))
+
+    def begin_as(self, other: Unwatching, rows: int) -> None:
+        """The other's bounds."""
+        assert isinstance(other, Page)
+        blocks = min(-(-other._rows // BLOCK), self.pages.shape[1])
+        self._memory.begin_as(other._memory, blocks)
+        self._rows = min(other._rows, blocks * BLOCK)
+        self.truncate(rows, 0)
 
     def truncate(self, store_rows: int, ring_rows: int) -> None:
         """The page that lost rows is written anew when it is read."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from hgca_cli.attention.select.codes import Codes
 from hgca_cli.attention.select.exact import Unwatching
 from hgca_cli.kv.layout import LayerLayout
+from hgca_cli.kv.shared import SharedFiles
 from hgca_cli.kv.store import Store
 from hgca_cli.selection import EVERY, Selection
 
@@ -54,6 +55,18 @@ class Scan(Unwatching):
     def stored(self, store: Store) -> None:
         """New rows get their codes."""
         self.codes.extend(store)
+
+    def share(self, files: SharedFiles, store: Store) -> None:
+        """The codes."""
+        if self.indexed:
+            self.codes.share(files)
+
+    def begin_as(self, other: Unwatching, rows: int) -> None:
+        """The other's codes."""
+        assert isinstance(other, Scan)
+        if other.indexed:
+            self.codes.begin_as(other.codes)
+            self.truncate(rows, 0)
 
     def truncate(self, store_rows: int, ring_rows: int) -> None:
         """Codes of rows that are gone are written anew."""
