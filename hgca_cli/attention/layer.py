@@ -90,6 +90,11 @@ class LayerState:
             settling.result()
         self._take_in()
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether `settle` has something to do."""
+        return self._settling is not None or self._untold or (self.evictor is not None and self.evictor.pending > 0)
+
     def _take_in(self) -> None:
         if self.evictor is None or self.store is None:
             return
@@ -163,16 +168,6 @@ class LayerState:
         window, sliding = self.window, self.layout.sliding
         end = window.end + tokens
         return self._in_one_piece and end <= window.sinks + window.ring and end <= (sliding or end)
-
-    @property
-    def rows_ahead(self) -> int:
-        """How many more tokens the window takes whose rows are one behind the other from its first slot on, with none leaving and none
-        anywhere else: each is attended to with all before it.
-        """
-        window = self.window
-        if self.prompt_left or not self._in_one_piece:
-            return 0
-        return max(0, window.sinks + window.ring - 1 - window.end)
 
     def make_room(self) -> None:
         """One more row fits into the window.

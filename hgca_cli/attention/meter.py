@@ -39,10 +39,14 @@ class QualityMeter:
 
     def passes(self, layers: int) -> bool:
         """As `due` once for each of so many layers, if none of them is; False, and nothing was counted, if one is."""
-        if self._left <= layers:
+        if not self.is_free(layers):
             return False
         self._left -= layers
         return True
+
+    def is_free(self, layers: int) -> bool:
+        """Whether none of the next so many layers is to be measured."""
+        return self._left > layers
 
     def add(self, read: Tensor, store: Tensor, near: Tensor | None) -> None:
         """Log-sum-exps f32 [heads]: of the store's rows read, of all of them, of rows elsewhere (None: there are none)."""

@@ -26,7 +26,8 @@ class Reading:
         assert self.serves(layer) and layer.window.read is not None
         self._scale, self._softcap = scale, softcap
         self._query = torch.empty(layer.layout.heads, layer.layout.key_dim)
-        self._chosen: Chosen | Selection | None = None
+        self.chosen: Chosen | Selection | None = None  # of the store, by the last token
+        self.looked = 0  # how often what a token reads was looked at
         self._lists: native.Lists | None = None
         self._metered = False
         to = self._described = native.ffi.new("hgca_reading *")
@@ -55,9 +56,10 @@ class Reading:
     def choose(self, layer: LayerState) -> bool:
         """What one more token reads of the store, and whether the library knows how: the first half of `begin`."""
         layer.settle()
+        self.looked += 1
         store, to = layer.store, self._described
         stored = store is not None and store.rows > 0
-        chosen = self._chosen = layer.choose(UNKNOWN, store) if stored else None  # type: ignore[arg-type]
+        chosen = self.chosen = layer.choose(UNKNOWN, store) if stored else None  # type: ignore[arg-type]
         to.chosen, to.query, to.far.rows, self._metered = native.ffi.NULL, native.ffi.NULL, 0, False
         if isinstance(chosen, Selection):
             to.chosen = chosen.job
@@ -87,7 +89,8 @@ class Reading:
     def take_tokens(self, layer: LayerState, tokens: int) -> Any:
         """Slots for the rows of several tokens one behind the other, and the hgca_reading of them. Only if the layer `has_room`."""
         to, window = self._described, layer.window
-        to.chosen, to.query, to.far.rows, self._chosen, self._metered = native.ffi.NULL, native.ffi.NULL, 0, None, False
+        self.looked += 1
+        to.chosen, to.query, to.far.rows, self.chosen, self._metered = native.ffi.NULL, native.ffi.NULL, 0, None, False
         to.row, to.tokens = window.end, tokens
         window.end += tokens
         to.near.rows, to.near.lists = window.end, 0
@@ -112,7 +115,7 @@ class Reading:
 
     def end(self, layer: LayerState) -> None:
         """The call has returned: it is counted, now and then measured, and the ring's oldest rows may leave."""
-        chosen, store = self._chosen, layer.store
+        chosen, store = self.chosen, layer.store
         if isinstance(chosen, Selection) and self._metered:
             self._measure(layer, chosen)
         if store is not None and store.rows > 0:
@@ -125,32 +128,3 @@ class Reading:
         exact = native.Step(self._query, store.read, store.rows, self._scale, self._softcap)
         far, near = native.start([exact, window_job(self._query, layer, self._scale, self._softcap)]).wait()
         layer.meter.add(chosen.read_lse, far.lse, near.lse)
-
-
-class Ahead:
-    """Readings of a token each, of layers whose windows take one row behind the other: what they read is a row more every time.
-
-    Asked for every token of every layer of many sequences: nothing else is done for one than what changes.
-    """
-
-    def __init__(self, readings: list[tuple[Reading, LayerState]]) -> None:
-        """readings  of a token that was computed"""
-        self._all = [
-            (one, one.described, state, state.window, state.window.end + state.rows_ahead) for one, state in readings
-        ]
-        self._described = native.ffi.new("hgca_reading *[]", [one.described for one, _ in readings])
-
-    def take(self) -> Any | None:
-        """The hgca_readings of one more token each, for whose rows there are slots then, and of which none makes another leave; None:
-        there are none, or there is something else to do.
-        """
-        for one, _, state, window, end in self._all:
-            if window.end >= end or window.start != window.sinks or state.reading is not one:
-                return None
-        for _, to, _, window, _ in self._all:
-            to.row = row = window.end
-            to.near.rows = window.end = row + 1
-        return self._described
-
-    def __len__(self) -> int:
-        return len(self._all)

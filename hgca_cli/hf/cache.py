@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from hgca_cli.attention.ahead import Ahead
 from hgca_cli.attention.clock import Clock
 from hgca_cli.attention.counters import ReadCounters
 from hgca_cli.attention.meter import QualityMeter
-from hgca_cli.attention.reading import Ahead
 from hgca_cli.attention.select import make_selector
 from hgca_cli.attention.select.exact import Unwatching
 from hgca_cli.attention.select.moving_average import MovingAverage
@@ -45,7 +45,7 @@ class HybridCache(Cache):
         self.layout = layout
         self.settings = settings or CacheSettings()
         policy = policy or partial(make_selector, self.settings)
-        self.ahead: Ahead | None = None  # of several sequences, once a token of each was computed
+        self.ahead: Ahead | None = None  # once a token was computed in one call
         self.meter = QualityMeter(sum(layer.sliding is None for layer in layout.layers))
         self.clock = Clock()
         self.pieces = Pieces()
@@ -261,6 +261,7 @@ class HybridCache(Cache):
         """Windows give their device's memory back until `bring_back`; nothing may be computed until then. Errors as of
         Window.put_away.
         """
+        self.ahead = None
         for layer in self.layers:
             for state in layer.states:
                 state.put_away()
@@ -274,3 +275,8 @@ class HybridCache(Cache):
     def close(self) -> None:
         """Give the memory back."""
         self.reset()
+
+    def reset(self) -> None:
+        """As `close`."""
+        self.ahead = None
+        super().reset()

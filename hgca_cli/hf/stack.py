@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hgca_cli import native
-from hgca_cli.attention.reading import Ahead
+from hgca_cli.attention.ahead import Ahead
 from hgca_cli.errors import HgcaError
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.watched import Watched
@@ -104,8 +104,11 @@ class Stack:
         if len(cache.layers) != len(self._parts) or x.size(0) > self._most:  # a model of fewer layers than there are
             return None
         turns = named["position_embeddings"]
-        if cache.ahead is not None and (several := cache.ahead.take()) is not None:
-            return called(self._several, several, len(cache.ahead), x, turns)
+        call = self._one if x.size(0) == 1 else self._several
+        if (ahead := cache.ahead) is not None and (taken := ahead.take()) is not None:
+            out = called(call, taken, len(ahead), x, turns)
+            ahead.end()
+            return out
         readings: list[tuple[Reading, LayerState]] = []
         for part in self._parts:
             layer = cache.layers[part.index]
@@ -113,11 +116,9 @@ class Stack:
             if len(of_layer) != x.size(0):
                 return None
             readings += of_layer
-        if x.size(0) == 1:
-            return through(self._one, readings, x, turns)
-        out = through(self._several, readings, x, turns)
-        cache.ahead = None if out is None else Ahead(readings)
-        return out
+        result = through(call, readings, x, turns)
+        cache.ahead = None if result is None else Ahead(readings)
+        return result
 
     def _one(self, readings: Any, count: int, *at: int) -> int:
         status: int = native.lib.hgca_decode_layers(self._described, readings, count, *at)
