@@ -17,6 +17,7 @@ from hgca_cli.config import SELECTORS, CacheSettings, SamplingSettings
 from hgca_cli.engine import shards
 from hgca_cli.engine.conversation import Conversation
 from hgca_cli.engine.engine import Engine
+from hgca_cli.engine.sequence import shared
 from hgca_cli.engine.session import Session
 from hgca_cli.engine.session_record import read_record
 from hgca_cli.errors import DoesNotFitError, UsageError
@@ -41,6 +42,19 @@ def rows_of(conversation: Conversation) -> list[tuple[int, int, torch.Tensor]]:
     cache = conversation.sequence.cache
     pieces = cache.held(0, conversation.sequence.cached)
     return [(index, piece.first, one) for index, piece in pieces for one in piece[1:] if one is not None]
+
+
+def worst_of_shared_rows(one: Conversation, other: Conversation) -> float:
+    """How far rows of the tokens that two texts have in common are apart: in other chunks they are rounded at other moments."""
+    length = shared(one.sequence.tokens, other.sequence.tokens)
+    assert length > 0.9 * len(other.sequence.tokens)
+    pairs = zip(one.sequence.cache.every_row() or (), other.sequence.cache.every_row() or (), strict=True)
+    return max(
+        float((mine - theirs).abs().max() / theirs.abs().max())
+        for both in pairs
+        for mine, theirs in zip(*both, strict=True)
+        for mine, theirs in [(mine[:, : length - 1], theirs[:, : length - 1])]
+    )
 
 
 @pytest.mark.parametrize(("select", "kv_dtype", "sliding"), CASES)
@@ -224,7 +238,9 @@ def test_killed_at_any_moment_the_session_opens(data: Path) -> None:
         if round_number % 10 == 9:
             fresh = Conversation(engine)
             fresh.resume(conversation.messages, conversation.history, None)
-            assert ask(fresh, "why?")[0].text == ask(conversation, "why?")[0].text
+            ask(fresh, "why?")
+            ask(conversation, "why?")
+            assert worst_of_shared_rows(fresh, conversation) < 0.02
         if conversation.sequence.cached > 1500:
             one_turn(text="the cat", engine=engine)
             turns = 1
