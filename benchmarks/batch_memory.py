@@ -101,7 +101,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     print(f"{format_bytes(peak)} of {format_bytes(limit)}, {summary['concurrency']} at once", file=sys.stderr)
     return {
         "model": options.model, "queued": options.rows, "shortest": options.shortest, "longest": options.longest,
-        "alike": options.alike, "new": options.new, "limit": limit, "peak": peak, "ratio": round(peak / limit, 4), "done": summary["done"], "failed": summary["failed"],
+        "alike": options.alike, "new": options.new, "limit": limit, "peak": peak, "ratio": round(peak / limit, 4),
+        "done": summary["done"], "failed": summary["failed"],
         "concurrency": summary["concurrency"], "prompt_tokens": summary["prompt_tokens"], "cached_tokens": summary["cached_tokens"],
         "seconds": summary["seconds"],
     }  # fmt: skip
