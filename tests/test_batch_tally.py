@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hgca_cli.batch.check import BEGINNINGS, Entry, check
-from hgca_cli.batch.group import grouped
+from hgca_cli.batch.group import alike, grouped
 from hgca_cli.batch.lines import Line
 from hgca_cli.batch.rows import Reader
 from hgca_cli.batch.tally import Tally, spread
@@ -82,3 +82,5 @@ def test_beginnings_of_prompts_tell_documents_apart() -> None:
     first, other, same, short = (one.begins for one in check(Some(), Reader()).entries)  # type: ignore[arg-type]
     assert BEGINNINGS[0] == 512 and first == same and len(first) == 3 and short == ()
     assert not set(first) & set(other)
+    entries = [Entry(at, 0, str(at), "", 1, begins=one) for at, one in enumerate((first, other, (*same[:2], 5), short))]
+    assert alike(entries) == [BEGINNINGS[1], 0, BEGINNINGS[1], 0] and alike([]) == []

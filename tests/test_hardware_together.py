@@ -8,10 +8,12 @@ from typing import Any
 import psutil
 import pytest
 
+from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.machine import Machine
 from hgca_cli.hardware.memory import Model
 from hgca_cli.hardware.settings import PlanRequest
 from hgca_cli.hardware.together import MOST, Together, together
+from hgca_cli.kv import layout
 from tests.test_hardware_plan import BIG, HOST, SMALL, WITH_GPU, plan
 
 
@@ -56,6 +58,37 @@ def test_what_is_held_is_what_is_there_and_at_most_all(machine: Machine) -> None
         )
         assert held[0][0] == held[-1][0] if machine is WITH_GPU else held[0][0] < held[-1][0]
     assert of(SMALL).sequences(4000, 10) >= of(SMALL).sequences(4000)
+
+
+@pytest.mark.parametrize("machine", [HOST, WITH_GPU])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_what_is_shared_is_part_of_what_is_taken_and_more_rows_fit(
+    machine: Machine, on_disk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "IN_MEMORY", True)
+    disk = Disk("/stores", "ext4", 4 << 40) if on_disk else None
+    sizes = of(BIG, machine, disk=disk, select="two-level", kv_dtype="bf16", context=65_536)
+    taken, shares = sizes.takes(50_000), sizes.shares(50_000)
+    assert len(taken) == len(shares) and all(0 <= one <= whole for one, whole in zip(shares, taken, strict=True))
+    assert 0.8 * sum(taken[1 if machine is WITH_GPU else 0 :]) < sum(
+        shares
+    )  # all but windows and what is still to be clustered
+    assert (shares[0] == 0) == (machine is WITH_GPU) and sum(sizes.shares(100)) == 0
+    monkeypatch.setattr(layout, "IN_MEMORY", False)
+    assert sum(sizes.shares(50_000)) == 0
+
+
+def test_more_run_at_once_where_they_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "IN_MEMORY", True)
+    sizes = of(
+        BIG, select="two-level", kv_dtype="bf16", dtype="bf16", context=65_536, ram_limit=(17 << 30) + (24 << 30)
+    )
+    apart, alike = sizes.sequences(40_000), sizes.sequences(40_000, shared=38_000)
+    assert 1 <= apart < alike
+    kept, each, saved = sizes.takes(38_000), sizes.takes(40_000), sizes.shares(38_000)
+    for limit, one, whole, less in zip(sizes.limits, kept, each, saved, strict=True):
+        assert one + alike * (whole - less) <= limit
+    assert sizes.sequences(40_000, shared=0) == apart
 
 
 def test_what_is_free_leaves_others_some() -> None:

@@ -18,12 +18,12 @@ from hgca_cli.attention.select.codes import Codes
 from hgca_cli.attention.select.exact import Exact, Unwatching
 from hgca_cli.attention.select.page import Page
 from hgca_cli.attention.select.scan import Scan
-from hgca_cli.errors import DoesNotFitError
+from hgca_cli.errors import DoesNotFitError, NativeError
 from hgca_cli.kv import layout, shared
 from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.layout import KVLayout, LayerLayout
 from hgca_cli.kv.pinning import Pinning
-from hgca_cli.kv.reservation import HUGE_PAGE
+from hgca_cli.kv.reservation import HUGE_PAGE, Reservation
 from hgca_cli.kv.shared import SharedFiles
 from hgca_cli.kv.store import Store
 from tests.test_kv_pinning import Fake
@@ -143,6 +143,25 @@ def test_no_room_for_a_file_is_said_and_nothing_changes(
     other = GrowingArray(2, 5000, 16, torch.float32, folder=folder)
     other.begin_as(array, 5000)
     assert torch.equal(other.whole[:, :5000], numbers)
+
+
+@LINUX
+def test_what_is_no_whole_page_is_not_mapped(tmp_path: Path) -> None:
+    """And what no file is, neither: what was there stays."""
+    memory = Reservation(1 << 20)
+    memory.commit(0, 1 << 20)
+    numbers = memory.tensor(torch.uint8, (1 << 20,), (1,), 0).fill_(3)
+    with (tmp_path / "file").open("w+b", buffering=0) as file, Path("/dev/null").open("rb", buffering=0) as nothing:
+        file.truncate(1 << 20)
+        for offset, size, at in ((1, 4096, 0), (0, 4097, 0), (0, 4096, 5), (0, 4096, -4096)):
+            with pytest.raises(NativeError, match="out of range"):
+                memory.map(offset, size, file, at)
+        with pytest.raises(NativeError, match="no memory"):
+            memory.map(0, 4096, nothing, 0)
+        memory.map(0, 0, file, 0)
+        assert (numbers[4096:] == 3).all()
+        memory.map(8192, 4096, file, 4096)
+    assert not numbers[8192:12288].any() and (numbers[12288:] == 3).all()
 
 
 @LINUX
