@@ -337,6 +337,11 @@ def share_openmp(on: bool) -> bool:
     return bool(lib.hgca_share_openmp(int(on)) == lib.HGCA_OK)
 
 
+def trim() -> None:
+    """Give the system what malloc keeps of freed memory: torch's work on prompts leaves a hundred megabytes in pieces."""
+    lib.hgca_trim()
+
+
 def isas() -> tuple[str, ...]:
     """Instruction sets this machine has, fastest first; the last is "scalar"."""
     return tuple(ffi.string(lib.hgca_isas()).decode().split(","))

@@ -2,8 +2,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "hgca.h"
 #include "hgca_model.h"
@@ -118,6 +123,12 @@ int hgca_forget(uintptr_t at, int64_t bytes) {
     if (end > first) madvise((void *)first, end - first, MADV_DONTNEED); /* a wish: what it answers does not matter */
 #endif
     return HGCA_OK;
+}
+
+void hgca_trim(void) {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }
 
 const char *hgca_status_text(int status) {

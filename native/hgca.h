@@ -360,6 +360,9 @@ int hgca_map(void *base, int64_t offset, int64_t bytes, int file, int64_t at);
 /* How a file's bytes will be read next, in order (1) or here and there (0): a wish. */
 int hgca_advise(void *base, int64_t bytes, int32_t in_order);
 
+/* The system gets back what malloc keeps of memory that was freed (glibc; elsewhere nothing happens). Some 10 ms. */
+void hgca_trim(void);
+
 /* One line for a status, never null. */
 const char *hgca_status_text(int status);
 /* cffi:end */

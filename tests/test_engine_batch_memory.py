@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from hgca_cli import native
 from hgca_cli.config import CacheSettings, SamplingSettings
+from hgca_cli.engine import batch as batch_module
 from hgca_cli.engine import together
 from hgca_cli.engine.batch import Batch, Progress
 from hgca_cli.engine.engine import Engine
@@ -205,3 +207,24 @@ def test_one_sequence_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPat
     answers = run(Batch(engine, 4), asked)
     assert answers[2].error is not None and bad.text.startswith(answers[2].text) and answers[2].text
     assert {key: answers[key].text for key in (0, 1, 3)} == {key: wanted[key] for key in (0, 1, 3)}
+
+
+@pytest.mark.parametrize(("limit", "seconds", "times"), [(400, 0.0, 2), (400, 1e9, 1), (100_000, 0.0, 0)])
+def test_freed_memory_is_given_back_where_there_is_little(
+    limit: int, seconds: float, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Now and then, after prompts were read: what malloc keeps of their work is nobody's room."""
+    given = [0]
+
+    def trim() -> None:
+        given[0] += 1
+
+    monkeypatch.setattr(batch_module.native, "trim", trim)
+    monkeypatch.setattr(batch_module, "TRIM_SECONDS", seconds)
+    asked = [Request(at, ids, GREEDY) for at, ids in enumerate(prompts(12))]
+    assert len(run(Batch(tiny_engine(), 6, rooms(limit)), asked)) == 12
+    assert given[0] == times if times < 2 else given[0] >= times
+
+
+def test_the_system_gets_freed_memory_back() -> None:
+    native.trim()

@@ -91,3 +91,9 @@ def test_lengths_are_expected_once_some_have_ended() -> None:
     for _ in range(KNOWN):
         lengths.ended(1000, 1000)
     assert lengths.expected(10, 0, 1000) == 1010
+
+
+def test_a_share_of_the_room() -> None:
+    room = Room((100, 60), two_places)
+    assert room.fits([Claim(9, 9)], [10], 0.5) and not room.fits([Claim(9, 9)], [16], 0.5)
+    assert not room.fits([Claim(20, 20)], (), 0.5) and room.fits([Claim(20, 20)])

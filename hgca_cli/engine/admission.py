@@ -9,6 +9,8 @@ from hgca_cli.engine.member import Member, Request
 from hgca_cli.engine.room import QUANTUM, Claim, Lengths, Room
 from hgca_cli.engine.sequence import Sequence, is_refusal
 
+CROWDED = 0.5  # of the room
+
 
 class Admission:
     """The room of a batch.
@@ -39,6 +41,12 @@ class Admission:
             if not self.drop(request.ids):
                 return not self._running() and (not self.drop() or self.has_room(request))
         return True
+
+    @property
+    def crowded(self) -> bool:
+        """Whether those that run may take more than half of what there is."""
+        room, claims = self._room, [self._claim(one, one.granted) for one in self._running()]
+        return not room.fits(claims, self._beginnings.lengths, CROWDED)
 
     def fits_kept(self, member: Member, tokens: int) -> bool:
         """Whether the first so many tokens of a member's prompt can be kept, whose rows it shares then."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from hgca_cli import native
 from hgca_cli.engine.admission import Admission
 from hgca_cli.engine.beginnings import Beginnings
 from hgca_cli.engine.engine import Engine
@@ -22,6 +24,8 @@ from hgca_cli.engine.together import Together
 from hgca_cli.errors import DoesNotFitError, HgcaError
 from hgca_cli.events import Notice
 from hgca_cli.metrics import Slot
+
+TRIM_SECONDS = 2.0  # between two times: one takes 10 ms, and to touch memory anew some more
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Batch:
         self._reading: list[Member] = []
         self._writing: list[Member] = []
         self._aside: list[Member] = []  # memory was refused to them; others that wait for it are among those that write
+        self._trim_at = 0.0
         self._left = False  # somebody, since memory was refused the last time
         self._waiting: Request | None = None  # one more, which there is no room for yet
 
@@ -226,6 +231,9 @@ class Batch:
                     self._writing.append(member)
         if stop.is_set():
             return
+        if read and time.monotonic() >= self._trim_at and self._admission.crowded:
+            native.trim()
+            self._trim_at = time.monotonic() + TRIM_SECONDS
         going, written = self._grant(), 0
         with spent_by(going):
             for member in going:

@@ -64,10 +64,10 @@ class Room:
             self._known[claim] = known
         return known
 
-    def fits(self, claims: Sequence[Claim], kept: Sequence[int] = ()) -> bool:
-        """Whether what sequences hold fits beside kept ones."""
+    def fits(self, claims: Sequence[Claim], kept: Sequence[int] = (), share: float = 1.0) -> bool:
+        """Whether what sequences hold fits beside kept ones, into a share of the room."""
         places = zip(*map(self.of, kept), *map(self.held, claims), strict=True)
-        return all(sum(place) <= limit for place, limit in zip(places, self.limits, strict=True))
+        return all(sum(place) <= share * limit for place, limit in zip(places, self.limits, strict=True))
 
     def safe(self, claims: Sequence[Claim], kept: Sequence[int] = (), limits: Bytes | None = None) -> bool:
         """Whether sequences can all come to their ends, one after the other at worst, beside kept ones that stay as they are.
