@@ -7,7 +7,7 @@
 Runs `hgca batch` as a person would, and looks at the process's memory all the time: pages that rows have in common are counted
 once. With --alike all begin with the same document of so many tokens. Lengths are spread evenly over their
 logarithms; a third of the rows begin like the one before. After --seconds (0: when it is done) the job gets Ctrl-C, as a whole one
-takes hours. Exits with 1 if the peak is beyond the limit.
+takes half an hour. Exits with 1 if the peak is beyond the limit.
 """
 
 from __future__ import annotations

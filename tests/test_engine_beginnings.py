@@ -14,7 +14,7 @@ from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.member import Answer, Request
 from hgca_cli.engine.room import Claim, Room
 from hgca_cli.errors import DoesNotFitError
-from hgca_cli.kv import shared
+from hgca_cli.kv import layout
 from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.reservation import Reservation
 from tests.test_engine_batch import same_text
@@ -25,7 +25,7 @@ from tests.tiny_engine import tiny_loaded
 @pytest.fixture(autouse=True)
 def much_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(together, "pays_from", lambda loaded: 2)
-    monkeypatch.setattr(shared, "LEAST_SHARED", 4096)
+    monkeypatch.setattr(layout, "LEAST_SHARED", 4096)
 
 
 def engine_of(**given: Any) -> Engine:
@@ -58,7 +58,7 @@ def test_the_same_answers_from_one_store(
     monkeypatch.setattr(Reservation, "map", counting)
     answers = {key: one.text for key, one in run(Batch(engine, 3), asked).items()}
     assert mapped[0] > 0
-    monkeypatch.setattr(shared, "LEAST_SHARED", 1 << 40)
+    monkeypatch.setattr(layout, "LEAST_SHARED", 1 << 40)
     before = mapped[0]
     assert answers == {key: one.text for key, one in run(Batch(engine, 3), asked).items()} and mapped[0] == before
 

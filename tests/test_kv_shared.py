@@ -97,7 +97,7 @@ def test_the_memory_is_there_once() -> None:
 @LINUX
 def test_what_was_written_afterwards_is_not_taken_for_what_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """A third array would begin with the file's rows, which are no longer the second's."""
-    monkeypatch.setattr(shared, "LEAST_SHARED", 1)
+    monkeypatch.setattr(layout, "LEAST_SHARED", 1)
     numbers = torch.randn(2, 1000, 16)
     first, second, third = array_of(numbers), *(GrowingArray(2, 1000, 16, torch.float32) for _ in range(2))
     first.share(SharedFiles(), 1000)
@@ -230,7 +230,7 @@ def test_an_index_goes_on_where_the_other_was(
     make: Any, dtype: torch.dtype, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of it or a part: afterwards it is what the rows alone would have made, and the other is as before."""
-    monkeypatch.setattr(shared, "LEAST_SHARED", 4096)
+    monkeypatch.setattr(layout, "LEAST_SHARED", 4096)
     rng = torch.Generator().manual_seed(7)
     rows = torch.randn(2, 9000, 48, generator=rng)
     store, selector = filled(8000, dtype, make, rows[:, :7000])

@@ -12,8 +12,8 @@ from typing import Any
 from hgca_cli import native
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.meter import QualityMeter
-from hgca_cli.attention.reading import Reading
-from hgca_cli.attention.sparse import as_lists, count_read
+from hgca_cli.attention.reading import Reading, tell_slots
+from hgca_cli.attention.sparse import count_read, slots_in_use
 from hgca_cli.selection import Selection
 
 
@@ -91,24 +91,13 @@ class _Layers:
 
     def take(self) -> None:
         """A slot for the row in every window."""
-        window = self._window
-        slot = window.take()
-        end, runs = window.end, window.runs()
+        slot = self._window.take()
         for _, _, other, _ in self._all:
-            other.end = end
-        if len(runs) == 1 and runs[0][0] == 0:
-            rows = runs[0][1]
-            for to, near in self._to:
-                to.row, near.rows, near.lists = slot, rows, 0
-            return
-        assert window.read is not None
-        lists, rows = as_lists(self._all[0][1].layout.kv_heads, runs), window.read.capacity
-        self._lists = lists  # as long as they are read
-        told = lists.described
-        count, start, row, run = told.lists, told.row_start, told.row, told.run
+            other.end = self._window.end
+        rows, self._lists = slots_in_use(self._all[0][1])  # lists: kept as long as they are read
         for to, near in self._to:
-            to.row, near.rows, near.lists = slot, rows, count
-            near.row_start, near.row, near.run = start, row, run
+            to.row = slot
+            tell_slots(near, rows, self._lists)
 
     def end(self) -> None:
         """It was read."""

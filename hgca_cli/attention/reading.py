@@ -13,7 +13,7 @@ import torch
 from hgca_cli import native
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.select.contract import Chosen
-from hgca_cli.attention.sparse import as_lists, count_read, window_job
+from hgca_cli.attention.sparse import count_read, slots_in_use, window_job
 from hgca_cli.selection import Selection
 
 UNKNOWN = torch.empty(0)  # the query, before the layer has computed it
@@ -103,15 +103,8 @@ class Reading:
         layer.evict_overflow()
 
     def _read_window(self, layer: LayerState) -> None:
-        near, runs = self._described.near, layer.window.runs()
-        if len(runs) == 1 and runs[0][0] == 0:
-            near.rows, near.lists = runs[0][1], 0
-            return
-        assert layer.window.read is not None
-        self._lists = as_lists(layer.layout.kv_heads, runs)
-        lists = self._lists.described
-        near.rows, near.lists = layer.window.read.capacity, lists.lists
-        near.row_start, near.row, near.run = lists.row_start, lists.row, lists.run
+        rows, self._lists = slots_in_use(layer)
+        tell_slots(self._described.near, rows, self._lists)
 
     def end(self, layer: LayerState) -> None:
         """The call has returned: it is counted, now and then measured, and the ring's oldest rows may leave."""
@@ -128,3 +121,13 @@ class Reading:
         exact = native.Step(self._query, store.read, store.rows, self._scale, self._softcap)
         far, near = native.start([exact, window_job(self._query, layer, self._scale, self._softcap)]).wait()
         layer.meter.add(chosen.read_lse, far.lse, near.lse)
+
+
+def tell_slots(near: Any, rows: int, lists: native.Lists | None) -> None:
+    """Put `slots_in_use` into the hgca_attention of a window."""
+    if lists is None:
+        near.rows, near.lists = rows, 0
+        return
+    told = lists.described
+    near.rows, near.lists = rows, told.lists
+    near.row_start, near.row, near.run = told.row_start, told.row, told.run

@@ -119,13 +119,18 @@ def count_read(layer: LayerState, chosen: Chosen | Selection | None) -> None:
 
 def window_job(query: Tensor, layer: LayerState, scale: float, softcap: float) -> native.Step:
     """One token over the window, which is in CPU memory: query f32 [heads, key_dim]."""
-    window = layer.window
-    assert window.read is not None
-    runs = window.runs()
+    assert layer.window.read is not None
+    rows, lists = slots_in_use(layer)
+    return native.Step(query, layer.window.read, rows, scale, softcap, lists)
+
+
+def slots_in_use(layer: LayerState) -> tuple[int, native.Lists | None]:
+    """Of a window that the library reads: the first so many slots are in use; or, of so many, those of lists."""
+    window, runs = layer.window, layer.window.runs()
     if len(runs) == 1 and runs[0][0] == 0:
-        return native.Step(query, window.read, runs[0][1], scale, softcap)
-    lists = as_lists(layer.layout.kv_heads, runs)
-    return native.Step(query, window.read, window.read.capacity, scale, softcap, lists)
+        return runs[0][1], None
+    assert window.read is not None
+    return window.read.capacity, as_lists(layer.layout.kv_heads, runs)
 
 
 @lru_cache(maxsize=16)  # the layers of a model ask for the same runs, one after another

@@ -15,9 +15,10 @@ import torch
 
 from hgca_cli import native
 from hgca_cli.errors import DoesNotFitError
+from hgca_cli.kv.layout import whole_pages
 from hgca_cli.kv.pinning import Pinning, Registered
-from hgca_cli.kv.reservation import HUGE_PAGE, Reservation
-from hgca_cli.kv.shared import Part, SharedFiles, whole_pages
+from hgca_cli.kv.reservation import HUGE_PAGE, Reservation, round_up
+from hgca_cli.kv.shared import Part, SharedFiles
 from hgca_cli.units import format_bytes
 
 COMMIT_BYTES = 1 << 20  # per KV head and growth step; only touched pages take memory
@@ -50,7 +51,7 @@ class GrowingArray:
         self._heads = heads
         self._what = what
         self._row_bytes = width * dtype.itemsize
-        self._most = _round_up(max(1, capacity) * self._row_bytes, PAGE)  # bytes per head
+        self._most = round_up(max(1, capacity) * self._row_bytes, PAGE)  # bytes per head
         self._committed = 0
         self._part: Part | None = None  # of a file: what others may begin with. It holds what is here
         self._mapped = False  # there are pages that others have, too
@@ -59,7 +60,7 @@ class GrowingArray:
         # stretches of memory (65,530 on Linux), and each border of what is committed makes one
         self._small = self._most < NEARLY and folder is None
         unit = PAGE if self._small else COMMIT_BYTES if self._most < HUGE_PAGE else HUGE_PAGE
-        self._head_bytes = _round_up(self._most, unit)
+        self._head_bytes = round_up(self._most, unit)
         self._folder = folder
         self._registered = None if pinning is None or folder is not None else Registered(pinning)
         before = self._registered.close if self._registered is not None else lambda: None
@@ -107,7 +108,7 @@ class GrowingArray:
 
     def _grow(self, needed: int) -> None:
         # an eighth more than needed, so that a long prefill asks the kernel rarely
-        grown = _round_up(needed + needed // 8, COMMIT_BYTES if needed < HUGE_PAGE else HUGE_PAGE)
+        grown = round_up(needed + needed // 8, COMMIT_BYTES if needed < HUGE_PAGE else HUGE_PAGE)
         grown = self._most if self._small else min(grown, self._most)
         for head in range(self._heads):
             try:  # of what is committed for some heads only, nothing is used
@@ -153,6 +154,7 @@ class GrowingArray:
         self.whole[:, shared:rows] = other.whole[:, shared:rows]
 
     def _map(self, part: Part) -> None:
+        self._mapped = True  # even if memory is refused for some heads
         for head in range(self._heads):
             try:
                 self._memory.map(head * self._head_bytes, part.size, part.file, part.at + head * part.apart)
@@ -160,7 +162,7 @@ class GrowingArray:
                 raise DoesNotFitError(
                     f"no memory for {self._what} that several rows begin with.", "Lower --concurrency."
                 ) from error
-        self._part, self._mapped = part, True
+        self._part = part
         self._committed = max(self._committed, part.size)
         self._joined = max(self._joined, part.size // HUGE_PAGE * HUGE_PAGE)
 
@@ -187,7 +189,3 @@ class GrowingArray:
             f"{format_bytes(free)} free.",
             "Free some space, lower --ctx, or choose --kv-dtype bf16 or int8.",
         )
-
-
-def _round_up(count: int, unit: int) -> int:
-    return -(-count // unit) * unit

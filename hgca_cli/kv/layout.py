@@ -40,10 +40,8 @@ class LayerLayout:
         if policy not in FOLLOWING:
             return []
         wide = -(-self.key_dim // 8) * 8
-        codes = [
-            wide / 2 + 4 * wide / 128,
-            2 * self.value_dim / 128,
-        ]  # 4 bits a number and scales; a mean value a block
+        # 4 bits a number and scales; a mean value a block
+        codes = [wide / 2 + 4 * wide / 128, 2 * self.value_dim / 128]
         if policy == "scan":
             return codes
         # order, mean key and value and the codes of mean key and spread for 16 rows, and whether they are like no others
@@ -124,13 +122,15 @@ class KVLayout:
 
         What is indexed last is still to be clustered, and so to be written to.
         """
+        if not IN_MEMORY:
+            return 0, 0
         settled = max(0, rows - UNSETTLED)
         stores = indexes = 0
         for layer in self.layers:
             if layer.sliding is None:
                 parts = [(layer.key_dim + layer.value_dim) * self.store_itemsize, self.store_scales]
-                stores += layer.kv_heads * sum(_in_common(part * rows) for part in parts)
-                indexes += layer.kv_heads * sum(_in_common(part * settled) for part in layer.index_parts(self.index))
+                stores += layer.kv_heads * sum(in_common(part * rows) for part in parts)
+                indexes += layer.kv_heads * sum(in_common(part * settled) for part in layer.index_parts(self.index))
         return stores, indexes
 
     def staging_bytes(self, rows: int) -> int:
@@ -139,10 +139,15 @@ class KVLayout:
         return full * rows * self.device_itemsize
 
 
-def _in_common(size: float) -> int:
-    """Of a KV head's part of an array: whole pages, if there are enough."""
-    pages = int(size) // mmap.PAGESIZE * mmap.PAGESIZE
-    return pages if pages >= LEAST_SHARED and IN_MEMORY else 0
+def in_common(size: float) -> int:
+    """Of so many bytes of a KV head those that others begin with: whole pages, if there are enough."""
+    pages = whole_pages(int(size))
+    return pages if pages >= LEAST_SHARED else 0
+
+
+def whole_pages(size: int) -> int:
+    """Of so many bytes those that fill pages."""
+    return size // mmap.PAGESIZE * mmap.PAGESIZE
 
 
 def as_in_store(layer: LayerLayout, itemsize: int, store_itemsize: int) -> bool:

@@ -76,6 +76,11 @@ class Reservation:
         return whole.as_strided(tuple(shape), tuple(strides))
 
 
+def round_up(count: int, unit: int) -> int:
+    """The next multiple of a unit."""
+    return -(-count // unit) * unit
+
+
 def _release(at: Any, size: int, before: Callable[[], None]) -> None:
     try:
         before()

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import IO, NamedTuple
 
 from hgca_cli.errors import DoesNotFitError
-from hgca_cli.kv.layout import IN_MEMORY, LEAST_SHARED
-from hgca_cli.kv.reservation import HUGE_PAGE
+from hgca_cli.kv.layout import IN_MEMORY, in_common
+from hgca_cli.kv.reservation import HUGE_PAGE, round_up
 
 MOST_AT_ONCE = 1 << 30  # bytes of one write: Linux takes no more than 2 GiB
 
@@ -42,12 +42,12 @@ class SharedFiles:
 
         Raises DoesNotFitError; nothing refers to what was written then.
         """
-        size = whole_pages(len(heads[0]) if heads else 0)
-        if size < LEAST_SHARED or (folder is None and not IN_MEMORY):
+        size = in_common(len(heads[0]) if heads else 0)
+        if not size or (folder is None and not IN_MEMORY):
             return None
         unit = HUGE_PAGE if size >= HUGE_PAGE else mmap.PAGESIZE  # as the arrays' own heads begin
-        apart = -(-size // unit) * unit
-        begin = -(-self._ends.get(folder, 0) // unit) * unit
+        apart = round_up(size, unit)
+        begin = round_up(self._ends.get(folder, 0), unit)
         try:
             file = self._file(folder)
             for head, content in enumerate(heads):
@@ -67,11 +67,6 @@ class SharedFiles:
             else:
                 self._files[folder] = tempfile.TemporaryFile(dir=folder, prefix="hgca-shared-", buffering=0)  # noqa: SIM115 (open as long as it is used)
         return self._files[folder]
-
-
-def whole_pages(size: int) -> int:
-    """Of so many bytes those that fill pages."""
-    return size // mmap.PAGESIZE * mmap.PAGESIZE
 
 
 def _write(file: int, content: memoryview, at: int) -> None:
