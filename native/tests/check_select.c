@@ -124,7 +124,7 @@ static double largest_value(const problem *p) {
 }
 
 /* What must hold whatever was chosen. */
-static const char *bounds(const hgca_selection *job, const problem *p, double largest) {
+static const char *bounds(const hgca_selection *job, const float *out, const float *lse, double largest) {
     const hgca_attention *rows = &job->rows;
     const int64_t behind = rows->rows - job->indexed;
     int64_t read = 0;
@@ -136,9 +136,9 @@ static const char *bounds(const hgca_selection *job, const problem *p, double la
     if (read != job->stats->read || job->stats->scanned > job->indexed * rows->kv_heads) return "statistics";
     if (job->stats->read + GROUP * job->stats->estimated > rows->rows * rows->kv_heads) return "estimated and read";
     for (int64_t i = 0; i < (int64_t)rows->heads * rows->value_dim; i++)
-        if (!(fabs(p->job.out[i]) <= largest * 1.02 + 1e-3)) return "a result beyond the values";
+        if (!(fabs(out[i]) <= largest * 1.02 + 1e-3)) return "a result beyond the values";
     for (int h = 0; h < rows->heads; h++)
-        if (!(job->read_lse[h] <= rows->lse[h] + 1e-4f)) return "more read than there is";
+        if (!(job->read_lse[h] <= lse[h] + 1e-4f)) return "more read than there is";
     return NULL;
 }
 
@@ -174,28 +174,30 @@ static double apart(const float *a, const float *b, int64_t count) {
     return most;
 }
 
-/* Several relays as one job: as each by itself; and who is wrong among them. */
-static const char *several(const hgca_relay *relay, double scale) {
+/* Several relays as one job, one of which chooses: as each by itself; and who is wrong among them. Units are cut elsewhere than
+ * in a job of its own: scores are rounded relative to their unit's largest, so of rows of about one weight others may be
+ * chosen. What is compared number by number is therefore a choice of everything, every row, and none. */
+static const char *several(const hgca_relay *relay, double largest) {
     enum { COUNT = 4 };
     const int64_t heads = relay->far.heads, numbers = heads * relay->far.value_dim;
     hgca_relay each[COUNT], *all[COUNT];
-    hgca_selection own_choice = *relay->chosen; /* whose counts are nobody's: each job has its own */
-    own_choice.rows_read = NULL, own_choice.read_lse = NULL, own_choice.stats = NULL;
+    hgca_selection everything = *relay->chosen; /* whose counts are nobody's: each job has its own */
+    everything.rows_read = NULL, everything.read_lse = NULL, everything.stats = NULL;
+    everything.mass = everything.gate_mass = everything.open_mass = 1.0f, everything.most = everything.gate_most = 1 << 30;
     float *out = room(4 * numbers * COUNT), *lse = room(4 * heads * COUNT);
     for (int i = 0; i < COUNT; i++) {
         each[i] = *relay, all[i] = &each[i];
         each[i].out = out + i * numbers, each[i].lse = lse + i * heads;
-        each[i].chosen = i % 2 ? NULL : i ? &own_choice : relay->chosen;
+        each[i].chosen = i % 2 ? NULL : i ? &everything : relay->chosen;
         if (i == 3) each[i].far.rows = 0;
     }
     hgca_run_relays((hgca_relay *const *)all, COUNT);
-    const char *wrong = NULL;
-    for (int i = 0; i < COUNT && !wrong; i++) {
+    const char *wrong = each[0].status ? "a choice among several relays" : bounds(relay->chosen, out, lse, largest);
+    for (int i = 1; i < COUNT && !wrong; i++) {
         hgca_relay own = each[i];
         own.out = relay->out, own.lse = relay->lse;
         hgca_run_relay(&own);
-        /* rows are cut into other pieces, and added up in another order; of those that weigh as much others may be chosen */
-        const double most = own.chosen ? 0.1 * scale : 1e-4 * scale;
+        const double most = 1e-4 * (1.0 + largest); /* rows are added up in another order */
         if (own.status || each[i].status || !(apart(own.out, each[i].out, numbers) <= most) ||
             !(apart(own.lse, each[i].lse, heads) <= most))
             wrong = "several relays at once";
@@ -210,7 +212,7 @@ static const char *several(const hgca_relay *relay, double scale) {
 }
 
 /* The same through a relay, whose buffers are others: a choice, every row, and none. */
-static const char *relayed(const hgca_selection *job, double scale) {
+static const char *relayed(const hgca_selection *job, double largest) {
     const hgca_attention *rows = &job->rows;
     const size_t numbers = (size_t)rows->heads * (size_t)rows->value_dim;
     float *out = room(4 * (int64_t)numbers), *lse = room(4 * rows->heads);
@@ -228,7 +230,7 @@ static const char *relayed(const hgca_selection *job, double scale) {
     }
     if (!wrong) wrong = told(job, relay);
     relay.chosen = job;
-    if (!wrong) wrong = several(&relay, scale);
+    if (!wrong) wrong = several(&relay, largest);
     relay.chosen = NULL, relay.far.rows = 0;
     hgca_run_relay(&relay);
     for (int h = 0; h < rows->heads && !wrong; h++)
@@ -273,11 +275,11 @@ static const char *one(uint64_t seed) {
     job.gate_mass = 0.05f + 0.9f * (float)fabs(uniform(&state));
     job.least = pick(&state, 40), job.most = pick(&state, 2) ? 1 << 30 : pick(&state, 200), job.gate_most = pick(&state, 40);
     if (!wrong && run(&job)) wrong = "a choice";
-    if (!wrong) wrong = bounds(&job, &p, largest);
+    if (!wrong) wrong = bounds(&job, p.job.out, p.job.lse, largest);
     memcpy(before, p.job.out, 4 * (size_t)numbers);
     if (!wrong && (run(&job) || memcmp(before, p.job.out, 4 * (size_t)numbers))) wrong = "the same call again";
     job.near = NULL;
-    if (!wrong && s.rows > 0) wrong = relayed(&job, 1.0 + largest);
+    if (!wrong && s.rows > 0) wrong = relayed(&job, largest);
     drop_index(&job, block_mean, block_codes);
     free(read_lse);
     free(beside);
