@@ -99,7 +99,7 @@ static int run(const hgca_selection *job) {
 static double dense_error(problem *p, const hgca_attention *near) {
     double worst = 0.0;
     if (near == NULL) {
-        for (int h = 0; h < p->job.heads; h++) worst = fmax(worst, error_of(p, h));
+        for (int h = 0; h < p->job.heads; h++) worst = worse(worst, error_of(p, h));
         return worst;
     }
     const int64_t numbers = (int64_t)p->job.heads * p->job.value_dim;
@@ -108,9 +108,9 @@ static double dense_error(problem *p, const hgca_attention *near) {
     both[0].out = out, both[0].lse = lse, both[1].query = p->job.query, both[1].joins = 1;
     int64_t ticket;
     if (hgca_start(both, 2, &ticket) || hgca_wait(ticket)) worst = NAN;
-    for (int64_t i = 0; i < numbers; i++) worst = fmax(worst, fabs((double)out[i] - p->job.out[i]));
+    for (int64_t i = 0; i < numbers; i++) worst = worse(worst, fabs((double)out[i] - p->job.out[i]));
     for (int h = 0; h < p->job.heads; h++)
-        if (lse[h] != p->job.lse[h]) worst = fmax(worst, fabs((double)lse[h] - p->job.lse[h]));
+        if (lse[h] != p->job.lse[h]) worst = worse(worst, fabs((double)lse[h] - p->job.lse[h]));
     free(out);
     free(lse);
     return worst;
