@@ -12,6 +12,9 @@ typedef struct {
     int32_t offset; /* minus 128 times the sum of its numbers */
 } query_tail;
 
+/* Keeps GCC from copying sums from register to register, and to memory. */
+#define NAMED(sum) __asm__("" : "+v"(sum))
+
 INLINE int64_t lines(int64_t dim) { return (dim + LINE - 1) / LINE * LINE; }
 
 static void place_i8(const float *query, float scale, int64_t dim, float *to) {
@@ -73,6 +76,33 @@ INLINE void shift_sums(__m512i sum[HEADS][4], int heads, int bits) {
         for (int j = 0; j < 4; j++) sum[h][j] = _mm512_slli_epi32(sum[h][j], (unsigned)bits);
 }
 
+/* Lines of a half-row that are fetched one by one; 0: a width that is not known, or what waits for memory alone. */
+INLINE int lines_ahead_i8(int heads, int64_t dim) { return heads > 2 && KNOWN(dim) % LINE == 0 ? KNOWN(dim) / LINE : 0; }
+
+/* Whose lines are fetched, each by itself, between products: asked for in bursts they keep the rows at hand waiting. */
+typedef struct {
+    const tile_rows *next;
+    int next_rows, half; /* of the half-rows from this one on */
+    int lines;           /* a half-row; 0: nothing */
+    const char *otherwise;
+} lines_ahead;
+
+/* Lines at and at + 1, both in the same tile. */
+INLINE void fetch_two(const lines_ahead *a, int at) {
+    if (!a->lines) return;
+    if (a->next->passes > 1) {
+        for (int i = 0; i < 2; i++) fetch_share(a->next, a->next_rows, a->half, a->otherwise, a->lines, at + i, 1);
+        return;
+    }
+    const int lines = a->lines ? a->lines : 1, first = a->half + at / lines, last = a->half + (at + 1) / lines;
+    if (last < 2 * a->next_rows)
+        UNROLL
+        for (int i = 0; i < 2; i++) __builtin_prefetch(a->next->half[first + i / lines] + i % lines * LINE, 0, AHEAD_LEVEL);
+    if (last < 2 * a->next->then_rows)
+        UNROLL
+        for (int i = 0; i < 2; i++) __builtin_prefetch(a->next->then->half[first + i / lines] + i % lines * LINE, 0, 2);
+}
+
 /* One level of the queries, `stride` bytes apart, times four rows. */
 INLINE void score_level(const char *const key[4], int64_t dim, const char *q, int64_t stride, int heads,
                         __m512i sum[HEADS][4]) {
@@ -98,9 +128,6 @@ INLINE void score_level(const char *const key[4], int64_t dim, const char *q, in
     }
 }
 
-/* Lines of a half-row that are fetched one by one; 0: a width that is not known, or what waits for memory alone. */
-INLINE int lines_ahead_i8(int heads, int64_t dim) { return heads > 2 && KNOWN(dim) % LINE == 0 ? KNOWN(dim) / LINE : 0; }
-
 INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_rows *tile, int rows, const tile_rows *next,
                           int next_rows, int heads, int64_t dim, float score[][TILE]) {
     const int64_t stride = hgca_query_width(dim, HGCA_I8) * 4, level = lines(dim);
@@ -119,17 +146,19 @@ INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_ro
         const char *key[4];
         UNROLL
         for (int j = 0; j < 4; j++) {
-            key[j] = tile->half[2 * (r + j < rows ? r + j : rows - 1)];
-            fetch_share(next, next_rows, r, tile->half[0], ahead, j * ahead, ahead);
+            key[j] = tile->half[2 * (r + j)];
             if (!ahead) prefetch_half(p, next, next_rows, r + j, 1, 0);
         }
+        const lines_ahead fetched = {next, next_rows, r, ahead, tile->half[0]};
         __m512i sum[HEADS][4];
         UNROLL
         for (int h = 0; h < heads; h++)
             UNROLL
             for (int j = 0; j < 4; j++) sum[h][j] = _mm512_setzero_si512();
+        for (int i = 0; i < ahead; i++) fetch_two(&fetched, 2 * i);
         score_level(key, dim, q, stride, heads, sum);
         shift_sums(sum, heads, 7);
+        for (int i = ahead; i < 2 * ahead; i++) fetch_two(&fetched, 2 * i);
         score_level(key, dim, q + level, stride, heads, sum);
         __m512i whole = _mm512_add_epi32(sums_i32(sum, heads), _mm512_loadu_si512(offset));
         vstore(&score[r / 4 % 4][r / 16 * 16], _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_loadu_ps(scale)));
@@ -187,16 +216,22 @@ INLINE void add_sums(float *out, int64_t left, const __m512i sum[4], float unit)
 }
 
 INLINE void weigh_level(__m512i value[TILE / 4][4], int groups, uint8_t level[HEADS][2][TILE], int which, int heads,
-                        __m512i sum[HEADS][4]) {
-    for (int g = 0; g < groups; g++)
+                        __m512i sum[HEADS][4], const lines_ahead *ahead, int at) {
+#pragma GCC unroll 1
+    for (int g = 0; g < groups; g++) {
+        fetch_two(ahead, at + 4 * g + 2 * which);
         UNROLL
         for (int h = 0; h < heads; h++) {
             int32_t four;
             memcpy(&four, &level[h][which][4 * g], 4);
             __m512i w = _mm512_set1_epi32(four);
             UNROLL
-            for (int j = 0; j < 4; j++) sum[h][j] = _mm512_dpbusd_epi32(sum[h][j], w, value[g][j]);
+            for (int j = 0; j < 4; j++) {
+                sum[h][j] = _mm512_dpbusd_epi32(sum[h][j], w, value[g][j]);
+                NAMED(sum[h][j]);
+            }
         }
+    }
 }
 
 /* As add_values. Returns 0, with nothing done but prefetching, where a weight is not finite. */
@@ -211,17 +246,16 @@ INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile,
         if (!(unit[h] == unit[h])) return 0;
     }
     const int groups = (rows + 3) / 4, ahead = lines_ahead_i8(heads, dim);
+    const lines_ahead fetched = {next, next_rows, rows, ahead, tile->half[1]};
     for (int64_t c = 0; c < dim; c += 64) {
         __m512i value[TILE / 4][4];
+#pragma GCC unroll 1
         for (int g = 0; g < groups; g++) {
             const char *row[4];
             UNROLL
-            for (int j = 0; j < 4; j++) {
-                int r = 4 * g + j;
-                row[j] = tile->half[2 * (r < rows ? r : rows - 1) + 1] + c; /* beyond the last row: weights of zero */
-                fetch_share(next, next_rows, rows, tile->half[1], ahead, (int)c / LINE * rows + r, 1);
-                if (!ahead && c == 0) prefetch_half(p, next, next_rows, rows + r, 1, 0);
-            }
+            for (int j = 0; j < 4; j++) row[j] = tile->half[8 * g + 2 * j + 1] + c; /* beyond the last row: weights of zero */
+            if (!ahead && c == 0)
+                for (int j = 0; j < 4; j++) prefetch_half(p, next, next_rows, rows + 4 * g + j, 1, 0);
             interleave_four(row, dim - c, value[g]);
         }
         __m512i sum[HEADS][4];
@@ -229,9 +263,9 @@ INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile,
         for (int h = 0; h < heads; h++)
             UNROLL
             for (int j = 0; j < 4; j++) sum[h][j] = _mm512_setzero_si512();
-        weigh_level(value, groups, level, 0, heads, sum);
+        weigh_level(value, groups, level, 0, heads, sum, &fetched, (int)c / LINE * rows);
         shift_sums(sum, heads, 8);
-        weigh_level(value, groups, level, 1, heads, sum);
+        weigh_level(value, groups, level, 1, heads, sum, &fetched, (int)c / LINE * rows);
         UNROLL
         for (int h = 0; h < heads; h++) add_sums(out + h * stride + c, dim - c, sum[h], unit[h]);
     }

@@ -15,6 +15,8 @@ INLINE void follow_rows(const hgca_piece *p, int64_t first, int rows, int dtype,
     if (p->unseen != INT64_MAX)
         for (int r = 0; r < rows; r++) tile->at[r] = first + r;
     if (dtype != HGCA_I8) return;
+    for (int64_t at = 0; at < rows * p->scale_row_stride; at += LINE) /* of the tile after it: nobody else asks for them early */
+        __builtin_prefetch((const char *)p->key_scale + (first + rows) * p->scale_row_stride + at, 0, AHEAD_LEVEL);
     if (p->scale_row_stride == sizeof(float)) {
         memcpy(tile->key_scale, p->key_scale + first * (int64_t)sizeof(float), sizeof(float) * (size_t)rows);
         memcpy(tile->value_scale, p->value_scale + first * (int64_t)sizeof(float), sizeof(float) * (size_t)rows);
@@ -45,6 +47,7 @@ INLINE void find_rows(const hgca_piece *p, row_cursor *at, int rows, int dtype, 
         at->first += rows;
     }
     for (int r = rows; r < TILE && dtype == HGCA_I8; r++) tile->key_scale[r] = tile->value_scale[r] = 0.0f;
+    for (int r = rows; r % 4 && dtype == HGCA_I8; r++) tile->half[2 * r] = tile->half[2 * rows - 2], tile->half[2 * r + 1] = tile->half[2 * rows - 1];
 }
 
 /* Half-row `half` of the next tile: its keys are even, its values odd. While keys are scored the first half of the tile is

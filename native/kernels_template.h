@@ -278,7 +278,8 @@ static void in_memory_order(const hgca_piece *p) {
  * tile needs less. */
 INLINE int rows_of_tile(const hgca_piece *p, int dtype) {
     const int few = p->heads <= 2 * HEADS, scattered = few && AHEAD_LEVEL == 2 && p->row != NULL && p->run == NULL;
-    const int most = USUAL_DIM != 0 && p->heads > 2 ? 3 * TILE_BYTES / 2 : TILE_BYTES; /* fetched evenly, three pages are faster */
+    const int even = USUAL_DIM != 0 && p->heads > 2; /* fetched evenly, three pages are faster, and four of int8 rows, whose tiles cost more */
+    const int most = !even ? TILE_BYTES : dtype == HGCA_I8 ? 2 * TILE_BYTES : 3 * TILE_BYTES / 2;
     const int64_t rows = (scattered ? TILE_BYTES / 2 : most) / ((p->key_dim + p->value_dim) * hgca_number_bytes(dtype)) / 4 * 4;
     return rows > TILE || !few ? TILE : rows < 8 ? 8 : (int)rows;
 }
