@@ -60,6 +60,7 @@ class Attention:
                the same strides
     causal     the last `tokens` rows are the tokens' own: token t sees rows 0 .. rows - tokens + t
     joins      as of a Step
+    only_read  its rows are read and nothing is computed: the result is as over no rows
     """
 
     query: Tensor
@@ -74,6 +75,7 @@ class Attention:
     value_scale: Tensor | None = None
     causal: bool = False
     joins: bool = False
+    only_read: bool = False
 
 
 class Rows:
@@ -226,7 +228,7 @@ def _describe(job: Attention, to: Any) -> Partial:
     to.rows, to.kv_heads, to.heads = rows, kv_heads, heads
     to.key_dim, to.value_dim, to.dtype = key_dim, value_dim, DTYPES[key.dtype]
     to.scale, to.softcap = job.scale, job.softcap
-    to.tokens, to.causal, to.joins = tokens, job.causal, job.joins
+    to.tokens, to.causal, to.joins, to.only_read = tokens, job.causal, job.joins, job.only_read
     if job.row_start is not None:
         _describe_lists(job.row_start, job.row, job.run, to)
     if key.dtype == torch.int8:

@@ -86,7 +86,7 @@ static int check_lists(const hgca_attention *job) {
 
 int hgca_check(const hgca_attention *job) {
     if (job->rows < 0 || job->kv_heads < 1 || job->heads < 1 || job->heads % job->kv_heads || job->key_dim < 1 ||
-        job->value_dim < 1 || job->dtype < HGCA_F32 || job->dtype > HGCA_I8 || job->lists < 0)
+        job->value_dim < 1 || job->dtype < HGCA_F32 || job->dtype > HGCA_I8 || job->lists < 0 || job->only_read < 0 || job->only_read > 1)
         return HGCA_BAD_ARGUMENT;
     if (job->tokens < 1 || job->causal < 0 || job->causal > 1 || (job->causal && job->rows < job->tokens))
         return HGCA_BAD_ARGUMENT;

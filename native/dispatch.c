@@ -66,6 +66,7 @@ const hgca_isa_kernels *hgca_kernels(void) {
 }
 
 const hgca_kernel *hgca_kernel_for(const hgca_attention *job) {
+    if (job->only_read) return hgca_only_read(job->dtype);
     const hgca_isa_kernels *isa = hgca_kernels();
     const hgca_kernel *plain = &isa->kernel[job->dtype];
     const int many = job->tokens > HGCA_FEW_TOKENS && job->key_dim <= HGCA_MANY_DIM && job->value_dim <= HGCA_MANY_DIM;

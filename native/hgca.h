@@ -37,6 +37,7 @@ enum { HGCA_F32 = 0, HGCA_BF16 = 1, HGCA_F16 = 2, HGCA_I8 = 3 };
  *   joins    1: its rows are more rows of the job before it, for the same tokens and heads and values as wide: when all is
  *            done, out and lse of that job (the nearest before it that joins none) are over the rows of both. Its own
  *            out and lse, which it needs all the same, then hold its part alone. 0: a job of its own
+ *   only_read  1: its rows are read and nothing is computed, as over no rows: what the rest is measured by. 0: attention
  *   lists    0: every row is read. Else a multiple of kv_heads that divides heads: list l serves
  *            heads / lists consecutive query heads (and all tokens) and holds entries row_start[l] ..
  *            row_start[l + 1] - 1 of row, and of run if there is one: entry i is row[i] or, with run, the run[i] rows
@@ -70,6 +71,7 @@ typedef struct {
     int32_t tokens;
     int32_t causal;
     int32_t joins;
+    int32_t only_read;
     const float *query;
     float scale;
     float softcap;

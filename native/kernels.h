@@ -10,8 +10,10 @@
  * early, and writes every vector to the stack and reads it back otherwise. */
 #if defined(__GNUC__) && !defined(__clang__)
 #define UNROLL _Pragma("GCC unroll 16")
+#define NO_UNROLL _Pragma("GCC unroll 1") /* of a loop whose sums fill the registers: two turns at once keep them on the stack */
 #else
 #define UNROLL
+#define NO_UNROLL
 #endif
 
 static inline int64_t hgca_number_bytes(int dtype) { return dtype == HGCA_F32 ? 4 : dtype == HGCA_I8 ? 1 : 2; }

@@ -217,7 +217,7 @@ INLINE void add_sums(float *out, int64_t left, const __m512i sum[4], float unit)
 
 INLINE void weigh_level(__m512i value[TILE / 4][4], int groups, uint8_t level[HEADS][2][TILE], int which, int heads,
                         __m512i sum[HEADS][4], const lines_ahead *ahead, int at) {
-#pragma GCC unroll 1
+    NO_UNROLL
     for (int g = 0; g < groups; g++) {
         fetch_two(ahead, at + 4 * g + 2 * which);
         UNROLL
@@ -249,7 +249,7 @@ INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile,
     const lines_ahead fetched = {next, next_rows, rows, ahead, tile->half[1]};
     for (int64_t c = 0; c < dim; c += 64) {
         __m512i value[TILE / 4][4];
-#pragma GCC unroll 1
+        NO_UNROLL
         for (int g = 0; g < groups; g++) {
             const char *row[4];
             UNROLL

@@ -20,6 +20,10 @@ INLINE void follow_rows(const hgca_piece *p, int64_t first, int rows, int dtype,
     if (p->scale_row_stride == sizeof(float)) {
         memcpy(tile->key_scale, p->key_scale + first * (int64_t)sizeof(float), sizeof(float) * (size_t)rows);
         memcpy(tile->value_scale, p->value_scale + first * (int64_t)sizeof(float), sizeof(float) * (size_t)rows);
+    } else if (p->scale_row_stride == 2 * sizeof(float) && p->value_scale == p->key_scale + sizeof(float)) { /* as a store has them */
+        float pair[2 * TILE];
+        memcpy(pair, p->key_scale + first * p->scale_row_stride, 2 * sizeof(float) * (size_t)rows);
+        for (int r = 0; r < rows; r++) tile->key_scale[r] = pair[2 * r], tile->value_scale[r] = pair[2 * r + 1];
     } else
         for (int r = 0; r < rows; r++) find_scales(p, first + r, tile, r);
 }

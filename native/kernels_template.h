@@ -274,14 +274,16 @@ static void in_memory_order(const hgca_piece *p) {
 /* Rows of a tile: two pages of 4 KiB, as what is read in short stretches comes from memory faster (Zen 4: 23.7 ns a row of
  * 512 bytes, against 28.8 in tiles of 64 rows). Of single rows here and there one page: nothing is fetched while the last tile is
  * worked on, and nothing is worked on while the first comes, so that of a few hundred rows most are in neither; not where tiles come
- * into the first level: Zen 5 has more lines on their way then (a tenth faster). Many queries wait for arithmetic, of which a large
- * tile needs less. */
+ * into the first level: Zen 5 has more lines on their way then (a tenth faster), and wants no more than 24 of bf16 rows so far ahead,
+ * however narrow they are (a sixth faster where memory is slow). Many queries wait for arithmetic, of which a
+ * large tile needs less. */
 INLINE int rows_of_tile(const hgca_piece *p, int dtype) {
     const int few = p->heads <= 2 * HEADS, scattered = few && AHEAD_LEVEL == 2 && p->row != NULL && p->run == NULL;
-    const int even = USUAL_DIM != 0 && p->heads > 2; /* fetched evenly, three pages are faster, and four of int8 rows, whose tiles cost more */
-    const int most = !even ? TILE_BYTES : dtype == HGCA_I8 ? 2 * TILE_BYTES : 3 * TILE_BYTES / 2;
-    const int64_t rows = (scattered ? TILE_BYTES / 2 : most) / ((p->key_dim + p->value_dim) * hgca_number_bytes(dtype)) / 4 * 4;
-    return rows > TILE || !few ? TILE : rows < 8 ? 8 : (int)rows;
+    const int even = USUAL_DIM != 0 && p->heads > 2; /* fetched evenly, three pages are faster */
+    const int64_t bytes = (p->key_dim + p->value_dim) * hgca_number_bytes(dtype);
+    const int64_t rows = (scattered ? TILE_BYTES / 2 : even ? 3 * TILE_BYTES / 2 : TILE_BYTES) / bytes / 4 * 4;
+    const int most = !even || AHEAD_LEVEL == 2 ? TILE : dtype == HGCA_I8 ? 48 : 24;
+    return !few ? TILE : rows > most ? most : rows < 8 ? 8 : (int)rows;
 }
 
 /* Whether lines can be fetched evenly over two passes: both ask for them one by one. All in the first, the second waits for nothing. */

@@ -45,7 +45,7 @@ static int check_near(const hgca_attention *near, const hgca_attention *rows) {
     if (near == NULL) return HGCA_OK;
     hgca_attention whole = *near;
     whole.query = rows->query, whole.out = rows->out, whole.lse = rows->lse;
-    if (hgca_check(&whole) || (near->lists && near->lists != rows->kv_heads) || near->tokens != 1) return HGCA_BAD_ARGUMENT;
+    if (hgca_check(&whole) || (near->lists && near->lists != rows->kv_heads) || near->tokens != 1 || near->only_read) return HGCA_BAD_ARGUMENT;
     int same = near->heads == rows->heads && near->kv_heads == rows->kv_heads && near->key_dim == rows->key_dim &&
                near->value_dim == rows->value_dim;
     return same ? HGCA_OK : HGCA_BAD_ARGUMENT;
@@ -54,7 +54,7 @@ static int check_near(const hgca_attention *near, const hgca_attention *rows) {
 static int check(const hgca_selection *job) {
     int status = hgca_check(&job->rows);
     if (status) return status;
-    if (job->rows.lists || job->rows.tokens != 1 || job->rows.causal) return HGCA_BAD_ARGUMENT;
+    if (job->rows.lists || job->rows.tokens != 1 || job->rows.causal || job->rows.only_read) return HGCA_BAD_ARGUMENT;
     if (job->rows.key_dim > HGCA_MOST_WIDTH || job->rows.heads / job->rows.kv_heads > MOST_QUERIES) return HGCA_BAD_ARGUMENT;
     if (job->indexed < 0 || job->indexed > job->rows.rows || job->rows.rows > INT32_MAX) return HGCA_BAD_ARGUMENT;
     if (job->indexed > 0 && !job->codes && !job->pages) return HGCA_BAD_ARGUMENT;

@@ -21,6 +21,7 @@ MATMUL = "matmul folded"  # torch, the same as two matrix products with a softma
 LLAMA_CPP = "llama.cpp"
 DENSE = "hgca dense"  # ours, over all rows, where rows are chosen
 BF16 = "hgca bf16"  # ours, where rows are int8
+ONLY_READ = "reading alone"  # the same rows, by the same threads, and nothing done with them: what memory allows
 ONE_TOKEN = "hgca one token"  # ours, the first of several tokens alone
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "int8": torch.int8}
@@ -56,6 +57,7 @@ def build_sides(
     sides[SDPA_FOLDED] = _folded(apart, query.to(floating), lists, scaled_dot_product_attention)
     sides[MATMUL] = _folded(apart, query.to(floating), lists, _matmul_attention)
     if lists is not None:
+        sides[ONLY_READ] = _ours(rows, query[:1], lists, only_read=True)
         sides[DENSE] = _ours(rows, query, None)
     if dtype == torch.int8:
         sides[BF16] = _ours([store_rows(numbers, torch.bfloat16) for _ in range(layers)], query, lists)
@@ -73,7 +75,7 @@ def build_sides(
             flash.close()
 
 
-def _ours(rows: Sequence[StoreRows], query: Tensor, lists: RowLists | None) -> Side:
+def _ours(rows: Sequence[StoreRows], query: Tensor, lists: RowLists | None, *, only_read: bool = False) -> Side:
     jobs = [
         native.Attention(
             query,
@@ -85,6 +87,7 @@ def _ours(rows: Sequence[StoreRows], query: Tensor, lists: RowLists | None) -> S
             run=lists.run if lists else None,
             key_scale=one.key_scale,
             value_scale=one.value_scale,
+            only_read=only_read,
         )
         for one in rows
     ]
