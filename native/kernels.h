@@ -16,6 +16,11 @@
 #define NO_UNROLL
 #endif
 
+/* Keeps GCC from adding up in another order, for which there are not registers enough, and from copying sums about. */
+#if defined(__x86_64__)
+#define NAMED(sum) __asm__("" : "+v"(sum))
+#endif
+
 static inline int64_t hgca_number_bytes(int dtype) { return dtype == HGCA_F32 ? 4 : dtype == HGCA_I8 ? 1 : 2; }
 
 /* Floats the padded rows of queries and outputs are rounded up to: the widest vector there is. */

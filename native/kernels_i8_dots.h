@@ -12,9 +12,6 @@ typedef struct {
     int32_t offset; /* minus 128 times the sum of its numbers */
 } query_tail;
 
-/* Keeps GCC from copying sums from register to register, and to memory. */
-#define NAMED(sum) __asm__("" : "+v"(sum))
-
 INLINE int64_t lines(int64_t dim) { return (dim + LINE - 1) / LINE * LINE; }
 
 static void place_i8(const float *query, float scale, int64_t dim, float *to) {
@@ -90,11 +87,11 @@ typedef struct {
 /* Lines at and at + 1, both in the same tile. */
 INLINE void fetch_two(const lines_ahead *a, int at) {
     if (!a->lines) return;
+    const int lines = a->lines, first = a->half + at / lines, last = a->half + (at + 1) / lines;
     if (a->next->passes > 1) {
         for (int i = 0; i < 2; i++) fetch_share(a->next, a->next_rows, a->half, a->otherwise, a->lines, at + i, 1);
         return;
     }
-    const int lines = a->lines ? a->lines : 1, first = a->half + at / lines, last = a->half + (at + 1) / lines;
     if (last < 2 * a->next_rows)
         UNROLL
         for (int i = 0; i < 2; i++) __builtin_prefetch(a->next->half[first + i / lines] + i % lines * LINE, 0, AHEAD_LEVEL);
@@ -155,7 +152,7 @@ INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_ro
         for (int h = 0; h < heads; h++)
             UNROLL
             for (int j = 0; j < 4; j++) sum[h][j] = _mm512_setzero_si512();
-        for (int i = 0; i < ahead; i++) fetch_two(&fetched, 2 * i);
+        for (int i = 0; i < ahead; i++) fetch_two(&fetched, 2 * i); /* half of them before each level */
         score_level(key, dim, q, stride, heads, sum);
         shift_sums(sum, heads, 7);
         for (int i = ahead; i < 2 * ahead; i++) fetch_two(&fetched, 2 * i);

@@ -7,7 +7,6 @@
 enum { LINE = 64, AHEAD = 32 }; /* rows: what single rows of 256 and 512 bytes came fastest with (Zen 5: 17 and 20 GB/s a thread) */
 
 typedef struct {
-    const hgca_piece *piece;
     const int32_t *row, *run;
     int64_t first, left;
 } cursor;
@@ -42,7 +41,7 @@ static uint64_t sum_of(const char *from, int64_t bytes) {
 static void read_piece(const hgca_piece *p, int64_t size) {
     const int64_t key_bytes = p->key_dim * size, value_bytes = p->value_dim * size;
     const int scattered = p->row != NULL; /* else the processor's own prefetcher is faster */
-    cursor at = {p, p->row, p->run, p->first, p->count}, ahead = at;
+    cursor at = {p->row, p->run, p->first, p->count}, ahead = at;
     uint64_t sum = 0;
     for (int i = 0; i < AHEAD && scattered; i++) next_row(&ahead);
     for (int64_t row; (row = next_row(&at)) >= 0;) {

@@ -2,9 +2,6 @@
 /* So many chunks of a group fit sums of 16 bits: 2 numbers of each half, at most 15 x 127. */
 enum { IN_WORDS = 4 };
 
-/* Keeps GCC from adding up in another order, for which there are not registers enough. */
-#define NAMED(sum) __asm__("" : "+x"(sum))
-
 /* dot[q][r] as of dot_lanes, of one group; `ahead` is fetched meanwhile, a line a chunk: all at once they would wait for each other. */
 #if !defined(__AVX512BW__)
 INLINE void dot_group(const uint8_t *codes, const uint8_t *ahead, int64_t width, const int8_t *query8, int queries,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import threading
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -226,5 +229,17 @@ def test_freed_memory_is_given_back_where_there_is_little(
     assert given[0] == times if times < 2 else given[0] >= times
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what another malloc keeps is not known")
 def test_the_system_gets_freed_memory_back() -> None:
+    """Of blocks too small for a mapping of their own; the last one, which stays, keeps malloc from giving them back by itself."""
+    libc, size, process = ctypes.CDLL(None), 100_000, psutil.Process()
+    libc.malloc.restype = ctypes.c_void_p
+    blocks = [libc.malloc(size) for _ in range(1000)]
+    for block in blocks:
+        ctypes.memset(block, 1, size)
+    for block in blocks[:-1]:
+        libc.free(ctypes.c_void_p(block))
+    before = process.memory_info().rss
     native.trim()
+    assert before - process.memory_info().rss > 50e6
+    libc.free(ctypes.c_void_p(blocks[-1]))
