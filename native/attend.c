@@ -4,10 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "dispatch.h"
-#include "hgca.h"
-#include "partial.h"
-#include "tickets.h"
+#include "attend.h"
 
 enum { LEAST_ROWS = 128, TILE_ROWS = 64, PIECES_PER_THREAD = 4, LARGE_ROWS = 4096, LARGE_PIECES_PER_THREAD = 16 };
 
@@ -15,37 +12,6 @@ enum { LEAST_ROWS = 128, TILE_ROWS = 64, PIECES_PER_THREAD = 4, LARGE_ROWS = 409
 enum { QUERIES_OF_LIST = 48 };
 
 enum { MOST = 1 << 24 }; /* heads, widths: what keeps the sizes below in 64 bits */
-
-/* One list of one job, or some tokens of it: its query heads, its rows, the pieces they were cut into. */
-typedef struct {
-    const hgca_attention *job;
-    float *query; /* placed: [tokens][heads] */
-    int32_t first_token, tokens;
-    int32_t head;       /* the list's first query head */
-    int32_t heads;      /* per token */
-    int32_t first_piece;
-    int32_t pieces;
-    const hgca_kernel *kernel;
-    int64_t rows;
-    int64_t rows_per_piece;
-    _Atomic int32_t left; /* pieces not done: who brings it to zero merges */
-} list;
-
-typedef struct {
-    int32_t list;
-    int64_t entry; /* where its rows begin: an entry of row, and how many rows of that entry's run come before */
-    int64_t first;
-    hgca_partial partial; /* [tokens][heads] */
-} part;
-
-typedef struct {
-    hgca_started started;
-    hgca_attention *jobs;
-    int32_t job_count;
-    list *lists;
-    int64_t list_count;
-    part *parts;
-} work;
 
 static int64_t list_count(const hgca_attention *job) { return job->lists ? job->lists : job->kv_heads; }
 
@@ -123,50 +89,60 @@ static void join(const hgca_attention *to, const hgca_attention *more) {
 }
 
 static void join_all(hgca_started *started) {
-    const work *w = (const work *)(const void *)started;
+    const hgca_work *w = (const hgca_work *)(const void *)started;
     for (int32_t j = 0, first = 0; j < w->job_count; j++)
         if (w->jobs[j].joins) join(&w->jobs[first], &w->jobs[j]);
         else first = j;
 }
 
-static void merge_list(work *w, list *l) {
+static void merge_list(hgca_work *w, hgca_list *l) {
     for (int32_t t = 0; t < l->tokens; t++)
         for (int32_t h = 0; h < l->heads; h++)
-            hgca_merge(&w->parts[l->first_piece].partial, sizeof(part), l->pieces, t * l->heads + h, l->job,
+            hgca_merge(&w->parts[l->first_piece].partial, sizeof(hgca_part), l->pieces, t * l->heads + h, l->job,
                        (int64_t)(l->first_token + t) * l->job->heads + l->head + h);
 }
 
-/* Of a list with one piece by whoever does that: queries of a prompt are many. */
-static void place_queries(const list *l) {
+void hgca_place_queries(const hgca_list *l, const hgca_kernel *kernel, float *to) {
     const hgca_attention *job = l->job;
-    float *to = l->query;
     const int64_t width = hgca_query_width(job->key_dim, job->dtype);
     for (int64_t t = l->first_token; t < l->first_token + l->tokens; t++)
         for (int64_t h = 0; h < l->heads; h++, to += width)
-            l->kernel->place(job->query + (t * job->heads + l->head + h) * job->key_dim, hgca_score_scale(job), job->key_dim, to);
+            kernel->place(job->query + (t * job->heads + l->head + h) * job->key_dim, hgca_score_scale(job), job->key_dim, to);
 }
 
-static void run_piece(hgca_batch *batch, int32_t index) {
-    work *w = (work *)batch;
-    part *mine = &w->parts[index];
-    list *l = &w->lists[mine->list];
+hgca_piece hgca_piece_at(const hgca_work *w, int32_t index, const float *query) {
+    const hgca_part *mine = &w->parts[index];
+    const hgca_list *l = &w->lists[mine->list];
     const hgca_attention *job = l->job;
     int64_t kv_head = l->head / (job->heads / job->kv_heads);
     int64_t left = l->rows - (index - l->first_piece) * l->rows_per_piece;
-    if (l->pieces == 1) place_queries(l);
-    hgca_piece piece = hgca_piece_over(job, kv_head, l->heads * l->tokens, l->query, mine->partial);
+    hgca_piece piece = hgca_piece_over(job, kv_head, l->heads * l->tokens, query, mine->partial);
     piece.row = job->lists ? job->row + mine->entry : NULL;
     piece.run = job->lists && job->run ? job->run + mine->entry : NULL;
     piece.first = mine->first;
     piece.count = left < l->rows_per_piece ? left : l->rows_per_piece;
     piece.group = l->heads;
     if (job->causal && job->tokens > 1) piece.unseen = job->rows - job->tokens + l->first_token + 1;
-    l->kernel->piece(&piece);
+    return piece;
+}
+
+void hgca_attend_piece(hgca_work *w, int32_t index, const hgca_kernel *kernel, const float *query) {
+    hgca_list *l = &w->lists[w->parts[index].list];
+    const hgca_piece piece = hgca_piece_at(w, index, query);
+    kernel->piece(&piece);
     if (atomic_fetch_sub(&l->left, 1) == 1) merge_list(w, l);
 }
 
+/* Queries of a list with one piece are placed by whoever does that: those of a prompt are many. */
+static void run_piece(hgca_batch *batch, int32_t index) {
+    hgca_work *w = (hgca_work *)(void *)batch;
+    const hgca_list *l = &w->lists[w->parts[index].list];
+    if (l->pieces == 1) hgca_place_queries(l, l->kernel, l->query);
+    hgca_attend_piece(w, index, l->kernel, l->query);
+}
+
 /* Where each piece of a list begins. */
-static void cut_list(const list *l, int64_t i, part *parts) {
+static void cut_list(const hgca_list *l, int64_t i, hgca_part *parts) {
     const hgca_attention *job = l->job;
     int64_t entry = job->lists ? job->row_start[i] : 0, first = 0;
     for (int32_t k = 0; k < l->pieces; k++) {
@@ -185,17 +161,23 @@ static int32_t pieces_of(int64_t rows, int64_t rows_per_piece) {
     return (int32_t)((rows + rows_per_piece - 1) / rows_per_piece);
 }
 
-/* Memory of a list: its queries, its pieces' results; and all that is described of it, once there is memory. Returns how many pieces. */
-static int32_t lay_out_list(hgca_layout *at, const list *of, int64_t i, list *to, part *parts, int32_t index) {
+/* Floats of a list's placed queries. */
+static int64_t floats_of(const hgca_list *of) {
+    return (int64_t)of->heads * of->tokens * hgca_query_width(of->job->key_dim, of->job->dtype);
+}
+
+/* Memory of a list: its queries, if they are there, its pieces' results; and all that is described of it, once there is memory. Returns
+ * how many pieces. */
+static int32_t lay_out_list(hgca_layout *at, const hgca_list *of, int64_t i, int there, hgca_list *to, hgca_part *parts, int32_t index) {
     const hgca_attention *job = of->job;
     const int64_t queries = (int64_t)of->heads * of->tokens, value_width = hgca_padded(job->value_dim);
-    float *query = hgca_take(at, sizeof(float) * (size_t)(queries * hgca_query_width(job->key_dim, job->dtype)));
+    float *query = there ? hgca_take(at, sizeof(float) * (size_t)floats_of(of)) : NULL;
     const int32_t pieces = pieces_of(of->rows, of->rows_per_piece);
     if (to) {
         *to = *of;
         to->query = query, to->pieces = pieces;
         atomic_init(&to->left, pieces);
-        if (pieces > 1) place_queries(to);
+        if (pieces > 1 && there) hgca_place_queries(to, to->kernel, query);
         cut_list(to, i, parts);
     }
     for (int32_t k = 0; k < pieces; k++) {
@@ -211,9 +193,9 @@ static int64_t rows_seen(const hgca_attention *job, int64_t rows, int32_t first,
     return job->causal && !job->lists ? rows - job->tokens + first + tokens : rows;
 }
 
-/* rows_of: rows of each list, one job's after the other's. */
-static void lay_out(hgca_layout *at, const hgca_attention *jobs, int32_t count, const int64_t *rows_of, int64_t rows_per_piece,
-                    work **result) {
+/* rows_of: rows of each list, one job's after the other's; strands: as of hgca_make_work. */
+static void lay_out(hgca_layout *at, const hgca_attention *jobs, int32_t count, int32_t strands, const int64_t *rows_of,
+                    int64_t rows_per_piece, hgca_work **result) {
     int64_t lists = 0, pieces = 0;
     for (int64_t j = 0, of = 0; j < count; j++)
         for (int64_t l = 0; l < list_count(&jobs[j]); l++, of++) {
@@ -223,10 +205,10 @@ static void lay_out(hgca_layout *at, const hgca_attention *jobs, int32_t count, 
                 pieces += pieces_of(rows_seen(&jobs[j], rows_of[of], first, left < each ? left : each), rows_per_piece);
             }
         }
-    work *w = hgca_take(at, sizeof *w);
+    hgca_work *w = hgca_take(at, sizeof *w);
     hgca_attention *own = hgca_take(at, sizeof *own * (size_t)count);
-    list *all = hgca_take(at, sizeof *all * (size_t)lists);
-    part *parts = hgca_take(at, sizeof *parts * (size_t)pieces);
+    hgca_list *all = hgca_take(at, sizeof *all * (size_t)lists);
+    hgca_part *parts = hgca_take(at, sizeof *parts * (size_t)pieces);
     if (w) {
         memset(w, 0, sizeof *w);
         memcpy(own, jobs, sizeof *own * (size_t)count);
@@ -241,13 +223,14 @@ static void lay_out(hgca_layout *at, const hgca_attention *jobs, int32_t count, 
         *result = w;
     }
     int32_t piece = 0, index = 0;
+    int64_t most_floats = 0;
     for (int64_t j = 0, of = 0; j < count; j++) {
         const hgca_attention *job = &jobs[j];
-        const hgca_kernel *kernel = w ? hgca_kernel_for(job) : NULL;
+        const hgca_kernel *kernel = w && strands == 0 ? hgca_kernel_for(job) : NULL; /* it looks at the queries */
         for (int64_t i = 0; i < list_count(job); i++, of++) /* those of the same rows follow each other, which are in cache then */
             for (int32_t first = 0, each = tokens_of_list(job); first < job->tokens; first += each, index++) {
                 const int32_t left = job->tokens - first, tokens = left < each ? left : each;
-                const list mine = {.job = w ? &own[j] : job,
+                const hgca_list mine = {.job = w ? &own[j] : job,
                                    .kernel = kernel,
                                    .first_token = first,
                                    .tokens = tokens,
@@ -256,13 +239,22 @@ static void lay_out(hgca_layout *at, const hgca_attention *jobs, int32_t count, 
                                    .rows = rows_seen(job, rows_of[of], first, tokens),
                                    .rows_per_piece = rows_per_piece,
                                    .first_piece = piece};
-                piece += lay_out_list(at, &mine, i, w ? &all[index] : NULL, w ? parts + piece : NULL, index);
+                piece += lay_out_list(at, &mine, i, strands == 0, w ? &all[index] : NULL, w ? parts + piece : NULL, index);
+                const int64_t floats = (floats_of(&mine) + 15) / 16 * 16; /* whole lines */
+                if (floats > most_floats) most_floats = floats;
             }
     }
+    if (strands == 0) return;
+    const hgca_asked asked = {.taken = hgca_take(at, sizeof *asked.taken * (size_t)pieces),
+                              .query = hgca_take(at, sizeof(float) * (size_t)(strands * most_floats)),
+                              .query_floats = most_floats,
+                              .strands = strands,
+                              .pieces = (int32_t)pieces};
+    if (w) w->asked = asked;
 }
 
-int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
-    if (count < 1 || jobs == NULL || ticket == NULL) return HGCA_BAD_ARGUMENT;
+int hgca_make_work(const hgca_attention *jobs, int32_t count, int32_t strands, hgca_work **result) {
+    if (count < 1 || jobs == NULL) return HGCA_BAD_ARGUMENT;
     int64_t lists = 0, rows = 0, tokens = 0;
     for (int32_t j = 0; j < count; j++) {
         tokens = jobs[j].tokens > tokens ? jobs[j].tokens : tokens;
@@ -285,15 +277,23 @@ int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
     if (per_piece < LEAST_ROWS) per_piece = LEAST_ROWS;
 
     hgca_layout need = {NULL, 0};
-    work *w = NULL;
-    lay_out(&need, jobs, count, rows_of, per_piece, &w);
+    hgca_work *w = NULL;
+    lay_out(&need, jobs, count, strands, rows_of, per_piece, &w);
     hgca_layout at = {hgca_take_memory(need.used), 0};
-    if (at.base) lay_out(&at, jobs, count, rows_of, per_piece, &w);
+    if (at.base) lay_out(&at, jobs, count, strands, rows_of, per_piece, &w);
     free(rows_of);
     if (at.base == NULL) return HGCA_NO_MEMORY;
     for (int64_t l = 0; l < w->list_count; l++) /* lists without rows have no piece to finish them */
         if (w->lists[l].pieces == 0) merge_list(w, &w->lists[l]);
     w->started.batch.among_openmp = tokens > HGCA_FEW_TOKENS; /* a prompt: torch does much else of a layer */
-    hgca_submit(&w->started, ticket);
+    *result = w;
     return HGCA_OK;
+}
+
+int hgca_start(const hgca_attention *jobs, int32_t count, int64_t *ticket) {
+    hgca_work *w;
+    if (ticket == NULL) return HGCA_BAD_ARGUMENT;
+    const int status = hgca_make_work(jobs, count, 0, &w);
+    if (status == HGCA_OK) hgca_submit(&w->started, ticket);
+    return status;
 }

@@ -173,14 +173,16 @@ void hgca_run_relay(void *relay);
 /* Several at once, of one layer of several sequences: one job for the workers. `ns` is shared out among those that read rows. */
 void hgca_run_relays(hgca_relay *const *relays, int32_t count);
 
-/* The relays of one step in groups of `each`, one group after another, where the device says itself when a group may run: it writes `token`
- * to asked[HGCA_FLAGS * i] once group i's queries are there, and may go on when answered[HGCA_FLAGS * i] is `token`. Groups that were asked
- * meanwhile run together. Both are in memory that device and CPU see. Returns when all were answered; HGCA_NO_ANSWER if the device
- * asked nothing for `patience` seconds: all are then answered, so that it does not wait for ever. */
+/* The relays of one step, layer after layer, each of `parts` parts of `each` relays, where the device says itself what is there, by
+ * writing `token` into memory that device and CPU see: to asked[HGCA_FLAGS * l] once the queries of layer l are; to named[HGCA_FLAGS *
+ * (l * parts + p)] once lists of rows that it names (`told`) are. It may go on when answered[HGCA_FLAGS * l] is `token`. Rows that are
+ * known before the queries are fetched into the caches meanwhile, and `ns` counts from the queries on. Parts that are known together
+ * run together. Returns when all were answered; HGCA_NO_ANSWER if the device said nothing for `patience` seconds: all are then
+ * answered, so that it does not wait for ever. */
 enum { HGCA_FLAGS = 16 };
 
-int hgca_serve_relays(hgca_relay *const *relays, int32_t groups, int32_t each, const volatile int32_t *asked,
-                      volatile int32_t *answered, int32_t token, double patience);
+int hgca_serve_relays(hgca_relay *const *relays, int32_t layers, int32_t parts, int32_t each, const volatile int32_t *asked,
+                      const volatile int32_t *named, volatile int32_t *answered, int32_t token, double patience);
 
 /* Whether two addresses have the same bytes behind them: 1 or 0. */
 int hgca_same(uintptr_t a, uintptr_t b, int64_t bytes);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "attend.h"
 #include "hgca.h"
 #include "pool.h"
 #include "relax.h"
@@ -109,34 +110,76 @@ void hgca_run_relays(hgca_relay *const *relays, int32_t count) {
 
 enum { LOOKS = 1 << 12 }; /* at a flag, between two looks at the clock */
 
-static const volatile _Atomic int32_t *number(const volatile int32_t *flags, int32_t at) {
+static const volatile _Atomic int32_t *number(const volatile int32_t *flags, int64_t at) {
     return (const volatile _Atomic int32_t *)(const volatile void *)&flags[HGCA_FLAGS * at];
 }
 
-/* Whether the device asks before `patience` seconds are over. */
-static int asks(const volatile _Atomic int32_t *at, int32_t token, double patience) {
-    const int64_t began = hgca_now();
-    for (int32_t looks = 0; atomic_load_explicit(at, memory_order_acquire) != token; looks++) {
+static int is_told(const volatile _Atomic int32_t *at, int32_t token) { return atomic_load_explicit(at, memory_order_acquire) == token; }
+
+/* Whether the device says so until then. */
+static int says(const volatile _Atomic int32_t *at, int32_t token, int64_t until) {
+    for (int32_t looks = 0; !is_told(at, token); looks++) {
         hgca_relax();
-        if (looks >= LOOKS && (looks = 0, (double)(hgca_now() - began) * 1e-9 > patience)) return 0;
+        if (looks >= LOOKS && (looks = 0, hgca_now() > until)) return 0;
     }
     return 1;
 }
 
-int hgca_serve_relays(hgca_relay *const *relays, int32_t groups, int32_t each, const volatile int32_t *asked,
-                      volatile int32_t *answered, int32_t token, double patience) {
+/* Whether the device names the rows of one of these. */
+static int names(hgca_relay *const *relays, int32_t count) {
+    for (int32_t i = 0; i < count; i++)
+        if (relays[i]->told && relays[i]->far.lists) return 1;
+    return 0;
+}
+
+/* Relays whose rows are known, before their queries are: these are waited for with the rows in the caches. Whether it could be done so. */
+static int run_asked(hgca_relay *const *relays, int32_t count, const volatile _Atomic int32_t *flag, int32_t token, int64_t until,
+                     int *status) {
+    int32_t busy = 0;
+    for (int32_t i = 0; i < count; i++) {
+        const hgca_relay *r = relays[i];
+        if (r->chosen || !(r->query && r->out && r->lse)) return 0; /* what is chosen is chosen by the query */
+        busy += reads(r);
+    }
+    hgca_attention *jobs = busy ? malloc((size_t)busy * sizeof *jobs) : NULL;
+    if (jobs == NULL) return 0;
+    for (int32_t i = 0, at = 0; i < count; i++)
+        if (reads(relays[i])) jobs[at++] = rows_of(relays[i]);
+    int64_t ticket;
+    hgca_when when;
+    int went = hgca_start_asked(jobs, busy, flag, token, until, &when, &ticket);
+    free(jobs);
+    if (went) return 0;
+    went = hgca_wait(ticket);
+    const int64_t asked = atomic_load(&when), each = (hgca_now() - asked) / busy;
+    if (went == HGCA_OK && asked == 0) went = HGCA_NO_ANSWER;
+    *status = went;
+    for (int32_t i = 0; i < count && went == HGCA_OK; i++) {
+        hgca_relay *r = relays[i];
+        r->status = HGCA_OK, r->ns = reads(r) ? each : 0;
+        if (!reads(r)) reads_nothing(r);
+        if (r->told && r->far.lists) tell(r);
+    }
+    return 1;
+}
+
+int hgca_serve_relays(hgca_relay *const *relays, int32_t layers, int32_t parts, int32_t each, const volatile int32_t *asked,
+                      const volatile int32_t *named, volatile int32_t *answered, int32_t token, double patience) {
     int status = HGCA_OK;
-    for (int32_t i = 0, end; i < groups; i = end) {
-        end = i + 1;
-        if (status == HGCA_OK && !asks(number(asked, i), token, patience)) status = HGCA_NO_ANSWER;
-        if (status == HGCA_OK) {
-            while (end < groups && atomic_load_explicit(number(asked, end), memory_order_acquire) == token) end++;
-            hgca_run_relays(relays + (int64_t)i * each, (end - i) * each);
+    for (int32_t l = 0; l < layers; l++) {
+        const volatile _Atomic int32_t *ask = number(asked, l);
+        for (int32_t p = 0, end; p < parts && status == HGCA_OK; p = end) {
+            hgca_relay *const *first = relays + ((int64_t)l * parts + p) * each;
+            const int64_t until = hgca_now() + (int64_t)(patience * 1e9);
+            if (names(first, each) && !says(number(named, (int64_t)l * parts + p), token, until)) status = HGCA_NO_ANSWER;
+            for (end = p + 1; end < parts; end++)
+                if (names(first + (int64_t)(end - p) * each, each) && !is_told(number(named, (int64_t)l * parts + end), token)) break;
+            if (status || run_asked(first, (end - p) * each, ask, token, until, &status)) continue;
+            if (says(ask, token, until)) hgca_run_relays(first, (end - p) * each);
+            else status = HGCA_NO_ANSWER;
         }
-        for (int32_t j = i; j < end; j++) {
-            volatile _Atomic int32_t *to = (volatile _Atomic int32_t *)(volatile void *)&answered[HGCA_FLAGS * j];
-            atomic_store_explicit(to, token, memory_order_release);
-        }
+        volatile _Atomic int32_t *to = (volatile _Atomic int32_t *)(volatile void *)&answered[HGCA_FLAGS * l];
+        atomic_store_explicit(to, token, memory_order_release);
     }
     return status;
 }

@@ -119,12 +119,12 @@ def test_scores_of_several_sequences(heads: tuple[int, int], rng: torch.Generato
         starts = torch.full((len(stores), layout.kv_heads + 1), -1, pin_memory=device.type == "cuda")
         asked = query.to(device), tables.layers[0], beside.to(device), starts
         for part in (slice(0, 3), slice(3, 4)) if there else (slice(None),):
-            guessed = scoring.choose(*asked, scale=0.125, softcap=0.0, part=part)
+            guessed = scoring.choose(*asked, turn=1, scale=0.125, softcap=0.0, part=part)
         if device.type == "cuda":
             torch.cuda.synchronize()
         lists = [
             row[a:b].tolist()
-            for row, start in zip(scoring.row, starts.tolist(), strict=True)
+            for row, start in zip(scoring.row[1], starts.tolist(), strict=True)
             for a, b in itertools.pairwise(start)
         ]
         results.append((lists, *(one.cpu() for one in merged(guessed))))

@@ -159,8 +159,8 @@ def test_what_comes_between_a_graph_and_its_answers_leaves_nobody_waiting(monkey
         monkeypatch.setattr(step, "_forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
             step.step(ids()[:, PROMPT + 1 : PROMPT + 2])
-    flags = step.recorder._signals._flags
-    assert flags[1, :, 0].eq(step.recorder._serial).all() and step.recorder._serial == 2
+    answered = step.recorder._signals.answered
+    assert answered[:, 0].eq(step.recorder._serial).all() and step.recorder._serial == 2
 
 
 def test_the_meter_measures_what_a_relay_left_out() -> None:

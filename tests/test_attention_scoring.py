@@ -55,11 +55,11 @@ class Case:
         query, beside = self.query[None].to(device), self.beside[None].to(device)
         window = torch.zeros(2, self.layout.kv_heads, 1, self.layout.key_dim, device=device).unbind()
         places = placed([window], mirror.layers)
-        guessed = scoring.choose(query, places, beside, starts, scale=self.scale, softcap=softcap)
+        guessed = scoring.choose(query, places, beside, starts, turn=1, scale=self.scale, softcap=softcap)
         if device.type == "cuda":
             torch.cuda.synchronize()
         ends = zip(starts[0, :-1].tolist(), starts[0, 1:].tolist(), strict=True)
-        lists = [scoring.row[0, a:b].tolist() for a, b in ends]
+        lists = [scoring.row[1, 0, a:b].tolist() for a, b in ends]
         return lists, Guessed(*(one[0].cpu() for one in guessed))
 
     def weights(self, softcap: float = 0.0) -> Tensor:

@@ -37,12 +37,12 @@ def device(signals: Signals, queries: Tensor, serial: int, seen: list[bool]) -> 
     def asks() -> None:
         for layer in range(LAYERS):
             queries[layer].fill_(float(serial + layer))
-            assert signals._flags[1, layer, 0] != serial
-            signals._flags[0, layer, 0] = serial
+            assert signals.answered[layer, 0] != serial
+            signals.asked[layer, 0] = serial
             until = time.monotonic() + 10
-            while signals._flags[1, layer, 0] != serial and time.monotonic() < until:
+            while signals.answered[layer, 0] != serial and time.monotonic() < until:
                 time.sleep(0)
-            seen.append(bool(signals._flags[1, layer, 0] == serial))
+            seen.append(bool(signals.answered[layer, 0] == serial))
 
     thread = threading.Thread(target=asks)
     thread.start()
@@ -71,51 +71,109 @@ def test_a_device_that_does_not_ask_is_let_go() -> None:
     queries, answers = torch.zeros(LAYERS, 2, 8), torch.ones(LAYERS, 2 * 9)
     relays = [relay(rows, *pair) for pair in zip(queries, answers, strict=True)]
     signals = Signals(torch.zeros(1, dtype=torch.int64), relays)
-    signals._flags[0, 0, 0] = 5
+    signals.asked[0, 0] = 5
     began = time.monotonic()
     with pytest.raises(NativeError, match="did not come to ask"):
         signals.serve(5, patience=0.05)
     assert 0.04 < time.monotonic() - began < 5
-    assert signals._flags[1, :, 0].eq(5).all(), "it would wait for the others' answers"
+    assert signals.answered[:, 0].eq(5).all(), "it would wait for the others' answers"
     assert answers[0].eq(1).sum() == 0 and answers[1:].eq(1).all()
 
 
 def test_a_step_that_nobody_serves_is_let_go() -> None:
     signals = Signals(torch.zeros(1, dtype=torch.int64), [native.ffi.new("hgca_relay *") for _ in range(LAYERS)])
     signals.let_go(9)
-    assert signals._flags[1, :, 0].eq(9).all() and signals._flags[0].eq(0).all()
+    assert signals.answered[:, 0].eq(9).all() and signals.asked.eq(0).all()
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-def test_parts_of_a_layer_are_answered_in_order_and_together_where_asked_so(
-    at_once: bool, rng: torch.Generator
+@pytest.mark.parametrize("query_last", [True, False])
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_rows_that_a_device_names_are_known_before_the_queries_or_after(
+    dtype: torch.dtype, parts: int, query_last: bool, rng: torch.Generator
 ) -> None:
-    rows = native.Rows(*torch.randn(2, 1, 40, 8, generator=rng))
-    queries, answers = torch.randn(LAYERS, 4, 2, 8, generator=rng), torch.zeros(LAYERS, 4, 2 * 9)
-    relays = [relay(rows, queries[layer, at], answers[layer, at]) for layer in range(LAYERS) for at in range(4)]
-    signals = Signals(torch.zeros(1, dtype=torch.int64), relays, 4, 2)
-    assert signals._flags.shape[1] == 2 * LAYERS
-    seen: list[bool] = []
+    """Four sequences a layer, their lists written by the device step after step; one reads nothing, one all of its rows."""
+    layout = LayerLayout(4, 2, 16, 16)
+    store = Store(layout, 900, dtype)
+    store.append(*torch.randn(2, 2, 900, 16, generator=rng))
+    queries, answers = torch.zeros(LAYERS, 4, 4, 16), torch.zeros(LAYERS, 4, 4 * 17)
+    starts = torch.zeros(LAYERS, 4, 3, dtype=torch.int64)
+    named = torch.zeros(2, 4, 2 * 900, dtype=torch.int32)
+    counted = torch.zeros(LAYERS, 4, 2, dtype=torch.int64)
+    told: Any = native.ffi.new("hgca_selection[]", LAYERS * 4)
+    relays: list[Any] = []
+    for layer in range(LAYERS):
+        for at in range(4):
+            to: Any = relay(store.read, queries[layer, at], answers[layer, at])
+            to.far.rows = 0 if at == 3 else store.rows
+            if at < 2:
+                to.far.lists, own = 2, told[layer * 4 + at]
+                to.far.row_start, to.far.row = (
+                    native.address(starts[layer, at], "int64_t *"),
+                    native.address(named[layer % 2, at], "int32_t *"),
+                )
+                own.rows_read = native.address(counted[layer, at], "int64_t *")
+                to.told = native.ffi.addressof(told, layer * 4 + at)
+            relays.append(to)
+    signals = Signals(torch.zeros(1, dtype=torch.int64), relays, 4, parts)
+    wanted = torch.zeros_like(answers)
 
-    def asks() -> None:
+    def name(layer: int, part: int, serial: int) -> None:
+        for at in range(part * 4 // parts, min(2, (part + 1) * 4 // parts)):
+            lists = [torch.randperm(900, generator=rng)[: 300 * (1 + at)].sort().values.int() for _ in range(2)]
+            starts[layer, at, 1:] = torch.tensor([len(lists[0]), len(lists[0]) + len(lists[1])])
+            named[layer % 2, at, : int(starts[layer, at, 2])] = torch.cat(lists)
+        signals.named[layer, part, 0] = serial
+
+    def ask(layer: int, serial: int) -> None:
+        queries[layer] = torch.randn(4, 4, 16, generator=rng)
+        signals.asked[layer, 0] = serial
+
+    def asks(serial: int) -> None:
         until = time.monotonic() + 10
         for layer in range(LAYERS):
-            for part in (1, 0) if at_once else (0, 1):
-                signals._flags[0, 2 * layer + part, 0] = 3
-                while not at_once and signals._flags[1, 2 * layer + part, 0] != 3 and time.monotonic() < until:
-                    time.sleep(0)
-            while signals._flags[1, 2 * layer + 1, 0] != 3 and time.monotonic() < until:
+            if not query_last:
+                ask(layer, serial)
+            for part in range(parts):
+                name(layer, part, serial)
+            if query_last:
+                time.sleep(0.002)  # rows are being fetched
+                ask(layer, serial)
+            while signals.answered[layer, 0] != serial and time.monotonic() < until:
                 time.sleep(0)
-            seen.append(bool((signals._flags[1, : 2 * layer + 2, 0] == 3).all()))
 
-    thread = threading.Thread(target=asks)
-    thread.start()
-    signals.serve(3)
-    thread.join()
-    assert seen == [True] * LAYERS
-    for query, answer in zip(queries.flatten(0, 1), answers.flatten(0, 1), strict=True):
-        wanted = native.attend(native.Attention(query, *rows.kept[:2], scale=1.0))
-        assert torch.allclose(answer[:16].view(2, 8), wanted.out, atol=1e-6)
+    for serial in (1, 2, 3):
+        thread = threading.Thread(target=asks, args=(serial,))
+        thread.start()
+        signals.serve(serial)
+        thread.join()
+        assert signals.answered[:, 0].eq(serial).all()
+        got = answers.clone()
+        for layer in range(LAYERS - 2, LAYERS):  # of those before the lists are others' now
+            for at in range(4):
+                native.lib.hgca_run_relay(relays[layer * 4 + at])
+                wanted[layer, at] = answers[layer, at]
+            assert torch.allclose(got[layer, :3], wanted[layer, :3], atol=1e-5)
+        assert got[:, 3, :64].eq(0).all() and got[:, 3, 64:].eq(float("-inf")).all()
+        assert counted[:, 0].eq(300).all() and counted[:, 1].eq(600).all()
+        assert all(to.status == 0 and to.ns > 0 for at, to in enumerate(relays) if at % 4 < 3)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_device_that_names_or_asks_nothing_is_let_go(named: bool) -> None:
+    rows = native.Rows(torch.zeros(1, 4, 8), torch.zeros(1, 4, 8))
+    queries, answers = torch.zeros(LAYERS, 2, 8), torch.ones(LAYERS, 2 * 9)
+    relays: list[Any] = [relay(rows, *pair) for pair in zip(queries, answers, strict=True)]
+    starts, row = torch.tensor([0, 2]), torch.tensor([1, 3], dtype=torch.int32)
+    told = native.ffi.new("hgca_selection *")
+    for to in relays:
+        to.far.lists, to.told = 1, told
+        to.far.row_start, to.far.row = native.address(starts, "int64_t *"), native.address(row, "int32_t *")
+    signals = Signals(torch.zeros(1, dtype=torch.int64), relays)
+    signals.asked[:, 0], signals.named[0, 0, 0] = 5 * (not named), 5 * named
+    with pytest.raises(NativeError, match="did not come to ask"):
+        signals.serve(5, patience=0.05)
+    assert signals.answered[:, 0].eq(5).all() and answers.eq(1).all()
 
 
 @pytest.mark.parametrize("each", [1, 2, 5])

@@ -1,4 +1,4 @@
-"""A layer's query from the residual stream in the layer before: near the true one, and used to choose rows only."""
+"""A layer's query from the residual stream in front of the layer before: near the true one, and used to choose rows only."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def deep(family: str) -> Any:
 def test_queries_are_foreseen_as_the_model_makes_them(family: str) -> None:
     model = deep(family)
     foresight = Foresight.of(model, LAYERS)
-    assert foresight is not None and foresight.indexes == list(range(FIRST, LAYERS - 1))
+    assert foresight is not None and foresight.indexes == list(range(FIRST, LAYERS))
     cache = filled(model, CacheSettings(**vars(SETTINGS) | THERE | {"quality": 0.9, "look_ahead": True}), ids())
     step = GraphStep(model, cache)
     near: list[float] = []
@@ -48,8 +48,11 @@ def test_queries_are_foreseen_as_the_model_makes_them(family: str) -> None:
     foreseen: dict[int, torch.Tensor] = {}
 
     def noting(index: int, query: Any) -> None:
-        foreseen[index] = query()
-        foresee(index, query)
+        def made() -> torch.Tensor:
+            foreseen[index] = query()
+            return foreseen[index]
+
+        foresee(index, made)
 
     def comparing(index: int, query: torch.Tensor, *args: Any, **named: Any) -> torch.Tensor:
         if index in foreseen:
@@ -63,7 +66,7 @@ def test_queries_are_foreseen_as_the_model_makes_them(family: str) -> None:
     step.recorder.foresee, step.recorder.attend = noting, comparing  # type: ignore[method-assign]
     for _ in zip(range(8), recorded(step, cache, ids()), strict=False):
         pass
-    assert len(near) >= 8 * len(foresight.indexes) - 8 and min(near) > 0.9
+    assert len(near) >= 8 * len(foresight.indexes) - 8 and min(near) > 0.85
     assert any(chosen)
 
 
@@ -92,7 +95,7 @@ def test_little_is_lost_by_foreseeing() -> None:
     assert true > 0 and ahead < max(4 * true, 2e-3)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "phi3", "gpt-oss"])
+@pytest.mark.parametrize("family", ["phi3", "phi3, partial rotary and sliding"])
 def test_other_queries_are_not_foreseen(family: str) -> None:
     model = tiny(family)
     count = model.config.num_hidden_layers
@@ -108,7 +111,7 @@ def test_a_layer_that_makes_its_query_otherwise_is_left_alone() -> None:
     own = attention.forward
     attention.forward = lambda hidden_states, **named: own(hidden_states=2.0 * hidden_states, **named)
     foresight = Foresight.of(model, LAYERS)
-    assert foresight is not None and foresight.indexes == [2, 4]
+    assert foresight is not None and foresight.indexes == [2, 4, 5]
 
 
 @pytest.mark.gpu

@@ -73,6 +73,7 @@ class Recorder:
         ]
         self.kind: tuple[bool, ...] = ()
         self._serial = self._served = 0
+        self._later: tuple[int, Callable[[], Tensor]] | None = None
         halves = self._scoring is not None and not ahead and count % PARTS == 0 and count >= 2 * PARTS
         parts = PARTS if halves else 1
         self._signals = Signals(self.numbers[0, SERIAL:], [relay.described for relay in self.relays], count, parts)
@@ -103,19 +104,23 @@ class Recorder:
             column.holds(one) for column, one in zip(self._columns, self._filled(sequences), strict=True)
         )
 
-    def bind(self, sequences: Sequence[Sequence[LayerState]]) -> None:
+    def bind(self, sequences: Sequence[Sequence[LayerState]]) -> list[int]:
         """Give the places to these sequences, for which there is room: it is about them from now on. Of none: their memory is not held.
+        Returns the places that are another's than before.
 
         Raises torch.OutOfMemoryError if there is none for the codes of one; the places are nobody's then.
         """
+        news = []
         try:
-            for column, layers in zip(self._columns, self._filled(sequences), strict=True):
+            for at, (column, layers) in enumerate(zip(self._columns, self._filled(sequences), strict=True)):
                 if not column.holds(layers):
+                    news.append(at)
                     column.bind(layers)
         except BaseException:
             for column in self._columns:
                 column.bind([])
             raise
+        return news
 
     def _filled(self, sequences: Sequence[Sequence[LayerState]]) -> list[Sequence[LayerState]]:
         return [*sequences, *[[]] * (len(self._columns) - len(sequences))]
@@ -130,17 +135,22 @@ class Recorder:
         stored = any(column.reads for column in self._columns)
         self.kind = (stored, *(any(relay.scores for relay in layer.each) for layer in self.layers))
         for layer in self.layers:
-            layer.foreseen = None
+            layer.foreseen = layer.named = None
+        self._later = None
         self._serial += 1
         self._sent.copy_(torch.tensor([[0, *column.numbers, self._serial] for column in self._columns]))
         self.numbers.copy_(self._sent, non_blocking=True)
 
     def foresee(self, index: int, query: Callable[[], Tensor]) -> None:
-        """Queries [places, heads, key_dim] like those layer `index` will have can be made: if the device chooses rows, it does by
-        these, beside what is computed until then.
+        """Queries [places, heads, key_dim] like those layer `index` will have can be made, while the layer before is computed: if the
+        device chooses rows, it does by these, beside what is computed until then. A layer that waits for its own choice comes first.
         """
-        if self.stored and self.kind[1 + index]:
-            self._lane.foresee(self.layers[index], query)
+        if not self.stored or not self.kind[1 + index]:
+            return
+        if index and self.kind[index] and self.layers[index - 1].foreseen is None:
+            self._later = index, query
+            return
+        self._lane.foresee(self.layers[index], query)
 
     def attend(
         self,
@@ -168,6 +178,9 @@ class Recorder:
         if sink is not None:
             out, lse = absorb_sink(Partial(whole.out.transpose(0, 1), whole.lse.T), sink)
             whole = Partial(out.transpose(0, 1), lse.T)
+        if self._later is not None:
+            following, self._later = self._later, None
+            self._lane.foresee(self.layers[following[0]], following[1])
         return whole.out.to(query.dtype)
 
     @property

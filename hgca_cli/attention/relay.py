@@ -16,7 +16,7 @@ from hgca_cli import native
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import Partial
 from hgca_cli.attention.reading import UNKNOWN
-from hgca_cli.attention.scoring import Guessed, Scoring
+from hgca_cli.attention.scoring import TURNS, Guessed, Scoring
 from hgca_cli.attention.select.contract import Chosen
 from hgca_cli.attention.signals import Signals, launch_on_host
 from hgca_cli.attention.sparse import count_read
@@ -26,70 +26,77 @@ from hgca_cli.selection import Selection
 
 
 class Lane:
-    """The stream beside the main one on which queries leave and answers come; on the CPU everything happens at once.
+    """The streams beside the main one: on one of them queries leave and answers come, on another rows are chosen. On the CPU everything
+    happens at once.
 
     signals  how graphs ask and are answered; what is no graph asks by functions of the host, as nobody serves it
     """
 
     def __init__(self, device: torch.device, signals: Signals) -> None:
         self.device, self.signals = device, signals
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        there = device.type == "cuda"
+        self._asking, self._choosing = (torch.cuda.Stream(device) if there else None for _ in range(2))
 
     def foresee(self, relays: Relays, query: Callable[[], Tensor]) -> None:
         """Choose a layer's rows by queries that are made for that, beside what the main stream does next; `ask` follows. What such
         queries guess of the other rows is worse than no guess (docs/log.md).
         """
-        with self._aside():
-            relays.score(query())
-            relays.foreseen = query  # which holds what it is made of until the streams join
+        self._choose(relays, query)
+        relays.foreseen = query  # which holds what it is made of until the streams join
 
     def ask(self, relays: Relays, query: Tensor, *, scores: bool) -> Guessed | None:
         """Send queries [sequences, heads, key_dim] and have them answered, beside what the main stream does next; returns what the
         device guesses of rows it scored and the CPU does not read. scores: whether rows are chosen there for any of them
         """
-        scores = scores and relays.foreseen is None
-        with self._aside():
-            if self._stream is None:
-                relays.query.copy_(query)
-                guessed = self._score(relays, query) if scores else None
-                self.signals.run(relays.index)
-                relays.answered.copy_(relays.answer)
-                return guessed
+        guessed = self._choose(relays, lambda: query) if scores and relays.foreseen is None else None
+        if self._asking is None:
+            relays.query.copy_(query)
+            self.signals.run(relays.index)
+            relays.answered.copy_(relays.answer)
+            return guessed
+        with self._on(self._asking):
             self.signals.send(query, relays.query)
-            guessed = self._score(relays, query) if scores else None
-            if not scores:
-                self.signals.ask_all(relays.index)
+            self.signals.ask(relays.index)
             if not torch.cuda.is_current_stream_capturing():
+                if relays.named is not None:
+                    self._asking.wait_event(relays.named)
                 for relay in relays.each:
-                    launch_on_host(self._stream.cuda_stream, relay.described)
+                    launch_on_host(self._asking.cuda_stream, relay.described)
         return guessed
 
-    def _score(self, relays: Relays, query: Tensor) -> Guessed | None:
-        """Rows are chosen for one part of the sequences after another, and asked for: the CPU reads those of the first meanwhile."""
-        size = len(query) // self.signals.parts
+    def _choose(self, relays: Relays, query: Callable[[], Tensor]) -> Guessed | None:
+        """One part of the sequences after another: the CPU reads the rows of the first meanwhile."""
         guessed: Guessed | None = None
-        for part in range(self.signals.parts):
-            guessed = relays.score(query, slice(part * size, (part + 1) * size))
-            if self._stream is not None:
-                self.signals.ask(relays.index, part)
+        with self._on(self._choosing):
+            asked = query()
+            size = len(asked) // self.signals.parts
+            for part in range(self.signals.parts):
+                guessed = relays.score(asked, slice(part * size, (part + 1) * size))
+                if self._choosing is not None:
+                    self.signals.name(relays.index, part)
+            if self._choosing is not None:
+                relays.named = self._choosing.record_event()
         return guessed
 
     def join(self, relays: Relays) -> None:
         """The main stream waits for the answers."""
-        if self._stream is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+        if self._asking is not None:
+            main = torch.cuda.current_stream(self.device)
+            main.wait_stream(self._asking)
+            if relays.named is not None:
+                main.wait_event(relays.named)
             served = torch.cuda.is_current_stream_capturing()
             self.signals.take(relays.index, relays.answer, relays.answered, served=served)
-        relays.foreseen = None
+        relays.foreseen = relays.named = None
 
     @contextlib.contextmanager
-    def _aside(self) -> Iterator[None]:
-        """On the stream beside the main one, after what that one was given so far."""
-        if self._stream is None:
+    def _on(self, stream: torch.cuda.Stream | None) -> Iterator[None]:
+        """On one of the streams beside the main one, after what that one was given so far."""
+        if stream is None:
             yield
             return
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._stream):
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
             yield
 
 
@@ -102,6 +109,7 @@ class Relays:
     near_lse, beside f32 [sequences, heads], of the windows, of the last token the device is done with: in CPU memory, and there
     scoring, places  what chooses rows on the device, by what; None where that is left to the C library
     foreseen         what must live until the answers are there, if rows were chosen by queries made before the true ones
+    named            when the device has named the rows, if it does for the present token
     """
 
     def __init__(
@@ -123,6 +131,8 @@ class Relays:
         self.near_lse, self.beside = near_lse, beside
         self.scoring, self.places = scoring, places
         self.foreseen: object | None = None
+        self.named: torch.cuda.Event | None = None
+        self._turn = index % TURNS
         self._scale, self._softcap = 1.0, 0.0
         self.each = [Relay(self, at) for at in range(count)]
 
@@ -140,7 +150,7 @@ class Relays:
         if self.scoring is None:
             return None
         how = {"scale": self._scale, "softcap": self._softcap}
-        return self.scoring.choose(query, self.places, self.beside, self.row_start, part=part, **how)
+        return self.scoring.choose(query, self.places, self.beside, self.row_start, turn=self._turn, part=part, **how)
 
     def far(self) -> Partial:
         """What came back, on the device: out [sequences, heads, value_dim], lse [sequences, heads]."""
@@ -162,7 +172,8 @@ class Relay:
         self.layer: LayerState | None = None
         self.query, self.near_lse = of.query[at], of.near_lse[at]
         self._starts = native.address(of.row_start[at], "int64_t *")
-        self._scoring, self._at, self._layout = of.scoring, at, shape
+        self._scoring, self._layout = of.scoring, shape
+        self._named = None if of.scoring is None else of.scoring.named[of.index % TURNS][at]
         self.scores = self.coded = False
         self._chosen: Chosen | Selection | None = None
         self._metered = False
@@ -256,7 +267,7 @@ class Relay:
         to, self.scores = self.described, True
         to.told, to.scored_bytes = chosen.job, scoring.bytes_scored(chosen.rows)
         to.far.rows, to.far.lists = chosen.rows, chosen.kv_heads
-        to.far.row_start, to.far.row = self._starts, scoring.named[self._at]
+        to.far.row_start, to.far.row = self._starts, self._named
 
     def end(self) -> None:
         """The device is done with the token: it is counted, and now and then measured.

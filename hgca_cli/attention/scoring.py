@@ -24,6 +24,7 @@ from hgca_cli.selection import Selection
 BINS = 256  # of weights, eighths of an octave below 1; the last one is of those never read
 ROWS, LEAST, MOST, LIGHTEST, LEFT = range(5)  # of `limits`
 LIMITS = 5
+TURNS = 2  # layers whose rows are named at a time: one's are chosen, one's are read
 WHOLE = 1 << 40  # the mass of everything, where it is a whole number
 
 
@@ -41,8 +42,8 @@ class Scoring:
             most, the first bin that is not read, and the mass that may be left out, of 2^40; whoever has a step made brings them
             there, as `wanted`
     rows    a sequence may have
-    row     i32 [sequences, kv_heads * rows], what is to be read, in memory both see; `row_start` of a layer says whose is which.
-            `named`: the same for the C library
+    row     i32 [2, sequences, kv_heads * rows], what is to be read, in memory both see, of layers in turns: one's are chosen while
+            those of the layer before are read. `row_start` of a layer says whose is which. `named`: the same for the C library
     ahead   by foreseen queries, for most layers: less is left out, and nothing is guessed of it
     """
 
@@ -52,11 +53,11 @@ class Scoring:
         device = limits.device
         with torch.inference_mode(False):
             self.row = torch.zeros(
-                len(limits), layout.kv_heads * self.rows, dtype=torch.int32, pin_memory=device.type == "cuda"
+                TURNS, len(limits), layout.kv_heads * self.rows, dtype=torch.int32, pin_memory=device.type == "cuda"
             )
             shape = len(limits), layout.heads, 1
             self._guessed = Guessed(torch.zeros(*shape, layout.value_dim), torch.zeros(shape))
-        self.named = [native.address(own, "int32_t *") for own in self.row]
+        self.named = [[native.address(own, "int32_t *") for own in turn] for turn in self.row]
         self._block = layout.kv_heads * (selection.block_bytes(layout.key_dim) + 2 * layout.value_dim)
         self._kernels = None
         if device.type == "cuda":
@@ -87,19 +88,21 @@ class Scoring:
         beside: Tensor,
         row_start: Tensor,
         *,
+        turn: int,
         scale: float,
         softcap: float,
         part: slice = slice(None),
     ) -> Guessed:
-        """Write `row` and row_start i64 [sequences, kv_heads + 1], in memory both see, for a part of the sequences. Returns what is
+        """Write row[turn] and row_start i64 [sequences, kv_heads + 1], in memory both see, for a part of the sequences. Returns what is
         guessed of the parts chosen so far, in memory where the next layer's will be.
 
         query   [sequences, heads, key_dim], any dtype; beside f32 [sequences, heads], log-sum-exp of rows that are read elsewhere
         """
         if self._kernels is not None:
-            return self._kernels.choose(query, places, beside, row_start, scale=scale, softcap=softcap, part=part)
+            row = self.row[turn]
+            return self._kernels.choose(query, places, beside, row, row_start, scale=scale, softcap=softcap, part=part)
         for index in range(*part.indices(len(query))):
-            of = query[index], places.coded[index], beside[index], row_start[index]
+            of = query[index], places.coded[index], beside[index], self.row[turn, index], row_start[index]
             for to, own in zip(self._guessed, self._choose(index, *of, scale=scale, softcap=softcap), strict=True):
                 to[index] = own
         return Guessed(*(one.clone() for one in self._guessed))
@@ -110,6 +113,7 @@ class Scoring:
         query: Tensor,
         coded: Coded | None,
         beside: Tensor,
+        row: Tensor,
         row_start: Tensor,
         *,
         scale: float,
@@ -136,7 +140,7 @@ class Scoring:
         row_start[0] = 0
         torch.cumsum(taken.sum(1), 0, out=row_start[1:])
         named = taken.nonzero()[:, 1].int()
-        self.row[index, : len(named)] = named
+        row[: len(named)] = named
         rest = weight.masked_fill(taken.unsqueeze(1), 0.0)
         blocks = -(-rows // selection.BLOCK)
         rest = torch.nn.functional.pad(rest, (0, blocks * selection.BLOCK - rows)).unflatten(-1, (blocks, -1)).sum(-1)

@@ -247,16 +247,17 @@ class Kernels:
         query: Tensor,
         places: Places,
         beside: Tensor,
+        row: Tensor,
         row_start: Tensor,
         *,
         scale: float,
         softcap: float,
         part: slice = slice(None),
     ) -> Guessed:
-        """As Scoring.choose."""
+        """As Scoring.choose; row i32 [sequences, kv_heads * rows] of this layer's turn."""
         shape, room, each, parts = self.of.layout, self.scores.shape[2], self.each, self.parts
         limits, row, table, query, beside, row_start = (
-            one[part] for one in (self.of.limits, self.of.row, places.table, query, beside, row_start)
+            one[part] for one in (self.of.limits, row, places.table, query, beside, row_start)
         )
         scores, bins, tops, sums, lses, wholes, outs, counts, edges, taken, offsets, rooms = (
             one[part] for one in self.memory

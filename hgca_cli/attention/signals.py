@@ -23,31 +23,36 @@ PATIENCE = 30.0  # seconds in which a device must have asked: longer than any st
 
 
 class Signals:
-    """Of the layers of some sequences: a flag for each part of a layer's.
+    """Of the layers of some sequences.
 
     serial  i64 [1] on the device: the number of the step, which no two have in common
     relays  descriptions (`hgca_relay *`), layer after layer, `each` of a layer
-    parts   into which a layer's sequences are divided: the device may ask for one while it is not yet done with the next
+    parts   into which a layer's sequences are divided: rows of one may be named while those of the other are read
     """
 
     def __init__(self, serial: Tensor, relays: Sequence[Any], each: int = 1, parts: int = 1) -> None:
         self.serial, self.parts, self._each = serial, parts, each
-        self._groups = len(relays) // each * parts
+        self._layers = len(relays) // each
         with torch.inference_mode(False):
-            self._flags = torch.zeros(2, self._groups, LINE, dtype=torch.int32, pin_memory=serial.is_cuda)
-        self._asked, self._answered = (native.address(one, "int32_t *") for one in self._flags)
+            self._flags = torch.zeros(
+                2 + parts, self._layers, LINE, dtype=torch.int32, pin_memory=serial.is_cuda
+            )  # of layers: asked, answered; of their parts: named
+        self.asked, self.answered = self._flags[:2]
+        self.named = self._flags[2:].view(self._layers, parts, LINE)
+        self._all = [native.address(one, "int32_t *") for one in (self.asked, self.named, self.answered)]
         self._relays = native.ffi.new("hgca_relay *[]", list(relays))
 
-    def ask(self, layer: int, part: int = 0) -> None:
-        """The device says, when it comes to this, that the queries of a part of a layer's sequences may be answered."""
+    def ask(self, layer: int) -> None:
+        """The device says, when it comes to this, that a layer's queries are there."""
         from hgca_cli.attention import signals_triton
 
-        signals_triton.ask(self._flags[0, layer * self.parts + part], self.serial)
+        signals_triton.tell(self.asked[layer], self.serial)
 
-    def ask_all(self, layer: int) -> None:
-        """As `ask`, of all parts: the first last, so that whoever watches for that finds them together."""
-        for part in reversed(range(self.parts)):
-            self.ask(layer, part)
+    def name(self, layer: int, part: int = 0) -> None:
+        """The device says, when it comes to this, that the rows which a part of a layer's sequences is to read are named."""
+        from hgca_cli.attention import signals_triton
+
+        signals_triton.tell(self.named[layer, part], self.serial)
 
     def send(self, query: Tensor, to: Tensor) -> None:
         """query, any dtype, to f32 memory both see, by the device."""
@@ -59,16 +64,15 @@ class Signals:
         """The device waits for a layer's answers, and copies them; if nobody serves it they are there."""
         from hgca_cli.attention import signals_triton
 
-        last = layer * self.parts + self.parts - 1  # parts are answered in order
-        signals_triton.take(self._flags[int(served), last], self.serial, answer, to)
+        signals_triton.take(self._flags[int(served), layer], self.serial, answer, to)
 
     def serve(self, serial: int, patience: float = PATIENCE) -> None:
         """Answer what the device asks in the step of this number, layer by layer.
 
-        Raises NativeError if it asks nothing for `patience` seconds.
+        Raises NativeError if it says nothing for `patience` seconds.
         """
-        of, flags = (self._relays, self._groups, self._each // self.parts), (self._asked, self._answered)
-        native.check(native.lib.hgca_serve_relays(*of, *flags, serial & MOST, patience))
+        of = self._relays, self._layers, self.parts, self._each // self.parts
+        native.check(native.lib.hgca_serve_relays(*of, *self._all, serial & MOST, patience))
 
     def run(self, layer: int) -> None:
         """Answer a layer's queries, which are there."""
@@ -76,7 +80,7 @@ class Signals:
 
     def let_go(self, serial: int) -> None:
         """Nobody will serve the step of this number: the device does not wait for answers any more."""
-        self._flags[1, :, 0] = serial & MOST
+        self.answered[:, 0] = serial & MOST
 
 
 def launch_on_host(stream: int, relay: Any) -> None:

@@ -22,7 +22,7 @@ def _send(query, to, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def
 
 
 @triton.jit
-def _ask(flag, serial):  # type: ignore[no-untyped-def]
+def _tell(flag, serial):  # type: ignore[no-untyped-def]
     number = (tl.load(serial) & 0x7FFFFFFF).to(tl.int32)
     told = tl.inline_asm_elementwise("membar.sys; mov.u32 $0, $1;", "=r,r", [number], tl.int32, is_pure=False, pack=1)
     tl.store(flag, told)
@@ -46,9 +46,9 @@ def send(query: Tensor, to: Tensor) -> None:
     _send[(triton.cdiv(count, BLOCK),)](query.contiguous(), to, count, BLOCK=BLOCK)
 
 
-def ask(flag: Tensor, serial: Tensor) -> None:
-    """As Signals.ask."""
-    _ask[(1,)](flag, serial, num_warps=1)
+def tell(flag: Tensor, serial: Tensor) -> None:
+    """As Signals.ask and Signals.name."""
+    _tell[(1,)](flag, serial, num_warps=1)
 
 
 def take(flag: Tensor, serial: Tensor, answer: Tensor, to: Tensor) -> None:

@@ -1,8 +1,9 @@
-"""The query of a layer, foreseen while the layer before has still its MLP to compute: rows of the store are chosen by it.
+"""The query of a layer, foreseen before the layer before it is computed: rows of the store are chosen by it.
 
-What one MLP adds to the residual stream changes the next layer's query little, so the query made of the stream without it finds
-nearly the rows the true one finds (InfiniGen, arXiv:2406.19707, foresees by the stream before the whole layer; docs/log.md has what
-either loses). Rows are attended to by the true query: what is foreseen only chooses.
+What one layer adds to the residual stream changes the next layer's query little, and much of that is the same for token after token:
+the query made of the stream before it, and what it added to the latest tokens on average, finds nearly the rows the true one finds
+(InfiniGen, arXiv:2406.19707, takes the stream alone; docs/log.md has what either loses). Rows are attended to by the true query: what
+is foreseen only chooses.
 
 Which models' queries can be foreseen is found by trying: names and parts first, then what layers hand to their attention for
 random numbers.
@@ -11,7 +12,7 @@ random numbers.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,11 +22,42 @@ from torch import Tensor, nn
 
 from hgca_cli.hf.probe import Probe
 
-FIRST = 2  # the first layers, and the last one, differ too much from the one before: measured, docs/log.md
+FIRST = 2  # the first layers differ too much from the one before: measured, docs/log.md
+SHARE = 0.1  # of the latest token in an average of what a layer adds
 ANGLE = 0.3
 TOLERANCE = 2e-2  # of the norm: 16 bits, added up in another order
 
 Tell = Callable[[int, Callable[[], Tensor]], None]
+
+
+class Drift:
+    """What the layer before each layer added to the residual stream of each sequence's latest tokens, on average.
+
+    mean    [layers, sequences, 1, width] of the dtype of a norm's weights; zeros as long as nothing is known
+    tokens  f32 [sequences, 1, 1], averaged so far
+    """
+
+    def __init__(self, layers: int, sequences: int, like: Tensor) -> None:
+        with torch.inference_mode(False):
+            self.mean = torch.zeros(layers, sequences, 1, len(like), dtype=like.dtype, device=like.device)
+            self.tokens = torch.zeros(sequences, 1, 1, device=like.device)
+
+    def forget(self, sequences: Sequence[int]) -> None:
+        """They are others from now on."""
+        for one in sequences:
+            self.tokens[one] = (
+                0.0  # the first token of theirs counts whole; until then what others' was is the best guess
+            )
+            self.mean[:, one].nan_to_num_(0.0, 0.0, 0.0)
+
+    def token(self) -> None:
+        """One more."""
+        self.tokens += 1.0
+
+    def add(self, layer: int, added: Tensor) -> None:
+        """What the layer before this one added to the present token [sequences, 1, width]."""
+        share = self.tokens.reciprocal().clamp(SHARE, 1.0).to(added.dtype)
+        self.mean[layer].lerp_(added, share)
 
 
 class Foresight:
@@ -33,8 +65,7 @@ class Foresight:
 
     def __init__(self, layers: list[Any]) -> None:
         self._layers = layers
-        self.indexes = [i for i in range(FIRST, len(layers) - 1) if self._tried(i)]
-        self._turns: tuple[Tensor, Tensor] | None = None
+        self.indexes = [i for i in range(FIRST, len(layers)) if self._tried(i)]
 
     @staticmethod
     def of(model: nn.Module, count: int) -> Foresight | None:
@@ -55,31 +86,50 @@ class Foresight:
         made = Foresight([found[i] for i in range(count)])
         return made if made.indexes else None
 
+    def drift(self, sequences: int) -> Drift:
+        """Of so many, nothing known."""
+        weight = self._layers[0].input_layernorm.weight
+        return Drift(len(self._layers), sequences, weight)
+
     @contextmanager
-    def telling(self, tell: Tell) -> Iterator[None]:
+    def telling(self, tell: Tell, drift: Drift) -> Iterator[None]:
         """While the model computes a token, `tell` is called with a layer's index and what makes its queries [sequences, heads,
-        key_dim], as soon as these can be made.
+        key_dim], as soon as these can be made: when the layer before it begins. Whoever makes the queries of a layer makes those of
+        all, one after the other: what layers add is noted then.
         """
+        streams: dict[int, Tensor] = {}
+        last = len(self._layers) - 1
 
-        def note_turns(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            self._turns = named.get("position_embeddings")
-
-        def note_stream(index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-            def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-                turns, stream = self._turns, args[0]
+        def note_stream(index: int) -> Callable[..., None]:
+            def note(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+                turns, stream = named.get("position_embeddings"), args[0] if args else named["hidden_states"]
+                before = streams.pop(index - 2, None)
+                streams[index - 1] = stream
                 if turns is not None:
-                    tell(index, lambda: self._query(index, stream, turns))
+                    tell(index, lambda: self._foreseen(index, before, stream, turns, drift))
 
             return note
 
+        def note_last(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], __: Any) -> None:
+            drift.add(last, (args[0] if args else named["hidden_states"]) - streams.pop(last - 1))
+
         with ExitStack() as hooks:
-            first = self._layers[0].register_forward_pre_hook(note_turns, with_kwargs=True)
-            hooks.callback(first.remove)
             for index in self.indexes:
-                norm = self._layers[index - 1].post_attention_layernorm
-                hooks.callback(norm.register_forward_pre_hook(note_stream(index)).remove)
+                before = self._layers[index - 1]
+                hooks.callback(before.register_forward_pre_hook(note_stream(index), with_kwargs=True).remove)
+            if last in self.indexes:
+                hooks.callback(self._layers[last].register_forward_hook(note_last, with_kwargs=True).remove)
             yield
-        self._turns = None
+
+    def _foreseen(
+        self, index: int, before: Tensor | None, stream: Tensor, turns: tuple[Tensor, Tensor], drift: Drift
+    ) -> Tensor:
+        """A layer's queries by the stream in front of the layer before it; before: in front of the layer before that one."""
+        if before is None:
+            drift.token()
+        else:
+            drift.add(index - 1, stream - before)
+        return self._query(index, stream + drift.mean[index], turns)
 
     def _query(self, index: int, stream: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
         """[sequences, heads, key_dim] of a residual stream [sequences, 1, width]."""
@@ -94,14 +144,14 @@ class Foresight:
         return turned[:, :, 0]
 
     def _tried(self, index: int) -> bool:
-        """Whether a layer's query is made as here, and what goes into the second norm of the layer before is its residual stream."""
-        before, layer = self._layers[index - 1], self._layers[index]
+        """Whether a layer's query is made of its input as here."""
+        layer = self._layers[index]
         attention = layer.self_attn
         weight = next(attention.parameters(), None)
         if weight is None:
             return False
         width = layer.config.hidden_size if hasattr(layer, "config") else attention.config.hidden_size
-        like = {"device": weight.device, "dtype": before.input_layernorm.weight.dtype}
+        like = {"device": weight.device, "dtype": layer.input_layernorm.weight.dtype}
         draw = torch.Generator().manual_seed(index)
 
         def random(*shape: int) -> Tensor:
@@ -111,25 +161,15 @@ class Foresight:
         angle = torch.cat([angle, angle], -1)
         turns = angle.cos().to(**like), angle.sin().to(**like)
         named = {"attention_mask": None, "position_ids": None, "position_embeddings": turns, "use_cache": False}
-        seen: list[Tensor] = []
-        listens = before.post_attention_layernorm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
             with torch.inference_mode():
-                with Probe(before.self_attn) as probe:
-                    probe.answer = random(before.self_attn.o_proj.in_features // attention.head_dim, attention.head_dim)
-                    before(x, **named)
-                stream = x + before.self_attn.o_proj(probe.answer.reshape(1, 1, -1))
                 with Probe(attention) as probe:
                     probe.answer = random(attention.o_proj.in_features // attention.head_dim, attention.head_dim)
                     layer(x, **named)
                 assert probe.given is not None
-                wanted = [probe.given[0][:, :, 0], stream]
-                got = [self._query(index, x, turns), *seen]
+                return _alike(self._query(index, x, turns), probe.given[0][:, :, 0])
         except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
             return False
-        finally:
-            listens.remove()
-        return len(got) == len(wanted) and all(map(_alike, got, wanted))
 
 
 _known: WeakKeyDictionary[nn.Module, Foresight | None] = WeakKeyDictionary()
@@ -145,7 +185,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 def _has_parts(layer: nn.Module) -> bool:
     attention: Any = layer._modules["self_attn"]
     return (
-        {"input_layernorm", "post_attention_layernorm", "mlp"} <= layer._modules.keys()
+        "input_layernorm" in layer._modules
         and {"q_proj", "o_proj"} <= attention._modules.keys()
         and all(isinstance(getattr(attention, name, None), int) for name in ("head_dim", "layer_idx"))
         and hasattr(attention, "config")

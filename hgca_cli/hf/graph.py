@@ -8,6 +8,7 @@ the way, layers that slide) goes on as before.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.recorded import POSITION, TOKEN, Recorder
 from hgca_cli.hf.cache import HybridCache
-from hgca_cli.hf.foresight import Foresight
+from hgca_cli.hf.foresight import Drift, Foresight
 from hgca_cli.hf.load import forward
 
 
@@ -34,7 +35,11 @@ class GraphStep:
         self._cache: HybridCache | None = cache
         ahead = cache.settings.look_ahead and cache.settings.device_codes
         self._foresight = Foresight.of(model, len(cache.layers)) if ahead else None
+        self._drift: Drift | None = None
+        self._strange = False  # nothing is known of what layers add to any of these sequences
         self.recorder = Recorder(columns_of(cache), places, room, ahead=self._foresight is not None)
+        if self._foresight is not None:
+            self._drift, self._strange = self._foresight.drift(len(self.recorder.numbers)), True
         self._device = self.recorder.numbers.device
         self.captured: dict[tuple[bool, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool: Any = None
@@ -58,7 +63,10 @@ class GraphStep:
         columns = columns_of(cache)
         if not self.recorder.takes(columns):
             return False
-        self.recorder.bind(columns)
+        news = self.recorder.bind(columns)
+        if self._drift is not None:
+            self._drift.forget(news)
+            self._strange = self._strange or set(range(len(columns))) <= set(news)
         self._cache = cache
         return True
 
@@ -76,7 +84,7 @@ class GraphStep:
         try:
             recorder.begin()
             recorder.numbers[:count, TOKEN : TOKEN + 1].copy_(ids)
-            captured = self.captured.get(recorder.kind)
+            captured = None if self._strange else self.captured.get(recorder.kind)
             if captured is not None:
                 captured[0].replay()
                 recorder.serve()
@@ -89,7 +97,9 @@ class GraphStep:
         recorder.end()
         if cache.clock.on:
             cache.clock.tell(recorder.host_seconds)
-        if captured is None and self.failed is None and self._device.type == "cuda":
+        strange, self._strange = self._strange, False
+        new = recorder.kind not in self.captured and not strange
+        if captured is None and new and self.failed is None and self._device.type == "cuda":
             self._capture(cache)
         return logits
 
@@ -112,9 +122,7 @@ class GraphStep:
             layer.recorder = self.recorder
         try:
             ids, position = (numbers[:, at : at + 1] for at in (TOKEN, POSITION))
-            with (
-                contextlib.nullcontext() if self._foresight is None else self._foresight.telling(self.recorder.foresee)
-            ):
+            with self._looking_ahead():
                 output = forward(self._model, ids, cache, position_ids=position, logits_to_keep=1)
             logits: Tensor = output.logits[:, -1]
             return logits
@@ -122,9 +130,22 @@ class GraphStep:
             for layer in layers:
                 layer.recorder = None
 
+    @contextlib.contextmanager
+    def _looking_ahead(self) -> Iterator[None]:
+        if self._foresight is None or self._drift is None:
+            yield
+            return
+        with self._foresight.telling(_only_note if self._strange else self.recorder.foresee, self._drift):
+            yield
+
     def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def _only_note(_: int, query: Callable[[], Tensor]) -> None:
+    """Layers choose by their true queries; what they add is known then."""
+    query()
 
 
 def columns_of(cache: HybridCache) -> list[list[LayerState]]:
