@@ -151,7 +151,8 @@ int hgca_decode_layers_several(const hgca_layer *const *layers, int32_t depth, c
  *   told     a choice that the device makes in place of the library, as lists in `far`: its rows_read, read_lse and stats are written;
  *            scored_bytes: of its index that the device reads, row_bytes: of a row of a KV head
  *   scale, softcap   of scores
- *   ns, status       out: what it took, and whether it went well */
+ *   ns, status       out: what it took, and whether it went well
+ *   steps, rows_read, bytes   in and out: where choices are told, how many were, and what they read, added up */
 typedef struct {
     const hgca_selection *chosen;
     hgca_attention far;
@@ -165,8 +166,14 @@ typedef struct {
     float scale;
     float softcap;
     int64_t ns;
+    int64_t steps;
+    int64_t rows_read;
+    int64_t bytes;
     int32_t status;
 } hgca_relay;
+
+/* The first status of these that is not HGCA_OK, or that. */
+int hgca_relays_status(const hgca_relay *const *relays, int32_t count);
 
 void hgca_run_relay(void *relay);
 

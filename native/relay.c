@@ -49,16 +49,22 @@ static int run(const hgca_relay *r) {
 }
 
 /* What the device chose, as the library tells of its own choices. */
-static void tell(const hgca_relay *r) {
+static void tell(hgca_relay *r) {
     const hgca_selection *to = r->told;
     const int64_t *start = r->far.row_start;
     const int32_t heads = r->far.lists;
+    const int64_t read = start[heads] - start[0], bytes = read * r->row_bytes + r->scored_bytes;
+    r->steps++, r->rows_read += read, r->bytes += bytes;
     for (int32_t h = 0; to->rows_read && h < heads; h++) to->rows_read[h] = start[h + 1] - start[h];
     if (to->read_lse) memcpy(to->read_lse, r->lse, sizeof(float) * (size_t)r->far.heads);
     if (!to->stats) return;
-    *to->stats = (hgca_selection_stats){.scanned = to->indexed * heads, .read = start[heads] - start[0]};
-    to->stats->bytes = to->stats->read * r->row_bytes + r->scored_bytes;
-    to->stats->read_ns = r->ns * hgca_threads();
+    *to->stats = (hgca_selection_stats){.scanned = to->indexed * heads, .read = read, .bytes = bytes, .read_ns = r->ns * hgca_threads()};
+}
+
+int hgca_relays_status(const hgca_relay *const *relays, int32_t count) {
+    for (int32_t i = 0; i < count; i++)
+        if (relays[i]->status) return relays[i]->status;
+    return HGCA_OK;
 }
 
 void hgca_run_relay(void *relay) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hgca_cli import native
 from hgca_cli.attention.layer import LayerState, evict_overflow
 from hgca_cli.attention.relay import Relay
 from hgca_cli.attention.scoring import LIMITS, Scoring
@@ -24,6 +25,8 @@ class Column:
     def __init__(self, at: int, relays: list[Relay], scoring: Scoring | None, tables: Tables) -> None:
         self.relays, self.numbers = relays, NOBODY
         self._at, self._scoring, self._tables = at, scoring, tables
+        self._described = native.ffi.new("hgca_relay *[]", [relay.described for relay in relays])
+        self._counted = False  # what all of them read is added up by the C library
         self._layers: list[LayerState] = []
         self._scans: dict[int, Scan] = {}
         self._mirror: Mirror | None = None
@@ -40,6 +43,7 @@ class Column:
     def bind(self, layers: Sequence[LayerState]) -> None:
         """This sequence has the place from now on; of no layers: nobody. Errors of torch, if there is no memory for its codes."""
         self._layers, self._goes_on, self.numbers, self._mirror, self._made = [], None, NOBODY, None, []
+        self._counted = False
         self._scans = {i: one.selector for i, one in enumerate(layers) if type(one.selector) is Scan}
         for index, relay in enumerate(self.relays):
             relay.bind(layers[index] if layers else None)
@@ -81,7 +85,7 @@ class Column:
             for layer in self._layers[1:]:
                 layer.window.end += 1
         else:
-            self._goes_on = None
+            self._goes_on, self._counted = None, False
             if self._moved():
                 self._place(self._layers)
             news = [relay.know() for relay in self.relays]
@@ -124,8 +128,12 @@ class Column:
         """
         if not self._layers:
             return False
-        for relay in self.relays:
-            relay.end()
+        if self._counted:
+            native.check(native.lib.hgca_relays_status(self._described, len(self.relays)))
+        else:
+            for relay in self.relays:
+                relay.end()
+            self._counted = all(relay.scores for relay in self.relays)
         if evict_overflow(self._layers, free):
             return True
         self._goes_on = self._state()

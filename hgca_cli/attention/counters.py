@@ -21,9 +21,9 @@ class ReadCounters:
     share_bytes: float = 0.0
     last: Selection | None = field(default=None, repr=False)
 
-    def add(self, share: float, share_bytes: float, last: Selection | None = None) -> None:
-        """Count one step."""
-        self.steps += 1
+    def add(self, share: float, share_bytes: float, last: Selection | None = None, steps: int = 1) -> None:
+        """Count steps, of which these are the sums."""
+        self.steps += steps
         self.share += share
         self.share_bytes += share_bytes
         self.last = last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -71,12 +71,30 @@ class LayerState:
         self.first_turn = True  # the store was empty when the turn began
         # f32 [heads], log-sum-exp of the last token's window; None if the C library attends to it, as on the CPU
         self.near_lse: Tensor | None = None
-        self.reads = ReadCounters()
+        self._reads = ReadCounters()
+        self.count_late: Callable[[], None] | None = None  # of whoever counts several steps before it tells `reads`
         self._settling: Future[None] | None = None
         self._evicted: tuple[int, int] | None = None  # the length at which rows left last, and how many
         self._untold = False  # rows are in the store, or will be, that the policy has not heard of
         self.reading: Reading | None = None  # made at the first token that is one call
         self.mirror: Mirror | None = None  # of a sequence's first layer: the codes of all of them, on the device
+
+    @property
+    def reads(self) -> ReadCounters:
+        """What was read of the store."""
+        if self.count_late is not None:
+            self.count_late()
+        return self._reads
+
+    def count_reads(self, share: float, share_bytes: float, last: Selection, steps: int) -> None:
+        """As ReadCounters.add, by `count_late`."""
+        self._reads.add(share, share_bytes, last, steps)
+
+    def reset_reads(self) -> None:
+        """Count what is read anew."""
+        if self.count_late is not None:
+            self.count_late()
+        self._reads = ReadCounters()
 
     @property
     def length(self) -> int:

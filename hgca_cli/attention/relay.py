@@ -187,7 +187,10 @@ class Relay:
 
     def bind(self, layer: LayerState | None) -> None:
         """It is about this layer from now on."""
+        self.count()
         before, self.layer, self.coded, self.scores, self._chosen = self.layer, layer, False, False, None
+        if before is not None and before.count_late == self.count:
+            before.count_late = None
         if before is not None and before.near_lse is self.near_lse:
             before.near_lse = self.near_lse.clone()  # somebody else's numbers come here
         self._own_far()
@@ -243,6 +246,9 @@ class Relay:
         """One more token: rows on their way arrive, what is read is described; returns the slot of the token's row."""
         layer, to = self.layer, self.described
         assert layer is not None
+        if layer.count_late is not None:
+            layer.count_late()
+        layer.count_late = self.count
         layer.settle()
         store = layer.store
         stored = store is not None and store.rows > 0
@@ -281,8 +287,20 @@ class Relay:
         if isinstance(chosen, Selection) and self._metered:
             self._metered = False
             self._measure(chosen)
-        if layer.store is not None and layer.store.rows > 0:
+        if layer.store is not None and layer.store.rows > 0 and not self.scores:
             count_read(layer, chosen)
+
+    def count(self) -> None:
+        """Tell the layer what was read of its store by choices of the device, which the C library adds up."""
+        layer, to = self.layer, self.described
+        if layer is None or not to.steps:
+            return
+        store, chosen = layer.store, self.chosen
+        assert store is not None
+        steps, to.steps = to.steps, 0
+        share, share_bytes = to.rows_read / (chosen.rows * chosen.kv_heads), to.bytes / (chosen.rows * store.row_bytes)
+        to.rows_read = to.bytes = 0
+        layer.count_reads(share, share_bytes, chosen, steps)
 
     def _measure(self, chosen: Selection) -> None:
         layer = self.layer

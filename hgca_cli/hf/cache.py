@@ -12,7 +12,6 @@ from transformers.cache_utils import Cache
 
 from hgca_cli.attention.ahead import Ahead
 from hgca_cli.attention.clock import Clock
-from hgca_cli.attention.counters import ReadCounters
 from hgca_cli.attention.meter import QualityMeter
 from hgca_cli.attention.select import make_selector
 from hgca_cli.attention.select.exact import Unwatching
@@ -255,7 +254,7 @@ class HybridCache(Cache):
         self.meter.reset()
         for layer in self.layers:
             for state in layer.states:
-                state.reads = ReadCounters()
+                state.reset_reads()
 
     def put_away(self) -> None:
         """Windows give their device's memory back until `bring_back`; nothing may be computed until then. Errors as of
