@@ -29,13 +29,18 @@ def _tell(flag, serial):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _take(flag, serial, answer, to, count, BLOCK: tl.constexpr, LOOKS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _await(flag, serial, LOOKS: tl.constexpr):  # type: ignore[no-untyped-def]
     number = (tl.load(serial) & 0x7FFFFFFF).to(tl.int32)
     told = tl.load(flag, volatile=True)
     looks = 0
     while (told != number) & (looks < LOOKS):
+        told = tl.inline_asm_elementwise("nanosleep.u32 64; mov.u32 $0, $1;", "=r,r", [told], tl.int32, is_pure=False, pack=1)
         told = tl.load(flag, volatile=True)
         looks += 1
+
+
+@triton.jit
+def _take(answer, to, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(to + at, tl.load(answer + at, mask=at < count, volatile=True), mask=at < count)
 
@@ -52,6 +57,11 @@ def tell(flag: Tensor, serial: Tensor) -> None:
 
 
 def take(flag: Tensor, serial: Tensor, answer: Tensor, to: Tensor) -> None:
-    """As Signals.take."""
-    count = answer.numel()  # all programs watch: what comes over the bus one after another is waited for
-    _take[(triton.cdiv(count, BLOCK),)](flag, serial, answer, to, count, BLOCK=BLOCK, LOOKS=LOOKS, num_warps=8)
+    """As Signals.take.
+
+    A single warp watches: where every program of the copy did, so many looks were on the bus that all kernels beside it took
+    two to ten times as long (docs/log.md).
+    """
+    _await[(1,)](flag, serial, LOOKS=LOOKS, num_warps=1)
+    count = answer.numel()
+    _take[(triton.cdiv(count, BLOCK),)](answer, to, count, BLOCK=BLOCK, num_warps=8)

@@ -34,13 +34,14 @@ class Drift:
     """What the layer before each layer added to the residual stream of each sequence's latest tokens, on average.
 
     mean    [layers, sequences, 1, width] of the dtype of a norm's weights; zeros as long as nothing is known
-    tokens  f32 [sequences, 1, 1], averaged so far
+    tokens  f32 [sequences, 1, 1], averaged so far; share: of the latest one in the average, of the dtype of mean
     """
 
     def __init__(self, layers: int, sequences: int, like: Tensor) -> None:
         with torch.inference_mode(False):
             self.mean = torch.zeros(layers, sequences, 1, len(like), dtype=like.dtype, device=like.device)
             self.tokens = torch.zeros(sequences, 1, 1, device=like.device)
+            self.share = torch.ones_like(self.tokens, dtype=like.dtype)
 
     def forget(self, sequences: Sequence[int]) -> None:
         """They are others from now on."""
@@ -53,11 +54,11 @@ class Drift:
     def token(self) -> None:
         """One more."""
         self.tokens += 1.0
+        self.share.copy_(self.tokens.reciprocal().clamp(SHARE, 1.0))
 
     def add(self, layer: int, added: Tensor) -> None:
         """What the layer before this one added to the present token [sequences, 1, width]."""
-        share = self.tokens.reciprocal().clamp(SHARE, 1.0).to(added.dtype)
-        self.mean[layer].lerp_(added, share)
+        self.mean[layer].lerp_(added, self.share)
 
 
 class Foresight:
