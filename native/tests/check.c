@@ -16,6 +16,7 @@
 #include "check_linear.h"
 #include "check_processors.h"
 #include "check_select.h"
+#include "check_serve.h"
 #include "hgca.h"
 #include "problem.h"
 
@@ -224,6 +225,7 @@ static void check_random(double seconds) {
         drop(&p);
         if (count % 4 == 0) failures += check_select(1, state);
         if (count % 4 == 2) failures += check_layer(1, state);
+        if (count % 4 == 1) failures += check_serve(1, state);
         clock_gettime(CLOCK_MONOTONIC, &now);
     } while ((double)(now.tv_sec - began.tv_sec) < seconds);
     printf("%llu random jobs\n", (unsigned long long)count);
@@ -238,6 +240,7 @@ int main(int argc, char **argv) {
         for (int threads = 1; threads <= 3; threads++) {
             expect(hgca_set_threads(threads) == HGCA_OK, "threads", isa);
             failures += check_select(40, (uint64_t)threads * 1000);
+            failures += check_serve(20, (uint64_t)threads * 1000);
             failures += check_linear();
             failures += check_layer(60, (uint64_t)threads * 1000);
         }
