@@ -1,8 +1,8 @@
-"""The GPU's kernels of attention/scoring.py: four launches a layer, integers where order could matter. Importing this needs Triton.
+"""The GPU's kernels of attention/scoring.py: five launches a layer, integers where order could matter. Importing this needs Triton.
 
 Each program has a KV head of a sequence and a part of its rows; what a head needs of all parts is made by the next launch. Codes are
-read once (words of 8 numbers of a row, 16 rows side by side), scores stay in the device's caches. Where a sequence's codes are
-stands in a table (attention/tables.py).
+read once (attention/scores_triton.py), scores stay in the device's caches. Where a sequence's codes are stands in a table
+(attention/tables.py).
 """
 
 from __future__ import annotations
@@ -15,68 +15,17 @@ import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
 from hgca_cli import selection
-from hgca_cli.attention import scoring
-from hgca_cli.attention.tables import CODES, FIELDS, MEANS, UNIT, Places
+from hgca_cli.attention import scores_triton, scoring
+from hgca_cli.attention.tables import FIELDS, MEANS, UNIT, Places
 
 if TYPE_CHECKING:
     from hgca_cli.attention.scoring import Guessed, Scoring
 
 PART = 512  # rows of a part, at least
 MOST_PARTS = 128
-GROUP = 16  # query heads of a KV head are padded to a multiple of this to be scored: the least a matrix unit takes
 ROWS = 512  # that are weighed at a time
 TILE = 128  # parts that are added up at a time
 ALL = 1 << 20  # an edge beyond all bins: every row is read
-
-
-@triton.jit
-def _score(  # type: ignore[no-untyped-def]
-    query, steps, words, table, limits, limits_next, scores, tops, sums, scale, softcap, room, each,
-    GROUPED: tl.constexpr, PADDED: tl.constexpr, KEY: tl.constexpr, BLOCK: tl.constexpr, CAPPED: tl.constexpr,
-    CODES: tl.constexpr, FIELDS: tl.constexpr, UNIT: tl.constexpr,
-):  # fmt: skip
-    """Scores of a part's rows, and of each query head the largest and the sum of exponentials below it."""
-    own, part, parts, sequence = tl.program_id(0), tl.program_id(1), tl.num_programs(1), tl.program_id(2)
-    head = sequence * tl.num_programs(0) + own
-    rows = tl.load(limits + sequence * limits_next)
-    field = table + sequence * FIELDS + CODES
-    first_code = tl.load(field) + own * tl.load(field + 1)
-    scores += head.to(tl.int64) * (GROUPED * room)
-    group, d, chunk, nibble, row = (
-        tl.arange(0, PADDED), tl.arange(0, KEY), tl.arange(0, KEY // 8), tl.arange(0, 8), tl.arange(0, BLOCK)
-    )  # fmt: skip
-    real = group < GROUPED
-    number = d // 8 * 8 + d % 8 // 2 + d % 2 * 4  # of a row, as nibbles stand in a word
-    line = head * GROUPED + group
-    asked = tl.load(query + line[:, None] * KEY + number[None, :], mask=real[:, None], other=0.0).to(tl.float32)
-    most = tl.full([PADDED], float("-inf"), tl.float32)
-    total = tl.zeros([PADDED], tl.float32)
-    first = part * each
-    for start in range(first, tl.minimum(first + each, rows), BLOCK):
-        block = start // BLOCK
-        at = steps + first_code * (UNIT // 2) + block * (34 * KEY)
-        step = tl.load(at + number).to(tl.float32)
-        zero = tl.load(at + KEY + number).to(tl.float32)
-        folded = asked * step[None, :]
-        base = tl.sum(asked * zero[None, :], 1)
-        large = tl.max(tl.abs(folded), 1)
-        large = tl.where(large == 0.0, 1.0, large)
-        at = words + first_code * (UNIT // 4) + block * (17 * KEY) + KEY
-        word = tl.load(at + (row // 16 * (2 * KEY) + row % 16)[None, :] + (chunk * 16)[:, None])
-        code = (word[:, None, :] >> (nibble * 4)[None, :, None]) & 15
-        code = tl.reshape(code, [KEY, BLOCK]).to(tl.float16)
-        score = tl.dot((folded / large[:, None]).to(tl.float16), code) * large[:, None] + base[:, None]
-        score = score * scale
-        if CAPPED:
-            score = softcap * (1.0 - 2.0 / (tl.exp(2.0 * score / softcap) + 1.0))  # tanh
-        place = start + row
-        score = tl.where((place < rows)[None, :], score, float("-inf"))
-        tl.store(scores + group[:, None] * room + place[None, :], score, mask=real[:, None])
-        higher = tl.maximum(most, tl.max(score, 1))
-        total = total * tl.exp(most - higher) + tl.sum(tl.exp(score - higher[:, None]), 1)
-        most = higher
-    tl.store(tops + line * parts + part, most, mask=real)
-    tl.store(sums + line * parts + part, total, mask=real)
 
 
 @triton.jit
@@ -225,6 +174,7 @@ class Kernels:
         self.each = -(-max(PART, -(-of.rows // MOST_PARTS)) // selection.BLOCK) * selection.BLOCK
         self.parts = -(-of.rows // self.each)
         room = self.parts * self.each
+        self.scorer = scores_triton.Scores(shape, len(of.limits), room, device)
 
         def memory(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(*size, dtype=dtype, device=device)
@@ -264,13 +214,10 @@ class Kernels:
         )
         heads, group, count, after = shape.kv_heads, shape.heads // shape.kv_heads, len(limits), limits.stride(0)
         grid, padded = (heads, parts, count), triton.next_power_of_2(group)
-        steps, words = places.codes.view(torch.bfloat16), places.codes.view(torch.int32)
-        block, most = selection.BLOCK, scoring.BINS
-        _score[grid](
-            query.contiguous(), steps, words, table, limits, after, scores, tops, sums, scale, softcap or 1.0, room, each,
-            GROUPED=group, PADDED=max(GROUP, padded), KEY=shape.key_dim, BLOCK=block, CAPPED=softcap > 0.0,
-            CODES=CODES, FIELDS=FIELDS, UNIT=UNIT,
-        )  # fmt: skip
+        means, block, most = places.codes.view(torch.bfloat16), selection.BLOCK, scoring.BINS
+        self.scorer.make(
+            query, places.codes, table, limits, scores, tops, sums, each=each, scale=scale, softcap=softcap, part=part
+        )
         _weigh[grid](
             scores, tops, sums, beside, limits, after, wholes, bins, counts, parts, room, each,
             GROUPED=group, PADDED=padded, PARTS=triton.next_power_of_2(parts), BLOCK=ROWS, BINS=most,
@@ -280,7 +227,7 @@ class Kernels:
             GROUPED=group, PADDED=padded, TILE=TILE, BINS=most, ALL=ALL, WHOLE=scoring.WHOLE, num_warps=16,
         )  # fmt: skip
         _name[grid](
-            scores, wholes, bins, limits, after, edges, taken, offsets, rooms, steps, table, row_start, row, row.stride(0),
+            scores, wholes, bins, limits, after, edges, taken, offsets, rooms, means, table, row_start, row, row.stride(0),
             outs, lses, room, each,
             HEADS=heads, SOME=triton.next_power_of_2(heads), GROUPED=group, PADDED=padded, VALUE=shape.value_dim,
             BLOCK=block, MEANS=MEANS, FIELDS=FIELDS, UNIT=UNIT,

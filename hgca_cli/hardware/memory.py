@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.rates import WEIGHT_BYTES
-from hgca_cli.kv.layout import KVLayout
+from hgca_cli.kv.layout import KVLayout, LayerLayout
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 SCALES = {"int8": 8}  # two float32 beside each row of each KV head in the store
@@ -187,13 +188,22 @@ def stored_rows(choice: Choice) -> int:
     return max(0, choice.context - choice.sinks - choice.window)
 
 
+def folded_bytes(layer: LayerLayout) -> float:
+    """Bytes of a row, of a query times steps of codes (attention/scores_triton.py): heads by fours, beyond eight by eights."""
+    fours = -(-(layer.heads // layer.kv_heads) // 4)
+    fours += fours % 2 if fours > 2 else 0
+    numbers = max(64, 1 << (layer.key_dim - 1).bit_length())
+    return layer.kv_heads * fours * (8 * numbers + 128) / 128
+
+
 def device_codes_bytes(model: Model, choice: Choice) -> int:
     """Bytes of a GPU's copy of the codes of stored rows, and of the scores it makes of them, of one sequence."""
     layers = model.layout.layers
     if not choice.device_codes or choice.device == "cpu" or choice.select != "scan":
         return 0
     rows = stored_rows(choice) + CODED_MORE if stored_rows(choice) else 0
-    return rows * (sum(layer.index_bytes("scan") for layer in layers) + SCORED * max(layer.heads for layer in layers))
+    scored = max(SCORED * layer.heads + math.ceil(folded_bytes(layer)) for layer in layers)
+    return rows * (sum(layer.index_bytes("scan") for layer in layers) + scored)
 
 
 def needs(
