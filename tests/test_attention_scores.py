@@ -104,6 +104,15 @@ def test_what_is_no_number_stays_none(strange: float, rng: torch.Generator) -> N
     assert sound.isfinite().all()
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter has no threads")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_threads_have_what_the_matrix_units_want(shape: tuple[int, ...]) -> None:
+    from hgca_cli.attention.scores_triton import matrix_units
+
+    there = torch.cuda.get_device_capability() >= (8, 0)
+    assert matrix_units(shape[0] // shape[1], shape[2], DEVICE) == there
+
+
 def test_memory_is_as_counted() -> None:
     for heads, kv_heads, dim in [*SHAPES, (32, 8, 128), (64, 2, 32)]:
         layout = LayerLayout(heads, kv_heads, dim, dim)
@@ -140,7 +149,7 @@ def product(a: list[list[int]], b: list[list[int]], c: list[list[int]]) -> list[
 
 def test_what_is_told_the_matrix_units(rng: torch.Generator) -> None:
     """The assembly, run by hand for 32 threads, adds up the numbers' products of rows and heads."""
-    from hgca_cli.attention.scores_triton import MULTIPLY
+    from hgca_cli.attention.products_triton import MULTIPLY
 
     values = [{f"${8 + at}": one for at, one in enumerate(words)} for words in lanes(12, rng)]
     begun = torch.randint(-1000, 1000, (32, 8), generator=rng)

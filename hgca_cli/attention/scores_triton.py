@@ -1,17 +1,15 @@
 """The GPU's kernels that score rows by their 4-bit codes, for attention/scoring_triton.py. Importing this needs Triton.
 
 `_fold` multiplies a query by a block's steps, so that what is left to do for each row is a product of whole numbers: codes by a
-query of 16 bits, which is two bytes. `_score` has the matrix units do it: 16 rows by 32 numbers by 8 columns, which are both bytes
-of 4 query heads. A product adds its numbers up in any order, so words of codes are passed on by the thread that read them, low
-nibbles and high ones, and nothing is moved between threads.
+query of 16 bits, which is two bytes. `_score` has the matrix units do it, whose order of rows and numbers is that of
+attention/products_triton.py.
 
-A tile is 32 rows, and thread 4 i + c of a program's only warp has rows 4 i .. 4 i + 3 (of two products, rows i and 8 + i of each)
-and every fourth word of each, from word c on. Of the result it has these rows' scores by query head c of 4. So element 16 i + 4 c + j
-of a tensor of 128 is of row 4 i + j, and of word c or query head c. The matrix units need a thread to have 4 such elements in a
-row, which is how Triton lays them out that are read 16 bytes at a time; nothing but tests on a GPU says that it did.
+A query's 16 bits move a score by a ten-thousandth of the scores' spread, as 8 bits would by a fiftieth (docs/log.md).
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 import triton  # type: ignore[import-not-found, unused-ignore]
@@ -19,7 +17,10 @@ import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
 from hgca_cli import selection
-from hgca_cli.attention.tables import CODES, FIELDS, UNIT
+from hgca_cli.attention.products_triton import multiply
+from hgca_cli.attention.scoring import decoded
+from hgca_cli.attention.select.mirror import Coded
+from hgca_cli.attention.tables import CODES, FIELDS, UNIT, placed
 from hgca_cli.kv.layout import LayerLayout
 
 AT_ONCE = 4  # blocks, of a warp each
@@ -27,48 +28,6 @@ MOST_SETS = 2  # of 4 query heads, of a program; codes are read once more for ot
 LARGEST = tl.constexpr(127.0 * 256 + 127)  # of a query's numbers, whose bytes are -128 .. 127
 ROUND = tl.constexpr(1.5 * 2**23)  # an f32 of this size has no fraction, and zeros for its 16 last bits
 LOWEST = tl.constexpr(-3.0e38)
-
-# Two words of each of 4 rows, a set's queries of both, what there is so far: $8 .. $11, $12 .. $15, $16 .. $19, $20 .. $27
-MULTIPLY = tl.constexpr("""{
-.reg .b32 l<8>, h<8>, c<8>;
-and.b32 l0, $8, 0x0f0f0f0f; and.b32 l1, $9, 0x0f0f0f0f; and.b32 l2, $10, 0x0f0f0f0f; and.b32 l3, $11, 0x0f0f0f0f;
-and.b32 l4, $12, 0x0f0f0f0f; and.b32 l5, $13, 0x0f0f0f0f; and.b32 l6, $14, 0x0f0f0f0f; and.b32 l7, $15, 0x0f0f0f0f;
-shr.u32 h0, $8, 4; shr.u32 h1, $9, 4; shr.u32 h2, $10, 4; shr.u32 h3, $11, 4;
-shr.u32 h4, $12, 4; shr.u32 h5, $13, 4; shr.u32 h6, $14, 4; shr.u32 h7, $15, 4;
-and.b32 h0, h0, 0x0f0f0f0f; and.b32 h1, h1, 0x0f0f0f0f; and.b32 h2, h2, 0x0f0f0f0f; and.b32 h3, h3, 0x0f0f0f0f;
-and.b32 h4, h4, 0x0f0f0f0f; and.b32 h5, h5, 0x0f0f0f0f; and.b32 h6, h6, 0x0f0f0f0f; and.b32 h7, h7, 0x0f0f0f0f;
-mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {c0, c1, c2, c3}, {l0, l1, h0, h1}, {$16, $17}, {$20, $24, $21, $25};
-mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {c4, c5, c6, c7}, {l2, l3, h2, h3}, {$16, $17}, {$22, $26, $23, $27};
-mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {$0, $4, $1, $5}, {l4, l5, h4, h5}, {$18, $19}, {c0, c1, c2, c3};
-mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {$2, $6, $3, $7}, {l6, l7, h6, h7}, {$18, $19}, {c4, c5, c6, c7};
-}""")
-REGISTERS = tl.constexpr(",".join(["=&r"] * 8 + ["r"] * 20))
-
-
-@triton.jit
-def _multiply(words, more, queries, high, low, MATRIX: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What is added to sums of high and low bytes, i32 [blocks, sets, 128] as above; queries: both bytes of 4 heads."""
-    if MATRIX:
-        high, low = tl.inline_asm_elementwise(
-            MULTIPLY, REGISTERS, [words, more, queries, high, low], dtype=(tl.int32, tl.int32), is_pure=True, pack=4
-        )
-    else:  # the same without matrix units
-        BLOCKS: tl.constexpr = queries.shape[0]
-        SETS: tl.constexpr = queries.shape[1]
-        columns = tl.reshape(queries, [BLOCKS, SETS, 8, 4, 4])  # column, word, step and half
-        which = tl.arange(0, 4)[None, None, None, None, :]
-        both = tl.zeros([BLOCKS, SETS, 8, 4, 8], tl.int32)  # 4 i + j, column
-        for part in tl.static_range(4):
-            word = tl.permute(tl.reshape(words if part < 2 else more, [BLOCKS, 1, 8, 4, 4]), [0, 1, 2, 4, 3])
-            column = tl.permute(tl.sum(tl.where(which == part, columns, 0), 4), [0, 1, 3, 2])
-            for number in tl.static_range(4):
-                code = (word >> (8 * number + 4 * (part % 2))) & 15
-                byte = (column << (24 - 8 * number)) >> 24
-                both += tl.sum(code[:, :, :, :, :, None] * byte[:, :, None, None, :, :], 4)
-        bytes = tl.split(tl.permute(tl.reshape(both, [BLOCKS, SETS, 8, 4, 4, 2]), [0, 1, 2, 4, 3, 5]))
-        high += tl.reshape(bytes[0], [BLOCKS, SETS, 128])
-        low += tl.reshape(bytes[1], [BLOCKS, SETS, 128])
-    return high, low
 
 
 @triton.jit
@@ -160,7 +119,7 @@ def _score(  # type: ignore[no-untyped-def]
         for tile in tl.static_range(BLOCK // 32):
             high, low = tl.zeros([AT_ONCE, SETS, 128], tl.int32), tl.zeros([AT_ONCE, SETS, 128], tl.int32)
             for step in tl.static_range(PADDED // 64):
-                high, low = _multiply(
+                high, low = multiply(
                     code[2 * (tile * (PADDED // 64) + step)], code[2 * (tile * (PADDED // 64) + step) + 1], query[step],
                     high, low, MATRIX,
                 )  # fmt: skip
@@ -190,10 +149,13 @@ class Scores:
     """Of up to so many sequences of layers of one shape, with room for so many rows each, whole parts.
 
     Queries times steps take 8 bytes of a block, number and 4 query heads: 1 KiB of a block of 32 / 8 / 128 and KV head, an eighth
-    of its codes. It is written and read again within a layer; layers use the same memory.
+    of its codes. It is written and read again within a layer; layers use the same memory. matrix: on matrix units, None: where they
+    do it right. Without them it takes a GPU many times as long.
     """
 
-    def __init__(self, layout: LayerLayout, sequences: int, room: int, device: torch.device) -> None:
+    def __init__(
+        self, layout: LayerLayout, sequences: int, room: int, device: torch.device, *, matrix: bool | None = None
+    ) -> None:
         self._group = layout.heads // layout.kv_heads
         self._sets = min(MOST_SETS, triton.cdiv(self._group, 4))
         self._batches = triton.cdiv(self._group, 4 * self._sets)
@@ -203,7 +165,7 @@ class Scores:
         self._folded = torch.empty(*count, 8 * self._padded, dtype=torch.int8, device=device)
         self._lines = torch.empty(*count, 32, device=device)  # factors and bases of 4 heads, each 4 times
         self.memory = self._folded, self._lines
-        self._matrix = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        self.matrix = matrix_units(self._group, layout.key_dim, device) if matrix is None else matrix
 
     def make(
         self,
@@ -236,5 +198,27 @@ class Scores:
         )  # fmt: skip
         _score[(heads, self._room // each, count)](
             codes.view(torch.int32), table, limits, after, folded.view(torch.int32), lines, scores, tops, sums, softcap or 1.0,
-            self._blocks, self._room, each, CAPPED=softcap > 0.0, MATRIX=self._matrix, **shape,
+            self._blocks, self._room, each, CAPPED=softcap > 0.0, MATRIX=self.matrix, **shape,
         )  # fmt: skip
+
+
+@functools.cache
+def matrix_units(group: int, dim: int, device: torch.device) -> bool:
+    """Whether a GPU has the matrix units and Triton lays out what they are to multiply as they want it, found by trying."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    rng, rows = torch.Generator().manual_seed(0), AT_ONCE * selection.BLOCK
+    codes = torch.randint(256, (1, AT_ONCE, selection.block_bytes(dim)), dtype=torch.uint8, generator=rng)
+    codes[..., : 4 * dim] = torch.rand(1, AT_ONCE, 2 * dim, generator=rng).bfloat16().view(torch.uint8)
+    query = torch.randn(1, group, dim, generator=rng)
+    wanted = query[0] @ decoded(codes, dim)[0].mT
+    means = torch.zeros(1, AT_ONCE, 32, dtype=torch.bfloat16, device=device)
+    there = codes.to(device)
+    window = torch.zeros(1, 1, 64, device=device)
+    places = placed([(window, window)], [Coded(there, means)])
+    limits = torch.tensor([[rows, 0, 0, 0, 0]], device=device)
+    scores, tops = torch.zeros(1, group, rows, device=device), torch.zeros(2, 1, group, 1, device=device)
+    trial = Scores(LayerLayout(group, 1, dim, dim), 1, rows, device, matrix=True)
+    asked = query.to(device), places.codes, places.table, limits, scores, tops[0], tops[1]
+    trial.make(*asked, each=rows, scale=1.0, softcap=0.0, part=slice(None))
+    return bool((scores[0].cpu() - wanted).abs().max() <= 1e-3 * wanted.abs().max())
