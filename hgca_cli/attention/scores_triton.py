@@ -196,7 +196,7 @@ class Scores:
         _fold[(heads, triton.cdiv(self._blocks, AT_ONCE), count)](
             query.contiguous(), codes.view(torch.bfloat16), table, limits, after, folded, lines, self._blocks, scale, **shape
         )  # fmt: skip
-        _score[(heads, self._room // each, count)](
+        _score[(heads, tops.shape[2], count)](
             codes.view(torch.int32), table, limits, after, folded.view(torch.int32), lines, scores, tops, sums, softcap or 1.0,
             self._blocks, self._room, each, CAPPED=softcap > 0.0, MATRIX=self.matrix, **shape,
         )  # fmt: skip

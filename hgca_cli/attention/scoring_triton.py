@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
 PART = 512  # rows of a part, at least
 MOST_PARTS = 128
-ROWS = 512  # that are weighed at a time
+SCORED = 1024  # of a KV head, parts that are scored and query heads: what a program that weighs looks at first
+WEIGHED = 4096  # rows and query heads that are weighed at a time
 TILE = 128  # parts that are added up at a time
 ALL = 1 << 20  # an edge beyond all bins: every row is read
 
 
 @triton.jit
 def _weigh(  # type: ignore[no-untyped-def]
-    scores, tops, sums, beside, limits, limits_next, wholes, bins, counts, parts, room, each,
-    GROUPED: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, BINS: tl.constexpr,
+    scores, tops, sums, beside, limits, limits_next, wholes, bins, counts, scored, parts, room, each,
+    GROUPED: tl.constexpr, PADDED: tl.constexpr, SCORED: tl.constexpr, BLOCK: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
     """The bin of each row's weight, how many a part has of each, and what all rows hold, of the store and beside it."""
     part, sequence = tl.program_id(1), tl.program_id(2)
@@ -39,12 +40,12 @@ def _weigh(  # type: ignore[no-untyped-def]
     rows = tl.load(limits + sequence * limits_next)
     scores += head.to(tl.int64) * (GROUPED * room)
     bins += head.to(tl.int64) * room
-    group, some, row, bin = tl.arange(0, PADDED), tl.arange(0, PARTS), tl.arange(0, BLOCK), tl.arange(0, BINS)
+    group, some, row, bin = tl.arange(0, PADDED), tl.arange(0, SCORED), tl.arange(0, BLOCK), tl.arange(0, BINS)
     real = group < GROUPED
     line = head * GROUPED + group
-    there = real[:, None] & (some < parts)[None, :]
-    top = tl.load(tops + line[:, None] * parts + some[None, :], mask=there, other=float("-inf"))
-    total = tl.load(sums + line[:, None] * parts + some[None, :], mask=there, other=0.0)
+    there = real[:, None] & (some < scored)[None, :]
+    top = tl.load(tops + line[:, None] * scored + some[None, :], mask=there, other=float("-inf"))
+    total = tl.load(sums + line[:, None] * scored + some[None, :], mask=there, other=0.0)
     besides = tl.load(beside + line, mask=real, other=0.0)
     most = tl.where(real, tl.maximum(tl.max(top, 1), besides), 0.0)
     whole = most + tl.log(tl.sum(total * tl.exp(top - most[:, None]), 1) + tl.exp(besides - most))
@@ -170,18 +171,21 @@ class Kernels:
 
     def __init__(self, of: Scoring) -> None:
         shape, device = of.layout, of.limits.device
-        self.of = of
+        self.of, self.group = of, shape.heads // shape.kv_heads
         self.each = -(-max(PART, -(-of.rows // MOST_PARTS)) // selection.BLOCK) * selection.BLOCK
         self.parts = -(-of.rows // self.each)
         room = self.parts * self.each
         self.scorer = scores_triton.Scores(shape, len(of.limits), room, device)
+        once, most = scores_triton.AT_ONCE * selection.BLOCK, max(32, SCORED // triton.next_power_of_2(self.group))
+        self.scored_each = triton.cdiv(of.rows, once * most) * once
 
         def memory(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(*size, dtype=dtype, device=device)
 
         count, heads, kv_heads = len(of.limits), shape.heads, shape.kv_heads
         self.scores, self.bins = memory(count, heads, room), memory(count, kv_heads, room, dtype=torch.uint8)
-        self.tops, self.sums, self.lses = memory(3, count, heads, self.parts)
+        self.tops, self.sums = memory(2, count, heads, triton.cdiv(of.rows, self.scored_each))
+        self.lses = memory(count, heads, self.parts)
         self.wholes, self.outs = memory(count, heads), memory(count, heads, self.parts, shape.value_dim)
         self.counts = memory(count, kv_heads, self.parts, scoring.BINS, dtype=torch.int32)
         self.edges = memory(count, kv_heads, dtype=torch.int32)
@@ -212,15 +216,17 @@ class Kernels:
         scores, bins, tops, sums, lses, wholes, outs, counts, edges, taken, offsets, rooms = (
             one[part] for one in self.memory
         )
-        heads, group, count, after = shape.kv_heads, shape.heads // shape.kv_heads, len(limits), limits.stride(0)
+        heads, group, count, after = shape.kv_heads, self.group, len(limits), limits.stride(0)
         grid, padded = (heads, parts, count), triton.next_power_of_2(group)
         means, block, most = places.codes.view(torch.bfloat16), selection.BLOCK, scoring.BINS
         self.scorer.make(
-            query, places.codes, table, limits, scores, tops, sums, each=each, scale=scale, softcap=softcap, part=part
-        )
+            query, places.codes, table, limits, scores, tops, sums,
+            each=self.scored_each, scale=scale, softcap=softcap, part=part,
+        )  # fmt: skip
         _weigh[grid](
-            scores, tops, sums, beside, limits, after, wholes, bins, counts, parts, room, each,
-            GROUPED=group, PADDED=padded, PARTS=triton.next_power_of_2(parts), BLOCK=ROWS, BINS=most,
+            scores, tops, sums, beside, limits, after, wholes, bins, counts, tops.shape[2], parts, room, each,
+            GROUPED=group, PADDED=padded, SCORED=triton.next_power_of_2(tops.shape[2]),
+            BLOCK=max(block, min(triton.next_power_of_2(each), WEIGHED // padded)), BINS=most,
         )  # fmt: skip
         _edge[(heads, count)](
             counts, wholes, limits, after, edges, taken, offsets, rooms, parts, each,
