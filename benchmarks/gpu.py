@@ -5,9 +5,9 @@
 The plan is the planner's, with the GPU's memory capped; the cap is enforced on torch's allocations. Rows are made up, so
 attention is spread over all of them: a head reads at most the share of the store that the planner expects of a text
 (hardware/expected.py). Decode: median and 99th percentile of a token, operation by operation and as a CUDA graph, what was
-predicted, and the share of it that the device takes alone; transformers' cache on the GPU without a cap, its offloaded cache,
-and our store streamed through the device exactly. Prefill: chunks within the cap, beside one pass without a cap. Batch:
-sequences at once in one CUDA graph, beside one.
+predicted, and the share of it in which the device does not wait for the CPU; transformers' cache on the GPU without a cap, its
+offloaded cache, and our store streamed through the device exactly. Prefill: chunks within the cap, beside one pass without a cap.
+Batch: sequences at once in one CUDA graph, beside one.
 """
 
 from __future__ import annotations
@@ -142,9 +142,7 @@ def decode(bench: Bench) -> None:
             bench.decode(side, rows, bench.options.tokens // 2)
         native.set_threads(bench.profile.host.usable)
         if plan.stored_rows:
-            side.name, side.alone = "hgca, graph, device alone", True
-            alone = bench.decode(side, rows, bench.options.tokens // 2)
-            bench.tell({"part": "busy", "rows": rows, "share": alone / middle})
+            busy(bench, side, rows, middle)
         bench.tell({"part": "predicted", "rows": rows, "off": predicted / (1e3 * middle) - 1} | parts(plan))
         side.close()
         if plan.stored_rows and not bench.options.ours_only:
@@ -162,6 +160,23 @@ def decode(bench: Bench) -> None:
             side = plain(name, bench.model, made, bench.device, offloaded=offloaded)
             bench.decode(side, rows, 4 if offloaded else 16)
             side.close()
+
+
+def busy(bench: Bench, side: Side, rows: int, middle: float) -> None:
+    """The share of a token in which the device waits for nobody, and of that what it would take without a store."""
+    side.name, side.waits = "hgca, graph, not waiting", False
+    working = bench.decode(side, rows, bench.options.tokens // 2)
+    side.name, side.alone = "hgca, graph, nothing stored", True
+    alone = bench.decode(side, rows, bench.options.tokens // 2)
+    bench.tell(
+        {
+            "part": "busy",
+            "rows": rows,
+            "sequences": side.sequences,
+            "share": working / middle,
+            "without_store": alone / middle,
+        }
+    )
 
 
 def parts(plan: Plan) -> dict[str, float]:
@@ -240,9 +255,7 @@ def batch(bench: Bench) -> None:
             bench.decode(side, rows, bench.options.tokens)
             side.cache.settings = plan.cache
         if plan.stored_rows:
-            side.name, side.alone = "hgca, graph, device alone", True
-            alone = bench.decode(side, rows, bench.options.tokens // 2)
-            bench.tell({"part": "busy", "rows": rows, "sequences": sequences, "share": alone / times[sequences]})
+            busy(bench, side, rows, times[sequences])
         side.close()
     bench.tell({"part": "batch", "rows": rows, "throughput_over_one": most * times[1] / times[most]})
 

@@ -60,12 +60,14 @@ class Side:
 
     name  as it is printed; before_token: done before each token, not timed
     graph  one token is a CUDA graph, where that can be
-    alone  in a graph: the store is not asked, which is what the device itself takes
+    alone  in a graph: the store is not asked, which is what the device takes for the rest
+    waits  in a graph: for what the CPU answers. If not, answers are those of the token before, and the device is never idle
     spent  in a graph, by the processor: seconds of each token of the latest that were timed, before it ("begin"), after it ("end"), and
            of the C library within it ("host")
     """
 
     graph = alone = False
+    waits = True
 
     def __init__(
         self, name: str, model: Any, cache: Any, device: torch.device, before_token: Callable[[], object] | None = None
@@ -83,6 +85,8 @@ class Side:
         step = GraphStep(self.model, self.cache) if self.graph and GraphStep.serves(self.cache) else None
         if step is not None and self.alone:
             leave_the_store(step.recorder)
+        if step is not None and not self.waits:
+            wait_for_nobody(step.recorder)
         self.spent = {} if step is None else watched(step.recorder)
         with torch.inference_mode():
             for turn in range(count + 2):
@@ -126,6 +130,18 @@ def watched(recorder: Recorder) -> dict[str, list[float]]:
     for name in ("begin", "end"):
         setattr(recorder, name, timed(name, getattr(recorder, name)))
     return spent
+
+
+def wait_for_nobody(recorder: Recorder) -> None:
+    """Steps find their answers given, and nobody answers what they ask."""
+    begin = recorder.begin
+
+    def begin_answered() -> None:
+        begin()
+        recorder.let_go()
+
+    recorder.begin = begin_answered  # type: ignore[method-assign]
+    recorder.serve = lambda: None  # type: ignore[method-assign]
 
 
 def leave_the_store(recorder: Recorder) -> None:
