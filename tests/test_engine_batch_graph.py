@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hgca_cli.config import CacheSettings
 from hgca_cli.engine import together
@@ -99,3 +101,30 @@ def test_memory_that_runs_out_holds_nobody_up_for_ever(call: int, monkeypatch: p
 
 def test_a_cpu_has_none() -> None:
     assert graphs_of(tiny_loaded()) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("select", ["exact", "scan"])
+def test_prompts_that_begin_alike_on_a_gpu(select: str, counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they have in common is read once, and its rows are shared: memory that no copy of the device is registered for."""
+    monkeypatch.setattr(together, "graphs_of", graphs_of)
+    loaded = tiny_loaded()
+    torch.manual_seed(11)
+    config = LlamaConfig(**loaded.model.config.to_dict() | {"head_dim": 16})  # as wide as graphs hold
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.mul_(4.0)
+    loaded = replace(loaded, model=model.to("cuda"), device=torch.device("cuda:0"))
+    scans = select == "scan"
+    settings = CacheSettings(
+        window=32, sinks=2, context=1024, select=select, quality=1.0 if scans else None, device_codes=scans
+    )
+    engine = Engine(loaded, settings, prefill_chunk=32)
+    beginning = [40 + 7 * n % 200 for n in range(400)]
+    asked = requests([[*beginning, *(90 + (3 * n + 17 * at) % 160 for n in range(9))] for at in range(6)])
+    answers = run(Batch(engine, 3), asked)
+    assert max(counted) == 3
+    assert [answers[one.key].text for one in asked] == [alone(engine, one).text for one in asked]
+    cached = [answers[one.key].done.cached_tokens for one in asked]  # type: ignore[union-attr]
+    assert cached[0] == 0 and min(cached[1:]) >= 384
