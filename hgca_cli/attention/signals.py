@@ -60,11 +60,11 @@ class Signals:
 
         signals_triton.send(query, to)
 
-    def take(self, layer: int, answer: Tensor, to: Tensor, *, served: bool) -> None:
-        """The device waits for a layer's answers, and copies them; if nobody serves it they are there."""
+    def wait(self, layer: int, *, served: bool) -> None:
+        """The device waits for a layer's answers; if nobody serves it they are there."""
         from hgca_cli.attention import signals_triton
 
-        signals_triton.take(self._flags[int(served), layer], self.serial, answer, to)
+        signals_triton.wait(self._flags[int(served), layer], self.serial)
 
     def serve(self, serial: int, patience: float = PATIENCE) -> None:
         """Answer what the device asks in the step of this number, layer by layer.

@@ -39,12 +39,6 @@ def _await(flag, serial, LOOKS: tl.constexpr):  # type: ignore[no-untyped-def]
         looks += 1
 
 
-@triton.jit
-def _take(answer, to, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(to + at, tl.load(answer + at, mask=at < count, volatile=True), mask=at < count)
-
-
 def send(query: Tensor, to: Tensor) -> None:
     """As Signals.send."""
     count = query.numel()
@@ -56,12 +50,10 @@ def tell(flag: Tensor, serial: Tensor) -> None:
     _tell[(1,)](flag, serial, num_warps=1)
 
 
-def take(flag: Tensor, serial: Tensor, answer: Tensor, to: Tensor) -> None:
-    """As Signals.take.
+def wait(flag: Tensor, serial: Tensor) -> None:
+    """As Signals.wait.
 
-    A single warp watches: where every program of the copy did, so many looks were on the bus that all kernels beside it took
-    two to ten times as long (docs/log.md).
+    A single warp watches: where every program of a copy did, so many looks were on the bus that all kernels beside it took two to
+    ten times as long (docs/log.md).
     """
     _await[(1,)](flag, serial, LOOKS=LOOKS, num_warps=1)
-    count = answer.numel()
-    _take[(triton.cdiv(count, BLOCK),)](answer, to, count, BLOCK=BLOCK, num_warps=8)
