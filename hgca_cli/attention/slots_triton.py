@@ -99,10 +99,10 @@ def _merged(  # type: ignore[no-untyped-def]
         tl.store(told + head, near)
     if FAR:
         far = far + sequence * (HEADS * (VALUE + 1))
-        far_lse = tl.load(far + HEADS * VALUE + own, volatile=True)
+        far_lse = tl.load(far + HEADS * VALUE + own)
         top = tl.maximum(base, far_lse)
         mine, other = tl.exp(base - top), tl.exp(far_lse - top)
-        out = out * mine + tl.load(far + own * VALUE + to, volatile=True) * other
+        out = out * mine + tl.load(far + own * VALUE + to) * other
         total = total * mine + other
         base = top
     if MORE:
@@ -177,9 +177,7 @@ class Launched:
     def finish(
         self, far: Partial | None, near_lse: Tensor, guessed: Guessed | None = None, told: Tensor | None = None
     ) -> Partial:
-        """As slots.Near.finish; a sequence's `far` is out with lse right behind it in memory, on the device or such as both see. Out
-        is in the query's dtype.
-        """
+        """As slots.Near.finish; a sequence's `far` is out with lse right behind it in memory. Out is in the query's dtype."""
         kernels, device = self._kernels, self._kernels.outs.device
         sequences, heads, parts, value_dim = kernels.outs.shape
         out = torch.empty(sequences, heads, value_dim, device=device, dtype=self._dtype)
