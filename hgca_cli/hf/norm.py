@@ -68,21 +68,31 @@ class Scale:
         return out
 
 
-def quicken_norm(module: nn.Module) -> bool:
-    """Let a module be one call, if it is a root-mean-square norm of float32 on the CPU; returns whether it is."""
+def parts_of_norm(module: nn.Module) -> tuple[Tensor, float] | None:
+    """Weight [width] and eps of a module that may be a root-mean-square norm: these are all it has."""
     weight = module._parameters.get("weight")
     eps = next((getattr(module, name) for name in EPSILONS if isinstance(getattr(module, name, None), float)), None)
     if (
         weight is None
         or eps is None
-        or isinstance(module, QuickNorm)
         or len(module._parameters) > 1
         or module._modules
         or module._buffers
         or weight.dim() != 1
-        or not (weight.is_cpu and weight.is_contiguous() and weight.dtype is torch.float32)
+        or not weight.is_contiguous()
         or len(inspect.signature(module.forward).parameters) != 1
     ):
+        return None
+    return weight, eps
+
+
+def quicken_norm(module: nn.Module) -> bool:
+    """Let a module be one call, if it is a root-mean-square norm of float32 on the CPU; returns whether it is."""
+    parts = parts_of_norm(module)
+    if parts is None or isinstance(module, QuickNorm):
+        return False
+    weight, eps = parts
+    if not (weight.is_cpu and weight.dtype is torch.float32):
         return False
     rng = torch.Generator().manual_seed(1)
     # four sizes, with a mean that is not zero: eps, and what is no root mean square, show

@@ -13,6 +13,7 @@ from hgca_cli.config import CacheSettings
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.graph import GraphStep
 from hgca_cli.hf.quicken import quicken
+from hgca_cli.hf.quicken_gpu import quicken_gpu
 from hgca_cli.hf.straight import next_logits
 from hgca_cli.kv.layout import LayerLayout
 
@@ -59,6 +60,8 @@ class ProbeModel:
         self.device = torch.device(device)
         if device == "cpu":
             quicken(self._model)
+        else:
+            quicken_gpu(self._model)
 
     @property
     def config(self) -> Any:

@@ -37,3 +37,11 @@ def put_before(module: nn.Module, kind: type[nn.Module]) -> None:
     """Make the module an instance of a class of `kind` and its own: `kind` is asked first, and may hand on."""
     of = type(module)
     module.__class__ = type(f"Quick{of.__name__}", (kind, of), {"__module__": of.__module__})
+
+
+def take_away(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Undo `put_before`, if this is what was put before the module's class last; returns whether it was."""
+    if (bases := type(module).__bases__)[0] is not kind:
+        return False
+    module.__class__ = bases[1]
+    return True
