@@ -24,6 +24,7 @@ from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.grammar import Grammars, Guide
 from hgca_cli.hf.load import LoadedModel
 from hgca_cli.hf.quicken import quicken
+from hgca_cli.hf.quicken_gpu import quicken_gpu
 from hgca_cli.hf.shape import kv_layout
 
 
@@ -50,6 +51,8 @@ class Engine:
         loaded.model.set_attn_implementation(hgca_cli.hf.attention.NAME)
         if loaded.device.type == "cpu":
             quicken(loaded.model)
+        else:
+            quicken_gpu(loaded.model)
 
     @cached_property
     def watches(self) -> bool:
