@@ -18,6 +18,7 @@ from hgca_cli.hf.attention import NAME
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.graph import GraphStep
 from hgca_cli.hf.load import forward
+from hgca_cli.hf.quicken_gpu import quicken_gpu, unquicken_gpu
 
 FILLED = 4096  # rows a cache is filled with at once
 SPREAD = 0.02  # of the weights
@@ -81,7 +82,7 @@ class Side:
         """Seconds of `count` tokens, each the likeliest after the one before, after two that are not told."""
         token = torch.ones(self.sequences, 1, dtype=torch.long, device=self.device)
         taken = []
-        self.model.set_attn_implementation(NAME if isinstance(self.cache, HybridCache) else "sdpa")
+        put_on_side(self.model, self.cache)
         step = GraphStep(self.model, self.cache) if self.graph and GraphStep.serves(self.cache) else None
         if step is not None and self.alone:
             leave_the_store(step.recorder)
@@ -113,6 +114,16 @@ class Side:
             self.cache.close()
         self.cache = None
         settle(self.device)
+
+
+def put_on_side(model: Any, cache: Any) -> None:
+    """The model is as ours is loaded where the cache is ours, and else as transformers has it."""
+    ours = isinstance(cache, HybridCache)
+    model.set_attn_implementation(NAME if ours else "sdpa")
+    if ours:
+        quicken_gpu(model)
+    else:
+        unquicken_gpu(model)
 
 
 def watched(recorder: Recorder) -> dict[str, list[float]]:
@@ -197,7 +208,7 @@ def read_prompt(model: Any, cache: Any, ids: Tensor, chunk: int) -> tuple[float,
     """Seconds to read a prompt in chunks, and of each."""
     device = ids.device
     taken = []
-    model.set_attn_implementation(NAME if isinstance(cache, HybridCache) else "sdpa")
+    put_on_side(model, cache)
     if isinstance(cache, HybridCache):
         cache.expect(ids.shape[1])
     with torch.inference_mode():
