@@ -251,6 +251,8 @@ def test_nothing_is_done_on_the_cpu() -> None:
 @on_device
 @pytest.mark.parametrize("family", MODELS)
 def test_a_model_says_what_it_said(family: str, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hgca_cli.hf import token_triton
+
     monkeypatch.setattr(quickening, "works_on", lambda _: True)
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_config(MODELS[family](), attn_implementation="eager").eval().to(DEVICE)
@@ -267,8 +269,20 @@ def test_a_model_says_what_it_said(family: str, rng: torch.Generator, monkeypatc
     assert done.norms == sum("RMSNorm" in kind.__name__ for kind in kinds) > 8
     assert done.rotations == (f"transformers.models.{family}.modeling_{family}",)
     assert quicken_gpu(model) == done, "as often as one likes"
+    calls = {"rms_norm": 0, "rotate": 0}
+
+    def counted(name: str, kernel: Any) -> Any:
+        def run(*args: Any) -> Any:
+            calls[name] += 1
+            return kernel(*args)
+
+        return run
+
+    for name in calls:
+        monkeypatch.setattr(token_triton, name, counted(name, getattr(token_triton, name)))
     for a, b in zip(logits(), wanted, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
+    assert calls == {"rms_norm": 2 * done.norms, "rotate": 2 * 4}, "each, by both passes"
     foresight = Foresight.of(model, 4)
     if family != "gemma2":  # whose layers norm what attention gives
         assert foresight is not None and foresight.indexes == list(range(FIRST, 4))
