@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hgca_cli.config import QUALITY, SELECTORS
-from hgca_cli.hardware.cost import GPU_SHARE, Costs, StepCost
+from hgca_cli.hardware.cost import GPU_SHARE, SIGNAL_SHARE, Costs, StepCost
 from hgca_cli.hardware.expected import LEAST, rows_read, scored_rows
 from hgca_cli.hardware.memory import Choice, Model
 from hgca_cli.hardware.row_rates import between, rate_at, row_ns, thread_factor
@@ -66,12 +66,28 @@ def test_a_gpu_hides_the_hosts_work_behind_its_window() -> None:
     step = decode(replace(GPU, select="scan"), CARD, quality=QUALITY)
     assert step.weights == pytest.approx((MODEL.body + MODEL.head) * 2 / (800e9 * GPU_SHARE))
     assert step.window == pytest.approx(32 * 1028 * 8 * 256 * 2 / (800e9 * GPU_SHARE))
-    assert step.copies == pytest.approx(32 * 20e-6)
+    assert step.copies == pytest.approx(32 * 20e-6 * SIGNAL_SHARE), "in a graph"
     assert step.layers == pytest.approx(32 * 50e-6 + 200e-6)
     assert step.hidden == pytest.approx(min(step.window, step.host)) and step.hidden > 0
     assert step.total == pytest.approx(sum(step.parts.values()))
     nothing_stored = decode(replace(GPU, window=32764), CARD)
     assert nothing_stored.host == 0 and nothing_stored.total < decode(GPU, CARD).total
+
+
+def test_what_a_gpu_chooses_ahead_is_hidden_behind_all_it_does() -> None:
+    ahead = replace(GPU, select="scan", device_codes=True, context=131_072, window=16_384)
+    for batch in (1, 4, 16, 64):
+        step = decode(ahead, CARD, quality=QUALITY, batch=batch)
+        device = step.weights + step.layers + step.window
+        assert step.ahead and 0 < step.fetched < step.attention
+        asked = step.copies + step.attention - step.fetched
+        assert step.total >= device * (1 - 1e-9) and step.total >= (asked + step.fetched) * (1 - 1e-9)
+        assert step.total >= step.selection and step.total == pytest.approx(sum(step.parts.values()))
+        assert step.waits == (step.total > device * (1 + 1e-9))
+        assert step.total < replace(step, ahead=False).total or not step.waits
+    assert decode(ahead, CARD, quality=QUALITY, batch=64).waits
+    small = replace(ahead, context=20_000)
+    assert not decode(small, CARD, quality=QUALITY).waits
 
 
 def test_launches_count_where_there_is_no_graph_and_they_are_slower_than_weights() -> None:

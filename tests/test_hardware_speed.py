@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from hgca_cli.config import FOLLOWING, QUALITY
+from hgca_cli.hardware import cost
 from hgca_cli.hardware.cost import Costs
-from hgca_cli.hardware.memory import Choice
+from hgca_cli.hardware.memory import Choice, folded_bytes
 from hgca_cli.hardware.place import Case
 from hgca_cli.hardware.plan import draw_up, make_plan, shared
 from hgca_cli.hardware.profiles import machine_of
@@ -89,20 +91,21 @@ def test_a_gpu_takes_no_larger_window_than_helps() -> None:
     assert larger.fits and larger.predicted.step.total >= made.predicted.step.total * (1 - SAME)
 
 
-def test_codes_are_on_a_gpu_where_there_is_room_and_time_is_won() -> None:
+def test_codes_are_on_a_gpu_where_there_is_room_and_time_is_won(monkeypatch: pytest.MonkeyPatch) -> None:
     made = plan(BIG, profile(gpu_rates()), context=131_072)
     assert made.device_codes and made.cache.device_codes and "the GPU scans" in made.reasons["select"]
     codes, host = made.memory[0].store, made.predicted.step.host
     layers = BIG.layout.layers
-    assert codes == (made.stored_rows + 256) * (sum(one.index_bytes("scan") for one in layers) + 6 * layers[0].heads)
+    scored = 6 * layers[0].heads + math.ceil(folded_bytes(layers[0]))
+    assert codes == (made.stored_rows + 256) * (sum(one.index_bytes("scan") for one in layers) + scored)
     both = together(BIG, machine_of(profile(gpu_rates())), PlanRequest(context=131_072), None, made)
     assert both.takes(131_072)[0] >= made.memory[0].window + codes
-    slow = profile(gpu_rates(memory_gb_s=10.0))
-    left = plan(BIG, slow, context=131_072, select="scan")
-    assert not left.device_codes and left.memory[0].store == 0, "the processor is faster"
     assert host < plan(BIG, profile(gpu_rates()), context=131_072, select="two-level").predicted.step.host
     exact = plan(BIG, profile(gpu_rates()), context=131_072, select="exact")
     assert not exact.device_codes and not exact.cache.device_codes
+    monkeypatch.setattr(cost, "SCORING_SHARE", 1e-3)
+    left = plan(BIG, profile(gpu_rates()), context=131_072, select="scan")
+    assert not left.device_codes and left.memory[0].store == 0, "the processor is faster"
 
 
 def test_more_is_read_where_it_is_hidden() -> None:
@@ -193,7 +196,8 @@ def test_several_sequences_share_a_gpu() -> None:
     one, eight = (plan(BIG, card, context=32_768, sequences=count) for count in (1, 8))
     assert eight.fits and eight.window < one.window and eight.device_codes
     layers = BIG.layout.layers
-    codes = (eight.stored_rows + 256) * (sum(each.index_bytes("scan") for each in layers) + 6 * layers[0].heads)
+    scored = 6 * layers[0].heads + math.ceil(folded_bytes(layers[0]))
+    codes = (eight.stored_rows + 256) * (sum(each.index_bytes("scan") for each in layers) + scored)
     assert eight.memory[0].store == 8 * codes, "each has its copy"
     assert eight.memory[0].total <= eight.memory[0].limit
     costs = Costs(card, BIG, eight.quality)

@@ -34,7 +34,9 @@ def _await(flag, serial, LOOKS: tl.constexpr):  # type: ignore[no-untyped-def]
     told = tl.load(flag, volatile=True)
     looks = 0
     while (told != number) & (looks < LOOKS):
-        told = tl.inline_asm_elementwise("nanosleep.u32 64; mov.u32 $0, $1;", "=r,r", [told], tl.int32, is_pure=False, pack=1)
+        told = tl.inline_asm_elementwise(
+            "nanosleep.u32 64; mov.u32 $0, $1;", "=r,r", [told], tl.int32, is_pure=False, pack=1
+        )
         told = tl.load(flag, volatile=True)
         looks += 1
 

@@ -2,7 +2,8 @@
 
 A step is a sum: what layers cost beyond their weights and rows, weights read, rows of the window read, and of the store
 scored and read. On a GPU the store's part runs on the host meanwhile, between two small copies, and only what it takes
-longer than the window's part is waited for.
+longer than the window's part is waited for. Where the GPU chooses rows a layer ahead, so much as choosing them and fetching them
+into the host's caches is hidden behind all it does.
 """
 
 from __future__ import annotations
@@ -21,8 +22,13 @@ FLASH_SHARE, CUDNN_SHARE = 0.5, 0.68  # of a GPU's products, what attention of a
 # which attend with cuDNN (attention/cudnn.py), to chunks that are a multiple of this, in prompts most of which is beyond its LONG
 CUDNN_CARDS = frozenset({"H20", "H100", "H200", "GH200", "B200", "GB200"})
 CUDNN_CHUNK, CUDNN_TOKENS = 1024, 32768
-SCORING_SHARE = 0.2  # of a GPU's memory rate at which its kernel scores codes: 50 us for 41 MB on an H200
-SCORING_US = 30.0  # of a layer beside that: three launches that weigh, choose and name rows
+SCORING_SHARE = (
+    0.29  # of a GPU's memory rate at which rows are chosen by codes: 55 us for 40 MB, 140 for 138 MB on an H200
+)
+SCORING_US = 60.0  # of a layer beside that: to foresee its query, and the least that five launches take
+SIGNAL_SHARE = (
+    0.25  # of two copies and a function of the host, where device and host tell each other by flags in a graph
+)
 KNEE = 0.9  # of the best throughput a batch could reach: beyond it latency grows and little is gained
 
 
@@ -33,6 +39,7 @@ class StepCost:
     window              attention to the newest rows
     copies, selection, attention  of the store's rows, on the host
     beside              the host's part runs while the device attends to the window
+    fetched             of attention, what is done before the query is there, and `ahead`: that and selection go beside all else
     """
 
     weights: float
@@ -42,6 +49,8 @@ class StepCost:
     selection: float = 0.0
     attention: float = 0.0
     beside: bool = False
+    fetched: float = 0.0
+    ahead: bool = False
 
     @property
     def host(self) -> float:
@@ -51,7 +60,17 @@ class StepCost:
     @property
     def hidden(self) -> float:
         """Of that, what passes while the device works."""
-        return min(self.window, self.host) if self.beside else 0.0
+        if not self.ahead:
+            return min(self.window, self.host) if self.beside else 0.0
+        device = self.weights + self.layers + self.window
+        asked = self.copies + self.attention - self.fetched
+        token = max(device + max(0.0, asked - self.window), asked + self.fetched, self.selection)
+        return device + self.host - token
+
+    @property
+    def waits(self) -> bool:
+        """Whether the device waits for the host."""
+        return self.host - self.hidden > 1e-9
 
     @property
     def total(self) -> float:
@@ -106,10 +125,15 @@ class Costs:
         fixed = (len(layers) * gpu.layer_us + gpu.token_us) * 1e-6
         if not captured(self.model, choice):
             fixed = max(fixed, (len(layers) * gpu.launch_us + gpu.token_us) * 1e-6 - weights)
-        copies = len(store) * gpu.relay_us * 1e-6 if stored else 0.0
+        signals = SIGNAL_SHARE if captured(self.model, choice) else 1.0
+        copies = len(store) * gpu.relay_us * signals * 1e-6 if stored else 0.0
         if stored and device_codes_bytes(self.model, choice):  # scored there
             codes = batch * stored * sum(layer.index_bytes("scan") for layer in layers[self.dense_layers :])
             selection = codes / (gpu.memory_gb_s * SCORING_SHARE * 1e9) + len(layers) * SCORING_US * 1e-6
+            fetched = batch * sum(
+                self._fetched(choice, layer, stored, threads) for layer in layers[self.dense_layers :]
+            )
+            return StepCost(weights, fixed, window, copies, selection, attention, True, fetched, ahead=True)
         return StepCost(weights, fixed, window, copies, selection, attention, True)
 
     def prefill(self, choice: Choice, tokens: int, threads: int) -> float:
@@ -200,6 +224,13 @@ class Costs:
         read = rows_read(choice, stored, self.quality, self.budget)
         how = "dense" if read == stored else "runs" if choice.select in ("cluster", "page") else "rows"
         return factor * selection, factor * read * row_ns(host, how, choice.kv_dtype, layer)
+
+    def _fetched(self, choice: Choice, layer: LayerLayout, stored: int, threads: int) -> float:
+        """Of reading a layer's chosen rows, what is saved if they are in the caches before: they cost what dense ones do then."""
+        host = self.profile.host
+        read = rows_read(choice, stored, self.quality, self.budget)
+        alone, dense = (row_ns(host, how, choice.kv_dtype, layer) for how in ("rows", "dense"))
+        return read * layer.kv_heads * max(0.0, alone - dense) * thread_factor(host, threads) * 1e-9
 
     def _rows_seconds(self, choice: Choice, layer: LayerLayout, rows: int, threads: int) -> float:
         host = self.profile.host

@@ -55,8 +55,7 @@ def choose_rows(place: Place, choice: Choice, threads: int, reasons: dict[str, s
     seconds = {one: costs.decode(one, threads, batch=place.request.sequences).total for one in fitting}
     best = min(seconds.values())
     same = [one for one, taken in seconds.items() if taken <= best * (1 + SAME)]
-    larger = 1 if choice.device == "cpu" else -1  # on a GPU no larger than helps
-    made = max(same, key=lambda one: (one.select == "exact", one.select != "two-level", larger * one.window))
+    made = max(same, key=lambda one: (one.select == "exact", one.select != "two-level", one.window))
     reasons["window"] = _why_window(place, made, seconds)
     reasons["select"] = _why_select(place, made, seconds)
     return made, _choose_quality(place, made, threads, reasons)
@@ -73,8 +72,8 @@ def _choose_quality(place: Place, made: Choice, threads: int, reasons: dict[str,
     if made.device != "cpu":
         for higher in HIGHER:
             step = place.costs(higher).decode(made, threads, batch=place.request.sequences)
-            if step.host <= step.window:
-                reasons["quality"] = "reading this much is hidden behind the window's time on the GPU"
+            if not step.waits:
+                reasons["quality"] = "reading this much is hidden behind what the GPU does meanwhile"
                 return higher
     reasons["quality"] = "the attention mass each head keeps (docs/selection.md)"
     return QUALITY
@@ -141,7 +140,9 @@ def _why_window(place: Place, made: Choice, seconds: dict[Choice, float]) -> str
     where = "" if made.device == "cpu" else f" of those that fit; {stored_rows(made):,} rows go to the CPU"
     first = round(seconds[made] * 1e3, 1) <= round(min(seconds.values()) * 1e3, 1)  # as far as is told
     rank = (
-        "the fastest token of a full context" if first else f"a token within {SAME:.0%} of the fastest, {_larger(made)}"
+        "the fastest token of a full context"
+        if first
+        else f"a token within {SAME:.0%} of the fastest, and most rows in the window"
     )
     return f"{rank}: {seconds[made] * 1e3:.1f} ms predicted ({told}){where}"
 
@@ -165,11 +166,6 @@ def _why_select(place: Place, made: Choice, seconds: dict[Choice, float]) -> str
         return f"follows the query, and scans the rows of groups that may matter{saved}"
     where = "; the GPU scans its own copy of these, where it can a layer ahead" if made.device_codes else ""
     return f"follows the query, and finds what a scan of 4-bit keys finds{where}"
-
-
-def _larger(made: Choice) -> str:
-    """Why a window is taken that another is faster than, by less than counts."""
-    return "and most rows in the window" if made.device == "cpu" else "with the smallest window"
 
 
 def _least(seconds: dict[Choice, float], window: int) -> float:

@@ -35,7 +35,7 @@ class Mirror:
             ]
             self._staged = [
                 torch.zeros(
-                    layers, layout.kv_heads, STAGED, width, dtype=dtype, pin_memory=device.type == "cuda", device="cpu"
+                    layers * layout.kv_heads * STAGED * width, dtype=dtype, pin_memory=device.type == "cuda", device="cpu"
                 )
                 for width, dtype in sizes
             ]
@@ -54,10 +54,11 @@ class Mirror:
                 for to, one in zip(self._whole[at], source, strict=True):
                     to[:, first:end].copy_(one[:, first:end])
                 continue
-            staged = self._staged[at][:, :, : end - first]
+            to_be = self._whole[at][:, :, first:end]
+            staged = self._staged[at][: to_be.numel()].view(to_be.shape)  # in one piece: else it goes through pageable memory
             for to, one in zip(staged, source, strict=True):
                 to.copy_(one[:, first:end])
-            self._whole[at][:, :, first:end].copy_(staged, non_blocking=True)
+            to_be.copy_(staged, non_blocking=True)
         self._of = list(codes)
         for layer in codes:
             layer.kept = end
