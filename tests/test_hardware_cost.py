@@ -83,9 +83,9 @@ def test_what_a_gpu_chooses_ahead_is_hidden_behind_all_it_does() -> None:
         asked = step.copies + step.attention - step.fetched
         assert step.total >= device * (1 - 1e-9) and step.total >= (asked + step.fetched) * (1 - 1e-9)
         assert step.total >= step.selection and step.total == pytest.approx(sum(step.parts.values()))
-        assert step.waits == (step.total > device * (1 + 1e-9))
+        assert 0 < step.slowed < step.selection and step.waits == (step.total > (device + step.slowed) * (1 + 1e-9))
         assert step.total < replace(step, ahead=False).total or not step.waits
-    assert decode(ahead, CARD, quality=QUALITY, batch=64).waits
+    assert replace(decode(ahead, CARD, quality=QUALITY), attention=1.0).waits
     small = replace(ahead, context=20_000)
     assert not decode(small, CARD, quality=QUALITY).waits
 

@@ -25,7 +25,11 @@ CUDNN_CHUNK, CUDNN_TOKENS = 1024, 32768
 SCORING_SHARE = (
     0.29  # of a GPU's memory rate at which rows are chosen by codes: 55 us for 40 MB, 140 for 138 MB on an H200
 )
-SCORING_US = 60.0  # of a layer beside that: to foresee its query, and the least that five launches take
+SCORING_US = 21.0  # of a layer beside that: the least that five launches take
+FORESEEING_US = 40.0  # of a layer: to foresee its query
+SLOWS = (
+    0.8  # of that time, what else the device does takes longer if it is done beside it: 1.6 and 3.6 ms of 2.0 and 4.3
+)
 SIGNAL_SHARE = (
     0.25  # of two copies and a function of the host, where device and host tell each other by flags in a graph
 )
@@ -39,7 +43,8 @@ class StepCost:
     window              attention to the newest rows
     copies, selection, attention  of the store's rows, on the host
     beside              the host's part runs while the device attends to the window
-    fetched             of attention, what is done before the query is there, and `ahead`: that and selection go beside all else
+    fetched             of attention, what is done before the query is there, and `ahead`: that and selection go beside all else,
+                        which is slowed down by so much
     """
 
     weights: float
@@ -50,6 +55,7 @@ class StepCost:
     attention: float = 0.0
     beside: bool = False
     fetched: float = 0.0
+    slowed: float = 0.0
     ahead: bool = False
 
     @property
@@ -64,13 +70,13 @@ class StepCost:
             return min(self.window, self.host) if self.beside else 0.0
         device = self.weights + self.layers + self.window
         asked = self.copies + self.attention - self.fetched
-        token = max(device + max(0.0, asked - self.window), asked + self.fetched, self.selection)
-        return device + self.host - token
+        waits = max(0.0, asked - self.window)
+        return device + self.host - max(device + self.slowed + waits, asked + self.fetched, self.selection)
 
     @property
     def waits(self) -> bool:
         """Whether the device waits for the host."""
-        return self.host - self.hidden > 1e-9
+        return self.host - self.hidden > self.slowed + 1e-9
 
     @property
     def total(self) -> float:
@@ -129,11 +135,12 @@ class Costs:
         copies = len(store) * gpu.relay_us * signals * 1e-6 if stored else 0.0
         if stored and device_codes_bytes(self.model, choice):  # scored there
             codes = batch * stored * sum(layer.index_bytes("scan") for layer in layers[self.dense_layers :])
-            selection = codes / (gpu.memory_gb_s * SCORING_SHARE * 1e9) + len(layers) * SCORING_US * 1e-6
+            scoring = codes / (gpu.memory_gb_s * SCORING_SHARE * 1e9) + len(layers) * SCORING_US * 1e-6
+            selection = scoring + len(layers) * FORESEEING_US * 1e-6
             fetched = batch * sum(
                 self._fetched(choice, layer, stored, threads) for layer in layers[self.dense_layers :]
             )
-            return StepCost(weights, fixed, window, copies, selection, attention, True, fetched, ahead=True)
+            return StepCost(weights, fixed, window, copies, selection, attention, True, fetched, SLOWS * scoring, True)
         return StepCost(weights, fixed, window, copies, selection, attention, True)
 
     def prefill(self, choice: Choice, tokens: int, threads: int) -> float:

@@ -35,7 +35,10 @@ class Mirror:
             ]
             self._staged = [
                 torch.zeros(
-                    layers * layout.kv_heads * STAGED * width, dtype=dtype, pin_memory=device.type == "cuda", device="cpu"
+                    layers * layout.kv_heads * STAGED * width,
+                    dtype=dtype,
+                    pin_memory=device.type == "cuda",
+                    device="cpu",
                 )
                 for width, dtype in sizes
             ]
@@ -55,7 +58,9 @@ class Mirror:
                     to[:, first:end].copy_(one[:, first:end])
                 continue
             to_be = self._whole[at][:, :, first:end]
-            staged = self._staged[at][: to_be.numel()].view(to_be.shape)  # in one piece: else it goes through pageable memory
+            staged = self._staged[at][: to_be.numel()].view(
+                to_be.shape
+            )  # in one piece: else it goes through pageable memory
             for to, one in zip(staged, source, strict=True):
                 to.copy_(one[:, first:end])
             to_be.copy_(staged, non_blocking=True)
