@@ -86,9 +86,7 @@ class Lane:
                 main.wait_event(relays.named)
             served = torch.cuda.is_current_stream_capturing()
             self.signals.wait(relays.index, served=served)
-        relays.answered.copy_(
-            relays.answer, non_blocking=True
-        )  # kernels read the bus number by number: 60 us, and a copy 5
+        relays.answered.copy_(relays.answer, non_blocking=True)  # kernels read the bus number by number, in 40 to 90 us
         relays.foreseen = relays.named = None
 
     @contextlib.contextmanager
