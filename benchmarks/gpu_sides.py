@@ -22,6 +22,9 @@ from hgca_cli.hf.quicken_gpu import quicken_gpu, unquicken_gpu
 
 FILLED = 4096  # rows a cache is filled with at once
 SPREAD = 0.02  # of the weights
+WARM_TOKENS = (
+    4  # nothing is known of the first, the second is captured, and the first replay takes its graph to the device
+)
 
 
 def random_model(shape: Model, device: torch.device) -> Any:
@@ -79,7 +82,7 @@ class Side:
         self.spent: dict[str, list[float]] = {}
 
     def tokens(self, count: int) -> list[float]:
-        """Seconds of `count` tokens, each the likeliest after the one before, after two that are not told."""
+        """Seconds of `count` tokens, each the likeliest after the one before, after some that are not told."""
         token = torch.ones(self.sequences, 1, dtype=torch.long, device=self.device)
         taken = []
         put_on_side(self.model, self.cache)
@@ -90,7 +93,7 @@ class Side:
             wait_for_nobody(step.recorder)
         self.spent = {} if step is None else watched(step.recorder)
         with torch.inference_mode():
-            for turn in range(count + 2):
+            for turn in range(WARM_TOKENS + count):
                 self._before()
                 began = time.perf_counter()
                 if step is not None:
@@ -99,11 +102,11 @@ class Side:
                     logits = forward(self.model, token, self.cache, logits_to_keep=1).logits[:, -1]
                 token = logits.argmax(-1, keepdim=True)
                 token.cpu()
-                if turn >= 2:
+                if turn >= WARM_TOKENS:
                     taken.append(time.perf_counter() - began)
                 if step is not None:
                     self.spent["host"].append(step.recorder.host_seconds)
-        self.spent = {name: seconds[2:] for name, seconds in self.spent.items()}
+        self.spent = {name: seconds[WARM_TOKENS:] for name, seconds in self.spent.items()}
         if step is not None and step.failed:
             print(f"{self.name}: not captured: {step.failed}")
         return taken

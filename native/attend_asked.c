@@ -25,7 +25,7 @@ static int64_t cache_bytes(void) {
 
 static int is_there(const hgca_asked *a) { return atomic_load_explicit(a->flag, memory_order_acquire) == a->token; }
 
-static void fetch(const char *from, int64_t bytes) {
+static inline __attribute__((always_inline)) void fetch(const char *from, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(from + at, 0, 2);
 }
 
