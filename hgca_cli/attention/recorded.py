@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hgca_cli.attention.aside import Lane
 from hgca_cli.attention.column import Column, most_stored
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import Partial, absorb_sink
-from hgca_cli.attention.relay import Lane, Relay, Relays
+from hgca_cli.attention.relay import Relay, Relays
 from hgca_cli.attention.scoring import LIMITS, Scoring
 from hgca_cli.attention.select.scan import Scan
 from hgca_cli.attention.signals import Signals
