@@ -31,7 +31,7 @@ class CacheSettings:
     dense_layers  so many of the first layers read every row, whatever the policy
     store_dir     directory of the files the stores are in; None: in memory
     device_codes  where a token is one graph of the device, a copy of `scan`'s codes is there, and rows are scored there
-    look_ahead    and that by a query foreseen in the layer before, where a model's can be (hf/foresight.py)
+    look_ahead    and that by a query foreseen before the layer before, where a model's can be (hf/foresight.py)
     """
 
     window: int = 1024

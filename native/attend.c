@@ -231,14 +231,14 @@ static void lay_out(hgca_layout *at, const hgca_attention *jobs, int32_t count, 
             for (int32_t first = 0, each = tokens_of_list(job); first < job->tokens; first += each, index++) {
                 const int32_t left = job->tokens - first, tokens = left < each ? left : each;
                 const hgca_list mine = {.job = w ? &own[j] : job,
-                                   .kernel = kernel,
-                                   .first_token = first,
-                                   .tokens = tokens,
-                                   .head = (int32_t)i * heads_of_list(job),
-                                   .heads = heads_of_list(job),
-                                   .rows = rows_seen(job, rows_of[of], first, tokens),
-                                   .rows_per_piece = rows_per_piece,
-                                   .first_piece = piece};
+                                        .kernel = kernel,
+                                        .first_token = first,
+                                        .tokens = tokens,
+                                        .head = (int32_t)i * heads_of_list(job),
+                                        .heads = heads_of_list(job),
+                                        .rows = rows_seen(job, rows_of[of], first, tokens),
+                                        .rows_per_piece = rows_per_piece,
+                                        .first_piece = piece};
                 piece += lay_out_list(at, &mine, i, strands == 0, w ? &all[index] : NULL, w ? parts + piece : NULL, index);
                 const int64_t floats = (floats_of(&mine) + 15) / 16 * 16; /* whole lines */
                 if (floats > most_floats) most_floats = floats;

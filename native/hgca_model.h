@@ -152,7 +152,8 @@ int hgca_decode_layers_several(const hgca_layer *const *layers, int32_t depth, c
  *            scored_bytes: of its index that the device reads, row_bytes: of a row of a KV head
  *   scale, softcap   of scores
  *   ns, status       out: what it took, and whether it went well
- *   steps, rows_read, bytes   in and out: where choices are told, how many were, and what they read, added up */
+ *   steps, rows_read, bytes   in and out: where choices are told, how many were, and what they read, added up (a step that fails
+ *                    in a later layer, too) */
 typedef struct {
     const hgca_selection *chosen;
     hgca_attention far;

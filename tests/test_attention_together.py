@@ -65,6 +65,8 @@ def same(one: HybridCache, other: HybridCache, off: float) -> None:
     for mine, its in zip(one.every_row() or [], other.every_row() or [], strict=True):
         for a, b in zip(mine, its, strict=True):
             assert (a - b).abs().max() <= off
+    for a, b in zip(one.layers, other.layers, strict=True):
+        assert a.states[0].reads.steps == b.states[0].reads.steps
     assert one.rows().read_share == pytest.approx(other.rows().read_share, abs=1e-6)
     assert one.rows().bytes_share == pytest.approx(other.rows().bytes_share, abs=1e-6)
     assert one.meter.count == other.meter.count and (one.rows().quality or 0.0) == pytest.approx(
@@ -98,9 +100,10 @@ def test_together_as_alone(family: str, policy: str) -> None:
         assert any(relay.scores for relay in joint.recorder.relays)
 
 
-def test_sequences_join_and_leave_and_go_on_alone() -> None:
+@pytest.mark.parametrize("policy", ["scan, there", "ahead"])
+def test_sequences_join_and_leave_and_go_on_alone(policy: str) -> None:
     model = model_of("qwen3")
-    settings = CacheSettings(**vars(SETTINGS) | POLICIES["scan, there"])
+    settings = CacheSettings(**vars(SETTINGS) | (POLICIES | AHEAD)[policy])
     by_itself, together = ([read(model, one, settings) for one in prompts(model)] for _ in range(2))
     steps = [GraphStep(model, cache) for cache in by_itself]
     single = [GraphStep(model, cache) for cache in together]

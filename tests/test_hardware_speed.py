@@ -82,7 +82,7 @@ def test_the_window_is_the_fastest_of_those_tried() -> None:
     assert plan(machine=dear).select == "exact", "choosing that costs so much is not done"
 
 
-def test_a_gpu_takes_no_larger_window_than_helps() -> None:
+def test_a_gpu_takes_a_window_that_none_is_faster_than() -> None:
     hidden = profile(gpu_rates(memory_free=28 * GIB, memory_gb_s=40.0), read_gb_s={4: 400.0}, rows=(), store_us=0.0)
     made = plan(BIG, hidden, context=131_072)
     most = 131_072 - made.sinks

@@ -17,7 +17,7 @@ class Lane:
     """The streams beside the main one: on one of them queries leave and answers come, on another rows are chosen. On the CPU everything
     happens at once.
 
-    signals  how graphs ask and are answered; what is no graph asks by functions of the host, as nobody serves it
+    signals  how graphs ask and are answered; a step that is no graph asks by functions of the host, as nobody serves it
     """
 
     def __init__(self, device: torch.device, signals: Signals) -> None:

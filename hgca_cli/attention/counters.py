@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hgca_cli.selection import Selection
 
@@ -27,3 +28,22 @@ class ReadCounters:
         self.share += share
         self.share_bytes += share_bytes
         self.last = last
+
+
+class Late:
+    """Steps of a layer that the C library adds up in a relay's description (`hgca_relay *`), until they are told. It keeps neither
+    relay nor layer from being given back.
+
+    chosen     what was chosen from, the same in all of these steps; row_bytes: of a row of all KV heads
+    """
+
+    def __init__(self, described: Any, chosen: Selection, row_bytes: int) -> None:
+        self.described, self._chosen, self._row_bytes = described, chosen, row_bytes
+
+    def tell(self, to: ReadCounters) -> None:
+        """Count what was not told yet."""
+        own, rows = self.described, self._chosen.rows
+        if own.steps:
+            share, share_bytes = own.rows_read / (rows * self._chosen.kv_heads), own.bytes / (rows * self._row_bytes)
+            steps, own.steps, own.rows_read, own.bytes = own.steps, 0, 0, 0
+            to.add(share, share_bytes, self._chosen, steps)

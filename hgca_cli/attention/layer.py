@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hgca_cli.attention.clock import Clock
-from hgca_cli.attention.counters import ReadCounters
+from hgca_cli.attention.counters import Late, ReadCounters
 from hgca_cli.attention.meter import QualityMeter
 from hgca_cli.attention.select.contract import EVERY, Chosen, Selector
 from hgca_cli.config import CacheSettings
@@ -72,7 +72,7 @@ class LayerState:
         # f32 [heads], log-sum-exp of the last token's window; None if the C library attends to it, as on the CPU
         self.near_lse: Tensor | None = None
         self._reads = ReadCounters()
-        self.count_late: Callable[[], None] | None = None  # of whoever counts several steps before it tells `reads`
+        self.late: Late | None = None  # steps that are added up before they are told
         self._settling: Future[None] | None = None
         self._evicted: tuple[int, int] | None = None  # the length at which rows left last, and how many
         self._untold = False  # rows are in the store, or will be, that the policy has not heard of
@@ -82,19 +82,21 @@ class LayerState:
     @property
     def reads(self) -> ReadCounters:
         """What was read of the store."""
-        if self.count_late is not None:
-            self.count_late()
+        if self.late is not None:
+            self.late.tell(self._reads)
         return self._reads
-
-    def count_reads(self, share: float, share_bytes: float, last: Selection, steps: int) -> None:
-        """As ReadCounters.add, by `count_late`."""
-        self._reads.add(share, share_bytes, last, steps)
 
     def reset_reads(self) -> None:
         """Count what is read anew."""
-        if self.count_late is not None:
-            self.count_late()
+        if self.late is not None:
+            self.late.tell(self._reads)
         self._reads = ReadCounters()
+
+    def tell_late(self) -> None:
+        """Nobody adds steps up any more that are not in `reads`."""
+        if self.late is not None:
+            self.late.tell(self._reads)
+            self.late = None
 
     @property
     def length(self) -> int:

@@ -105,23 +105,19 @@ class Recorder:
             column.holds(one) for column, one in zip(self._columns, self._filled(sequences), strict=True)
         )
 
-    def bind(self, sequences: Sequence[Sequence[LayerState]]) -> list[int]:
+    def bind(self, sequences: Sequence[Sequence[LayerState]]) -> None:
         """Give the places to these sequences, for which there is room: it is about them from now on. Of none: their memory is not held.
-        Returns the places that are another's than before.
 
         Raises torch.OutOfMemoryError if there is none for the codes of one; the places are nobody's then.
         """
-        news = []
         try:
-            for at, (column, layers) in enumerate(zip(self._columns, self._filled(sequences), strict=True)):
+            for column, layers in zip(self._columns, self._filled(sequences), strict=True):
                 if not column.holds(layers):
-                    news.append(at)
                     column.bind(layers)
         except BaseException:
             for column in self._columns:
                 column.bind([])
             raise
-        return news
 
     def _filled(self, sequences: Sequence[Sequence[LayerState]]) -> list[Sequence[LayerState]]:
         return [*sequences, *[[]] * (len(self._columns) - len(sequences))]

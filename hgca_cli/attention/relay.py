@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hgca_cli import native
+from hgca_cli.attention.counters import Late
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import Partial
 from hgca_cli.attention.reading import UNKNOWN
@@ -108,10 +109,9 @@ class Relay:
 
     def bind(self, layer: LayerState | None) -> None:
         """It is about this layer from now on."""
-        self.count()
         before, self.layer, self.coded, self.scores, self._chosen = self.layer, layer, False, False, None
-        if before is not None and before.count_late == self.count:
-            before.count_late = None
+        if before is not None and before.late is not None and before.late.described is self.described:
+            before.tell_late()
         if before is not None and before.near_lse is self.near_lse:
             before.near_lse = self.near_lse.clone()  # somebody else's numbers come here
         self._own_far()
@@ -167,9 +167,7 @@ class Relay:
         """One more token: rows on their way arrive, what is read is described; returns the slot of the token's row."""
         layer, to = self.layer, self.described
         assert layer is not None
-        if layer.count_late is not None:
-            layer.count_late()
-        layer.count_late = self.count
+        layer.tell_late()
         layer.settle()
         store = layer.store
         stored = store is not None and store.rows > 0
@@ -191,7 +189,9 @@ class Relay:
 
     def _leave_choice(self, chosen: Selection, scoring: Scoring) -> None:
         """To the device, which writes lists of rows."""
-        to, self.scores = self.described, True
+        to, self.scores, layer = self.described, True, self.layer
+        assert layer is not None and layer.store is not None
+        layer.late = Late(to, chosen, layer.store.row_bytes)
         to.told, to.scored_bytes = chosen.job, scoring.bytes_scored(chosen.rows)
         to.far.rows, to.far.lists = chosen.rows, chosen.kv_heads
         to.far.row_start, to.far.row = self._starts, self._named
@@ -210,18 +210,6 @@ class Relay:
             self._measure(chosen)
         if layer.store is not None and layer.store.rows > 0 and not self.scores:
             count_read(layer, chosen)
-
-    def count(self) -> None:
-        """Tell the layer what was read of its store by choices of the device, which the C library adds up."""
-        layer, to = self.layer, self.described
-        if layer is None or not to.steps:
-            return
-        store, chosen = layer.store, self.chosen
-        assert store is not None
-        steps, to.steps = to.steps, 0
-        share, share_bytes = to.rows_read / (chosen.rows * chosen.kv_heads), to.bytes / (chosen.rows * store.row_bytes)
-        to.rows_read = to.bytes = 0
-        layer.count_reads(share, share_bytes, chosen, steps)
 
     def _measure(self, chosen: Selection) -> None:
         layer = self.layer

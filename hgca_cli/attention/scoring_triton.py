@@ -171,7 +171,11 @@ class Kernels:
 
     def __init__(self, of: Scoring) -> None:
         shape, device = of.layout, of.limits.device
-        self.of, self.group = of, shape.heads // shape.kv_heads
+        self.layout, self.limits, self.group = (
+            shape,
+            of.limits,
+            shape.heads // shape.kv_heads,
+        )  # not `of`, which holds this
         self.each = -(-max(PART, -(-of.rows // MOST_PARTS)) // selection.BLOCK) * selection.BLOCK
         self.parts = -(-of.rows // self.each)
         room = self.parts * self.each
@@ -209,9 +213,9 @@ class Kernels:
         part: slice = slice(None),
     ) -> Guessed:
         """As Scoring.choose; row i32 [sequences, kv_heads * rows] of this layer's turn."""
-        shape, room, each, parts = self.of.layout, self.scores.shape[2], self.each, self.parts
+        shape, room, each, parts = self.layout, self.scores.shape[2], self.each, self.parts
         limits, row, table, query, beside, row_start = (
-            one[part] for one in (self.of.limits, row, places.table, query, beside, row_start)
+            one[part] for one in (self.limits, row, places.table, query, beside, row_start)
         )
         scores, bins, tops, sums, lses, wholes, outs, counts, edges, taken, offsets, rooms = (
             one[part] for one in self.memory

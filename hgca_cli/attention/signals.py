@@ -1,7 +1,7 @@
 """How a GPU in the midst of a graph and the CPU tell each other that a query, or its answer, is there: numbers in memory both see.
 
-The device's kernels write and watch them (attention/signals_triton.py); the C library watches and writes them on the thread that waits
-for the step anyway. A function of the host in the graph does the same, and takes several times as long to be called.
+The device's kernels write and watch them (attention/signals_triton.py); the C library's threads watch and write them while one of them
+waits for the step anyway. A function of the host in the graph does the same, and takes several times as long to be called.
 """
 
 from __future__ import annotations

@@ -236,6 +236,8 @@ class Costs:
         """Of reading a layer's chosen rows, what is saved if they are in the caches before: they cost what dense ones do then."""
         host = self.profile.host
         read = rows_read(choice, stored, self.quality, self.budget)
+        if read == stored:
+            return 0.0
         alone, dense = (row_ns(host, how, choice.kv_dtype, layer) for how in ("rows", "dense"))
         return read * layer.kv_heads * max(0.0, alone - dense) * thread_factor(host, threads) * 1e-9
 

@@ -43,13 +43,19 @@ class Drift:
             self.tokens = torch.zeros(sequences, 1, 1, device=like.device)
             self.share = torch.ones_like(self.tokens, dtype=like.dtype)
 
-    def forget(self, sequences: Sequence[int]) -> None:
-        """They are others from now on."""
-        for one in sequences:
-            self.tokens[one] = (
-                0.0  # the first token of theirs counts whole; until then what others' was is the best guess
-            )
-            self.mean[:, one].nan_to_num_(0.0, 0.0, 0.0)
+    def move(self, came: Sequence[int | None]) -> None:
+        """The first sequences are those that were at these places. None: another one; as long as nothing is known of it, what layers
+        add to the tokens of one that is known is the best guess, and its own first token counts whole.
+        """
+        known = next((at for at in came if at is not None), None)
+        order = list(range(len(self.tokens)))
+        for place, at in enumerate(came):
+            order[place] = at if at is not None else known if known is not None else place
+        self.mean.copy_(self.mean[:, order].nan_to_num(0.0, 0.0, 0.0))
+        self.tokens.copy_(self.tokens[order])
+        for place, at in enumerate(came):
+            if at is None:
+                self.tokens[place] = 0.0
 
     def token(self) -> None:
         """One more."""
@@ -104,6 +110,8 @@ class Foresight:
         def note_stream(index: int) -> Callable[..., None]:
             def note(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
                 turns, stream = named.get("position_embeddings"), args[0] if args else named["hidden_states"]
+                if index == self.indexes[0]:
+                    drift.token()
                 before = streams.pop(index - 2, None)
                 streams[index - 1] = stream
                 if turns is not None:
@@ -126,9 +134,7 @@ class Foresight:
         self, index: int, before: Tensor | None, stream: Tensor, turns: tuple[Tensor, Tensor], drift: Drift
     ) -> Tensor:
         """A layer's queries by the stream in front of the layer before it; before: in front of the layer before that one."""
-        if before is None:
-            drift.token()
-        else:
+        if before is not None:
             drift.add(index - 1, stream - before)
         return self._query(index, stream + drift.mean[index], turns)
 

@@ -8,6 +8,7 @@ the way, layers that slide) goes on as before.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,6 +38,7 @@ class GraphStep:
         self._foresight = Foresight.of(model, len(cache.layers)) if ahead else None
         self._drift: Drift | None = None
         self._strange = False  # nothing is known of what layers add to any of these sequences
+        self._held = [weakref.ref(one[0]) for one in columns_of(cache)]  # who had the places in the latest step
         self.recorder = Recorder(columns_of(cache), places, room, ahead=self._foresight is not None)
         if self._foresight is not None:
             self._drift, self._strange = self._foresight.drift(len(self.recorder.numbers)), True
@@ -63,12 +65,17 @@ class GraphStep:
         columns = columns_of(cache)
         if not self.recorder.takes(columns):
             return False
-        news = self.recorder.bind(columns)
+        self.recorder.bind(columns)
         if self._drift is not None:
-            self._drift.forget(news)
-            self._strange = self._strange or set(range(len(columns))) <= set(news)
+            came = [self._place_of(one[0]) for one in columns]
+            self._drift.move(came)
+            self._strange = self._strange or all(at is None for at in came)
+        self._held = [weakref.ref(one[0]) for one in columns]
         self._cache = cache
         return True
+
+    def _place_of(self, layer: LayerState) -> int | None:
+        return next((at for at, held in enumerate(self._held) if held() is layer), None)
 
     def let_go(self) -> None:
         """It is about nothing, and holds nobody's memory."""
