@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hgca_cli.config import QUALITY, SELECTORS
-from hgca_cli.hardware.cost import GPU_SHARE, SIGNAL_SHARE, Costs, StepCost
+from hgca_cli.hardware.cost import GPU_SHARE, SIGNAL_SHARE, Costs
 from hgca_cli.hardware.expected import LEAST, rows_read, scored_rows
 from hgca_cli.hardware.memory import Choice, Model
 from hgca_cli.hardware.row_rates import between, rate_at, row_ns, thread_factor
+from hgca_cli.hardware.step_cost import StepCost
 from hgca_cli.kv.layout import KVLayout, LayerLayout
 from tests.rates import gpu_rates, host_rates, profile
 

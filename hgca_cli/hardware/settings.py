@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hgca_cli.config import CacheSettings
-from hgca_cli.hardware.cost import StepCost
 from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.memory import Memory
+from hgca_cli.hardware.step_cost import StepCost
 
 
 @dataclass(frozen=True)
