@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import resource
 import subprocess
@@ -89,6 +90,28 @@ def test_rows_that_nearly_fill_a_huge_page_get_one(capacity: int) -> None:
     array.commit(7168, 7167)
     assert all(huge_bytes(head.data_ptr()) >= HUGE_PAGE for head in array.whole)
     assert all((array.whole[:, first : first + 128] == first // 128).all() for first in range(0, 7168, 128))
+
+
+@pytest.mark.skipif(not gives_huge_pages(), reason="the system has no huge pages")
+def test_heads_get_their_next_huge_page_one_after_another() -> None:
+    """Before they need it, as all of them, of all layers, need it in the same token."""
+    array = GrowingArray(8, 20_000, 128, torch.bfloat16)  # 8,192 rows a page
+    array.commit(7000, 0)
+    array.whole[:, :7000] = 1
+    held = []
+    for rows in range(7064, 8193, 64):
+        array.commit(rows, rows - 64)
+        array.whole[:, rows - 64 : rows] = 2
+        held.append(sum(huge_bytes(head[8192].data_ptr()) >= 2 * HUGE_PAGE for head in array.whole))
+    assert held[0] == 0 and held[-1] == 8, held
+    assert all(0 <= b - a <= 2 for a, b in itertools.pairwise(held)), "not all at once"
+    assert (
+        array.whole[:, :7000].eq(1).all() and array.whole[:, 7000:rows].eq(2).all() and array.whole[:, 8192].eq(0).all()
+    )
+    long = GrowingArray(8, 20_000, 128, torch.bfloat16)
+    long.commit(8192, 0)
+    long.whole[:, :8192] = 1
+    assert all(huge_bytes(head.data_ptr()) < 2 * HUGE_PAGE for head in long.whole), "a prompt may end there"
 
 
 def test_strides_and_offset() -> None:

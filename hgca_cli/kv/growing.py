@@ -27,6 +27,7 @@ COMMIT_BYTES = 1 << 20  # per KV head and growth step; only touched pages take m
 # again to find in small ones: a full store takes the bytes of its rows, and at most an eighth of a huge page a head more.
 PAGE = mmap.PAGESIZE
 NEARLY = HUGE_PAGE - HUGE_PAGE // 8
+FEW = 256  # rows that come at once while a text is written, and not read
 
 
 class GrowingArray:
@@ -56,6 +57,7 @@ class GrowingArray:
         self._part: Part | None = None  # of a file: what others may begin with. It holds what is here
         self._mapped = False  # there are pages that others have, too
         self._joined = 0  # bytes per head in huge pages, if the system has them
+        self._touching = self._touched = 0  # where huge pages begin that so many heads have before they need them
         # what does not nearly fill a huge page is committed whole, heads one behind the other: a process may have only so many
         # stretches of memory (65,530 on Linux), and each border of what is committed makes one
         self._small = self._most < NEARLY and folder is None
@@ -105,6 +107,28 @@ class GrowingArray:
             self._grow(needed)
         if needed >= self._joined + NEARLY and self._folder is None:
             self._join_pages(needed)
+        if 0 < rows - first <= FEW and not self._small and self._folder is None:
+            self._touch_next(needed)
+
+    def _touch_next(self, needed: int) -> None:
+        """A huge page is cleared when it is first touched, and all heads, of all layers, come to their next one in the same token: 256
+        pages of a model of 8B. In the last eighth of the present ones one head after another gets its next one.
+        """
+        end = round_up(needed, HUGE_PAGE)
+        begun, row = needed - (end - HUGE_PAGE // 8), -(-end // self._row_bytes)
+        if end != self._touching:
+            self._touching, self._touched = end, 0
+        if begun <= 0 or end + HUGE_PAGE > self._head_bytes or row >= self.whole.shape[1]:
+            return
+        if end + HUGE_PAGE > self._committed:
+            try:
+                self._grow(end + self._row_bytes)
+            except DoesNotFitError:  # that is for who needs it
+                return
+        due = min(-(-self._heads * begun // (HUGE_PAGE // 8)), self._touched + -(-self._heads // 4))
+        for head in range(self._touched, due):
+            self.whole[head, row] = 0  # nobody's yet
+        self._touched = max(self._touched, due)
 
     def _grow(self, needed: int) -> None:
         # an eighth more than needed, so that a long prefill asks the kernel rarely
