@@ -101,8 +101,8 @@ class Foresight:
     @contextmanager
     def telling(self, tell: Tell, drift: Drift) -> Iterator[None]:
         """While the model computes a token, `tell` is called with a layer's index and what makes its queries [sequences, heads,
-        key_dim], as soon as these can be made: when the layer before it begins. Whoever makes the queries of a layer makes those of
-        all, one after the other: what layers add is noted then.
+        key_dim], as soon as these can be made: when the layer before it begins. They are made in the order of the layers, if at all:
+        what layers add is noted then.
         """
         streams: dict[int, Tensor] = {}
         last = len(self._layers) - 1
