@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "dispatch.h"
+#include "flags.h"
 #include "hgca.h"
 #include "partial.h"
 #include "tickets.h"
@@ -38,7 +39,7 @@ typedef _Atomic int64_t hgca_when;
 /* Work whose queries are not there yet: a strand, of as many as there are threads, brings its share of the rows into its caches, waits
  * for the queries, and attends to its share, then to what others have not begun. */
 typedef struct {
-    const volatile _Atomic int32_t *flag; /* the queries are there when this is `token` */
+    hgca_flag *flag; /* the queries are there when this is `token` */
     int32_t token;
     int64_t until; /* of hgca_now: nobody will ask any more */
     hgca_when *when;
@@ -72,7 +73,7 @@ void hgca_attend_piece(hgca_work *work, int32_t index, const hgca_kernel *kernel
 hgca_piece hgca_piece_at(const hgca_work *work, int32_t index, const float *query);
 
 /* As hgca_start of jobs whose queries are there when *flag is `token`, which is waited for until `until`; *when says what became of it. */
-int hgca_start_asked(const hgca_attention *jobs, int32_t count, const volatile _Atomic int32_t *flag, int32_t token, int64_t until,
-                     hgca_when *when, int64_t *ticket);
+int hgca_start_asked(const hgca_attention *jobs, int32_t count, hgca_flag *flag, int32_t token, int64_t until, hgca_when *when,
+                     int64_t *ticket);
 
 #endif

@@ -1,12 +1,9 @@
 /* Attention whose rows are known before its queries are: rows come into the caches meanwhile. */
 #define _GNU_SOURCE
-#include <sched.h>
 #include <unistd.h>
 
 #include "attend.h"
-#include "relax.h"
-
-enum { LINE = 64, LOOKS = 256 }; /* at the flag, between two looks at the clock */
+#include "fetch.h"
 
 enum { USUAL_CACHE = 1 << 20 };
 
@@ -23,11 +20,7 @@ static int64_t cache_bytes(void) {
     return bytes;
 }
 
-static int is_there(const hgca_asked *a) { return atomic_load_explicit(a->flag, memory_order_acquire) == a->token; }
-
-static inline __attribute__((always_inline)) void fetch(const char *from, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(from + at, 0, 2);
-}
+static int is_there(const hgca_asked *a) { return hgca_is_told(a->flag, a->token); }
 
 /* Rows of a list's piece, as far as `room` bytes go; what is left of these, none once the queries are there. */
 static int64_t fetch_piece(const hgca_work *w, int32_t index, int64_t room) {
@@ -36,8 +29,8 @@ static int64_t fetch_piece(const hgca_work *w, int32_t index, int64_t room) {
     const int64_t size = hgca_number_bytes(job->dtype), key = p.key_dim * size, value = p.value_dim * size;
     if (p.row == NULL || p.run) return room; /* one after the other: the processor's own prefetcher does well */
     for (int64_t i = 0; i < p.count && room > 0; i++, room -= key + value) {
-        fetch(p.key + p.row[i] * p.key_row_stride, key);
-        fetch(p.value + p.row[i] * p.value_row_stride, value);
+        hgca_fetch(p.key + p.row[i] * p.key_row_stride, key, 2);
+        hgca_fetch(p.value + p.row[i] * p.value_row_stride, value, 2);
         if (p.key_scale) __builtin_prefetch(p.key_scale + p.row[i] * p.scale_row_stride, 0, 2);
         if (i % 16 == 0 && is_there(&w->asked)) return 0;
     }
@@ -47,11 +40,7 @@ static int64_t fetch_piece(const hgca_work *w, int32_t index, int64_t room) {
 /* Whether the queries came. */
 static int wait_for_queries(const hgca_asked *a) {
     int64_t none = 0;
-    while (!is_there(a)) {
-        for (int i = 0; i < LOOKS && !is_there(a); i++) hgca_relax();
-        sched_yield(); /* whoever else wants this core may be who asks */
-        if (!is_there(a) && hgca_now() > a->until) return 0;
-    }
+    if (!hgca_wait_told(a->flag, a->token, a->until)) return 0;
     if (atomic_load_explicit(a->when, memory_order_relaxed) == 0) atomic_compare_exchange_strong(a->when, &none, hgca_now());
     return 1;
 }
@@ -82,8 +71,8 @@ static void run_strand(hgca_batch *batch, int32_t strand) {
     for (int32_t i = 0; i < a->pieces; i++) attend_to(w, (first + i) % a->pieces, query, &latest);
 }
 
-int hgca_start_asked(const hgca_attention *jobs, int32_t count, const volatile _Atomic int32_t *flag, int32_t token, int64_t until,
-                     hgca_when *when, int64_t *ticket) {
+int hgca_start_asked(const hgca_attention *jobs, int32_t count, hgca_flag *flag, int32_t token, int64_t until, hgca_when *when,
+                     int64_t *ticket) {
     hgca_work *w;
     const int status = hgca_make_work(jobs, count, hgca_threads(), &w);
     if (status) return status;

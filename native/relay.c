@@ -7,7 +7,6 @@
 #include "attend.h"
 #include "hgca.h"
 #include "pool.h"
-#include "relax.h"
 #include "tickets.h"
 
 static hgca_selection choice_of(const hgca_relay *r) {
@@ -94,6 +93,15 @@ static int run_together(hgca_relay *const *relays, int32_t count, hgca_selection
     return status == HGCA_OK;
 }
 
+/* Each of those that read rows took so long. */
+static void went_well(hgca_relay *const *relays, int32_t count, int64_t each) {
+    for (int32_t i = 0; i < count; i++) {
+        hgca_relay *r = relays[i];
+        r->status = HGCA_OK, r->ns = reads(r) ? each : 0;
+        if (r->told && r->far.lists) tell(r);
+    }
+}
+
 void hgca_run_relays(hgca_relay *const *relays, int32_t count) {
     int32_t busy = 0;
     for (int32_t i = 0; i < count; i++) busy += reads(relays[i]);
@@ -106,29 +114,11 @@ void hgca_run_relays(hgca_relay *const *relays, int32_t count) {
         for (int32_t i = 0; i < count; i++) hgca_run_relay(relays[i]);
         return;
     }
-    const int64_t each = (hgca_now() - began) / busy;
-    for (int32_t i = 0; i < count; i++) {
-        hgca_relay *r = relays[i];
-        r->status = HGCA_OK, r->ns = reads(r) ? each : 0;
-        if (r->told && r->far.lists) tell(r);
-    }
+    went_well(relays, count, (hgca_now() - began) / busy);
 }
 
-enum { LOOKS = 1 << 12 }; /* at a flag, between two looks at the clock */
-
-static const volatile _Atomic int32_t *number(const volatile int32_t *flags, int64_t at) {
-    return (const volatile _Atomic int32_t *)(const volatile void *)&flags[HGCA_FLAGS * at];
-}
-
-static int is_told(const volatile _Atomic int32_t *at, int32_t token) { return atomic_load_explicit(at, memory_order_acquire) == token; }
-
-/* Whether the device says so until then. */
-static int says(const volatile _Atomic int32_t *at, int32_t token, int64_t until) {
-    for (int32_t looks = 0; !is_told(at, token); looks++) {
-        hgca_relax();
-        if (looks >= LOOKS && (looks = 0, hgca_now() > until)) return 0;
-    }
-    return 1;
+static hgca_flag *number(const volatile int32_t *flags, int64_t at) {
+    return (hgca_flag *)(const volatile void *)&flags[HGCA_FLAGS * at];
 }
 
 /* Whether the device names the rows of one of these. */
@@ -139,8 +129,7 @@ static int names(hgca_relay *const *relays, int32_t count) {
 }
 
 /* Relays whose rows are known, before their queries are: these are waited for with the rows in the caches. Whether it could be done so. */
-static int run_asked(hgca_relay *const *relays, int32_t count, const volatile _Atomic int32_t *flag, int32_t token, int64_t until,
-                     int *status) {
+static int run_asked(hgca_relay *const *relays, int32_t count, hgca_flag *flag, int32_t token, int64_t until, int *status) {
     int32_t busy = 0;
     for (int32_t i = 0; i < count; i++) {
         const hgca_relay *r = relays[i];
@@ -151,6 +140,7 @@ static int run_asked(hgca_relay *const *relays, int32_t count, const volatile _A
     if (jobs == NULL) return 0;
     for (int32_t i = 0, at = 0; i < count; i++)
         if (reads(relays[i])) jobs[at++] = rows_of(relays[i]);
+        else reads_nothing(relays[i]);
     int64_t ticket;
     hgca_when when;
     int went = hgca_start_asked(jobs, busy, flag, token, until, &when, &ticket);
@@ -160,12 +150,7 @@ static int run_asked(hgca_relay *const *relays, int32_t count, const volatile _A
     const int64_t asked = atomic_load(&when), each = (hgca_now() - asked) / busy;
     if (went == HGCA_OK && asked == 0) went = HGCA_NO_ANSWER;
     *status = went;
-    for (int32_t i = 0; i < count && went == HGCA_OK; i++) {
-        hgca_relay *r = relays[i];
-        r->status = HGCA_OK, r->ns = reads(r) ? each : 0;
-        if (!reads(r)) reads_nothing(r);
-        if (r->told && r->far.lists) tell(r);
-    }
+    if (went == HGCA_OK) went_well(relays, count, each);
     return 1;
 }
 
@@ -173,15 +158,15 @@ int hgca_serve_relays(hgca_relay *const *relays, int32_t layers, int32_t parts, 
                       const volatile int32_t *named, volatile int32_t *answered, int32_t token, double patience) {
     int status = HGCA_OK;
     for (int32_t l = 0; l < layers; l++) {
-        const volatile _Atomic int32_t *ask = number(asked, l);
+        hgca_flag *ask = number(asked, l);
         for (int32_t p = 0, end; p < parts && status == HGCA_OK; p = end) {
             hgca_relay *const *first = relays + ((int64_t)l * parts + p) * each;
             const int64_t until = hgca_now() + (int64_t)(patience * 1e9);
-            if (names(first, each) && !says(number(named, (int64_t)l * parts + p), token, until)) status = HGCA_NO_ANSWER;
+            if (names(first, each) && !hgca_wait_told(number(named, (int64_t)l * parts + p), token, until)) status = HGCA_NO_ANSWER;
             for (end = p + 1; end < parts; end++)
-                if (names(first + (int64_t)(end - p) * each, each) && !is_told(number(named, (int64_t)l * parts + end), token)) break;
+                if (names(first + (int64_t)(end - p) * each, each) && !hgca_is_told(number(named, (int64_t)l * parts + end), token)) break;
             if (status || run_asked(first, (end - p) * each, ask, token, until, &status)) continue;
-            if (says(ask, token, until)) hgca_run_relays(first, (end - p) * each);
+            if (hgca_wait_told(ask, token, until)) hgca_run_relays(first, (end - p) * each);
             else status = HGCA_NO_ANSWER;
         }
         volatile _Atomic int32_t *to = (volatile _Atomic int32_t *)(volatile void *)&answered[HGCA_FLAGS * l];

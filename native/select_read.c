@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "codes.h"
+#include "fetch.h"
 #include "selecting.h"
 
 enum { PREFETCHED = 128 << 10 }; /* bytes of rows: what is read first stays in the second level */
@@ -45,8 +46,8 @@ static inline __attribute__((always_inline)) void prefetch_row(const hgca_head *
     const int64_t size = hgca_number_bytes(rows->dtype);
     const char *key = (const char *)rows->key + h->head * rows->key_head_stride + row * rows->key_row_stride;
     const char *value = (const char *)rows->value + h->head * rows->value_head_stride + row * rows->value_row_stride;
-    for (int64_t b = 0; b < rows->key_dim * size; b += 64) __builtin_prefetch(key + b, 0, 2);
-    for (int64_t b = 0; b < rows->value_dim * size; b += 64) __builtin_prefetch(value + b, 0, 2);
+    hgca_fetch(key, rows->key_dim * size, 2);
+    hgca_fetch(value, rows->value_dim * size, 2);
 }
 
 /* The rows that are read, into u->rows; a position of no row (behind the index) is none. */

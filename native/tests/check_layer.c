@@ -124,7 +124,6 @@ static void drop_rows(const hgca_attention *r) {
     free((void *)(uintptr_t)r->value);
 }
 
-static int pick(uint64_t *state, int n) { return (int)(fabs(uniform(state)) * n); }
 
 static int one(uint64_t seed) {
     uint64_t state = seed * 40503 + 7;

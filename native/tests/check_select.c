@@ -3,14 +3,12 @@
  * byte, like the rows. */
 #include "check_select.h"
 
-#include <stdio.h>
-
+#include "failures.h"
 #include "hgca.h"
 #include "problem.h"
 
 enum { BLOCK = HGCA_BLOCK, GROUP = HGCA_LANES };
 
-static int pick(uint64_t *state, int n) { return (int)(fabs(uniform(state)) * n); }
 
 static int64_t up(int64_t n, int64_t each) { return (n + each - 1) / each; }
 
@@ -289,14 +287,4 @@ static const char *one(uint64_t seed) {
     return wrong;
 }
 
-int check_select(int count, uint64_t seed) {
-    int failures = 0;
-    for (int i = 0; i < count; i++) {
-        const char *wrong = one(seed + (uint64_t)i);
-        if (wrong == NULL) continue;
-        failures++;
-        fprintf(stderr, "FAILED: choosing rows, %s: %s (seed %llu, %d threads)\n", hgca_isa(), wrong,
-                (unsigned long long)(seed + (uint64_t)i), hgca_threads());
-    }
-    return failures;
-}
+int check_select(int count, uint64_t seed) { return count_failures("choosing rows", one, count, seed); }

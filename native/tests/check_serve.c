@@ -4,11 +4,11 @@
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "failures.h"
 #include "problem.h"
 
 enum { LAYERS = 3, PARTS = 2, EACH = 2, OF_LAYER = PARTS * EACH, ALL = LAYERS * OF_LAYER, TOKEN = 7 };
@@ -23,8 +23,6 @@ typedef struct {
     uint64_t state;
     int silent; /* the layer from which on it says nothing */
 } step;
-
-static int64_t pick(uint64_t *state, int64_t most) { return (int64_t)(fabs(uniform(state)) * (double)(most + 1)) % (most + 1); }
 
 static size_t query_bytes(const problem *p) { return sizeof(float) * (size_t)p->job.heads * (size_t)p->job.key_dim; }
 
@@ -55,9 +53,9 @@ static void ask(step *s, int layer) {
 static void *device(void *argument) {
     step *s = argument;
     for (int layer = 0; layer < LAYERS; layer++) {
-        const int first = (int)pick(&s->state, PARTS); /* when it asks: before, between or after the names */
+        const int first = pick(&s->state, PARTS + 1); /* when it asks: before, between or after the names */
         for (int part = 0; part <= PARTS; part++) {
-            rest(pick(&s->state, 2) ? 0 : pick(&s->state, 300));
+            rest(pick(&s->state, 3) ? 0 : pick(&s->state, 301));
             if (layer >= s->silent && part == PARTS) return NULL;
             if (part == first) ask(s, layer);
             if (part < PARTS) name(s, layer, part);
@@ -72,11 +70,11 @@ static void make_step(step *s, uint64_t seed) {
     s->state = seed * 2654435761u + 1;
     s->silent = LAYERS;
     for (int i = 0; i < ALL; i++) {
-        const int64_t kind = pick(&s->state, 3);
-        const shape own = {.kv_heads = (int)(1 + pick(&s->state, 2)), .group = (int)(1 + pick(&s->state, 4)), .rows = (int)pick(&s->state, 900),
-                           .key_dim = (int)(1 + pick(&s->state, 139)), .value_dim = (int)(1 + pick(&s->state, 139)), .dtype = (int)pick(&s->state, 3),
-                           .tokens = 1, .exact = (int)pick(&s->state, 1), .gap = (int)pick(&s->state, 3), .lists = kind > 1,
-                           .softcap = pick(&s->state, 3) ? 0.0f : 3.0f};
+        const int kind = pick(&s->state, 4);
+        const shape own = {.kv_heads = 1 + pick(&s->state, 3), .group = 1 + pick(&s->state, 5), .rows = pick(&s->state, 901),
+                           .key_dim = 1 + pick(&s->state, 140), .value_dim = 1 + pick(&s->state, 140), .dtype = pick(&s->state, 4),
+                           .tokens = 1, .exact = pick(&s->state, 2), .gap = pick(&s->state, 4), .lists = kind > 1,
+                           .softcap = pick(&s->state, 4) ? 0.0f : 3.0f};
         s->of[i] = make(&own, seed * ALL + (uint64_t)i);
         hgca_relay *r = s->all[i] = &s->relay[i];
         s->query[i] = must(calloc(1, query_bytes(&s->of[i])));
@@ -112,7 +110,7 @@ static const char *one(uint64_t seed) {
     step s;
     pthread_t thread;
     make_step(&s, seed);
-    if (pick(&s.state, 9) == 0) s.silent = (int)pick(&s.state, LAYERS - 1);
+    if (pick(&s.state, 10) == 0) s.silent = pick(&s.state, LAYERS);
     const int silent = s.silent;
     if (pthread_create(&thread, NULL, device, &s)) exit(2);
     const int status = hgca_serve_relays(s.all, LAYERS, PARTS, EACH, s.asked, s.named, s.answered, TOKEN, silent < LAYERS ? 0.02 : 30.0);
@@ -128,11 +126,4 @@ static const char *one(uint64_t seed) {
     return wrong;
 }
 
-int check_serve(int count, uint64_t seed) {
-    int failures = 0;
-    for (int i = 0; i < count; i++) {
-        const char *wrong = one(seed + (uint64_t)i);
-        if (wrong && failures++ < 5) fprintf(stderr, "FAILED: %s, seed %llu\n", wrong, (unsigned long long)(seed + (uint64_t)i));
-    }
-    return failures;
-}
+int check_serve(int count, uint64_t seed) { return count_failures("serving", one, count, seed); }

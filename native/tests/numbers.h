@@ -14,6 +14,8 @@ static double uniform(uint64_t *state) { /* -1 .. 1; xorshift64* */
     return (double)(*state * 0x2545F4914F6CDD1DULL >> 11) / 4503599627370496.0 - 1.0;
 }
 
+static inline int pick(uint64_t *state, int n) { return (int)(fabs(uniform(state)) * n); }
+
 static void *must(void *memory) {
     if (memory == NULL) exit(2);
     return memory;
