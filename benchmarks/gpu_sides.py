@@ -22,9 +22,8 @@ from hgca_cli.hf.quicken_gpu import quicken_gpu, unquicken_gpu
 
 FILLED = 4096  # rows a cache is filled with at once
 SPREAD = 0.02  # of the weights
-WARM_TOKENS = (
-    4  # nothing is known of the first, the second is captured, and the first replay takes its graph to the device
-)
+# nothing is known of the first, the second is captured, and the first replay takes its graph to the device
+WARM_TOKENS = 4
 
 
 def random_model(shape: Model, device: torch.device) -> Any:

@@ -82,21 +82,22 @@ class LayerState:
     @property
     def reads(self) -> ReadCounters:
         """What was read of the store."""
-        if self.late is not None:
-            self.late.tell(self._reads)
+        self._tell_late()
         return self._reads
 
     def reset_reads(self) -> None:
         """Count what is read anew."""
-        if self.late is not None:
-            self.late.tell(self._reads)
+        self._tell_late()
         self._reads = ReadCounters()
 
-    def tell_late(self) -> None:
-        """Nobody adds steps up any more that are not in `reads`."""
+    def count_late(self, late: Late | None) -> None:
+        """What adds steps up from now on before they are told; None: nothing does."""
+        self._tell_late()
+        self.late = late
+
+    def _tell_late(self) -> None:
         if self.late is not None:
             self.late.tell(self._reads)
-            self.late = None
 
     @property
     def length(self) -> int:

@@ -111,7 +111,7 @@ class Relay:
         """It is about this layer from now on."""
         before, self.layer, self.coded, self.scores, self._chosen = self.layer, layer, False, False, None
         if before is not None and before.late is not None and before.late.described is self.described:
-            before.tell_late()
+            before.count_late(None)
         if before is not None and before.near_lse is self.near_lse:
             before.near_lse = self.near_lse.clone()  # somebody else's numbers come here
         self._own_far()
@@ -167,7 +167,7 @@ class Relay:
         """One more token: rows on their way arrive, what is read is described; returns the slot of the token's row."""
         layer, to = self.layer, self.described
         assert layer is not None
-        layer.tell_late()
+        layer.count_late(None)
         layer.settle()
         store = layer.store
         stored = store is not None and store.rows > 0
@@ -191,7 +191,7 @@ class Relay:
         """To the device, which writes lists of rows."""
         to, self.scores, layer = self.described, True, self.layer
         assert layer is not None and layer.store is not None
-        layer.late = Late(to, chosen, layer.store.row_bytes)
+        layer.count_late(Late(to, chosen, layer.store.row_bytes))
         to.told, to.scored_bytes = chosen.job, scoring.bytes_scored(chosen.rows)
         to.far.rows, to.far.lists = chosen.rows, chosen.kv_heads
         to.far.row_start, to.far.row = self._starts, self._named

@@ -51,9 +51,8 @@ def _fold(  # type: ignore[no-untyped-def]
     asks = batch * (4 * SETS) + group
     there = block * BLOCK < rows
     mask = there & (asks < GROUPED) & (number < KEY)
-    at = (
-        steps + block * (34 * KEY) + number + group * 0
-    )  # for each head anew, as queries for each block: all lies alike then
+    # for each head anew, as queries for each block: all lies alike then
+    at = steps + block * (34 * KEY) + number + group * 0
     step = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     zero = tl.load(at + KEY, mask=mask, other=0.0).to(tl.float32)
     at = query + (head * GROUPED + asks) * KEY + number + block * 0

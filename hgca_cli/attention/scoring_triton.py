@@ -171,11 +171,8 @@ class Kernels:
 
     def __init__(self, of: Scoring) -> None:
         shape, device = of.layout, of.limits.device
-        self.layout, self.limits, self.group = (
-            shape,
-            of.limits,
-            shape.heads // shape.kv_heads,
-        )  # not `of`, which holds this
+        # not `of`, which holds this
+        self.layout, self.limits, self.group = shape, of.limits, shape.heads // shape.kv_heads
         self.each = -(-max(PART, -(-of.rows // MOST_PARTS)) // selection.BLOCK) * selection.BLOCK
         self.parts = -(-of.rows // self.each)
         room = self.parts * self.each

@@ -64,7 +64,7 @@ class Signals:
         """The device waits for a layer's answers; if nobody serves it they are there."""
         from hgca_cli.attention import signals_triton
 
-        signals_triton.wait(self._flags[int(served), layer], self.serial)
+        signals_triton.wait((self.answered if served else self.asked)[layer], self.serial)
 
     def serve(self, serial: int, patience: float = PATIENCE) -> None:
         """Answer what the device asks in the step of this number, layer by layer.

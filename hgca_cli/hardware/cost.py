@@ -20,17 +20,14 @@ FLASH_SHARE, CUDNN_SHARE = 0.5, 0.68  # of a GPU's products, what attention of a
 # which attend with cuDNN (attention/cudnn.py), to chunks that are a multiple of this, in prompts most of which is beyond its LONG
 CUDNN_CARDS = frozenset({"H20", "H100", "H200", "GH200", "B200", "GB200"})
 CUDNN_CHUNK, CUDNN_TOKENS = 1024, 32768
-SCORING_SHARE = (
-    0.29  # of a GPU's memory rate at which rows are chosen by codes: 55 us for 40 MB, 140 for 138 MB on an H200
-)
+# of a GPU's memory rate at which rows are chosen by codes: 55 us for 40 MB, 140 for 138 MB on an H200
+SCORING_SHARE = 0.29
 SCORING_US = 21.0  # of a layer beside that: the least that five launches take
 FORESEEING_US = 40.0  # of a layer: to foresee its query
-SLOWS = (
-    0.8  # of that time, what else the device does takes longer if it is done beside it: 1.6 and 3.6 ms of 2.0 and 4.3
-)
-SIGNAL_SHARE = (
-    0.25  # of two copies and a function of the host, where device and host tell each other by flags in a graph
-)
+# of scoring's time, what else the device does takes longer if it is done beside it: 1.6 and 3.6 ms of 2.0 and 4.3
+SLOWS = 0.8
+# of two copies and a function of the host, where device and host tell each other by flags in a graph
+SIGNAL_SHARE = 0.25
 KNEE = 0.9  # of the best throughput a batch could reach: beyond it latency grows and little is gained
 
 
@@ -72,10 +69,10 @@ class Costs:
         read = sum(layer.row_elements * min(near, layer.sliding or near) for layer in layers) * ITEMSIZE[choice.dtype]
         window = batch * read / (gpu.memory_gb_s * GPU_SHARE * 1e9)
         fixed = (len(layers) * gpu.layer_us + gpu.token_us) * 1e-6
-        if not captured(self.model, choice):
+        graph = captured(self.model, choice)
+        if not graph:
             fixed = max(fixed, (len(layers) * gpu.launch_us + gpu.token_us) * 1e-6 - weights)
-        signals = SIGNAL_SHARE if captured(self.model, choice) else 1.0
-        copies = len(store) * gpu.relay_us * signals * 1e-6 if stored else 0.0
+        copies = len(store) * gpu.relay_us * (SIGNAL_SHARE if graph else 1.0) * 1e-6 if stored else 0.0
         if stored and device_codes_bytes(self.model, choice):  # scored there
             codes = batch * stored * sum(layer.index_bytes("scan") for layer in layers[self.dense_layers :])
             scoring = codes / (gpu.memory_gb_s * SCORING_SHARE * 1e9) + len(layers) * SCORING_US * 1e-6
@@ -83,8 +80,11 @@ class Costs:
             fetched = batch * sum(
                 self._fetched(choice, layer, stored, threads) for layer in layers[self.dense_layers :]
             )
-            return StepCost(weights, fixed, window, copies, selection, attention, True, fetched, SLOWS * scoring, True)
-        return StepCost(weights, fixed, window, copies, selection, attention, True)
+            return StepCost(
+                weights, fixed, window, copies, selection, attention,
+                fetched=fetched, slowed=SLOWS * scoring, ahead=True,
+            )  # fmt: skip
+        return StepCost(weights, fixed, window, copies, selection, attention, beside=True)
 
     def prefill(self, choice: Choice, tokens: int, threads: int) -> float:
         """Seconds to read a prompt of so many tokens."""

@@ -105,8 +105,7 @@ class GraphStep:
         if cache.clock.on:
             cache.clock.tell(recorder.host_seconds)
         strange, self._strange = self._strange, False
-        new = recorder.kind not in self.captured and not strange
-        if captured is None and new and self.failed is None and self._device.type == "cuda":
+        if captured is None and not strange and self.failed is None and self._device.type == "cuda":
             self._capture(cache)
         return logits
 
