@@ -34,9 +34,8 @@ class Signals:
         self.serial, self.parts, self._each = serial, parts, each
         self._layers = len(relays) // each
         with torch.inference_mode(False):
-            self._flags = torch.zeros(
-                2 + parts, self._layers, LINE, dtype=torch.int32, pin_memory=serial.is_cuda
-            )  # of layers: asked, answered; of their parts: named
+            # of layers: asked, answered; of their parts: named
+            self._flags = torch.zeros(2 + parts, self._layers, LINE, dtype=torch.int32, pin_memory=serial.is_cuda)
         self.asked, self.answered = self._flags[:2]
         self.named = self._flags[2:].view(self._layers, parts, LINE)
         self._all = [native.address(one, "int32_t *") for one in (self.asked, self.named, self.answered)]

@@ -58,9 +58,8 @@ class Mirror:
                     to[:, first:end].copy_(one[:, first:end])
                 continue
             to_be = self._whole[at][:, :, first:end]
-            staged = self._staged[at][: to_be.numel()].view(
-                to_be.shape
-            )  # in one piece: else it goes through pageable memory
+            # in one piece: else it goes through pageable memory
+            staged = self._staged[at][: to_be.numel()].view(to_be.shape)
             for to, one in zip(staged, source, strict=True):
                 to.copy_(one[:, first:end])
             to_be.copy_(staged, non_blocking=True)
