@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--shape", help="a random model instead: layers,width,inside,heads,kv_heads,head_dim,vocabulary"
     )
-    parser.add_argument("--held", nargs="+", default=["fp32", "q8", "q4"], choices=["fp32", "bf16", "q8", "q4"])
+    parser.add_argument("--held", nargs="+", default=["fp32", "q8", "q4"], choices=["fp32", "bf16", "file", "q8", "q4"])
     parser.add_argument("--text", type=Path, default=TEXT)
     parser.add_argument("--tokens", type=int, default=1024, help="of the text, and of the prompt that is timed")
     parser.add_argument("--new", type=int, default=48, help="tokens that are decoded")
@@ -97,13 +97,14 @@ def run(options: argparse.Namespace, held: str, model: str, distributions: str) 
     """One way to hold the weights, in this process."""
     from hgca_cli.engine.engine import Engine
     from hgca_cli.hf.load import load_model
+    from hgca_cli.hf.packed import BITS
     from hgca_cli.hf.registry import resolve
 
     native.set_threads(THREADS)
     torch.set_num_threads(THREADS)
     files = resolve(model)
     began, before = time.perf_counter(), peak()
-    how = {"quant": held} if held.startswith("q") else {"dtype": held}
+    how = {"quant": held} if held in BITS else {"dtype": held}
     loaded = load_model(files, **how)  # type: ignore[arg-type]
     seconds = time.perf_counter() - began
     engine = Engine(

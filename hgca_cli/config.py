@@ -14,7 +14,8 @@ LEFT_AHEAD = (
 )
 DTYPES = ("fp32", "bf16", "fp16")
 KV_DTYPES = (*DTYPES, "int8")
-QUANTS = ("none", "q8", "q4")  # how weights are packed while they are loaded (hf/packed.py)
+QUANTS = ("none", "file", "q8", "q4")  # how weights are packed while they are loaded (hf/packed.py)
+HELD = dict(zip(QUANTS, ("", ", weights as in the file", ", weights in q8", ", weights in q4"), strict=True))
 
 
 @dataclass(frozen=True)

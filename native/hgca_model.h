@@ -48,11 +48,12 @@ int64_t hgca_most_vectors(void);
  *   kind   HGCA_GRID8: s is the smallest half float that is at least a 127th of a block's largest size, and no number is off by
  *          more than s / 2.
  *          HGCA_GRID4: of nine pairs of s and m per block the one with the least sum of squared errors, each the line that is
- *          nearest to the numbers over their codes; codes are the nearest to s and m as half floats
- *   whole  1; 0 where a number is not finite, or too large for half floats (beyond 65504 times its largest code): tiles mean
- *          nothing then
+ *          nearest to the numbers over their codes; codes are the nearest to s and m as half floats. Numbers that are on such a
+ *          grid, but for rounding to 16 bits, stay on it.
+ *   lost   the largest share of the squares of 16 rows' numbers that rounding took; infinity where a number is not finite, or too
+ *          large for half floats (beyond 65504 times its largest code): tiles mean nothing then
  * Worked on by the pool; returns when all is written. */
-int hgca_pack(const hgca_weights *weights, int32_t kind, uintptr_t to, int32_t *whole);
+int hgca_pack(const hgca_weights *weights, int32_t kind, uintptr_t to, float *lost);
 /* The system may take back the whole pages of memory that nobody needs any more: what is read there afterwards is anything. */
 int hgca_forget(uintptr_t at, int64_t bytes);
 

@@ -81,7 +81,7 @@ typedef void (*hgca_linear_kernel)(const hgca_linear_rows *rows);
  * place_several  a vector's blocks, `stride` apart
  * most_vectors   so many at once are worth it, beside a product of floats
  * gate   gate[i] *= up[i] / (1 + exp(-gate[i]))
- * pack   onto a grid of 8 bits, of 4 bits; 0 if a number is one that the grid cannot hold */
+ * pack   onto a grid of 8 bits, of 4 bits: the share of their squares that is lost; infinity if a number is one that the grid cannot hold */
 typedef struct {
     hgca_linear_kernel rows[5];
     void (*place)(const float *in, int64_t blocks, hgca_placed_block *to);
@@ -89,7 +89,7 @@ typedef struct {
     void (*place_several)(const float *in, int64_t inputs, hgca_numbers *to, int64_t stride);
     int64_t most_vectors;
     void (*gate)(float *gate, const float *up, int64_t count);
-    int (*pack[2])(const hgca_packed_rows *rows);
+    float (*pack[2])(const hgca_packed_rows *rows);
 } hgca_isa_linear;
 
 extern const hgca_isa_linear hgca_linear_scalar, hgca_linear_avx2, hgca_linear_avx512, hgca_linear_avx512vnni,

@@ -11,7 +11,7 @@ typedef struct {
     const hgca_weights *w;
     int bits;
     char *to;
-    _Atomic int32_t whole;
+    _Atomic uint32_t lost; /* bits of a float that is not negative: larger ones are larger numbers */
 } packing;
 
 static void run_tile(hgca_batch *batch, int32_t piece) {
@@ -26,15 +26,19 @@ static void run_tile(hgca_batch *batch, int32_t piece) {
         .dtype = p->w->kind,
         .tile = p->to + piece * tile_bytes,
     };
-    if (!hgca_linear_kernels()->pack[p->bits == 4](&rows)) atomic_store_explicit(&p->whole, 0, memory_order_relaxed);
+    const float lost = hgca_linear_kernels()->pack[p->bits == 4](&rows);
+    uint32_t bits, most = atomic_load_explicit(&p->lost, memory_order_relaxed);
+    memcpy(&bits, &lost, sizeof bits);
+    while (bits > most && !atomic_compare_exchange_weak_explicit(&p->lost, &most, bits, memory_order_relaxed, memory_order_relaxed)) continue;
 }
 
-int hgca_pack(const hgca_weights *weights, int32_t kind, uintptr_t to, int32_t *whole) {
-    if (weights == NULL || to == 0 || whole == NULL || (kind != HGCA_GRID8 && kind != HGCA_GRID4)) return HGCA_BAD_ARGUMENT;
+int hgca_pack(const hgca_weights *weights, int32_t kind, uintptr_t to, float *lost) {
+    if (weights == NULL || to == 0 || lost == NULL || (kind != HGCA_GRID8 && kind != HGCA_GRID4)) return HGCA_BAD_ARGUMENT;
     if (!hgca_weights_fit(weights) || weights->kind > HGCA_F16 || weights->inputs % 32) return HGCA_BAD_ARGUMENT;
-    packing p = {.w = weights, .bits = kind == HGCA_GRID4 ? 4 : 8, .to = (char *)to, .whole = 1};
+    packing p = {.w = weights, .bits = kind == HGCA_GRID4 ? 4 : 8, .to = (char *)to};
     p.batch.run = run_tile, p.batch.pieces = (weights->outputs + HGCA_TILE - 1) / HGCA_TILE;
     hgca_pool_run(&p.batch, 0);
-    *whole = atomic_load_explicit(&p.whole, memory_order_relaxed);
+    const uint32_t bits = atomic_load_explicit(&p.lost, memory_order_relaxed);
+    memcpy(lost, &bits, sizeof bits);
     return HGCA_OK;
 }

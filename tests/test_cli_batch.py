@@ -191,7 +191,7 @@ def test_a_log_has_what_was_told_and_how_it_ended(tiny: str, tmp_path: Path, qui
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("--quantization=nf4",), b"Choose from none, q8, q4"), (("--resume",), b"The same command"),
+        (("--quantization=nf4",), b"Choose from auto, none, file, q8, q4"), (("--resume",), b"The same command"),
         (("-i", "in"), b"hgca batch prompts.jsonl"), (("--gpu-memory-utilization", "0.9"), b"--gpu-mem"), (("-p", "hi"), b"hgca chat"),
         (("--vram-margin", "much"), b"--vram-margin"), (("--log-file", "none/x"), b"--log-file"),
         (("--log-file", "in.jsonl"), b"input"),

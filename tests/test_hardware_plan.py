@@ -205,6 +205,27 @@ def test_what_a_file_holds_in_fewer_bits_is_counted_so() -> None:
     assert made.memory[0].weights == pytest.approx(model.body * 20 / 32 + model.head * 34 / 32, rel=0.1)
 
 
+def test_a_quantised_files_weights_stay_so_on_the_cpu() -> None:
+    model = replace(BIG, in_file=(("grid4", 6_000_000_000), ("grid8", BIG.body + BIG.head - 6_000_000_000)))
+    made = plan(model, TINY, context=4096)
+    assert (made.quant, made.dtype, made.kv_dtype) == ("file", "fp32", "bf16")
+    want = (
+        6e9 * 20 / 32 + (BIG.body + BIG.head - 6e9) * 34 / 32 + BIG.head * 34 / 32
+    )  # an embedding of its own has 8 bits
+    assert made.memory[0].weights == pytest.approx(want, rel=1e-6)
+    assert made.predicted.step.weights < plan(model, quant="q8", context=4096).predicted.step.weights
+    for wanted in ({"quant": "none"}, {"dtype": "fp32"}, {"dtype": "bf16"}):
+        assert plan(model, context=4096, **wanted).quant == "none"
+    assert plan(model, WITH_GPU, context=4096).quant == "none"
+    assert plan(model, replace(TINY, gpus=(replace(GPU, free=4 * GIB),)), context=4096).quant == "file"
+    assert plan(replace(model, packs=False), context=4096).quant == "none"
+    with pytest.raises(ModelError, match="not known to come from a quantised GGUF file"):
+        plan(quant="file", context=4096)
+    with pytest.raises(DoesNotFitError) as caught:
+        plan(model, replace(HOST, memory_free=9 * GIB), context=32768)
+    assert "--quant q8" not in str(caught.value)  # takes more than the file's own
+
+
 def test_the_refusal_names_the_gentlest_packing_that_is_enough() -> None:
     for free, offered, other in ((16, "--quant q8 (fits", "--quant q4"), (11, "--quant q4 (fits", "--quant q8")):
         poor = replace(HOST, memory_free=free * GIB)

@@ -48,7 +48,7 @@ def chat(
     yarn: options.Yarn = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    quant: options.Quant = "none",
+    quant: options.Quant = "auto",
     kv_dtype: options.KvDtype = "auto",
     window: options.Window = "auto",
     sinks: options.Sinks = None,

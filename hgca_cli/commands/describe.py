@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,12 @@ def describe(files: ModelFiles, trust_remote_code: bool) -> Model:
     """Of a model whose files are here. Raises ModelError."""
     from hgca_cli.hf.checks import weights_bytes
     from hgca_cli.hf.load import read_config
-    from hgca_cli.hf.packing import packed_numbers
+    from hgca_cli.hf.packing import in_file, packed_numbers
 
     config = read_config(files, trust_remote_code=trust_remote_code)
     packed = packed_numbers(files.path) if _own_dtype(config) == "fp32" else {}
-    return _model(config, weights_bytes(files.path, 1), packed)
+    held = {} if any(kind.startswith("grid") for kind in packed) else in_file(files.path)
+    return replace(_model(config, weights_bytes(files.path, 1), packed), in_file=tuple(sorted(held.items())))
 
 
 def describe_config(choice: ModelChoice, notify: Callable[[Event], None]) -> Model:

@@ -42,7 +42,7 @@ def doctor(
     yarn: options.Yarn = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    quant: options.Quant = "none",
+    quant: options.Quant = "auto",
     kv_dtype: options.KvDtype = "auto",
     window: options.Window = "auto",
     sinks: options.Sinks = None,

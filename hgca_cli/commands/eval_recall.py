@@ -100,7 +100,7 @@ def recall(
     yarn: options.Yarn = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    quant: options.Quant = "none",
+    quant: options.Quant = "auto",
     kv_dtype: options.KvDtype = "auto",
     threads: options.Threads = "auto",
     prefill_chunk: options.PrefillChunk = "auto",

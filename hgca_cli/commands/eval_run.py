@@ -14,7 +14,7 @@ from hgca_cli.commands.eval_policies import Policy
 from hgca_cli.commands.files import append_line
 from hgca_cli.commands.flags import exclude, plan_request
 from hgca_cli.commands.setup import ModelChoice, plan_model, start_engine
-from hgca_cli.config import CacheSettings
+from hgca_cli.config import HELD, CacheSettings
 from hgca_cli.ui.console import HumanSink
 from hgca_cli.ui.eval_table import EvalTable
 from hgca_cli.ui.style import style_of
@@ -65,7 +65,7 @@ class EvalRun:
             return
         threads = counted(self.machine["threads"], "thread")
         where = f"{self.machine['model']}, {self.machine['processor']}, {threads}"
-        packed = "" if self.machine["quant"] == "none" else f", weights in {self.machine['quant']}"
+        packed = HELD[self.machine["quant"]]
         typer.echo(f"{where}, {self.machine['dtype']}{packed}, store {self.machine['kv_dtype']}\n")
 
     def result(self, title: str, line: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ SAMPLING = {
 OURS = {"temperature": 0.7, "top_p": 0.95, "max_tokens": 4096}
 SPELLINGS = {
     "none": ("none", "off", "no"),
+    "file": ("file", "own", "asis"),
     "q8": ("q8", "q80", "int8", "8bit", "8", "w8"),
     "q4": ("q4", "q40", "q41", "int4", "4bit", "4", "w4"),
 }  # of --quant, without dashes
@@ -51,8 +52,8 @@ def plan_request(given: Mapping[str, Any]) -> PlanRequest:
     context = count_of(given["ctx"], "--ctx")
     if given["yarn"] and context is None:
         raise UsageError("--yarn needs a length to stretch to.", "Add --ctx, like --ctx 32k.")
-    quant = quant_of(given.get("quant") or "none")
-    if quant != "none" and given["dtype"] in ("bf16", "fp16"):
+    quant = quant_of(given.get("quant") or "auto")
+    if quant not in (None, "none") and given["dtype"] in ("bf16", "fp16"):
         raise UsageError(
             f"--quant {quant} and --dtype {given['dtype']} exclude each other: packed weights are multiplied with fp32.",
             "Drop one of them.",
@@ -157,13 +158,15 @@ def choice_of(text: str, flag: str, choices: tuple[str, ...]) -> str | None:
     return text
 
 
-def quant_of(text: str) -> str:
-    """One of QUANTS, by any of the names it has elsewhere (int8, q8_0, 8bit). Raises UsageError naming them."""
+def quant_of(text: str) -> str | None:
+    """One of QUANTS, by any of the names it has elsewhere (int8, q8_0, 8bit); None for auto. Raises UsageError naming them."""
+    if text == "auto":
+        return None
     plain = text.lower().replace("-", "").replace("_", "")
     for quant, names in SPELLINGS.items():
         if plain in names:
             return quant
-    raise UsageError(f"--quant: no such choice {text!r}.", f"Choose from {', '.join(QUANTS)}.")
+    raise UsageError(f"--quant: no such choice {text!r}.", f"Choose from auto, {', '.join(QUANTS)}.")
 
 
 def one_of(text: str, flag: str, choices: tuple[str, ...]) -> str:

@@ -43,7 +43,7 @@ class HgcaModel(LM):
     def __init__(self, model: str = DEFAULT, batch_size: Any = 1, max_batch_size: Any = None, **given: Any) -> None:
         super().__init__()
         known: dict[str, Any] = dict.fromkeys(AUTO, "auto") | dict.fromkeys(UNSET)
-        known |= {"quant": "none", "exact": False, "yarn": False, "dense_layers": 0}
+        known |= {"quant": "auto", "exact": False, "yarn": False, "dense_layers": 0}
         if unknown := [name for name in given if name not in known]:
             raise UsageError(f"no model argument {unknown[0]!r}.", f"There are model, {', '.join(known)}.")
         if given.get("device") == UNASKED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,7 +160,7 @@ class Job:
         """What must be the same when the job goes on."""
         settings = {name: self.given[name] for name in TOLD}
         drawn = {name: list(value) if isinstance(value, tuple) else value for name, value in self.sampling.items()}
-        if self.request.quant != "none":
+        if self.request.quant not in (None, "none"):
             settings["quant"] = self.request.quant
         told = settings | {"sampling": drawn, "system": self.system, "chat_template": self.template}
         return told | ({"chat_template_kwargs": dict(self.template_options)} if self.template_options else {})
@@ -174,7 +174,9 @@ class Job:
         elsewhere = self.given["engine"] == "ray"
         planned: list[Any]
         choice, files, *planned = self.found() if elsewhere else self.plan()
-        fingerprint = told["fingerprint"] = fingerprint_of(files, self.request.quant)
+        fingerprint = told["fingerprint"] = fingerprint_of(
+            files, planned[0].quant if planned else self.request.quant or "none"
+        )
         output.of(told)
         if self.given["ordered"]:
             output.in_order(missing)
@@ -221,7 +223,9 @@ class Job:
         given = self.given
         recipe = Recipe(
             choice=there(choice),
-            request=self.request,
+            request=replace(
+                self.request, quant=self.request.quant or "none"
+            ),  # the same weights on machines of any kind
             profile=self.profile,
             sampling=self.sampling,
             options=self.options(),

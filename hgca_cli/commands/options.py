@@ -100,9 +100,9 @@ Dtype = Annotated[
 Quant = Annotated[
     str,
     typer.Option(
-        "--quant", envvar="HGCA_QUANT", metavar="none|q8|q4",
-        help="Round the weights while they are loaded, and hold them packed only, on the CPU: q8 has 8 bits and a scale for 32,"
-        " q4 has 4 bits (the output layer 8). What a file holds in as few bits is not rounded.",
+        "--quant", envvar="HGCA_QUANT", metavar="auto|none|file|q8|q4",
+        help="Hold the weights packed only, on the CPU. file: as a quantised GGUF file has them, in 4 bits, or 8 where it has more;"
+        " q8, q4: rounded to 8 bits and a scale for 32, or to 4 (the output layer 8). auto: file where there is such a file.",
     ),
 ]  # fmt: skip
 KvDtype = Annotated[

@@ -49,7 +49,7 @@ def profile(
     yarn: options.Yarn = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    quant: options.Quant = "none",
+    quant: options.Quant = "auto",
     kv_dtype: options.KvDtype = "auto",
     window: options.Window = "auto",
     sinks: options.Sinks = None,

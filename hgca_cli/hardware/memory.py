@@ -31,6 +31,7 @@ class Model:
     packed           of fp32 weights, how many numbers are held in fewer bytes: (kind of hardware/rates.py WEIGHTS, numbers)
     active_share     of the layers' weights, what one token reads: less than all where experts are chosen
     packs            its layers' weights are linear layers', which is what can be packed
+    in_file          where a quantised file had fewer bits for them: its matrices' numbers as they can be held, by kind as in packed
     """
 
     layout: KVLayout
@@ -44,6 +45,7 @@ class Model:
     packed: tuple[tuple[str, int], ...] = ()
     active_share: float = 1.0
     packs: bool = True
+    in_file: tuple[tuple[str, int], ...] = ()
 
     @property
     def head(self) -> int:
@@ -146,6 +148,8 @@ def packed_kinds(model: Model, quant: str) -> tuple[tuple[str, int], ...]:
     """What holds the matrices of a model that is packed (hf/packed.py), and how many numbers: the output layer has 8 bits, and what
     a file holds on a grid of fewer bits stays there.
     """
+    if quant == "file":
+        return model.in_file
     body = "grid8" if quant == "q8" else "grid4"
     fine = model.head if quant == "q4" else model.head + model.body
     there = dict(model.packed).get("grid4", 0)

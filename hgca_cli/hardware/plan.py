@@ -58,9 +58,7 @@ def draw_up(case: Case) -> Plan:
     reasons: dict[str, str] = {}
     notices: list[str] = []
     device = place_model(case, reasons, notices)
-    if request.quant != "none":
-        reasons["quant"] = "given"
-        _check_packing(case, device)
+    quant = choose_packing(case, device, reasons)
     place = Place(case, device)
     start = Choice(
         device=device,
@@ -71,7 +69,7 @@ def draw_up(case: Case) -> Plan:
         sinks=request.sinks if request.sinks is not None else CacheSettings.sinks,
         chunk=request.chunk or SMALLEST_CHUNK,
         select=request.select or "",  # the planner's, by the context
-        quant=request.quant,
+        quant=quant,
     )
     threads = choose_threads(case, reasons, notices)
     choice = choose_dtype(place, start, reasons)
@@ -136,6 +134,22 @@ def place_model(case: Case, reasons: dict[str, str], notices: list[str]) -> str:
     return device
 
 
+def choose_packing(case: Case, device: str, reasons: dict[str, str]) -> str:
+    """How the weights are packed: what was asked for, else, on the CPU, in the few bits a quantised file had for them.
+
+    Raises UsageError or ModelError for packing that cannot be.
+    """
+    quant = case.request.quant
+    if quant in (None, "none"):
+        if quant or device != "cpu" or case.request.dtype is not None or not (case.model.in_file and case.model.packs):
+            return "none"
+        reasons["quant"] = "the bits the file has: 4 where its numbers need no more, 8 for finer ones"
+        return "file"
+    reasons["quant"] = "given"
+    _check_packing(case, device)
+    return quant
+
+
 def choose_dtype(place: Place, choice: Choice, reasons: dict[str, str]) -> Choice:
     """On a GPU the model's own 16 bits; on the CPU fp32, which is exact and faster there, if everything fits in it."""
     request = place.request
@@ -148,7 +162,7 @@ def choose_dtype(place: Place, choice: Choice, reasons: dict[str, str]) -> Choic
         return replace(choice, dtype=own, kv_dtype=request.kv_dtype or own)
     rows = "bf16" if request.select is None or request.select in FOLLOWING else "fp32"
     wide = replace(choice, dtype="fp32", kv_dtype=request.kv_dtype or rows)
-    if request.quant != "none":
+    if choice.quant != "none":
         reasons["dtype"] = "packed weights are multiplied with fp32"
         return wide
     if place.fits(replace(wide, window=place.default_window(wide), chunk=request.chunk or SMALLEST_CHUNK)):
@@ -218,7 +232,12 @@ def _check_packing(case: Case, device: str) -> None:
     if not case.model.packs:
         raise ModelError(
             f"{flag}: few of this model's weights are linear layers, which is what is packed (not experts, nor GPT-2's layers).",
-            "Leave it out, or choose another model.",
+            "Choose --quant none, or another model.",
+        )
+    if case.request.quant == "file" and not case.model.in_file:
+        raise ModelError(
+            f"{flag}: the weights are not known to come from a quantised GGUF file.",
+            "Choose q8 or q4, which round them.",
         )
 
 

@@ -82,7 +82,9 @@ def _packings(here: Case, plan: Plan, draw_up: DrawUp, context: int) -> list[tup
     """The gentlest way to pack the weights that makes a plan for the CPU fit, or fit with a longer context than any other change."""
     if plan.device != "cpu" or plan.fits or not here.model.packs or here.request.dtype not in (None, "fp32"):
         return []
-    tighter = QUANTS[QUANTS.index(plan.quant) + 1 :]
+    held = next(memory.weights for memory in plan.memory if memory.place == "host memory")
+    tighter = [quant for quant in QUANTS[1:] if quant != "file" or here.model.in_file]
+    tighter = [quant for quant in tighter if draw_up(here.asking(quant=quant)).memory[0].weights < held]
     for rows in ("", " --kv-dtype int8") if ITEMSIZE[plan.kv_dtype] > 1 and plan.stored_rows else ("",):
         for quant in tighter:
             packed = here.asking(quant=quant, kv_dtype="int8" if rows else here.request.kv_dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hgca_cli.config import CacheSettings
+from hgca_cli.config import HELD, CacheSettings
 from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.memory import Memory
 from hgca_cli.hardware.step_cost import StepCost
@@ -15,7 +15,7 @@ class PlanRequest:
     """What the user asked for. None (of device also "auto"): the planner decides.
 
     select          the policy; budget, quality, dense_layers: passed on
-    quant           weights are packed while they are loaded: of config.QUANTS
+    quant           weights are packed while they are loaded: of config.QUANTS; None: as the file has them, on the CPU
     yarn            the context is stretched with YaRN, so a context beyond the trained one needs no warning
     gpu_memory, ram_limit  bytes that may be used at most
     gpu_margin      bytes of a GPU that are left for what is not counted
@@ -40,7 +40,7 @@ class PlanRequest:
     ram_limit: int | None = None
     disk: Disk | None = None
     yarn: bool = False
-    quant: str = "none"
+    quant: str | None = None
     sequences: int = 1
 
 
@@ -101,7 +101,7 @@ class Plan:
     @property
     def numbers(self) -> str:
         """What is computed in, and how the weights are held if that is something else."""
-        return self.dtype if self.quant == "none" else f"{self.dtype}, weights in {self.quant}"
+        return self.dtype + HELD[self.quant]
 
     @property
     def fits(self) -> bool:

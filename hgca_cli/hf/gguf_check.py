@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 from hgca_cli.errors import ModelError
 
@@ -17,11 +19,20 @@ AGAIN = "Fetch it again."
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # value type -> bytes
 _MOST_DIMENSIONS = 8
+HEADS = ("output.weight", "token_embd.weight")  # the output layer: the embedding, if there is none of its own
 _MOST_NAME = 1 << 16
 
 
-def check_gguf(path: Path) -> int:
-    """Numbers in all tensors of a GGUF file that is sound and has a tokenizer. Raises ModelError naming the file."""
+class Contents(NamedTuple):
+    """What is in a GGUF file: numbers of all tensors, and of matrices by type (Q4_K, ...): of layers, and of the output layer."""
+
+    numbers: int
+    layers: dict[str, int]
+    head: dict[str, int]
+
+
+def check_gguf(path: Path) -> Contents:
+    """What a GGUF file holds that is sound and has a tokenizer. Raises ModelError naming the file."""
     try:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -40,7 +51,7 @@ class _Walk:
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.at = path, data, 4
 
-    def check(self) -> int:
+    def check(self) -> Contents:
         size = len(self.data)
         version, tensors, pairs = self._unpack("<IQQ")
         if version not in VERSIONS:
@@ -59,17 +70,17 @@ class _Walk:
             self._skip_value(kind)
         if alignment == 0 or alignment & (alignment - 1):
             raise self._bad(f"has an alignment of {alignment}, not a power of two")
-        numbers = self._tensors(tensors, alignment)
+        contents = self._tensors(tensors, alignment)
         if not {"tokenizer.ggml.tokens", "tokenizer.ggml.model"} <= keys:
             raise self._bad("has no tokenizer", "Use a GGUF file made from a whole language model.")
-        return numbers
+        return contents
 
-    def _tensors(self, count: int, alignment: int) -> int:
+    def _tensors(self, count: int, alignment: int) -> Contents:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         found: dict[str, tuple[int, int]] = {}  # name -> offset, bytes
         kinds: set[int] = set()
-        numbers = 0
+        numbers, layers, ends = 0, Counter[str](), dict[str, dict[str, int]]()
         for _ in range(count):
             name = self._string(_MOST_NAME)
             dimensions = self._unpack("<I")[0]
@@ -90,6 +101,10 @@ class _Walk:
                 raise self._bad(f"has a tensor {name[:60]!r} of an impossible shape {shape}")
             found[name] = offset, elements // block * block_bytes
             numbers += elements
+            if name.startswith("blk.") and dimensions > 1:
+                layers[GGMLQuantizationType(kind).name] += elements
+            elif name in HEADS:
+                ends[name] = {GGMLQuantizationType(kind).name: elements}
         start = -(-self.at // alignment) * alignment
         room = len(self.data) - start
         for name, (offset, length) in found.items():
@@ -99,7 +114,7 @@ class _Walk:
             raise self._bad("has tensors that overlap")
         for kind in kinds:
             self._check_dequantises(kind)
-        return numbers
+        return Contents(numbers, dict(layers), next((ends[name] for name in HEADS if name in ends), {}))
 
     def _check_dequantises(self, kind: int) -> None:
         import numpy

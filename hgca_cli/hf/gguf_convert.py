@@ -21,6 +21,7 @@ from hgca_cli.events import Notice
 from hgca_cli.hf import model_cache
 from hgca_cli.hf.checks import reason
 from hgca_cli.hf.gguf_check import check_gguf
+from hgca_cli.hf.packing import TYPES_FILE
 from hgca_cli.hf.registry import Notify
 from hgca_cli.units import format_bytes
 
@@ -60,7 +61,8 @@ def converted(path: Path, found: os.stat_result, notify: Notify, now: bool = Tru
 
 def convert(path: Path, target: Path, notify: Notify) -> None:
     """Dequantise a GGUF file into the directory `target`. Raises ModelError, or DoesNotFitError with figures."""
-    numbers = check_gguf(path)
+    contents = check_gguf(path)
+    numbers = contents.numbers
     small = numbers * 4 <= FULL_PRECISION_BYTES
     needed, free = numbers * (4 if small else 2), shutil.disk_usage(target).free
     if needed > free:
@@ -74,6 +76,8 @@ def convert(path: Path, target: Path, notify: Notify) -> None:
     )
     began = time.monotonic()
     _dequantise(path, target, small)
+    described = json.dumps({"layers": contents.layers, "head": contents.head})
+    (target / TYPES_FILE).write_text(described + "\n", encoding="utf-8")
     notify(Notice(f"converted in {time.monotonic() - began:.0f} s"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -68,19 +69,20 @@ def tiles_shape(weight: Tensor, bits: int) -> tuple[int, int, int]:
     return -(-outputs // TILE), inputs // BLOCK, TILE * (20 if bits == 4 else 34)
 
 
-def round_to_grid(weight: Tensor, bits: int, tiles: Tensor) -> bool:
+def round_to_grid(weight: Tensor, bits: int, tiles: Tensor) -> float:
     """Round a weight that this module `takes` onto a grid, into `tiles` (uint8, of `tiles_shape`); how: native/hgca_model.h.
 
-    False, and the tiles mean nothing, if a number is not finite or too large (beyond 65504 times its largest code).
+    Returns what that took, of a tile's norm, where most; infinity, and the tiles mean nothing, if a number is not finite
+    or too large (beyond 65504 times its largest code).
     """
     assert takes(weight) and tiles.is_contiguous() and tiles.shape == tiles_shape(weight, bits)
-    described, whole = native.ffi.new("hgca_weights *"), native.ffi.new("int32_t *")
+    described, lost = native.ffi.new("hgca_weights *"), native.ffi.new("float *")
     described.weight, described.row_bytes = native.address(weight), weight.stride(0) * weight.element_size()
     described.outputs, described.inputs = weight.shape
     described.kind = native.DTYPES[weight.dtype]
     kind = native.lib.HGCA_GRID4 if bits == 4 else native.lib.HGCA_GRID8
-    native.check(native.lib.hgca_pack(described, kind, tiles.data_ptr(), whole))
-    return bool(whole[0])
+    native.check(native.lib.hgca_pack(described, kind, tiles.data_ptr(), lost))
+    return math.sqrt(lost[0])
 
 
 def floats(grid: Grid, rows: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def load_model(
     dtype         "fp32", "bf16", "fp16"; "auto" is fp32 on the CPU (a prompt's matrix products are fastest in fp32, and
                   a token's read no more bytes than in 16 bits: hf/linear.py), the config's own elsewhere
     yarn_context  stretch the rotary positions (YaRN, arXiv:2309.00071) to so many tokens
-    quant         on the CPU: "q8" or "q4" holds the weights packed, and nothing else of them (hf/packed.py); dtype is fp32 then
+    quant         on the CPU: of hf/packed.py BITS holds the weights packed, and nothing else of them; dtype is fp32 then
     notify        told what takes long, and what is kept on disk
 
     Raises ModelError for missing, mismatched, damaged or non-finite weights, DoesNotFitError if memory runs out.

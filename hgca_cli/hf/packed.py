@@ -7,6 +7,7 @@ biases) is float32, and so is what is computed.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,10 +25,12 @@ from hgca_cli.hf.packed_files import PackedFiles
 from hgca_cli.hf.pages import Pages
 from hgca_cli.hf.trial import gives_the_same, put_before
 
-BITS = {"q8": 8, "q4": 4}
+BITS = {"q8": 8, "q4": 4, "file": 8}  # at most; of a file's weights 4, if these hold them as they are
 HEAD_BITS = 8  # of the output layer and the embedding, whatever the others have (docs/log.md); tied, they are one grid
 LEAST_PACKED = 0.5  # of the weights that are no embeddings: for less nobody would ask
 HALVES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+SAMPLE = 64  # rows that are tried first
+ON_GRID = 2**-7  # of the norm: rounding to bf16 takes .0017, 4 bits of numbers that lie anywhere .07
 IDS, ROUNDED = 8, 3e-2  # of an embedding that are tried, and what rounding may change of them, of the norm
 
 
@@ -87,6 +90,7 @@ class _Packing:
         self._ends = model.get_input_embeddings(), model.get_output_embeddings()
 
     def run(self, quant: str) -> None:
+        self._quant = quant
         modules = list(self._model.modules())
         packed = 0
         embedding = self._ends[0]
@@ -95,7 +99,7 @@ class _Packing:
         for module in modules:
             if type(module) is nn.Linear and takes(module.weight):
                 packed += module.weight.numel() if module is not self._ends[1] else 0
-                self._linear(module, HEAD_BITS if module is self._ends[1] else BITS[quant])
+                self._linear(module)
         left = sum(
             one.numel()
             for module in modules
@@ -107,15 +111,15 @@ class _Packing:
             raise ModelError(
                 f"--quant {quant}: {packed / max(1, packed + left):.0%} of the weights of family "
                 f"{self._model.config.model_type!r} are linear layers, which is what is packed.",
-                "Leave --quant out.",
+                "Choose --quant none.",
             )
         for module in modules:
             self._rest(module)
 
-    def _linear(self, module: nn.Linear, bits: int) -> None:
+    def _linear(self, module: nn.Linear) -> None:
         weight = module.weight.detach()
         bias = None if module.bias is None else module.bias.detach().float().clone()
-        grid = self._grid(module, weight, bits)
+        grid = self._grid(module, weight)
         quick = Weights.on_grid(grid, module.out_features, bias)
         module._parameters["weight"] = self._weight(grid)
         if bias is not None:
@@ -125,8 +129,9 @@ class _Packing:
         module.quick, module.siblings = quick, None
         self._give_up(weight)
 
-    def _grid(self, module: nn.Module, weight: Tensor, bits: int) -> Grid:
+    def _grid(self, module: nn.Module, weight: Tensor) -> Grid:
         """The grid of a weight, the same for those that are tied."""
+        bits = HEAD_BITS if module in self._ends else BITS[self._quant]
         if (known := self._tied.get(weight.data_ptr())) is not None:
             return known
         name = f"{self._names[id(module)]}.weight"
@@ -136,12 +141,26 @@ class _Packing:
         if grid is not None and grid.bits <= bits:
             grid = grid._replace(tiles=self._pages.keep(grid.tiles))
         else:
-            shape = tiles_shape(weight, bits)
-            grid = Grid(self._pages.room(shape[0] * shape[1] * shape[2]).view(shape), bits)
-            if not round_to_grid(weight, bits, grid.tiles):
+            grid, lost = self._rounded(weight, bits) if self._quant != "file" else self._as_in_file(weight)
+            if lost == math.inf:
                 raise ModelError(f"{self._path}: {name} holds NaN, infinite or enormous numbers.", FETCH_AGAIN)
         self._files.keep(name, grid)
         return self._remember(weight, grid)
+
+    def _as_in_file(self, weight: Tensor) -> tuple[Grid, float]:
+        """4 bits, if the numbers were on such a grid before they were rounded to 16; else 8."""
+        few = weight[:SAMPLE]
+        if round_to_grid(few, 4, torch.empty(tiles_shape(few, 4), dtype=torch.uint8)) <= ON_GRID:
+            grid, lost = self._rounded(weight, 4)
+            if lost <= ON_GRID:
+                return grid, lost
+        return self._rounded(weight, 8)
+
+    def _rounded(self, weight: Tensor, bits: int) -> tuple[Grid, float]:
+        """And what that took, as of round_to_grid."""
+        shape = tiles_shape(weight, bits)
+        grid = Grid(self._pages.room(shape[0] * shape[1] * shape[2]).view(shape), bits)
+        return grid, round_to_grid(weight, bits, grid.tiles)
 
     def _remember(self, weight: Tensor, grid: Grid) -> Grid:
         if self._users[weight.data_ptr()] > 1:
@@ -160,7 +179,7 @@ class _Packing:
         of, padding = type(module), module.padding_idx
         put_before(module, Embedded)
         assert isinstance(module, Embedded)
-        module.grid = self._grid(module, weight, HEAD_BITS)
+        module.grid = self._grid(module, weight)
         module._parameters["weight"] = self._weight(module.grid)
         module.padding_idx = None  # which only training asks for, and which a few rows would not have
         self._buffers(module)

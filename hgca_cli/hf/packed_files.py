@@ -33,7 +33,7 @@ FORMAT = 1  # of tiles (native/hgca.h, hgca_linear) and index
 LEAST = 10**9  # weights of a model, from which on rounding takes so long that it is worth the disk (docs/log.md)
 SPARE_BYTES = 4 << 30  # that stay free on the disk
 FLUSHED = 256 << 20  # bytes that are written before they are sent to the disk: the end has little left to wait for
-BYTES = {"q8": 34 / 32, "q4": 24 / 32}  # of a weight, at most
+BYTES = {"q8": 34 / 32, "q4": 24 / 32, "file": 34 / 32}  # of a weight, at most
 
 
 class PackedFiles:
@@ -155,7 +155,8 @@ class PackedFiles:
         self._worker = ThreadPoolExecutor(1, "packed")
         self._notify(
             Notice(
-                f"packing the weights in {self._quant}; they are kept in {self._place}, and read from there next time"
+                f"packing the weights {'as in the file' if self._quant == 'file' else f'in {self._quant}'}; they are kept in "
+                f"{self._place}, and read from there next time"
             )
         )
 

@@ -1,12 +1,37 @@
-"""How a model's weights will be held once it is loaded in fp32 on the CPU, told from a few rows of each matrix."""
+"""How a model's weights will be held on the CPU: in fp32, told from a few rows of each matrix; packed, from the file they come from."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from hgca_cli.hf.checks import check_weights, tensor_bytes
 
 ROWS, COLUMNS = 16, 1024  # of a matrix, looked at
+TYPES_FILE = (
+    "gguf.json"  # beside converted weights: numbers of the file's matrices by type, of layers and of the output layer
+)
+FOUR_BITS = ("Q4_0", "Q4_1", "Q4_K")  # 16 codes that lie evenly, for 32 numbers: a grid of 4 bits; all others take 8
+FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+def in_file(path: Path) -> dict[str, int]:
+    """Numbers of a model directory's matrices by what holds them packed as the GGUF file had them: "grid8" or "grid4".
+
+    Empty if they do not come from such a file, or if that held most of them as floats.
+    """
+    try:
+        told = json.loads((path / TYPES_FILE).read_text(encoding="utf-8"))
+        layers, head = ({str(kind): int(count) for kind, count in told[part].items()} for part in ("layers", "head"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    if 2 * sum(count for kind, count in layers.items() if kind in FLOATS) > sum(layers.values()):
+        return {}
+    found: dict[str, int] = {}
+    for kind, count in (*layers.items(), *head.items()):
+        grid = "grid4" if kind in FOUR_BITS else "grid8"
+        found[grid] = found.get(grid, 0) + count
+    return found
 
 
 def packed_numbers(path: Path) -> dict[str, int]:

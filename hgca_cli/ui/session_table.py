@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from hgca_cli.config import HELD
 from hgca_cli.ui.inert import inert
 from hgca_cli.units import format_age, format_bytes
 
@@ -89,4 +90,4 @@ def session_record(session: Any) -> dict[str, Any]:
 
 def _model_told(record: Any) -> str:
     revision = f", revision {record.revision}" if record.revision else ""
-    return record.model + revision + (f", weights in {record.quant}" if record.quant != "none" else "")
+    return record.model + revision + HELD.get(record.quant, f", weights in {record.quant}")

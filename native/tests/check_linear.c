@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 
+#include "half.h"
 #include "hgca.h"
 #include "numbers.h"
 
@@ -154,16 +155,42 @@ static int check_several(int inputs, const int *outputs, int count, int vectors,
     return failures;
 }
 
+/* In place of a layer's floats, blocks of 16 numbers that lie evenly, from the lowest of them to the top or less, rounded to 16 bits. */
+static void put_onto_grid(layer *l, uint64_t *state) {
+    const int size = l->w.kind == HGCA_F32 ? 4 : 2;
+    for (int r = 0; r < l->w.outputs; r++)
+        for (int b = 0; b < l->w.inputs; b += BLOCK) {
+            const int codes = 9 + pick(state, 8);
+            const double step = ldexp(1.0 + fabs(uniform(state)), -6), least = -step * 15.0 * fabs(uniform(state));
+            for (int i = b; i < b + BLOCK; i++) {
+                const int code = i == b ? 0 : i == b + 1 ? codes - 1 : pick(state, codes);
+                const float x = (float)(step * code + least);
+                uint32_t bits;
+                memcpy(&bits, &x, 4);
+                bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+                const uint16_t half = l->w.kind == HGCA_F16 ? float_to_half(x) : (uint16_t)(bits >> 16);
+                float held;
+                memcpy(&held, &bits, 4);
+                if (l->w.kind == HGCA_F16) held = half_to_float(half);
+                char *at = l->memory + 1 + r * l->w.row_bytes + (int64_t)i * size;
+                memcpy(at, size == 4 ? (const void *)&held : &half, (size_t)size);
+                l->exact[(int64_t)r * l->w.inputs + i] = held;
+            }
+        }
+}
+
 /* A layer's floats rounded onto a grid: numbers are off by half a step of 8 bits, by one and a half of 4 bits at most. */
-static int check_packing(int outputs, int inputs, int from, int kind, uint64_t *state) {
+static int check_packing(int outputs, int inputs, int from, int kind, int onto_grid, uint64_t *state) {
     layer l = make_layer(outputs, inputs, from, 0, state);
+    if (onto_grid) put_onto_grid(&l, state);
     const int64_t row = kind == HGCA_GRID4 ? 20 : 34, bytes = (int64_t)(outputs + TILE - 1) / TILE * TILE * (inputs / BLOCK) * row;
     char *tiles = must(malloc((size_t)bytes + 1));
-    int32_t whole = 0;
-    const int status = hgca_pack(&l.w, kind, (uintptr_t)(tiles + 1), &whole);
+    float lost = INFINITY;
+    const int status = hgca_pack(&l.w, kind, (uintptr_t)(tiles + 1), &lost);
     hgca_weights grid = {.weight = tiles + 1, .outputs = outputs, .inputs = inputs, .kind = kind, .dtype = HGCA_F32};
     float in[MOST] = {0}, out[MOST];
-    int failures = status != HGCA_OK || !whole;
+    double squares[MOST / TILE + 1] = {0}, off[MOST / TILE + 1] = {0}, most_lost = 0.0; /* by tile */
+    int failures = status != HGCA_OK || !(lost < INFINITY);
     for (int i = 0; i < inputs && !failures; i++) { /* one number of each row at a time */
         in[i] = 1.0f;
         failures += hgca_linear(&grid, 1, (uintptr_t)in, (uintptr_t)out) != HGCA_OK;
@@ -174,8 +201,13 @@ static int check_packing(int outputs, int inputs, int from, int kind, uint64_t *
             for (int j = 0; j < BLOCK; j++) low = fmin(low, block[j]), top = fmax(top, block[j]);
             const double most = kind == HGCA_GRID4 ? (top - low) / 10.0 : fmax(top, -low) / 127.0 * 0.501;
             failures += !(fabs(out[r] - block[i % BLOCK]) <= most + 1e-3 * fmax(top, -low));
+            squares[r / TILE] += block[i % BLOCK] * block[i % BLOCK];
+            off[r / TILE] += (out[r] - block[i % BLOCK]) * (out[r] - block[i % BLOCK]);
         }
     }
+    for (int t = 0; t < (outputs + TILE - 1) / TILE; t++) most_lost = fmax(most_lost, squares[t] > 0.0 ? off[t] / squares[t] : 0.0);
+    failures += !(fabs(sqrt(most_lost) - sqrt(lost)) <= 0.02 * sqrt(most_lost) + 1e-5);
+    if (onto_grid) failures += !(sqrt(lost) <= 0x1p-8); /* what 16 bits rounded, and no more */
     if (failures) fprintf(stderr, "FAILED: %s packing: kind %d of %d, %d x %d, status %d\n", hgca_isa(), kind, from, outputs, inputs, status);
     free(tiles), drop_layer(&l);
     return failures;
@@ -195,11 +227,12 @@ int check_linear(void) {
             failures += check_together(inputs[i], several, alike, 1 + turn % HGCA_MOST_LAYERS, &state);
             if (kinds == 5) failures += check_several(inputs[i], several, 1 + turn % HGCA_MOST_LAYERS, 1 + turn * 7 % 140, &own);
             failures += check_gated(inputs[i], hidden, outputs[o], kind, &state);
-            if (kinds == 5) failures += check_packing(outputs[o], inputs[i], turn % 3, HGCA_GRID8 + turn % 2, &own);
+            if (kinds == 5) failures += check_packing(outputs[o], inputs[i], turn % 3, HGCA_GRID8 + turn % 2, 0, &own);
+            if (kinds == 5) failures += check_packing(outputs[o], inputs[i], turn % 3, HGCA_GRID4, 1, &own);
         }
     hgca_weights none = {0};
     if (hgca_linear(&none, 1, 8, 8) != HGCA_BAD_ARGUMENT || hgca_linear(NULL, 1, 8, 8) != HGCA_BAD_ARGUMENT) failures++;
-    int32_t whole;
-    if (hgca_pack(&none, HGCA_GRID8, 8, &whole) != HGCA_BAD_ARGUMENT || hgca_forget(0, 8) != HGCA_BAD_ARGUMENT) failures++;
+    float lost;
+    if (hgca_pack(&none, HGCA_GRID8, 8, &lost) != HGCA_BAD_ARGUMENT || hgca_forget(0, 8) != HGCA_BAD_ARGUMENT) failures++;
     return failures;
 }
