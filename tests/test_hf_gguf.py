@@ -6,6 +6,7 @@ import os
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -74,7 +75,7 @@ def test_converted_once_and_again_when_the_file_changes(tmp_path: Path, capfd: p
 def test_a_killed_conversion_leaves_no_model(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_gguf(tmp_path / "tiny.gguf")
 
-    def half(path: Path, target: Path, small: bool) -> None:
+    def half(path: Path, target: Path, *_: object) -> None:
         (target / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
@@ -89,10 +90,10 @@ def test_another_process_was_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file = write_gguf(tmp_path / "tiny.gguf")
     dequantise = gguf_convert._dequantise
 
-    def meanwhile(path: Path, target: Path, small: bool) -> None:
+    def meanwhile(*told: Any) -> None:
         monkeypatch.setattr(gguf_convert, "_dequantise", dequantise)
         resolve(str(file))
-        dequantise(path, target, small)
+        dequantise(*told)
 
     monkeypatch.setattr(gguf_convert, "_dequantise", meanwhile)
     assert (resolve(str(file)).path / "model.safetensors").exists()

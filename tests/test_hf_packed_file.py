@@ -26,6 +26,11 @@ from tests.models import change_weights, write_gguf, write_model
 KINDS = gguf.GGMLQuantizationType
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HGCA_CACHE_DIR", str(tmp_path / "cache"))
+
+
 def numbers_of(kind: KINDS, rows: int, inputs: int, seed: int = 0) -> Tensor:
     """What blocks of a GGUF type with bytes drawn at random hold, f32 [rows, inputs], of sizes as weights have them."""
     draw = np.random.default_rng(seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,12 +24,39 @@ HEADS = ("output.weight", "token_embd.weight")  # the output layer: the embeddin
 _MOST_NAME = 1 << 16
 
 
-class Contents(NamedTuple):
-    """What is in a GGUF file: numbers of all tensors, and of matrices by type (Q4_K, ...): of layers, and of the output layer."""
+class Stored(NamedTuple):
+    """A tensor of a GGUF file. kind: its number in GGMLQuantizationType; shape: as torch has it; at: where it begins in the file."""
 
-    numbers: int
-    layers: dict[str, int]
-    head: dict[str, int]
+    name: str
+    kind: int
+    shape: tuple[int, ...]
+    at: int
+    bytes: int
+
+
+class Contents(NamedTuple):
+    """What is in a sound GGUF file. architecture: "" if it names none."""
+
+    architecture: str
+    tensors: list[Stored]
+
+    @property
+    def numbers(self) -> int:
+        """Of all tensors."""
+        return sum(prod(one.shape) for one in self.tensors)
+
+    def types(self) -> dict[str, dict[str, int]]:
+        """Numbers of matrices by type (Q4_K, ...): of the layers', and of the output layer's."""
+        from gguf import GGMLQuantizationType
+
+        layers, ends = Counter[str](), dict[str, dict[str, int]]()
+        for one in self.tensors:
+            kind = GGMLQuantizationType(one.kind).name
+            if one.name.startswith("blk.") and len(one.shape) > 1:
+                layers[kind] += prod(one.shape)
+            elif one.name in HEADS:
+                ends[one.name] = {kind: prod(one.shape)}
+        return {"layers": dict(layers), "head": next((ends[name] for name in HEADS if name in ends), {})}
 
 
 def check_gguf(path: Path) -> Contents:
@@ -58,7 +86,7 @@ class _Walk:
             raise self._bad(f"is GGUF version {version}; versions 2 and 3 are read", "Convert it again.")
         if tensors == 0 or tensors * 32 > size or pairs * 13 > size:  # the fewest bytes one of each takes
             raise self._bad(f"claims {tensors:,} tensors and {pairs:,} keys in {size:,} bytes")
-        keys, alignment = set(), 32
+        keys, alignment, architecture = set(), 32, ""
         for _ in range(pairs):
             key = self._string()
             kind = self._unpack("<I")[0]
@@ -67,20 +95,21 @@ class _Walk:
             keys.add(key)
             if key == "general.alignment" and kind == 4:
                 alignment = struct.unpack_from("<I", self.data, self.at)[0]
+            if key == "general.architecture" and kind == _STRING:
+                begin = self.at
+                architecture, self.at = self._string(), begin
             self._skip_value(kind)
         if alignment == 0 or alignment & (alignment - 1):
             raise self._bad(f"has an alignment of {alignment}, not a power of two")
-        contents = self._tensors(tensors, alignment)
+        found = self._tensors(tensors, alignment)
         if not {"tokenizer.ggml.tokens", "tokenizer.ggml.model"} <= keys:
             raise self._bad("has no tokenizer", "Use a GGUF file made from a whole language model.")
-        return contents
+        return Contents(architecture, found)
 
-    def _tensors(self, count: int, alignment: int) -> Contents:
+    def _tensors(self, count: int, alignment: int) -> list[Stored]:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        found: dict[str, tuple[int, int]] = {}  # name -> offset, bytes
-        kinds: set[int] = set()
-        numbers, layers, ends = 0, Counter[str](), dict[str, dict[str, int]]()
+        found: dict[str, Stored] = {}  # places are from where tensors begin
         for _ in range(count):
             name = self._string(_MOST_NAME)
             dimensions = self._unpack("<I")[0]
@@ -92,29 +121,23 @@ class _Walk:
                 raise self._bad(f"names the tensor {name[:60]!r} twice")
             if kind not in {k.value for k in GGMLQuantizationType}:
                 raise self._bad(f"stores {name[:60]!r} as type {kind}, which is not known", _NO_TYPE)
-            kinds.add(kind)
             elements = 1
             for length in shape:
                 elements *= length
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
             if elements == 0 or elements % block:
                 raise self._bad(f"has a tensor {name[:60]!r} of an impossible shape {shape}")
-            found[name] = offset, elements // block * block_bytes
-            numbers += elements
-            if name.startswith("blk.") and dimensions > 1:
-                layers[GGMLQuantizationType(kind).name] += elements
-            elif name in HEADS:
-                ends[name] = {GGMLQuantizationType(kind).name: elements}
+            found[name] = Stored(name, kind, shape[::-1], offset, elements // block * block_bytes)
         start = -(-self.at // alignment) * alignment
         room = len(self.data) - start
-        for name, (offset, length) in found.items():
-            if offset % alignment or offset + length > room:
+        for name, one in found.items():
+            if one.at % alignment or one.at + one.bytes > room:
                 raise self._bad(f"is cut short or damaged: the tensor {name[:60]!r} ends beyond the file")
-        if sum(length for _, length in found.values()) > room:
+        if sum(one.bytes for one in found.values()) > room:
             raise self._bad("has tensors that overlap")
-        for kind in kinds:
+        for kind in {one.kind for one in found.values()}:
             self._check_dequantises(kind)
-        return Contents(numbers, dict(layers), next((ends[name] for name in HEADS if name in ends), {}))
+        return [one._replace(at=start + one.at) for one in found.values()]
 
     def _check_dequantises(self, kind: int) -> None:
         import numpy

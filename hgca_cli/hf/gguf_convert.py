@@ -15,12 +15,13 @@ import shutil
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 from hgca_cli.errors import DoesNotFitError, HgcaError, ModelError, NotHereError
 from hgca_cli.events import Notice
 from hgca_cli.hf import model_cache
 from hgca_cli.hf.checks import reason
-from hgca_cli.hf.gguf_check import check_gguf
+from hgca_cli.hf.gguf_check import Contents, check_gguf
 from hgca_cli.hf.packing import TYPES_FILE
 from hgca_cli.hf.registry import Notify
 from hgca_cli.units import format_bytes
@@ -75,40 +76,34 @@ def convert(path: Path, target: Path, notify: Notify) -> None:
         Notice(f"converting {path.name} to safetensors in {'fp32' if small else 'bf16'} ({format_bytes(needed)}, once)")
     )
     began = time.monotonic()
-    _dequantise(path, target, small)
-    described = json.dumps({"layers": contents.layers, "head": contents.head})
+    _dequantise(path, target, small, contents)
+    described = json.dumps(contents.types())
     (target / TYPES_FILE).write_text(described + "\n", encoding="utf-8")
     notify(Notice(f"converted in {time.monotonic() - began:.0f} s"))
 
 
-def _dequantise(path: Path, target: Path, small: bool) -> None:
+def _dequantise(path: Path, target: Path, small: bool, contents: Contents) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoTokenizer
 
-    from hgca_cli.hf.load import refuse_incomplete
+    from hgca_cli.hf.gguf_stream import write_weights
     from hgca_cli.hf.quiet import quiet
 
     folder, name = str(path.absolute().parent), path.name  # not resolved: a hub's cache links to nameless blobs
+    dtype = torch.float32 if small else torch.bfloat16
     with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar that has no switch
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                folder,
-                gguf_file=name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.float32 if small else torch.bfloat16,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-            refuse_incomplete(path, info)  # else random weights would be saved as if they were the model's
+            try:
+                done = write_weights(Path(folder, name), contents, target, dtype)
+            except DAMAGED:  # what is wrong is told below; what is another transformers' does not matter there
+                done = False
+            if not done:
+                _whole(path, target, dtype)
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, gguf_file=name, trust_remote_code=False, local_files_only=True
             )
-            if hasattr(model.config, "quantization_config"):
-                del model.config.quantization_config
-            model.save_pretrained(target)
             tokenizer.save_pretrained(target)
-            _drop_invented(target, model.get_input_embeddings().weight.shape[0])
+            _drop_invented(target, _embeddings(target))
         except HgcaError:
             raise
         except MemoryError as error:
@@ -119,6 +114,33 @@ def _dequantise(path: Path, target: Path, small: bool) -> None:
             raise _cannot(path, error) from error
         except DAMAGED as error:
             raise _cannot(path, error) from error
+
+
+def _whole(path: Path, target: Path, dtype: Any) -> None:
+    """By transformers' own reader, all weights in memory at once."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    from hgca_cli.hf.load import refuse_incomplete
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        str(path.absolute().parent),
+        gguf_file=path.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=dtype,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    refuse_incomplete(path, info)  # else random weights would be saved as if they were the model's
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+
+
+def _embeddings(target: Path) -> int:
+    """Rows of the embedding: by the config, which the weights were held to."""
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    return int((config.get("text_config") or config)["vocab_size"])
 
 
 def _drop_invented(target: Path, rows: int) -> None:
