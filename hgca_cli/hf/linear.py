@@ -9,8 +9,9 @@ of the result's norm in the default model's layers, 1.3e-5 where a vector has nu
 
 Weights may be held on a grid alone (hf/packed.py): whatever such a layer is given is multiplied with that.
 
-Several vectors, of a prompt or of a batch, are multiplied with a grid by the library too, where the processor's whole numbers are
-faster than torch's floats: rounded to 16 bits by blocks of 32, which moves the default model's distributions by 5e-8 (KL).
+Several vectors, of a prompt or of a batch, are torch's, in float32 that of its two libraries which is faster here (hf/products.py).
+They are multiplied with a grid by the library too, where the processor's whole numbers are faster than torch's floats: rounded to
+16 bits by blocks of 32, which moves the default model's distributions by 5e-8 (KL).
 
 Projections of one vector (query, key and value; gate and up) are computed by one call, as starting threads takes as long
 as a small layer does.
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from hgca_cli import native
 from hgca_cli.hf.grid import BLOCK, ROWS_AT_ONCE, Grid, floats, readable
+from hgca_cli.hf.products import linear
 
 TURNS = 1024  # vectors that weights held on a grid alone are multiplied with before making floats of them can pay (docs/log.md)
 
@@ -41,7 +43,9 @@ class QuickLinear(nn.Linear):
             if self.siblings is not None and not torch.is_grad_enabled():
                 return self.siblings.product(self.rank, input)
             return quick.product(input)
-        return super().forward(input) if quick.grid is None else quick.any_product(input)
+        if quick.grid is not None:
+            return quick.any_product(input)
+        return linear(input, self.weight, self.bias)
 
 
 def join(layers: list[QuickLinear]) -> None:
