@@ -170,3 +170,17 @@ def test_a_gpu_is_measured() -> None:
     found = gpu.gpu_rates(probe_gpus()[0], 3)
     assert found.memory_gb_s > found.to_device_gb_s > 0 and 0 < found.copy_us < 1000 and found.layer_us > 0
     assert isinstance(below_sheet(found), list)
+
+
+def test_a_prompts_products_are_those_of_a_models_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the planner counts with is what a model's layers call (hf/products.py)."""
+    asked = []
+
+    def linear(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        asked.append((input.dtype, *input.shape, *weight.shape))
+        return torch.nn.functional.linear(input, weight)
+
+    monkeypatch.setattr(products, "linear", linear)
+    assert products.matmul_tflop_s(1).keys() == {"fp32", "bf16"}
+    shape = products.CHUNK, products.SIDE, products.SIDE, products.SIDE
+    assert set(asked) == {(torch.float32, *shape), (torch.bfloat16, *shape)}

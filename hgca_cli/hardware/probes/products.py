@@ -11,6 +11,7 @@ from hgca_cli.attention import dense, in_place
 from hgca_cli.hardware.timing import repeat, typical
 from hgca_cli.hf.grid import find_grid
 from hgca_cli.hf.linear import Weights
+from hgca_cli.hf.products import linear
 
 SIDE = 2048  # of a square matrix of weights
 MATRICES = 8  # as many of them are read one after another: more than a cache holds
@@ -42,7 +43,7 @@ def linear_gb_s(times: int) -> dict[str, float]:
 
 
 def matmul_tflop_s(times: int, device: str = "cpu", dtypes: tuple[str, ...] = ("fp32", "bf16")) -> dict[str, float]:
-    """1e12 operations a second of a chunk times weights, by dtype."""
+    """1e12 operations a second of a chunk times weights, by dtype, as a model's layers multiply them (hf/products.py)."""
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     side, rows = (SIDE, CHUNK) if device == "cpu" else (8192, 4096)
     done = None if device == "cpu" else partial(torch.cuda.synchronize, device)
@@ -50,7 +51,7 @@ def matmul_tflop_s(times: int, device: str = "cpu", dtypes: tuple[str, ...] = ("
     for name in dtypes:
         a = torch.randn(rows, side, device=device).to(kinds[name])
         b = torch.randn(side, side, device=device).to(kinds[name])
-        seconds = repeat(lambda a=a, b=b: a @ b.T, times, after=done)  # type: ignore[misc]
+        seconds = repeat(lambda a=a, b=b: linear(a, b), times, after=done)  # type: ignore[misc]
         rates[name] = 2.0 * rows * side * side / typical(seconds) / 1e12
     return rates
 
