@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import gguf
 import numpy
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
+from hgca_cli.hf.load import LoadedModel, load_model
+from hgca_cli.hf.registry import ModelFiles
 from tests.tiny_engine import TEMPLATE, tiny_model, tiny_tokenizer
 
 LAYERS, HEADS, KV_HEADS = 2, 4, 2
@@ -23,6 +27,12 @@ def write_model(path: Path, template: str | None = TEMPLATE, model: Any = None) 
     (tiny_model() if model is None else model).save_pretrained(path)
     tiny_tokenizer(template).hf.save_pretrained(path)
     return path
+
+
+def in_floats(files: ModelFiles) -> LoadedModel:
+    """A model as transformers loads it, all in float32."""
+    model = AutoModelForCausalLM.from_pretrained(files.path, dtype=torch.float32).eval().requires_grad_(False)
+    return replace(load_model(files), model=model)
 
 
 def change_config(path: Path, **changes: Any) -> None:

@@ -25,6 +25,7 @@ from hgca_cli.kv.layout import KVLayout, LayerLayout
 GIB = 1 << 30
 LAYOUT = KVLayout(tuple(LayerLayout(32, 8, 128, 128) for _ in range(32)))
 BIG = Model(LAYOUT, 8_000_000_000, 131_072, hidden=4096, intermediate=14336, vocabulary=128_256)
+FLOATS = replace(BIG, uniform=False)  # some of its numbers are fp32: all are made so
 SMALL = replace(BIG, parameters=135_000_000, layout=KVLayout((LayerLayout(9, 3, 64, 64),) * 30), trained_context=8192)
 HOST = Machine(processors=8, memory_total=64 * GIB, memory_free=60 * GIB)
 GPU = Gpu(0, "card", total=24 * GIB, free=23 * GIB)
@@ -58,10 +59,23 @@ def test_every_setting_has_a_reason() -> None:
 
 def test_cpu_takes_fp32_where_it_fits_and_says_why_not() -> None:
     assert plan(SMALL).dtype == "fp32"
-    tight = plan()  # 8e9 fp32 weights are 30 GiB of the 48, the KV cache at 131,072 another 32
+    tight = plan(FLOATS)  # 8e9 fp32 weights are 30 GiB of the 48, the KV cache at 131,072 another 32
     assert tight.dtype == tight.kv_dtype == "bf16"
     assert "do not fit" in tight.reasons["dtype"]
-    assert plan(context=8192).dtype == "fp32"
+    assert plan(FLOATS, context=8192).dtype == "fp32"
+
+
+def test_sixteen_bits_stay_what_they_are_while_fp32_is_computed() -> None:
+    made = plan(context=8192)
+    assert (made.dtype, made.quant, made.memory[0].weights) == ("fp32", "none", 2 * BIG.parameters)
+    assert plan(FLOATS, context=8192).memory[0].weights == 6 * BIG.parameters  # and once more in 16 bits
+    assert plan(replace(BIG, packs=False), context=8192, dtype="fp32").memory[0].weights == 6 * BIG.parameters
+    assert plan(context=8192, dtype="bf16").memory[0].weights == 2 * BIG.parameters
+    assert plan(replace(BIG, own_dtype="fp32"), context=8192, dtype="fp32").memory[0].weights > 5 * BIG.parameters
+    assert (
+        made.predicted.step.weights == plan(FLOATS, context=8192).predicted.step.weights
+    )  # a token reads 16 bits of either
+    assert made.predicted.prefill_seconds > plan(FLOATS, context=8192).predicted.prefill_seconds
 
 
 def test_context_is_the_trained_one_or_the_largest_that_fits() -> None:
@@ -160,14 +174,14 @@ def test_hours_of_reading_are_told_as_hours() -> None:
 def test_the_refusal_has_both_figures_and_remedies_that_are_true() -> None:
     poor = replace(HOST, memory_free=32 * GIB)
     with pytest.raises(DoesNotFitError) as caught:
-        plan(machine=poor, context=32768, dtype="fp32")
+        plan(FLOATS, poor, context=32768, dtype="fp32")
     text = str(caught.value)
     assert caught.value.exit_code == 4
     assert re.search(r"host memory needs \d+\.\d GiB .* and has 25\.6 GiB", text)
     assert "--dtype bf16 (fits" in text
-    assert plan(machine=poor, context=32768, dtype="bf16").fits
+    assert plan(FLOATS, poor, context=32768, dtype="bf16").fits
     assert "--kv-dtype bf16 (saves 4.0 GiB, not enough alone)" in text
-    assert not draft(machine=poor, context=32768, dtype="fp32", kv_dtype="bf16").fits
+    assert not draft(FLOATS, poor, context=32768, dtype="fp32", kv_dtype="bf16").fits
 
 
 def test_the_largest_context_offered_fits_and_the_next_does_not() -> None:

@@ -23,7 +23,7 @@ from hgca_cli.hf.linear import QuickLinear, Weights
 from hgca_cli.hf.load import LoadedModel, fingerprint_of, load_model
 from hgca_cli.hf.packed import packed_layers
 from hgca_cli.hf.registry import ModelFiles
-from tests.models import change_config, change_weights, shard, write_model
+from tests.models import change_config, change_weights, in_floats, shard, write_model
 from tests.test_hf_linear import FLOATS, on_grid, product_error
 from tests.tiny_engine import tiny_tokenizer
 
@@ -146,12 +146,12 @@ def files(tmp_path: Path) -> ModelFiles:
 
 def twin_of(loaded: LoadedModel, files: ModelFiles) -> LoadedModel:
     """The model as it was, with the numbers that packing left of its weights."""
-    twin = load_model(files)
+    twin = in_floats(files)
     named = dict(twin.model.named_modules())
     for name, layer in loaded.model.named_modules():
         if isinstance(layer, QuickLinear) and layer.quick.grid is not None:
             named[name].weight.data = whole(layer.quick.grid, layer.out_features)
-    embedding = whole(loaded.model.get_input_embeddings().grid, 320)
+    embedding = whole(loaded.model.get_input_embeddings().held, 320)
     twin.model.get_input_embeddings().weight = nn.Parameter(embedding, requires_grad=False)  # tied no more
     return twin
 
@@ -310,10 +310,12 @@ def test_embeddings_of_a_familys_own_are_scaled(tmp_path: Path) -> None:
     torch.manual_seed(4)
     files = ModelFiles("gemma", write_model(tmp_path, model=Gemma3ForCausalLM(config).bfloat16()))
     ids = torch.tensor([[0, 3, 7, 3]])
-    embedding, original = (load_model(files, quant=quant).model.get_input_embeddings() for quant in ("q8", "none"))
+    embedding, original = (
+        one.model.get_input_embeddings() for one in (load_model(files, quant="q8"), in_floats(files))
+    )
     with torch.inference_mode():
         got, want = embedding(ids), original(ids)
     assert got.dtype is torch.float32 and float((got - want).norm()) < 1e-2 * float(want.norm())
-    original.weight.data = whole(embedding.grid, 320)
+    original.weight.data = whole(embedding.held, 320)
     with torch.inference_mode():
         assert torch.equal(got, original(ids))  # scaled by the root of 96, which bf16 does not hold

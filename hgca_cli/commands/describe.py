@@ -22,14 +22,17 @@ OWN = {"bfloat16": "bf16", "float16": "fp16"}
 
 def describe(files: ModelFiles, trust_remote_code: bool) -> Model:
     """Of a model whose files are here. Raises ModelError."""
-    from hgca_cli.hf.checks import weights_bytes
+    from hgca_cli.hf.checks import check_weights, tensor_dtypes, weights_bytes
     from hgca_cli.hf.load import read_config
     from hgca_cli.hf.packing import in_file, packed_numbers
 
     config = read_config(files, trust_remote_code=trust_remote_code)
     packed = packed_numbers(files.path) if _own_dtype(config) == "fp32" else {}
+    uniform = len({kind for file in check_weights(files.path) for kind in tensor_dtypes(file)}) == 1
     held = {} if any(kind.startswith("grid") for kind in packed) else in_file(files.path)
-    return replace(_model(config, weights_bytes(files.path, 1), packed), in_file=tuple(sorted(held.items())))
+    return replace(
+        _model(config, weights_bytes(files.path, 1), packed), in_file=tuple(sorted(held.items())), uniform=uniform
+    )
 
 
 def describe_config(choice: ModelChoice, notify: Callable[[Event], None]) -> Model:

@@ -8,7 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hgca_cli.hardware.expected import rows_read, scored_rows
-from hgca_cli.hardware.memory import ITEMSIZE, Choice, Model, device_codes_bytes, packed_kinds, stored_rows
+from hgca_cli.hardware.memory import (
+    ITEMSIZE,
+    Choice,
+    Model,
+    as_published,
+    device_codes_bytes,
+    packed_kinds,
+    stored_rows,
+)
 from hgca_cli.hardware.rates import GPU_SHARE, WEIGHT_BYTES, GpuRates, Profile
 from hgca_cli.hardware.row_rates import row_ns, thread_factor
 from hgca_cli.hardware.step_cost import StepCost
@@ -16,6 +24,7 @@ from hgca_cli.kv.layout import LayerLayout, as_in_store
 
 GRIDS = frozenset({"grid4", "grid8"})
 CHUNK_LAYERS = 3.0  # times what a token's layer costs, a chunk's does beyond its products: larger small operations
+WIDENED = 1.07  # products of weights that are made fp32 for each of them, beside those that are (docs/log.md)
 FLASH_SHARE, CUDNN_SHARE = 0.5, 0.68  # of a GPU's products, what attention of a prompt reaches
 # which attend with cuDNN (attention/cudnn.py), to chunks that are a multiple of this, in prompts most of which is beyond its LONG
 CUDNN_CARDS = frozenset({"H20", "H100", "H200", "GH200", "B200", "GB200"})
@@ -153,7 +162,8 @@ class Costs:
             share / (_of(grids, kind) if kind in GRIDS and grids else _of(rates, choice.dtype))
             for kind, share in self._kinds(choice)
         )
-        return 2.0 * numbers * vectors * each * 1e-12
+        widened = WIDENED if as_published(self.model, choice) else 1.0
+        return 2.0 * numbers * vectors * each * widened * 1e-12
 
     def _kinds(self, choice: Choice) -> tuple[tuple[str, float], ...]:
         """What holds the weights that the processor reads, and their shares."""

@@ -31,6 +31,7 @@ class Model:
     packed           of fp32 weights, how many numbers are held in fewer bytes: (kind of hardware/rates.py WEIGHTS, numbers)
     active_share     of the layers' weights, what one token reads: less than all where experts are chosen
     packs            its layers' weights are linear layers', which is what can be packed
+    uniform          all numbers of its files are of own_dtype
     in_file          where a quantised file had fewer bits for them: its matrices' numbers as they can be held, by kind as in packed
     """
 
@@ -45,6 +46,7 @@ class Model:
     packed: tuple[tuple[str, int], ...] = ()
     active_share: float = 1.0
     packs: bool = True
+    uniform: bool = True
     in_file: tuple[tuple[str, int], ...] = ()
 
     @property
@@ -161,10 +163,18 @@ def packed_kinds(model: Model, quant: str) -> tuple[tuple[str, int], ...]:
 
 def weights_bytes(model: Model, choice: Choice) -> int:
     """Bytes of the weights once they are loaded, second copies of them too. Packed: an embedding of its own has 8 bits."""
+    if as_published(model, choice):
+        return model.parameters * 2
     if choice.quant == "none":
         return model.parameters * ITEMSIZE[choice.dtype] + second_copies_bytes(model, choice)
     held = sum(count * WEIGHT_BYTES[kind] for kind, count in packed_kinds(model, choice.quant))
     return int(held) + (0 if model.tied else int(model.head * WEIGHT_BYTES["grid8"]))
+
+
+def as_published(model: Model, choice: Choice) -> bool:
+    """Whether weights stay in the 16 bits they were published in, though fp32 is computed (hf/packed.py)."""
+    sixteen = model.own_dtype != "fp32" and model.uniform and choice.dtype == "fp32"
+    return sixteen and choice.device == "cpu" and choice.quant == "none" and model.packs
 
 
 def second_copies_bytes(model: Model, choice: Choice) -> int:

@@ -19,6 +19,8 @@ as a small layer does.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ from hgca_cli import native
 from hgca_cli.hf.grid import BLOCK, ROWS_AT_ONCE, Grid, floats, readable
 from hgca_cli.hf.products import linear
 
+AT_ONCE, FEWEST_ROWS = 1 << 21, 64  # numbers, at least so many rows, that are widened at once (docs/log.md)
 TURNS = 1024  # vectors that weights held on a grid alone are multiplied with before making floats of them can pay (docs/log.md)
 
 
@@ -43,7 +46,7 @@ class QuickLinear(nn.Linear):
             if self.siblings is not None and not torch.is_grad_enabled():
                 return self.siblings.product(self.rank, input)
             return quick.product(input)
-        if quick.grid is not None:
+        if quick.grid is not None or quick.halves is not None:
             return quick.any_product(input)
         return linear(input, self.weight, self.bias)
 
@@ -64,25 +67,47 @@ class Weights:
     weight   f32, bf16 or f16 [outputs, inputs], on the CPU, numbers of a row next to each other; bias [outputs] or None
     copy     the same weights in fewer bytes, which are read then: bf16 or f16, or on a grid
     copied   bytes of the copy
-    grid     where there are no others (`on_grid`)
+    grid, halves  where there are no others (`on_grid`, `in_halves`)
     most     vectors at once, beyond which torch is faster
     """
 
-    __slots__ = ("_at", "_described", "_held", "_kept", "copied", "dtype", "grid", "inputs", "most", "outputs")
+    __slots__ = (
+        "_at",
+        "_described",
+        "_held",
+        "_kept",
+        "copied",
+        "dtype",
+        "grid",
+        "halves",
+        "inputs",
+        "most",
+        "outputs",
+    )
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, copy: Tensor | Grid | None = None) -> None:
         assert self.takes(weight, bias)
         self.grid: Grid | None = None
+        self.halves: Tensor | None = None
         self._describe(weight, tuple(weight.shape), weight.dtype, bias, copy)
 
     @classmethod
     def on_grid(cls, grid: Grid, outputs: int, bias: Tensor | None = None) -> Weights:
         """Weights [outputs, inputs] that are held on a grid alone, for vectors of float32; the layer's own are its tiles."""
         one = cls.__new__(cls)
-        one.grid = grid
+        one.grid, one.halves = grid, None
         one._describe(grid.tiles, (outputs, grid.tiles.shape[1] * BLOCK), torch.float32, bias, grid)
         one.copied = 0
         one.most = max(one.most, TURNS)
+        return one
+
+    @classmethod
+    def in_halves(cls, weight: Tensor, bias: Tensor | None = None) -> Weights:
+        """bf16 or f16 weights [outputs, inputs] for vectors of float32, which have no copy in float32."""
+        one = cls.__new__(cls)
+        one.grid, one.halves = None, weight
+        one._describe(weight, tuple(weight.shape), torch.float32, bias, weight)
+        one.copied = 0
         return one
 
     def _describe(
@@ -143,19 +168,23 @@ class Weights:
         return out
 
     def any_product(self, vector: Tensor) -> Tensor:
-        """[..., inputs] -> [..., outputs] with weights held on a grid alone, whatever the vectors are: as many, of any dtype."""
-        assert self.grid is not None
+        """[..., inputs] -> [..., outputs] with weights not held in float32, whatever the vectors are: as many, of any dtype."""
         _, bias, _ = self._kept
         plain = vector.to(self.dtype).contiguous()
         watched = torch.is_grad_enabled() and vector.requires_grad
         if not watched and vector.is_cpu and 1 <= plain.numel() // self.inputs <= self.most:
             return self.product(plain).to(vector.dtype)
-        parts = [
-            nn.functional.linear(plain, floats(self.grid, rows))
-            for rows in torch.arange(self.outputs).split(ROWS_AT_ONCE)
-        ]
+        parts = [linear(plain, piece) for piece in self._floats()]
         out = torch.cat(parts, dim=-1)
         return (out if bias is None else out + bias).to(vector.dtype)
+
+    def _floats(self) -> Iterator[Tensor]:
+        """The weights in float32, some rows at a time: of halves few enough to stay in the cache until they are multiplied."""
+        if self.halves is not None:
+            yield from (piece.float() for piece in self.halves.split(max(FEWEST_ROWS, AT_ONCE // self.inputs)))
+            return
+        assert self.grid is not None
+        yield from (floats(self.grid, rows) for rows in torch.arange(self.outputs).split(ROWS_AT_ONCE))
 
     @property
     def described(self) -> object:

@@ -17,7 +17,7 @@ from hgca_cli.errors import DoesNotFitError, HgcaError, ModelError
 from hgca_cli.events import Event
 from hgca_cli.hf.checks import FETCH_AGAIN, check_config, check_size, check_weights, read_json, reason
 from hgca_cli.hf.default_model import recommended
-from hgca_cli.hf.packed import dtype_of, pack, packed_layers
+from hgca_cli.hf.packed import HALF, dtype_of, mostly_linear, only_dtype, pack, packed_layers
 from hgca_cli.hf.packed_files import PackedFiles
 from hgca_cli.hf.quiet import quiet
 from hgca_cli.hf.registry import ModelFiles
@@ -25,6 +25,7 @@ from hgca_cli.hf.shape import refuse_unsupported, text_config, trained_context
 from hgca_cli.hf.tokenizer import Tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HALVES = (torch.bfloat16, torch.float16)
 SAMPLES, SAMPLE_BYTES = 64, 4096  # of each weights file in a fingerprint
 HARMLESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # buffers old checkpoints carry
 
@@ -33,7 +34,7 @@ HARMLESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # buffers
 class LoadedModel:
     """A model ready to run: in eval mode, without gradients, on its device.
 
-    dtype            of what is computed, and of weights that are not packed
+    dtype            of what is computed
     trained_context  tokens the model was made for (0: unknown); weights_bytes as loaded
     fingerprint      of the config, the weights' names, shapes and file sizes, and samples of them: the same files give
                      the same, a model trained further gives another, and so does one whose weights are packed
@@ -107,7 +108,8 @@ def load_model(
     """Load a model's weights and tokenizer.
 
     dtype         "fp32", "bf16", "fp16"; "auto" is fp32 on the CPU (a prompt's matrix products are fastest in fp32, and
-                  a token's read no more bytes than in 16 bits: hf/linear.py), the config's own elsewhere
+                  a token's read no more bytes than in 16 bits: hf/linear.py), the config's own elsewhere. Weights that were
+                  published in 16 bits stay in these there, and are made fp32 when they are multiplied
     yarn_context  stretch the rotary positions (YaRN, arXiv:2309.00071) to so many tokens
     quant         on the CPU: of hf/packed.py BITS holds the weights packed, and nothing else of them; dtype is fp32 then
     notify        told what takes long, and what is kept on disk
@@ -131,21 +133,27 @@ def load_model(
     with quiet():
         try:
             check_size(config, files.path, trust_remote_code=trust_remote_code)
-            model, info = AutoModelForCausalLM.from_pretrained(
-                files.path,
-                config=config,
-                dtype=kind if quant == "none" else dtype_of(shards),
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are reported, and refused below with their shapes
-            )
+            how = {
+                "config": config,
+                "use_safetensors": True,
+                "trust_remote_code": trust_remote_code,
+                "local_files_only": True,
+                "output_loading_info": True,
+                "ignore_mismatched_sizes": True,  # they are reported, and refused below with their shapes
+            }
+            published = only_dtype(shards) if quant == "none" and device == "cpu" and kind is torch.float32 else None
+            as_published = published in HALVES and getattr(config, "quantization_config", None) is None
+            held = published if as_published else kind if quant == "none" else dtype_of(shards)
+            model, info = AutoModelForCausalLM.from_pretrained(files.path, dtype=held, **how)
+            if as_published and not mostly_linear(model):
+                as_published = False
+                model, info = AutoModelForCausalLM.from_pretrained(files.path, dtype=kind, **how)
             refuse_incomplete(files.path, info)
             model = model.to(device).eval().requires_grad_(False)
-            if quant != "none":
-                count = sum(one.numel() for one in model.parameters())
-                pack(model, quant, files.path, PackedFiles(files.name, quant, fingerprint, count, notify))
+            if quant != "none" or as_published:
+                count = 0 if as_published else sum(one.numel() for one in model.parameters())
+                kept = PackedFiles(files.name, quant, fingerprint, count, notify)
+                pack(model, HALF if as_published else quant, files.path, kept)
         except HgcaError:
             raise
         except (torch.OutOfMemoryError, MemoryError) as error:

@@ -1,4 +1,5 @@
-"""A model whose weights are held in packed form only, on the CPU: linear layers on a grid of 8 or 4 bits, embeddings of 8 bits.
+"""A model whose weights are held in fewer bytes only, on the CPU: linear layers on a grid of 8 or 4 bits, embeddings of 8 bits;
+or all in the 16 bits they were published in, where nothing is rounded.
 
 transformers maps a model's files into memory and reads nothing, if its weights may stay what they are in there. Matrix by
 matrix they are rounded (hf/grid.py) and given up, so that what is there at most is what is packed and one matrix. All else (norms,
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 from hgca_cli import native
 from hgca_cli.errors import ModelError
 from hgca_cli.hf.checks import FETCH_AGAIN, tensor_dtypes
-from hgca_cli.hf.grid import Grid, find_grid, floats, round_to_grid, takes, tiles_shape
+from hgca_cli.hf.grid import Grid, find_grid, floats, readable, round_to_grid, takes, tiles_shape
 from hgca_cli.hf.linear import QuickLinear, Weights
 from hgca_cli.hf.packed_files import PackedFiles
 from hgca_cli.hf.pages import Pages
 from hgca_cli.hf.trial import gives_the_same, put_before
 
+HALF = "half"  # nothing is rounded: what fp32 means on the CPU for a model of 16 bits
 BITS = {"q8": 8, "q4": 4, "file": 8}  # at most; of a file's weights 4, if these hold them as they are
 HEAD_BITS = 8  # of the output layer and the embedding, whatever the others have (docs/log.md); tied, they are one grid
 LEAST_PACKED = 0.5  # of the weights that are no embeddings: for less nobody would ask
@@ -35,14 +37,14 @@ IDS, ROUNDED = 8, 3e-2  # of an embedding that are tried, and what rounding may 
 
 
 class Embedded(nn.Module):
-    """What is put before an embedding's own class: its weights are on a grid, what it gives is float32."""
+    """What is put before an embedding's own class: its weights are on a grid or in 16 bits, what it gives is float32."""
 
-    grid: Grid
+    held: Grid | Tensor
 
     def forward(self, ids: Tensor) -> Tensor:
         """[...] -> [..., width]."""
-        weight = self._parameters["weight"]
-        rows = floats(self.grid, ids.flatten())
+        weight, few = self._parameters["weight"], ids.flatten()
+        rows = self.held[few].float() if isinstance(self.held, Tensor) else floats(self.held, few)
         self._parameters["weight"] = nn.Parameter(rows, requires_grad=False)
         try:
             out: Tensor = super().forward(torch.arange(len(rows)).view(ids.shape))
@@ -59,6 +61,12 @@ def dtype_of(files: list[Path]) -> torch.dtype:
     return HALVES.get(counts.most_common(1)[0][0] if counts else "", torch.bfloat16)
 
 
+def only_dtype(files: list[Path]) -> torch.dtype | None:
+    """What all numbers of some weights' files are; None if they are of several kinds, or of one that is not read as it is."""
+    kinds = {kind for file in files for kind in tensor_dtypes(file)}
+    return HALVES.get(kinds.pop()) if len(kinds) == 1 else None
+
+
 def pack(model: nn.Module, quant: str, path: Path, files: PackedFiles) -> None:
     """Pack the weights of a model just loaded from `path`, in place; quant: of BITS.
 
@@ -71,6 +79,18 @@ def pack(model: nn.Module, quant: str, path: Path, files: PackedFiles) -> None:
         files.finish()
     finally:
         files.close()
+
+
+def mostly_linear(model: Any) -> bool:
+    """Whether most of a model's weights, but for its embedding and output layer, are linear layers'."""
+    ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None}
+    whole = sum(one.numel() for one in model.parameters() if id(one) not in ends)
+    linear = sum(
+        module.weight.numel()
+        for module in model.modules()
+        if type(module) is nn.Linear and readable(module.weight) and id(module.weight) not in ends
+    )
+    return linear >= LEAST_PACKED * whole
 
 
 def packed_layers(model: nn.Module) -> Iterator[QuickLinear]:
@@ -86,6 +106,7 @@ class _Packing:
             one.data_ptr() for module in model.modules() for one in module._parameters.values() if one is not None
         )
         self._tied: dict[int, Grid] = {}  # of weights that several modules have
+        self._halves: dict[int, Tensor] = {}
         self._held: dict[int, nn.Parameter] = {}  # by where its tiles are
         self._ends = model.get_input_embeddings(), model.get_output_embeddings()
 
@@ -94,16 +115,17 @@ class _Packing:
         modules = list(self._model.modules())
         packed = 0
         embedding = self._ends[0]
-        if isinstance(embedding, nn.Embedding) and takes(embedding.weight):
+        held = readable if quant == HALF else takes
+        if isinstance(embedding, nn.Embedding) and held(embedding.weight):
             self._embedding(embedding)
         for module in modules:
-            if type(module) is nn.Linear and takes(module.weight):
+            if type(module) is nn.Linear and held(module.weight):
                 packed += module.weight.numel() if module is not self._ends[1] else 0
                 self._linear(module)
         left = sum(
             one.numel()
             for module in modules
-            if module not in self._ends
+            if module not in self._ends and not isinstance(module, QuickLinear)
             for one in module._parameters.values()
             if one is not None and one.is_floating_point()
         )
@@ -119,15 +141,29 @@ class _Packing:
     def _linear(self, module: nn.Linear) -> None:
         weight = module.weight.detach()
         bias = None if module.bias is None else module.bias.detach().float().clone()
-        grid = self._grid(module, weight)
-        quick = Weights.on_grid(grid, module.out_features, bias)
-        module._parameters["weight"] = self._weight(grid)
+        held = self._hold(module, weight)
+        if isinstance(held, Tensor):
+            quick = Weights.in_halves(held, bias)
+        else:
+            quick = Weights.on_grid(held, module.out_features, bias)
+        module._parameters["weight"] = self._weight(held)
         if bias is not None:
             module._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
         module.__class__ = QuickLinear
         assert isinstance(module, QuickLinear)
         module.quick, module.siblings = quick, None
         self._give_up(weight)
+
+    def _hold(self, module: nn.Module, weight: Tensor) -> Grid | Tensor:
+        """What a weight is from now on, the same for those that are tied."""
+        if self._quant != HALF:
+            return self._grid(module, weight)
+        known = self._halves.get(weight.data_ptr())
+        if known is None:
+            known = self._pages.keep(weight)
+            if self._users[weight.data_ptr()] > 1:
+                self._halves[weight.data_ptr()] = known
+        return known
 
     def _grid(self, module: nn.Module, weight: Tensor) -> Grid:
         """The grid of a weight, the same for those that are tied."""
@@ -167,9 +203,10 @@ class _Packing:
             self._tied[weight.data_ptr()] = grid
         return grid
 
-    def _weight(self, grid: Grid) -> nn.Parameter:
+    def _weight(self, held: Grid | Tensor) -> nn.Parameter:
         """What stands for a module's weight: one for those that are tied."""
-        return self._held.setdefault(grid.tiles.data_ptr(), nn.Parameter(grid.tiles, requires_grad=False))
+        one = held if isinstance(held, Tensor) else held.tiles
+        return self._held.setdefault(one.data_ptr(), nn.Parameter(one, requires_grad=False))
 
     def _embedding(self, module: nn.Embedding) -> None:
         weight = module.weight.detach()
@@ -179,8 +216,8 @@ class _Packing:
         of, padding = type(module), module.padding_idx
         put_before(module, Embedded)
         assert isinstance(module, Embedded)
-        module.grid = self._grid(module, weight)
-        module._parameters["weight"] = self._weight(module.grid)
+        module.held = self._hold(module, weight)
+        module._parameters["weight"] = self._weight(module.held)
         module.padding_idx = None  # which only training asks for, and which a few rows would not have
         self._buffers(module)
         if gives_the_same(lambda _: own, module, [ids], ROUNDED):
