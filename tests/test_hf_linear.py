@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from hgca_cli import native
 from hgca_cli.hf.grid import BLOCK, find_grid, find_halves
-from hgca_cli.hf.linear import QuickLinear, Weights, join, multiply
+from hgca_cli.hf.linear import QuickLinear, Weights, multiply
 from hgca_cli.hf.quicken import quicken
+from hgca_cli.hf.siblings import join
 from tests.tiny_engine import tiny_model
 
 UNITS = 63 * (128**2 + 128 + 1)  # of the largest number of a block

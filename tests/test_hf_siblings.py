@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hgca_cli import native
-from hgca_cli.hf.linear import QuickLinear, Siblings, Weights
+from hgca_cli.hf.linear import QuickLinear, Weights
 from hgca_cli.hf.quicken import quicken
+from hgca_cli.hf.siblings import Siblings
 
 INPUTS = 64
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hgca_cli.config import DTYPES, FOLLOWING, KV_DTYPES, CacheSettings
-from hgca_cli.errors import ModelError, UsageError
+from hgca_cli.errors import UsageError
 from hgca_cli.hardware.assumed import assume
 from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.machine import Machine, choose_device
 from hgca_cli.hardware.memory import Choice, Model
+from hgca_cli.hardware.packing import choose_packing
 from hgca_cli.hardware.place import Case, Place, largest
 from hgca_cli.hardware.rates import Profile
 from hgca_cli.hardware.refusal import does_not_fit
@@ -134,22 +135,6 @@ def place_model(case: Case, reasons: dict[str, str], notices: list[str]) -> str:
     return device
 
 
-def choose_packing(case: Case, device: str, reasons: dict[str, str]) -> str:
-    """How the weights are packed: what was asked for, else, on the CPU, in the few bits a quantised file had for them.
-
-    Raises UsageError or ModelError for packing that cannot be.
-    """
-    quant = case.request.quant
-    if quant in (None, "none"):
-        if quant or device != "cpu" or case.request.dtype is not None or not (case.model.in_file and case.model.packs):
-            return "none"
-        reasons["quant"] = "the bits the file has: 4 where its numbers need no more, 8 for finer ones"
-        return "file"
-    reasons["quant"] = "given"
-    _check_packing(case, device)
-    return quant
-
-
 def choose_dtype(place: Place, choice: Choice, reasons: dict[str, str]) -> Choice:
     """On a GPU the model's own 16 bits; on the CPU fp32, which is exact and faster there, if everything fits in it."""
     request = place.request
@@ -219,25 +204,6 @@ def tell_disk(place: Place, choice: Choice, disk: Disk, reasons: dict[str, str],
         notices.append(
             f"a full store of {format_bytes(rows)} is more than the {format_bytes(cached)} of memory that is left to keep "
             "it in: rows will be read from the disk, and that takes longer than predicted."
-        )
-
-
-def _check_packing(case: Case, device: str) -> None:
-    flag = f"--quant {case.request.quant}"
-    if device != "cpu":
-        raise UsageError(
-            f"{flag} packs weights on the CPU only, and this would run on {device}.",
-            "Leave it out (a model that is quantised already runs there as it is), or add --device cpu.",
-        )
-    if not case.model.packs:
-        raise ModelError(
-            f"{flag}: few of this model's weights are linear layers, which is what is packed (not experts, nor GPT-2's layers).",
-            "Choose --quant none, or another model.",
-        )
-    if case.request.quant == "file" and not case.model.in_file:
-        raise ModelError(
-            f"{flag}: the weights are not known to come from a quantised GGUF file.",
-            "Choose q8 or q4, which round them.",
         )
 
 

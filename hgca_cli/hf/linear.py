@@ -7,19 +7,17 @@ published, or a grid of 4 or 8 bits, as those of a converted GGUF file, get a se
 Results differ by rounding alone; of a grid's that is what rounding a vector to 21 bits by blocks of 32 makes of them: 1e-6
 of the result's norm in the default model's layers, 1.3e-5 where a vector has numbers a thousand times the others.
 
-Weights may be held on a grid alone (hf/packed.py): whatever such a layer is given is multiplied with that.
+Weights may be held on a grid alone, or in 16 bits (hf/packed.py): whatever such a layer is given is multiplied with that.
 
 Several vectors, of a prompt or of a batch, are torch's, in float32 that of its two libraries which is faster here (hf/products.py).
 They are multiplied with a grid by the library too, where the processor's whole numbers are faster than torch's floats: rounded to
 16 bits by blocks of 32, which moves the default model's distributions by 5e-8 (KL).
-
-Projections of one vector (query, key and value; gate and up) are computed by one call, as starting threads takes as long
-as a small layer does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +25,9 @@ from torch import Tensor, nn
 from hgca_cli import native
 from hgca_cli.hf.grid import BLOCK, ROWS_AT_ONCE, Grid, floats, readable
 from hgca_cli.hf.products import linear
+
+if TYPE_CHECKING:
+    from hgca_cli.hf.siblings import Siblings
 
 AT_ONCE, FEWEST_ROWS = 1 << 21, 64  # numbers, at least so many rows, that are widened at once (docs/log.md)
 TURNS = 1024  # vectors that weights held on a grid alone are multiplied with before making floats of them can pay (docs/log.md)
@@ -49,16 +50,6 @@ class QuickLinear(nn.Linear):
         if quick.grid is not None or quick.halves is not None:
             return quick.any_product(input)
         return linear(input, self.weight, self.bias)
-
-
-def join(layers: list[QuickLinear]) -> None:
-    """Let layers that are given the same vector one after the other be computed together."""
-    kinds = {(layer.in_features, layer.quick.dtype) for layer in layers}
-    if len(layers) < 2 or len(kinds) > 1 or any(layer.siblings is not None for layer in layers):
-        return
-    siblings = Siblings([layer.quick for layer in layers])
-    for rank, layer in enumerate(layers):
-        layer.siblings, layer.rank = siblings, rank
 
 
 class Weights:
@@ -190,53 +181,6 @@ class Weights:
     def described(self) -> object:
         """What the C library reads, hgca_weights."""
         return self._described[0]
-
-
-class Siblings:
-    """Layers that are given one vector one after the other: the first computes all, the others take theirs.
-
-    Nothing is assumed of who calls: a result is only given for the very bytes it was computed from, once. A layer that is
-    asked something else computes that alone; if results are left behind again and again, every layer does.
-    """
-
-    PATIENCE = 4  # times that results were left behind
-
-    __slots__ = ("_described", "_found", "_left_behind", "_sizes", "_weights")
-
-    def __init__(self, weights: list[Weights]) -> None:
-        self._weights = weights
-        self._described = described_all(weights)
-        self._sizes = [one.outputs for one in weights]
-        self._found: tuple[Tensor, dict[int, Tensor]] | None = None  # a copy of the vector, results nobody took yet
-        self._left_behind = 0
-
-    def product(self, rank: int, vector: Tensor) -> Tensor:
-        """[..., inputs] -> [..., outputs] of the layer of that rank. Only if its weights serve."""
-        if rank and (found := self._found) is not None:
-            copy, left = found
-            if copy.shape == vector.shape and native.lib.hgca_same(
-                copy.data_ptr(), vector.data_ptr(), copy.numel() * copy.element_size()
-            ):
-                out = left.pop(rank, None)  # once, as who has it may write into it
-                if not left:  # vectors of a prompt are many
-                    self._found = None
-                if out is not None:
-                    return out
-        if rank or self._left_behind >= self.PATIENCE:
-            return self._weights[rank].product(vector)
-        return self._all(vector)
-
-    def _all(self, vector: Tensor) -> Tensor:
-        if self._found is not None and self._found[1]:
-            self._left_behind += 1
-        inputs = self._weights[0].inputs
-        vectors = vector.numel() // inputs
-        out = torch.empty(vectors * sum(self._sizes), dtype=vector.dtype)
-        multiply(self._described, len(self._sizes), vector, inputs, out)
-        parts = out.split([vectors * size for size in self._sizes])
-        first, *others = (part.view(*vector.shape[:-1], size) for part, size in zip(parts, self._sizes, strict=True))
-        self._found = vector.clone(), dict(enumerate(others, 1))
-        return first
 
 
 def multiply(described: object, layers: int, vector: Tensor, inputs: int, out: Tensor) -> None:

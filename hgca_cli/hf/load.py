@@ -17,8 +17,9 @@ from hgca_cli.errors import DoesNotFitError, HgcaError, ModelError
 from hgca_cli.events import Event
 from hgca_cli.hf.checks import FETCH_AGAIN, check_config, check_size, check_weights, read_json, reason
 from hgca_cli.hf.default_model import recommended
-from hgca_cli.hf.packed import HALF, dtype_of, mostly_linear, only_dtype, pack, packed_layers
+from hgca_cli.hf.packed import HALF, pack, packed_layers
 from hgca_cli.hf.packed_files import PackedFiles
+from hgca_cli.hf.published import dtype_of, mostly_linear, only_dtype
 from hgca_cli.hf.quiet import quiet
 from hgca_cli.hf.registry import ModelFiles
 from hgca_cli.hf.shape import refuse_unsupported, text_config, trained_context

@@ -19,18 +19,17 @@ from torch import Tensor, nn
 
 from hgca_cli import native
 from hgca_cli.errors import ModelError
-from hgca_cli.hf.checks import FETCH_AGAIN, tensor_dtypes
+from hgca_cli.hf.checks import FETCH_AGAIN
 from hgca_cli.hf.grid import Grid, find_grid, floats, readable, round_to_grid, takes, tiles_shape
 from hgca_cli.hf.linear import QuickLinear, Weights
 from hgca_cli.hf.packed_files import PackedFiles
 from hgca_cli.hf.pages import Pages
+from hgca_cli.hf.published import LEAST_PACKED
 from hgca_cli.hf.trial import gives_the_same, put_before
 
 HALF = "half"  # nothing is rounded: what fp32 means on the CPU for a model of 16 bits
 BITS = {"q8": 8, "q4": 4, "file": 8}  # at most; of a file's weights 4, if these hold them as they are
 HEAD_BITS = 8  # of the output layer and the embedding, whatever the others have (docs/log.md); tied, they are one grid
-LEAST_PACKED = 0.5  # of the weights that are no embeddings: for less nobody would ask
-HALVES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 SAMPLE = 64  # rows that are tried first
 ON_GRID = 2**-7  # of the norm: rounding to bf16 takes .0017, 4 bits of numbers that lie anywhere .07
 IDS, ROUNDED = 8, 3e-2  # of an embedding that are tried, and what rounding may change of them, of the norm
@@ -53,20 +52,6 @@ class Embedded(nn.Module):
             self._parameters["weight"] = weight
 
 
-def dtype_of(files: list[Path]) -> torch.dtype:
-    """What most numbers of some weights' files are, as far as that can be mapped into memory and read there; bf16 if not."""
-    counts: Counter[str] = Counter()
-    for file in files:
-        counts.update(tensor_dtypes(file))
-    return HALVES.get(counts.most_common(1)[0][0] if counts else "", torch.bfloat16)
-
-
-def only_dtype(files: list[Path]) -> torch.dtype | None:
-    """What all numbers of some weights' files are; None if they are of several kinds, or of one that is not read as it is."""
-    kinds = {kind for file in files for kind in tensor_dtypes(file)}
-    return HALVES.get(kinds.pop()) if len(kinds) == 1 else None
-
-
 def pack(model: nn.Module, quant: str, path: Path, files: PackedFiles) -> None:
     """Pack the weights of a model just loaded from `path`, in place; quant: of BITS.
 
@@ -81,18 +66,6 @@ def pack(model: nn.Module, quant: str, path: Path, files: PackedFiles) -> None:
         files.close()
 
 
-def mostly_linear(model: Any) -> bool:
-    """Whether most of a model's weights, but for its embedding and output layer, are linear layers'."""
-    ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None}
-    whole = sum(one.numel() for one in model.parameters() if id(one) not in ends)
-    linear = sum(
-        module.weight.numel()
-        for module in model.modules()
-        if type(module) is nn.Linear and readable(module.weight) and id(module.weight) not in ends
-    )
-    return linear >= LEAST_PACKED * whole
-
-
 def packed_layers(model: nn.Module) -> Iterator[QuickLinear]:
     """Layers whose weights are held on a grid alone."""
     return (module for module in model.modules() if isinstance(module, QuickLinear) and module.quick.grid is not None)
@@ -105,8 +78,7 @@ class _Packing:
         self._users = Counter(
             one.data_ptr() for module in model.modules() for one in module._parameters.values() if one is not None
         )
-        self._tied: dict[int, Grid] = {}  # of weights that several modules have
-        self._halves: dict[int, Tensor] = {}
+        self._tied: dict[int, Grid | Tensor] = {}  # of weights that several modules have
         self._held: dict[int, nn.Parameter] = {}  # by where its tiles are
         self._ends = model.get_input_embeddings(), model.get_output_embeddings()
 
@@ -156,23 +128,18 @@ class _Packing:
 
     def _hold(self, module: nn.Module, weight: Tensor) -> Grid | Tensor:
         """What a weight is from now on, the same for those that are tied."""
-        if self._quant != HALF:
-            return self._grid(module, weight)
-        known = self._halves.get(weight.data_ptr())
-        if known is None:
-            known = self._pages.keep(weight)
-            if self._users[weight.data_ptr()] > 1:
-                self._halves[weight.data_ptr()] = known
-        return known
-
-    def _grid(self, module: nn.Module, weight: Tensor) -> Grid:
-        """The grid of a weight, the same for those that are tied."""
-        bits = HEAD_BITS if module in self._ends else BITS[self._quant]
         if (known := self._tied.get(weight.data_ptr())) is not None:
             return known
+        held = self._pages.keep(weight) if self._quant == HALF else self._grid(module, weight)
+        if self._users[weight.data_ptr()] > 1:
+            self._tied[weight.data_ptr()] = held
+        return held
+
+    def _grid(self, module: nn.Module, weight: Tensor) -> Grid:
+        bits = HEAD_BITS if module in self._ends else BITS[self._quant]
         name = f"{self._names[id(module)]}.weight"
         if (read := self._files.take(name, weight, bits, self._pages.room)) is not None:
-            return self._remember(weight, read)
+            return read
         grid = find_grid(weight)  # as of a GGUF file: nothing is rounded then
         if grid is not None and grid.bits <= bits:
             grid = grid._replace(tiles=self._pages.keep(grid.tiles))
@@ -181,7 +148,7 @@ class _Packing:
             if lost == math.inf:
                 raise ModelError(f"{self._path}: {name} holds NaN, infinite or enormous numbers.", FETCH_AGAIN)
         self._files.keep(name, grid)
-        return self._remember(weight, grid)
+        return grid
 
     def _as_in_file(self, weight: Tensor) -> tuple[Grid, float]:
         """4 bits, if the numbers were on such a grid before they were rounded to 16; else 8."""
@@ -197,11 +164,6 @@ class _Packing:
         shape = tiles_shape(weight, bits)
         grid = Grid(self._pages.room(shape[0] * shape[1] * shape[2]).view(shape), bits)
         return grid, round_to_grid(weight, bits, grid.tiles)
-
-    def _remember(self, weight: Tensor, grid: Grid) -> Grid:
-        if self._users[weight.data_ptr()] > 1:
-            self._tied[weight.data_ptr()] = grid
-        return grid
 
     def _weight(self, held: Grid | Tensor) -> nn.Parameter:
         """What stands for a module's weight: one for those that are tied."""

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from hgca_cli.hf.decoder import parts_of, quicken_decoder
 from hgca_cli.hf.gated import quicken_gated
 from hgca_cli.hf.grid import Grid, find_grid, find_halves
-from hgca_cli.hf.linear import QuickLinear, Weights, join
+from hgca_cli.hf.linear import QuickLinear, Weights
 from hgca_cli.hf.norm import quicken_norm
 from hgca_cli.hf.pages import Pages
+from hgca_cli.hf.siblings import join
 from hgca_cli.hf.stack import stack
 from hgca_cli.hf.straight import straighten
 from hgca_cli.hf.threads import one_thread
