@@ -74,8 +74,8 @@ INLINE line_of_codes better(line_of_codes a, line_of_codes b) { return b.error <
 /* The line numbers from 0 to 1 are on already, but for an error of `most`; beyond it if there is none. */
 INLINE line_of_codes line_they_are_on(const VF *x, float sum, float squares, float most) {
     line_of_codes line = {0.0f, 0.0f, INFINITY};
-    for (int steps = MOST_CODE4; steps >= FEWEST_WHOLE && line.error > most; steps--)
-        line = line_through(x, sum, squares, 0.0f, (float)steps);
+    for (int steps = MOST_CODE4; steps >= FEWEST_WHOLE && line.error > most / 4.0f; steps--) /* so near is no chance */
+        line = better(line, line_through(x, sum, squares, 0.0f, (float)steps));
     return line;
 }
 

@@ -13,6 +13,9 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LM
 from hgca_cli.commands.describe import describe
 from hgca_cli.config import CacheSettings, SamplingSettings
 from hgca_cli.engine.engine import Engine
+from hgca_cli.hardware.machine import Machine
+from hgca_cli.hardware.plan import make_plan
+from hgca_cli.hardware.settings import PlanRequest
 from hgca_cli.hf import linear
 from hgca_cli.hf.decoder import QuickDecoder
 from hgca_cli.hf.linear import QuickLinear, Weights
@@ -132,6 +135,14 @@ def test_numbers_of_several_kinds_are_all_made_floats(tmp_path: Path) -> None:
     assert {one.dtype for one in loaded.model.parameters()} == {torch.float32}
     assert torch.equal(loaded.model.model.norm.weight, in_floats(files).model.model.norm.weight)
     assert not describe(files, False).uniform
+
+
+def test_files_of_another_kind_than_the_config_says_are_planned_as_they_are_held(tmp_path: Path) -> None:
+    files = ModelFiles("tiny", write_model(tmp_path))
+    change_config(files.path, dtype="bfloat16")
+    model = describe(files, False)
+    assert not model.uniform and load_model(files).weights_bytes == 4 * model.parameters
+    assert make_plan(model, Machine(2, 8 << 30, 8 << 30), PlanRequest()).memory[0].weights == 6 * model.parameters
 
 
 def test_what_is_not_linear_is_made_floats(tmp_path: Path) -> None:

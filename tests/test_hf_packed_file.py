@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import gguf
 import numpy as np
@@ -12,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from hgca_cli.commands import chat
 from hgca_cli.commands.describe import describe
 from hgca_cli.errors import ModelError
+from hgca_cli.hardware.settings import PlanRequest
 from hgca_cli.hf import gguf_convert, packed
 from hgca_cli.hf.grid import Grid, floats, round_to_grid, tiles_shape
 from hgca_cli.hf.linear import QuickLinear
@@ -124,7 +128,12 @@ def test_a_conversion_notes_the_files_types(tmp_path: Path, monkeypatch: pytest.
 
 def test_numbers_kept_in_full_are_found_without_it(tmp_path: Path) -> None:
     files = resolve(str(write_gguf(tmp_path / "q8.gguf", quant=KINDS.Q8_0)))
-    assert in_file(files.path) and describe(files, False).in_file == ()  # its grid is read beside the floats, exactly
+    model = describe(files, False)
+    assert in_file(files.path) == dict(model.in_file) and "grid8" in dict(model.packed)
+    assert (
+        records(here("chat", "-m", str(files.path), "--plan", "--json"))[0]["quant"] == "none"
+    )  # read beside the floats, exactly
+    assert bits_of(load_model(files, quant="file").model)["q_proj"] == 8
 
 
 @pytest.mark.parametrize(
@@ -179,9 +188,20 @@ def test_a_job_goes_on_with_them(quantised: Path, tmp_path: Path) -> None:
     assert here(*words).returncode == 0
     out = tmp_path / "out.jsonl"
     out.write_bytes(out.read_bytes().splitlines(keepends=True)[0])  # as if it had been killed before the second
-    for quant in ("none", "q8"):  # other weights give other answers
-        assert here(*words, "--quant", quant).returncode == 2
+    assert here(*words, "--quant", "q8").returncode == 2  # other weights give other answers
     assert here(*words).returncode == 0 and out.read_bytes().count(b"\n") == 2
+
+
+def test_a_session_does_not_ask_for_them(quantised: Path, tmp_path: Path) -> None:
+    words, place = ("chat", "-m", str(quantised), "-n", "4", "--temp", "0", "--json"), {"HGCA_DATA_DIR": str(tmp_path)}
+    assert records(here(*words, "--session", "one", "the cat", **place))[0]["quant"] == "file"
+    assert json.loads(here("sessions", "show", "one", "--json", **place).stdout)["quant"] == "file"
+    again = records(here(*words, "--session", "one", "a dog", **place))
+    assert again[0]["quant"] == "file" and again[-1]["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    there = SimpleNamespace(record=SimpleNamespace(quant="file", model=str(quantised)))
+    request = PlanRequest(device="cuda")  # where nobody packs anything
+    context: Any = SimpleNamespace(get_parameter_source=lambda _: None)
+    assert chat._packed_as(context, there, str(quantised), request) == request  # type: ignore[arg-type]
 
 
 def test_a_file_that_is_not_known_is_refused(tmp_path: Path) -> None:

@@ -190,9 +190,12 @@ def _model_of(
 
 
 def _packed_as(context: typer.Context, there: Listed, model: str, request: PlanRequest) -> PlanRequest:
-    """With its model's weights as a session's were, or its rows would be of other weights; unless something else was asked for."""
+    """With its model's weights rounded as a session's were, or its rows would be of other weights; unless something else was asked for.
+
+    A file's own bits nobody asked for: they are taken where they would be without a session.
+    """
     asked = any(setter(context, name) is not None for name in ("quant", "dtype"))
-    if there.record is None or asked or there.record.model != anywhere(model):
+    if there.record is None or asked or there.record.model != anywhere(model) or there.record.quant == "file":
         return request
     return replace(request, quant=there.record.quant)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NOT_LINEAR = ("gpt2",)  # families whose matrices are no linear layers
 OWN = {"bfloat16": "bf16", "float16": "fp16"}
+STORED = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}  # what safetensors calls them
 
 
 def describe(files: ModelFiles, trust_remote_code: bool) -> Model:
@@ -28,11 +29,10 @@ def describe(files: ModelFiles, trust_remote_code: bool) -> Model:
 
     config = read_config(files, trust_remote_code=trust_remote_code)
     packed = packed_numbers(files.path) if _own_dtype(config) == "fp32" else {}
-    uniform = len({kind for file in check_weights(files.path) for kind in tensor_dtypes(file)}) == 1
-    held = {} if any(kind.startswith("grid") for kind in packed) else in_file(files.path)
-    return replace(
-        _model(config, weights_bytes(files.path, 1), packed), in_file=tuple(sorted(held.items())), uniform=uniform
-    )
+    kinds = {kind for file in check_weights(files.path) for kind in tensor_dtypes(file)}
+    model = _model(config, weights_bytes(files.path, 1), packed)
+    held = tuple(sorted(in_file(files.path).items()))
+    return replace(model, in_file=held, uniform=kinds == {STORED[model.own_dtype]})
 
 
 def describe_config(choice: ModelChoice, notify: Callable[[Event], None]) -> Model:

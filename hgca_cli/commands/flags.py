@@ -160,9 +160,9 @@ def choice_of(text: str, flag: str, choices: tuple[str, ...]) -> str | None:
 
 def quant_of(text: str) -> str | None:
     """One of QUANTS, by any of the names it has elsewhere (int8, q8_0, 8bit); None for auto. Raises UsageError naming them."""
-    if text == "auto":
-        return None
     plain = text.lower().replace("-", "").replace("_", "")
+    if plain == "auto":
+        return None
     for quant, names in SPELLINGS.items():
         if plain in names:
             return quant

@@ -174,9 +174,7 @@ class Job:
         elsewhere = self.given["engine"] == "ray"
         planned: list[Any]
         choice, files, *planned = self.found() if elsewhere else self.plan()
-        fingerprint = told["fingerprint"] = fingerprint_of(
-            files, planned[0].quant if planned else self.request.quant or "none"
-        )
+        fingerprint = told["fingerprint"] = fingerprint_of(files, self.request.quant or "none")
         output.of(told)
         if self.given["ordered"]:
             output.in_order(missing)

@@ -129,7 +129,13 @@ def _planned(by: By, given: Mapping[str, Any], request: PlanRequest, plan: Plan 
 
 def _decided(field: str, value: Any, plan: Plan | None) -> tuple[str, str]:
     """Origin of what nobody asked for."""
-    usual = {"quant": True, "sinks": True, "budget": True, "dense_layers": True, "quality": value in (None, QUALITY)}
+    usual = {
+        "quant": value == "none",
+        "sinks": True,
+        "budget": True,
+        "dense_layers": True,
+        "quality": value in (None, QUALITY),
+    }
     if plan is None or usual.get(field, False):
         return "default", ""
     measured = plan.predicted.profile != "assumed"

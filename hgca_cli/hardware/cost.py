@@ -17,12 +17,11 @@ from hgca_cli.hardware.memory import (
     packed_kinds,
     stored_rows,
 )
-from hgca_cli.hardware.rates import GPU_SHARE, WEIGHT_BYTES, GpuRates, Profile
+from hgca_cli.hardware.rates import GPU_SHARE, GRIDS, WEIGHT_BYTES, GpuRates, Profile
 from hgca_cli.hardware.row_rates import row_ns, thread_factor
 from hgca_cli.hardware.step_cost import StepCost
 from hgca_cli.kv.layout import LayerLayout, as_in_store
 
-GRIDS = frozenset({"grid4", "grid8"})
 CHUNK_LAYERS = 3.0  # times what a token's layer costs, a chunk's does beyond its products: larger small operations
 WIDENED = 1.07  # products of weights that are made fp32 for each of them, beside those that are (docs/log.md)
 FLASH_SHARE, CUDNN_SHARE = 0.5, 0.68  # of a GPU's products, what attention of a prompt reaches

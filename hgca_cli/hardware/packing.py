@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.hardware.place import Case
+from hgca_cli.hardware.rates import GRIDS
 
 
 def choose_packing(case: Case, device: str, reasons: dict[str, str]) -> str:
@@ -13,7 +14,9 @@ def choose_packing(case: Case, device: str, reasons: dict[str, str]) -> str:
     """
     quant = case.request.quant
     if quant in (None, "none"):
-        if quant or device != "cpu" or case.request.dtype is not None or not (case.model.in_file and case.model.packs):
+        model = case.model
+        found = any(kind in GRIDS for kind, _ in model.packed)  # in fp32 numbers, exactly, and read beside them
+        if quant or device != "cpu" or case.request.dtype is not None or found or not (model.in_file and model.packs):
             return "none"
         reasons["quant"] = "the bits the file has: 4 where its numbers need no more, 8 for finer ones"
         return "file"

@@ -34,22 +34,20 @@ def write_weights(path: Path, contents: Contents, target: Path, dtype: torch.dty
     """
     model = _without_memory(path, dtype)
     wanted = _names_and_shapes(model)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(target)
+    model.generation_config.save_pretrained(target)
     shards = _Shards(target)
     try:
-        for name, weight in _weights(path, contents, model):
+        for name, weight in _weights(path, contents, model, list(wanted)):
             if wanted.pop(name, None) != tuple(weight.shape):
-                break
+                return False
             shards.add(name, weight.to(dtype))
-        else:
-            if not wanted:
-                shards.finish()
-                model.config.architectures = [type(model).__name__]
-                model.config.save_pretrained(target)
-                model.generation_config.save_pretrained(target)
-                return True
+        if not wanted:
+            shards.finish()
+        return not wanted
     finally:
         shards.close()
-    return False
 
 
 def _without_memory(path: Path, dtype: torch.dtype) -> Any:
@@ -69,13 +67,15 @@ def _names_and_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(one.shape) for name, one in state.items() if name in named}
 
 
-def _weights(path: Path, contents: Contents, model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor that is one of the model's weights, by its name there, in f32."""
+def _weights(path: Path, contents: Contents, model: Any, wanted: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor that is one of the model's weights, by its name there, in f32; none if some that are wanted have no name."""
     from transformers import modeling_gguf_pytorch_utils as theirs
 
     config = model.config.to_dict()
     processor = theirs.TENSOR_PROCESSORS.get(contents.architecture, theirs.TensorProcessor)(config=config)
     names = _names_by_theirs(model, contents.architecture, processor)
+    if not set(wanted) <= set(names.values()):
+        return
     told: dict[str, Any] = {"config": config, "tensors": {}}
     with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
         for tensor in contents.tensors:

@@ -78,13 +78,18 @@ def trained_context(config: Any) -> int:
 
 def active_share(text: Any, parameters: int) -> float:
     """Of all weights, the share that one token reads: less than 1 where a router chooses experts."""
-    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 0
-    chosen = getattr(text, "num_experts_per_tok", None) or 0
+    experts = _first(text, "num_local_experts", "num_experts", "moe_num_experts")
+    chosen = _first(text, "num_experts_per_tok", "moe_topk")
     if not experts or not 0 < chosen < experts or not parameters:
         return 1.0
     inner = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None) or 0
     in_experts = min(parameters, 3 * text.hidden_size * inner * experts * text.num_hidden_layers)
     return 1.0 - in_experts / parameters * (1.0 - chosen / experts)
+
+
+def _first(text: Any, *names: str) -> int:
+    """What a config calls by one of these names; 0 if by none."""
+    return next((int(found) for name in names if (found := getattr(text, name, None))), 0)
 
 
 def _sliding_windows(text: Any) -> list[int | None]:
