@@ -13,6 +13,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LM
 from hgca_cli.commands.describe import describe
 from hgca_cli.config import CacheSettings, SamplingSettings
 from hgca_cli.engine.engine import Engine
+from hgca_cli.errors import ModelError
 from hgca_cli.hardware.machine import Machine
 from hgca_cli.hardware.plan import make_plan
 from hgca_cli.hardware.settings import PlanRequest
@@ -149,6 +150,15 @@ def test_what_is_not_linear_is_made_floats(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=320, n_positions=64, n_embd=32, n_layer=1, n_head=2, dtype="bfloat16")
     files = ModelFiles("gpt", write_model(tmp_path, model=GPT2LMHeadModel(config).bfloat16()))
     assert {one.dtype for one in load_model(files).model.parameters()} == {torch.float32}
+
+
+def test_numbers_that_are_not_finite_are_the_files(tmp_path: Path) -> None:
+    files = published(tmp_path, torch.float16)
+    name = "model.layers.0.mlp.up_proj.weight"
+    change_weights(files.path, lambda tensors: tensors[name].fill_(float("inf")))
+    with pytest.raises(ModelError, match=r"up_proj\.weight holds NaN or infinite numbers") as caught:
+        load_model(files)
+    assert caught.value.hint == "Fetch the model again."
 
 
 def test_another_dtype_is_what_was_asked_for(tmp_path: Path) -> None:

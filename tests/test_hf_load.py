@@ -110,7 +110,7 @@ def test_looking_for_nan_is_cheap() -> None:
 
     layer = torch.nn.Linear(512, 512, bias=False)
     with Sizes():
-        load._refuse_not_finite(ModelFiles("x", Path("x")), layer)
+        load._refuse_not_finite(ModelFiles("x", Path("x")), layer, torch.float32)
     assert sizes and max(sizes) <= 2
 
 
