@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from hgca_cli.config import CacheSettings, SamplingSettings
+from hgca_cli.engine.engine import Engine
 from hgca_cli.hf.load import LoadedModel, load_model
 from hgca_cli.hf.registry import ModelFiles
 from tests.tiny_engine import TEMPLATE, tiny_model, tiny_tokenizer
@@ -33,6 +36,17 @@ def in_floats(files: ModelFiles) -> LoadedModel:
     """A model as transformers loads it, all in float32."""
     model = AutoModelForCausalLM.from_pretrained(files.path, dtype=torch.float32).eval().requires_grad_(False)
     return replace(load_model(files), model=model)
+
+
+def written(loaded: LoadedModel) -> list[int]:
+    """A prompt's tokens, and those a model writes after it, greedily."""
+    engine = Engine(loaded, CacheSettings(window=16, sinks=2, context=128, select="exact"), prefill_chunk=8)
+    sequence = engine.new_sequence()
+    ids = tiny_tokenizer().encode("the cat sat on the mat and looked at naïve people")
+    list(engine.answer(sequence, ids, SamplingSettings(temperature=0.0, max_tokens=30), threading.Event()))
+    tokens = list(sequence.tokens)
+    sequence.close()
+    return tokens
 
 
 def change_config(path: Path, **changes: Any) -> None:

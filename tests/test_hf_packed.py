@@ -23,9 +23,8 @@ from hgca_cli.hf.linear import QuickLinear, Weights
 from hgca_cli.hf.load import LoadedModel, fingerprint_of, load_model
 from hgca_cli.hf.packed import packed_layers
 from hgca_cli.hf.registry import ModelFiles
-from tests.models import change_config, change_weights, in_floats, shard, write_model
+from tests.models import change_config, change_weights, in_floats, shard, write_model, written
 from tests.test_hf_linear import FLOATS, on_grid, product_error
-from tests.tiny_engine import tiny_tokenizer
 
 SAMPLES = (("ordinary", 1.0), ("tiny", 1e-5), ("large", 1e4))
 
@@ -193,14 +192,7 @@ def test_a_packed_model_writes_what_its_twin_does(files: ModelFiles) -> None:
         files.path, lambda tensors: [tensors.update({name: one.bfloat16()}) for name, one in tensors.items()]
     )
     loaded = load_model(files, quant="q4")
-    told = []
-    for model in (loaded, twin_of(loaded, files)):
-        engine = Engine(model, CacheSettings(window=16, sinks=2, context=128, select="exact"), prefill_chunk=8)
-        sequence = engine.new_sequence()
-        ids = tiny_tokenizer().encode("the cat sat on the mat and looked at naïve people")
-        list(engine.answer(sequence, ids, SamplingSettings(temperature=0.0, max_tokens=30), threading.Event()))
-        told.append(sequence.tokens)
-        sequence.close()
+    told = [written(model) for model in (loaded, twin_of(loaded, files))]
     assert told[0] == told[1] and len(told[0]) > 40
 
 

@@ -221,9 +221,8 @@ class Job:
         given = self.given
         recipe = Recipe(
             choice=there(choice),
-            request=replace(
-                self.request, quant=self.request.quant or "none"
-            ),  # the same weights on machines of any kind
+            # the same weights on machines of any kind
+            request=replace(self.request, quant=self.request.quant or "none"),
             profile=self.profile,
             sampling=self.sampling,
             options=self.options(),
