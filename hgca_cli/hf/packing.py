@@ -8,9 +8,8 @@ from pathlib import Path
 from hgca_cli.hf.checks import check_weights, tensor_bytes
 
 ROWS, COLUMNS = 16, 1024  # of a matrix, looked at
-TYPES_FILE = (
-    "gguf.json"  # beside converted weights: numbers of the file's matrices by type, of layers and of the output layer
-)
+# beside converted weights: numbers of the file's matrices by type, of layers and of the output layer
+TYPES_FILE = "gguf.json"
 FOUR_BITS = ("Q4_0", "Q4_1", "Q4_K")  # 16 codes that lie evenly, for 32 numbers: a grid of 4 bits; all others take 8
 FLOATS = ("F16", "BF16", "F32", "F64")
 
