@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from hgca_cli.errors import ModelError
-from hgca_cli.hf import gguf_convert, gguf_stream
+from hgca_cli.hf import gguf_convert, gguf_stream, gguf_tensors
 from hgca_cli.hf.gguf_check import Contents, check_gguf
-from hgca_cli.hf.gguf_stream import INDEX, write_weights
-from hgca_cli.hf.load import load_model
+from hgca_cli.hf.gguf_stream import WEIGHTS, WeightsFile, write_weights
 from hgca_cli.hf.registry import resolve
 from tests.models import write_gguf
 
@@ -47,56 +46,43 @@ def by_theirs(file: Path, target: Path, dtype: torch.dtype) -> Path:
 def test_the_weights_are_those_of_transformers(
     kind: KINDS, dtype: torch.dtype, leave_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf_stream, "AT_ONCE", 100)  # numbers: some rows at once
+    monkeypatch.setattr(gguf_tensors, "AT_ONCE", 100)  # numbers: some rows at once
     file, out = write_gguf(tmp_path / "tiny.gguf", quant=kind, leave_out=leave_out), tmp_path / "out"
     out.mkdir()
-    assert write_weights(file, check_gguf(file), out, dtype)
+    assert write_weights(file, check_gguf(file), out, dtype) == []
     want = by_theirs(file, tmp_path / "theirs", dtype)
     got, wanted = weights(out), weights(want)
     assert got.keys() == wanted.keys() and (HEAD in got) is (not leave_out)
     assert all(torch.equal(got[name], one) and got[name].dtype is dtype for name, one in wanted.items())
     for name in ("config.json", "generation_config.json"):
         assert json.loads((out / name).read_text()) == json.loads((want / name).read_text())
-    assert not (out / INDEX).exists()
-
-
-def test_large_ones_are_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = load_model(resolve(str(write_gguf(tmp_path / "whole.gguf"))))
-    monkeypatch.setattr(gguf_stream, "SHARD_BYTES", 20_000)
-    files = resolve(str(write_gguf(tmp_path / "parts.gguf")))
-    assert len(list(files.path.glob("model-0000*.safetensors"))) > 2 and (files.path / INDEX).exists()
-    parts = load_model(files)
-    for name, one in whole.model.state_dict().items():
-        assert torch.equal(parts.model.state_dict()[name], one)
 
 
 def test_where_names_are_not_known_transformers_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_stream, "SHARD_BYTES", 20_000)
-    tried: list[bool] = []
+    tried: list[list[str] | None] = []
 
-    def watched(*told: Any) -> bool:
+    def watched(*told: Any) -> list[str] | None:
         tried.append(write_weights(*told))
         return tried[-1]
 
     monkeypatch.setattr(gguf_stream, "write_weights", watched)
-    real = gguf_stream._names_by_theirs
+    real = gguf_tensors._names_by_theirs
 
     def one_less(*told: Any) -> dict[str, str]:
         return {name: to for name, to in real(*told).items() if "layers.1.mlp.down" not in to}
 
     with monkeypatch.context() as patch:
-        patch.setattr(gguf_stream, "_names_by_theirs", one_less)
+        patch.setattr(gguf_tensors, "_names_by_theirs", one_less)
         files = resolve(str(write_gguf(tmp_path / "tiny.gguf")))
-    assert tried == [False] and [file.name for file in files.path.glob("*.safetensors")] == ["model.safetensors"]
+    assert tried == [None] and [file.name for file in files.path.glob("*.safetensors")] == ["model.safetensors"]
 
     def of_another_transformers(*_: object) -> None:
         raise AttributeError("TENSOR_PROCESSORS")
 
     with monkeypatch.context() as patch:
-        patch.setattr(gguf_stream, "_names_by_theirs", of_another_transformers)
+        patch.setattr(gguf_tensors, "_names_by_theirs", of_another_transformers)
         again = resolve(str(write_gguf(tmp_path / "again.gguf")))
-    assert tried == [False] and weights(again.path).keys() == weights(files.path).keys()
-    assert not (again.path / INDEX).exists()
+    assert tried == [None] and weights(again.path).keys() == weights(files.path).keys()
 
 
 def test_another_shape_is_not_taken(tmp_path: Path) -> None:
@@ -104,7 +90,7 @@ def test_another_shape_is_not_taken(tmp_path: Path) -> None:
     out.mkdir()
     contents = check_gguf(file)
     turned = [one._replace(shape=one.shape[::-1]) for one in contents.tensors]
-    assert not write_weights(file, Contents(contents.architecture, turned), out, torch.float32)
+    assert write_weights(file, Contents(contents.architecture, turned), out, torch.float32) is None
     assert not list(out.glob("*.safetensors"))
 
 
@@ -115,17 +101,27 @@ def test_what_is_not_there_is_named_as_before(tmp_path: Path, cache: Path) -> No
     assert list((cache / "models").iterdir()) == []
 
 
-def test_memory_is_a_tensor_and_a_file_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_stream, "SHARD_BYTES", 4000)
-    waiting: list[int] = []
-    real = gguf_stream._Shards._write
+def test_a_tensor_is_written_before_the_next_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    floats, write = gguf_tensors._floats, WeightsFile.write
 
-    def watched(self: Any, name: str) -> None:
-        waiting.append(self._bytes)
-        real(self, name)
+    def reading(path: Path, tensor: Any, *part: Any) -> Any:
+        done.append("read")
+        return floats(path, tensor, *part)
 
-    monkeypatch.setattr(gguf_stream._Shards, "_write", watched)
+    def writing(self: WeightsFile, name: str, weight: torch.Tensor) -> None:
+        done.append("written")
+        write(self, name, weight)
+
+    monkeypatch.setattr(gguf_tensors, "_floats", reading)
+    monkeypatch.setattr(WeightsFile, "write", writing)
     file, out = write_gguf(tmp_path / "tiny.gguf"), tmp_path / "out"
     out.mkdir()
-    assert write_weights(file, check_gguf(file), out, torch.float32)
-    assert len(waiting) > 5 and max(waiting) < 4000 + 320 * 32 * 4 + 1
+    assert write_weights(file, check_gguf(file), out, torch.float32) == []
+    assert done == ["read", "written"] * 21
+
+
+def test_a_file_that_is_not_finished_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), WeightsFile.new(tmp_path / WEIGHTS, {"a": (4, 3)}, torch.bfloat16):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []

@@ -18,9 +18,10 @@ from hgca_cli.engine.engine import Engine
 from hgca_cli.errors import ModelError
 from hgca_cli.hf import linear
 from hgca_cli.hf.decoder import QuickDecoder
+from hgca_cli.hf.fingerprint import fingerprint_of
 from hgca_cli.hf.grid import BLOCK, Grid, find_grid, floats, round_to_grid, tiles_shape
 from hgca_cli.hf.linear import QuickLinear, Weights
-from hgca_cli.hf.load import LoadedModel, fingerprint_of, load_model
+from hgca_cli.hf.load import LoadedModel, load_model
 from hgca_cli.hf.packed import packed_layers
 from hgca_cli.hf.registry import ModelFiles
 from tests.models import change_config, change_weights, in_floats, shard, write_model, written

@@ -169,7 +169,7 @@ class Job:
         from hgca_cli.batch.tally import Tally
         from hgca_cli.batch.work import TooManyErrorsError, Work
         from hgca_cli.commands.ending import ending
-        from hgca_cli.hf.load import fingerprint_of
+        from hgca_cli.hf.fingerprint import fingerprint_of
 
         elsewhere = self.given["engine"] == "ray"
         planned: list[Any]

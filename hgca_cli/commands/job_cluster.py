@@ -63,7 +63,7 @@ def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
     from hgca_cli.engine.room import Room
     from hgca_cli.hardware.probe import probe_machine
     from hgca_cli.hardware.together import together as sizes_of
-    from hgca_cli.hf.load import fingerprint_of
+    from hgca_cli.hf.fingerprint import fingerprint_of
 
     def notify(event: Event) -> None:
         if isinstance(event, Notice):

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hgca_cli.commands import options
+from hgca_cli.hf.places import on_disk
 from hgca_cli.hf.registry import DEFAULT, resolve
 from hgca_cli.ui.console import HumanSink
 from hgca_cli.ui.inert import inert
@@ -26,7 +27,7 @@ def pull(
     """Fetch a model (and convert a GGUF file), and print where it is."""
     sink = HumanSink(style_of(color, plain=False), stats=False, stream=True, quiet=quiet)
     files = resolve(name, revision=revision, offline=offline, notify=sink.show)
-    sizes = {file.name: file.stat().st_size for file in sorted(files.path.iterdir()) if file.is_file()}
+    sizes = {file.name: on_disk(file.stat()) for file in sorted(files.path.iterdir()) if file.is_file()}
     if verbose:
         for file, size in sizes.items():
             sink.tell(f"{format_bytes(size):>12}  {file}")

@@ -12,8 +12,8 @@ import io
 import json
 import os
 import shutil
-import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,20 @@ from hgca_cli.events import Notice
 from hgca_cli.hf import model_cache
 from hgca_cli.hf.checks import reason
 from hgca_cli.hf.gguf_check import Contents, check_gguf
-from hgca_cli.hf.packing import TYPES_FILE
+from hgca_cli.hf.gguf_once import DAMAGED, reading_once
+from hgca_cli.hf.packing import TYPES_FILE, held_as
 from hgca_cli.hf.registry import Notify
 from hgca_cli.units import format_bytes
 
-# What transformers' readers raise over files that pass our own look: a wrong architecture, a key of another type, ...
-DAMAGED = (
-    ValueError, struct.error, KeyError, IndexError, OverflowError, TypeError, AttributeError, RuntimeError,
-    NotImplementedError, ImportError, RecursionError,
-)  # fmt: skip
 HEAD_BYTES = 1 << 16
 # Up to here weights are kept in fp32, which is what dequantising gives: nothing is lost (scale times code plus offset
 # does not fit fp16 or bf16). Larger models are kept in bf16: 2^-9 of a value, below the error of every quantisation
 # to 8 bits or less, in the range of fp32, and half of the disk.
 FULL_PRECISION_BYTES = 1 << 30
+
+Begin = Callable[
+    [int, bool], None
+]  # told, before anything is written, how many bytes, and whether matrices are left out
 
 
 def converted(path: Path, found: os.stat_result, notify: Notify, now: bool = True) -> Path:
@@ -62,27 +62,39 @@ def converted(path: Path, found: os.stat_result, notify: Notify, now: bool = Tru
 
 def convert(path: Path, target: Path, notify: Notify) -> None:
     """Dequantise a GGUF file into the directory `target`. Raises ModelError, or DoesNotFitError with figures."""
-    contents = check_gguf(path)
-    numbers = contents.numbers
-    small = numbers * 4 <= FULL_PRECISION_BYTES
-    needed, free = numbers * (4 if small else 2), shutil.disk_usage(target).free
-    if needed > free:
-        raise DoesNotFitError(
-            f"converting {path.name} needs {format_bytes(needed)} in {target.parent.parent}, {format_bytes(free)} "
-            "are free.",
-            "Make room, or set HGCA_CACHE_DIR.",
+    from hgca_cli.hf.gguf_waiting import digest_of
+
+    contents, began = check_gguf(path), time.monotonic()
+    small, types = contents.numbers * 4 <= FULL_PRECISION_BYTES, contents.types()
+    kind = "fp32" if small else "bf16"
+
+    def begin(needed: int, waiting: bool) -> None:
+        """Bytes that are going to be written."""
+        free = shutil.disk_usage(target).free
+        if needed > free:
+            raise DoesNotFitError(
+                f"converting {path.name} needs {format_bytes(needed)} in {target.parent.parent}, {format_bytes(free)} "
+                "are free.",
+                "Make room, or set HGCA_CACHE_DIR.",
+            )
+        to = "most of its weights stay there until they are needed" if waiting else f"{format_bytes(needed)}"
+        what = (
+            f"reading {path.name} (once; {to})"
+            if waiting
+            else f"converting {path.name} to safetensors in {kind} ({to}, once)"
         )
-    notify(
-        Notice(f"converting {path.name} to safetensors in {'fp32' if small else 'bf16'} ({format_bytes(needed)}, once)")
-    )
-    began = time.monotonic()
-    _dequantise(path, target, small, contents)
-    described = json.dumps(contents.types())
-    (target / TYPES_FILE).write_text(described + "\n", encoding="utf-8")
-    notify(Notice(f"converted in {time.monotonic() - began:.0f} s"))
+        notify(Notice(what))
+
+    waiting = _dequantise(path, target, contents, small, not small and bool(held_as(types)), begin)
+    told: dict[str, Any] = dict(types)
+    if waiting:
+        told |= {"file": str(path.absolute()), "digest": digest_of(path), "dtype": "bfloat16", "waiting": waiting}
+    (target / TYPES_FILE).write_text(json.dumps(told) + "\n", encoding="utf-8")
+    notify(Notice(f"{'read' if waiting else 'converted'} in {time.monotonic() - began:.0f} s"))
 
 
-def _dequantise(path: Path, target: Path, small: bool, contents: Contents) -> None:
+def _dequantise(path: Path, target: Path, contents: Contents, small: bool, wait: bool, begin: Begin) -> list[str]:
+    """Returns the names of matrices that were left out, as `wait` allows."""
     import torch
     from transformers import AutoTokenizer
 
@@ -91,13 +103,18 @@ def _dequantise(path: Path, target: Path, small: bool, contents: Contents) -> No
 
     folder, name = str(path.absolute().parent), path.name  # not resolved: a hub's cache links to nameless blobs
     dtype = torch.float32 if small else torch.bfloat16
-    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar that has no switch
+    with (
+        quiet(),
+        reading_once(),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):  # its reader draws a bar that has no switch
         try:
             try:
-                done = write_weights(Path(folder, name), contents, target, dtype)
+                left = write_weights(Path(folder, name), contents, target, dtype, wait, begin)
             except DAMAGED:  # what is wrong is told below; what is another transformers' does not matter there
-                done = False
-            if not done:
+                left = None
+            if left is None:
+                begin(contents.numbers * dtype.itemsize, False)
                 _whole(path, target, dtype)
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, gguf_file=name, trust_remote_code=False, local_files_only=True
@@ -114,6 +131,7 @@ def _dequantise(path: Path, target: Path, small: bool, contents: Contents) -> No
             raise _cannot(path, error) from error
         except DAMAGED as error:
             raise _cannot(path, error) from error
+    return left or []
 
 
 def _whole(path: Path, target: Path, dtype: Any) -> None:

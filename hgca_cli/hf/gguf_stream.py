@@ -1,160 +1,165 @@
-"""A GGUF file's weights into safetensors, one tensor after the other: in memory is one of them, and a file that is written.
+"""A GGUF file's weights into safetensors, one tensor after the other: in memory is one of them.
 
-transformers reads such a file whole, in floats: an 8B model of 4 bits takes 20 GB so. Which tensor is which weight, and what is to be
-done to it (rows that llama.cpp permutes, norms it keeps one larger), is asked of transformers; if its answers are not all the
-weights the model has, or it has become another, nothing is written.
+transformers reads such a file whole, in floats: an 8B model of 4 bits takes 20 GB so. If its answers about which tensor is which
+weight are not all the weights the model has, or it has become another, nothing is written.
+
+Matrices may wait: the file has a place for each, of which nothing is on the disk, until somebody asks for it (hf/gguf_waiting.py).
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from math import prod
+import struct
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from hgca_cli.hf.gguf_check import Contents, Stored
+from hgca_cli.hf.gguf_check import Contents
+from hgca_cli.hf.gguf_tensors import Tensors, without_memory
+from hgca_cli.hf.grid import BLOCK
+from hgca_cli.hf.published import LEAST_PACKED
 
-INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 1 << 29
-AT_ONCE = 1 << 23  # numbers a thread dequantises, in several arrays of floats
+WEIGHTS = "model.safetensors"
+FIRST_ROWS = 64  # of a matrix that waits, and is an embedding: they are looked at whatever becomes of it (hf/packed.py)
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
-def write_weights(path: Path, contents: Contents, target: Path, dtype: torch.dtype) -> bool:
+def write_weights(
+    path: Path,
+    contents: Contents,
+    target: Path,
+    dtype: torch.dtype,
+    wait: bool = False,
+    begin: Callable[[int, bool], None] = lambda *_: None,
+) -> list[str] | None:
     """Write config.json, generation_config.json and the weights of a sound GGUF file into `target`, as numbers of `dtype`.
 
-    False, and no weights are left there, if transformers does not name every weight. Raises what the libraries raise.
+    wait   the matrices that hf/packed.py takes are left out, if they are most of the model
+    begin  told before that how many bytes are written, and whether something is left out
+
+    Returns the names of those left out; None, and no weights are left there, if transformers does not name every weight.
+    Raises what the libraries raise.
     """
-    model = _without_memory(path, dtype)
-    wanted = _names_and_shapes(model)
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(target)
-    model.generation_config.save_pretrained(target)
-    shards = _Shards(target)
-    try:
-        for name, weight in _weights(path, contents, model, list(wanted)):
-            if wanted.pop(name, None) != tuple(weight.shape):
-                return False
-            shards.add(name, weight.to(dtype))
-        if not wanted:
-            shards.finish()
-        return not wanted
-    finally:
-        shards.close()
-
-
-def _without_memory(path: Path, dtype: torch.dtype) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(
         str(path.parent), gguf_file=path.name, trust_remote_code=False, local_files_only=True
     )
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    model = without_memory(config, dtype)
+    tensors = Tensors(path, contents, model)
+    if not tensors.known:
+        return None
+    waiting = _may_wait(model, tensors) if wait else []
+    missing = tensors.wanted.keys() - waiting
+    begin(sum(torch.Size(tensors.wanted[name]).numel() for name in missing) * dtype.itemsize, bool(waiting))
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(target)
+    model.generation_config.save_pretrained(target)
+    with WeightsFile.new(target / WEIGHTS, tensors.wanted, dtype) as file:
+        for name, weight in tensors.each(but=waiting):
+            if name not in missing or tuple(weight.shape) != tensors.wanted[name]:
+                return None
+            file.write(name, weight.to(dtype))
+            missing.discard(name)
+        embedding = f"{_name_of(model, model.get_input_embeddings())}.weight"
+        if embedding in waiting:
+            file.write(embedding, tensors.numbers(embedding, dtype, FIRST_ROWS))
+        if missing:
+            return None
+        file.finish()
+    return waiting
 
 
-def _names_and_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Of what belongs in the files: tied weights once, buffers if they are kept."""
-    state = model.state_dict()
-    named = dict(model.named_parameters()) | dict(model.named_buffers())  # each by its first name
-    return {name: tuple(one.shape) for name, one in state.items() if name in named}
+def _may_wait(model: Any, tensors: Tensors) -> list[str]:
+    stored, ends = tensors.stored(), (model.get_input_embeddings(), model.get_output_embeddings())
+    found, linear = [], 0
+    for at, module in model.named_modules():
+        name = f"{at}.weight"
+        if type(module) is not nn.Linear and not (module is ends[0] and isinstance(module, nn.Embedding)):
+            continue
+        shape = tensors.wanted.get(name)  # None: tied, and another's
+        if shape is None or name not in stored or stored[name].shape != shape or shape[1] % BLOCK:
+            continue
+        found.append(name)
+        linear += module.weight.numel() if module not in ends else 0
+    whole = sum(one.numel() for one in model.parameters()) - sum(
+        one.numel() for one in {id(end.weight): end.weight for end in ends if end is not None}.values()
+    )
+    return found if linear >= LEAST_PACKED * whole else []
 
 
-def _weights(path: Path, contents: Contents, model: Any, wanted: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor that is one of the model's weights, by its name there, in f32; none if some that are wanted have no name."""
-    from transformers import modeling_gguf_pytorch_utils as theirs
-
-    config = model.config.to_dict()
-    processor = theirs.TENSOR_PROCESSORS.get(contents.architecture, theirs.TensorProcessor)(config=config)
-    names = _names_by_theirs(model, contents.architecture, processor)
-    if not set(wanted) <= set(names.values()):
-        return
-    told: dict[str, Any] = {"config": config, "tensors": {}}
-    with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
-        for tensor in contents.tensors:
-            made = processor.process(
-                weights=_floats(path, tensor, pool), name=tensor.name, tensor_key_mapping=names, parsed_parameters=told
-            )
-            if made.name in names:
-                yield names[made.name], torch.from_numpy(np.ascontiguousarray(made.weights, dtype=np.float32))
+def _name_of(model: nn.Module, wanted: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)
 
 
-def _names_by_theirs(model: Any, architecture: str, processor: Any) -> dict[str, str]:
-    """The model's names of its weights, by those in a file."""
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+class WeightsFile:
+    """A safetensors file whose tensors are written one by one, each at its place; unless it is finished, a new one is gone.
 
-    arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    known = get_tensor_name_map(arch, model.config.num_hidden_layers)
-    found = {}
-    for name in model.state_dict():
-        stem, dot, end = processor.preprocess_name(name).rpartition(".")
-        if end in ("weight", "bias") and (theirs := known.get_name(stem)):
-            found[theirs + dot + end] = name
-        elif theirs := known.get_name(name):
-            found[theirs] = name
-    return found
+    What is not written takes no room on the disk, where the file system has files with holes.
+    """
 
+    def __init__(self, path: Path, places: dict[str, tuple[int, int]], new: bool) -> None:
+        self._path, self._places, self._new = path, places, new
+        self._file = path.open("r+b")
 
-def _floats(path: Path, tensor: Stored, pool: ThreadPoolExecutor) -> NDArray[np.float32]:
-    """The numbers of a tensor of a GGUF file, f32."""
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize
+    @classmethod
+    def new(cls, path: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> WeightsFile:
+        """With room for tensors of these shapes."""
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        at = 0
+        for name, shape in shapes.items():
+            size = torch.Size(shape).numel() * dtype.itemsize
+            header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
+            at += size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with path.open("xb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + at)
+        return cls(path, _places(len(text), header), new=True)
 
-    data = np.memmap(path, np.uint8, "r", tensor.at, (tensor.bytes,)).reshape(prod(tensor.shape[:-1]), -1)
-    out = np.empty((len(data), tensor.shape[-1]), dtype=np.float32)
-    rows = max(1, AT_ONCE // tensor.shape[-1])
+    @classmethod
+    def there(cls, path: Path) -> WeightsFile:
+        """One with a sound header."""
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            return cls(path, _places(length, json.loads(file.read(length))), new=False)
 
-    def fill(first: int) -> None:
-        out[first : first + rows] = dequantize(data[first : first + rows], GGMLQuantizationType(tensor.kind))
+    def bytes_of(self, names: Iterable[str]) -> int:
+        """Of tensors once they are written."""
+        return sum(self._places[name][1] for name in names)
 
-    for _ in pool.map(fill, range(0, len(data), rows)):
-        pass
-    return out.reshape(tensor.shape)
-
-
-class _Shards:
-    """Files of weights, each written once there is enough for it; a small model has one."""
-
-    def __init__(self, target: Path) -> None:
-        self._target = target
-        self._waiting: dict[str, Tensor] = {}
-        self._places: dict[str, str] = {}
-        self._bytes = self._whole = 0
-        self._files: list[Path] = []
-
-    def add(self, name: str, weight: Tensor) -> None:
-        if self._bytes >= SHARD_BYTES:
-            self._write(f"model-{len(self._files) + 1:05}.safetensors")
-        self._waiting[name] = weight.contiguous()
-        self._bytes += weight.numel() * weight.element_size()
+    def write(self, name: str, weight: Tensor) -> None:
+        """Its numbers, or the first rows of them."""
+        at, size = self._places[name]
+        data = weight.contiguous().view(torch.uint8).numpy().data.cast("B")
+        assert len(data) <= size
+        self._file.seek(at)
+        self._file.write(data)
 
     def finish(self) -> None:
-        """All are there: the index of the files is written, last."""
-        if not self._files:
-            self._write("model.safetensors")
-        else:
-            self._write(f"model-{len(self._files) + 1:05}.safetensors")
-            text = json.dumps({"metadata": {"total_size": self._whole}, "weight_map": self._places}, indent=2)
-            (self._target / INDEX).write_text(text + "\n", encoding="utf-8")
-        self._files = []
+        """All is there that shall be."""
+        self._file.flush()
+        self._new = False
 
-    def close(self) -> None:
-        """Nothing is left of files that were not finished."""
-        for file in self._files:
-            file.unlink(missing_ok=True)
+    def fileno(self) -> int:
+        """Of the open file."""
+        return self._file.fileno()
 
-    def _write(self, name: str) -> None:
-        from safetensors.torch import save_file
+    def __enter__(self) -> WeightsFile:
+        return self
 
-        self._files.append(self._target / name)
-        save_file(self._waiting, self._files[-1], metadata={"format": "pt"})
-        self._places.update(dict.fromkeys(self._waiting, name))
-        self._whole += self._bytes
-        self._waiting, self._bytes = {}, 0
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+        if self._new:
+            self._path.unlink(missing_ok=True)
+
+
+def _places(length: int, header: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Where a tensor's bytes begin, and how many there are."""
+    offsets = {name: one["data_offsets"] for name, one in header.items() if name != "__metadata__"}
+    return {name: (8 + length + first, end - first) for name, (first, end) in offsets.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,8 @@ from hgca_cli.errors import DoesNotFitError, HgcaError, ModelError
 from hgca_cli.events import Event
 from hgca_cli.hf.checks import FETCH_AGAIN, check_config, check_size, check_weights, read_json, reason
 from hgca_cli.hf.default_model import recommended
+from hgca_cli.hf.fingerprint import fingerprint
+from hgca_cli.hf.gguf_waiting import Waiting
 from hgca_cli.hf.packed import HALF, pack, packed_layers
 from hgca_cli.hf.packed_files import PackedFiles
 from hgca_cli.hf.published import dtype_of, mostly_linear, only_dtype
@@ -27,7 +28,6 @@ from hgca_cli.hf.tokenizer import Tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALVES = (torch.bfloat16, torch.float16)
-SAMPLES, SAMPLE_BYTES = 64, 4096  # of each weights file in a fingerprint
 HARMLESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # buffers old checkpoints carry
 
 
@@ -122,10 +122,13 @@ def load_model(
     if yarn_context is not None and yarn_context > trained:
         stretch(config, yarn_context)
     shards = check_weights(files.path)
-    fingerprint = _fingerprint(files, shards, quant)
+    known_by = fingerprint(files, shards, quant)
     if (files.path / "generation_config.json").exists():
         read_json(files.path / "generation_config.json")  # transformers goes on without it, and answers never end
     tokenizer = Tokenizer.load(files.path, trust_remote_code=trust_remote_code)
+    if (waiting := Waiting.of(files.path)) is not None and quant == "none":
+        waiting.write(notify)
+        waiting = None
     kind = DTYPES.get(dtype) or (torch.float32 if device == "cpu" else _own_dtype(config))
     if quant != "none" and getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"--quant {quant}: the weights of {files.name} are quantised already.", "Leave --quant out.")
@@ -153,8 +156,8 @@ def load_model(
             model = model.to(device).eval().requires_grad_(False)
             if quant != "none" or as_published:
                 count = 0 if as_published else sum(one.numel() for one in model.parameters())
-                kept = PackedFiles(files.name, quant, fingerprint, count, notify)
-                pack(model, HALF if as_published else quant, files.path, kept)
+                kept = PackedFiles(files.name, quant, known_by, count, notify, wanted=waiting is not None)
+                pack(model, HALF if as_published else quant, files.path, kept, waiting)
         except HgcaError:
             raise
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -183,7 +186,7 @@ def load_model(
         dtype=kind,
         trained_context=trained,
         weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-        fingerprint=fingerprint,
+        fingerprint=known_by,
         quant=quant,
     )
 
@@ -255,23 +258,3 @@ def _end_ids(model: Any) -> set[int]:
         end = getattr(source, "eos_token_id", None)
         ids.update(end if isinstance(end, (list, tuple)) else [end] if end is not None else [])
     return ids
-
-
-def fingerprint_of(files: ModelFiles, quant: str = "none") -> str:
-    """A model's fingerprint, as of LoadedModel, without its weights in memory. Raises ModelError."""
-    return _fingerprint(files, check_weights(files.path), quant)
-
-
-def _fingerprint(files: ModelFiles, shards: list[Any], quant: str) -> str:
-    digest = hashlib.sha256((files.path / "config.json").read_bytes())
-    digest.update(b"" if quant == "none" else quant.encode())  # other weights, other rows
-    for shard in shards:
-        with shard.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            digest.update(file.read(length))
-            size = shard.stat().st_size
-            digest.update(str(size).encode())
-            for sample in range(SAMPLES):  # rows kept on disk must not meet a sibling of the same shapes
-                file.seek(8 + length + (size - 8 - length) * sample // SAMPLES)
-                digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()[:16]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hgca_cli import native
 from hgca_cli.errors import ModelError
 from hgca_cli.hf.checks import FETCH_AGAIN
+from hgca_cli.hf.gguf_waiting import Waiting
 from hgca_cli.hf.grid import Grid, find_grid, floats, readable, round_to_grid, takes, tiles_shape
 from hgca_cli.hf.linear import QuickLinear, Weights
 from hgca_cli.hf.packed_files import PackedFiles
@@ -52,15 +53,16 @@ class Embedded(nn.Module):
             self._parameters["weight"] = weight
 
 
-def pack(model: nn.Module, quant: str, path: Path, files: PackedFiles) -> None:
+def pack(model: nn.Module, quant: str, path: Path, files: PackedFiles, waiting: Waiting | None = None) -> None:
     """Pack the weights of a model just loaded from `path`, in place; quant: of BITS.
 
-    files  where they are read from, or kept; closed afterwards
+    files    where they are read from, or kept; closed afterwards
+    waiting  has the numbers of those that are not in the model's own files
 
     Raises ModelError, naming it, for a weight that is not finite, and for a model of which little could be packed.
     """
     try:
-        _Packing(model, path, files).run(quant)
+        _Packing(model, path, files, waiting).run(quant)
         files.finish()
     finally:
         files.close()
@@ -72,8 +74,9 @@ def packed_layers(model: nn.Module) -> Iterator[QuickLinear]:
 
 
 class _Packing:
-    def __init__(self, model: Any, path: Path, files: PackedFiles) -> None:
+    def __init__(self, model: Any, path: Path, files: PackedFiles, waiting: Waiting | None) -> None:
         self._model, self._path, self._files, self._pages = model, path, files, Pages()
+        self._waiting = waiting
         self._names = {id(module): name for name, module in model.named_modules()}
         self._users = Counter(
             one.data_ptr() for module in model.modules() for one in module._parameters.values() if one is not None
@@ -110,6 +113,10 @@ class _Packing:
         for module in modules:
             self._rest(module)
 
+    def _numbers(self, name: str, weight: Tensor) -> Tensor:
+        """Those of a weight, wherever they are."""
+        return self._waiting.numbers(name) if self._waiting and name in self._waiting.names else weight
+
     def _linear(self, module: nn.Linear) -> None:
         weight = module.weight.detach()
         bias = None if module.bias is None else module.bias.detach().float().clone()
@@ -140,6 +147,7 @@ class _Packing:
         name = f"{self._names[id(module)]}.weight"
         if (read := self._files.take(name, weight, bits, self._pages.room)) is not None:
             return read
+        weight = self._numbers(name, weight)
         grid = find_grid(weight)  # as of a GGUF file: nothing is rounded then
         if grid is not None and grid.bits <= bits:
             grid = grid._replace(tiles=self._pages.keep(grid.tiles))
@@ -188,7 +196,8 @@ class _Packing:
             module.padding_idx = padding
             as_it_was: nn.Module = module
             as_it_was.__class__ = of
-            module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+            numbers = self._numbers(f"{self._names[id(module)]}.weight", weight)
+            module._parameters["weight"] = nn.Parameter(numbers, requires_grad=False)
 
     def _rest(self, module: nn.Module) -> None:
         """All else becomes float32, in memory of its own: no file stays mapped."""

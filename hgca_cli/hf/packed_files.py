@@ -41,10 +41,18 @@ class PackedFiles:
 
     name         of the model, as it was asked for
     fingerprint  of its files and `quant` (hf/load.py)
-    count        weights of the model; few of them are not kept
+    count        weights of the model; few of them are not kept, unless that is `wanted`
     """
 
-    def __init__(self, name: str, quant: str, fingerprint: str, count: int, notify: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        quant: str,
+        fingerprint: str,
+        count: int,
+        notify: Callable[[Event], None],
+        wanted: bool = False,
+    ) -> None:
         self._name, self._quant, self._fingerprint, self._notify = name, quant, fingerprint, notify
         self._index: dict[str, tuple[int, int]] = {}  # bits and beginning, by name
         self._source: BinaryIO | None = None  # open all the time: another process may replace the directory
@@ -52,7 +60,7 @@ class PackedFiles:
         self._written = self._unflushed = 0
         self._worker: ThreadPoolExecutor | None = None
         self._pending: list[Future[None]] = []
-        if count < LEAST:
+        if count < LEAST and not wanted:
             return
         self._place = Path()
         try:

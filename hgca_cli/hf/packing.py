@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from hgca_cli.hf.checks import check_weights, tensor_bytes
 
@@ -20,9 +21,16 @@ def in_file(path: Path) -> dict[str, int]:
     Empty if they do not come from such a file, or if that held most of them as floats.
     """
     try:
-        told = json.loads((path / TYPES_FILE).read_text(encoding="utf-8"))
+        return held_as(json.loads((path / TYPES_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def held_as(told: Any) -> dict[str, int]:
+    """The same, of what is in such a file (`Contents.types`)."""
+    try:
         layers, head = ({str(kind): int(count) for kind, count in told[part].items()} for part in ("layers", "head"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}
     if 2 * sum(count for kind, count in layers.items() if kind in FLOATS) > sum(layers.values()):
         return {}

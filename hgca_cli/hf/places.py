@@ -178,10 +178,15 @@ def _size(path: Path) -> int:
     total = 0
     for one in (path, *_glob(path, "**/*")):
         try:
-            total += one.lstat().st_size if one.is_file() else 0
+            total += on_disk(one.lstat()) if one.is_file() else 0
         except OSError:
             continue
     return total
+
+
+def on_disk(found: os.stat_result) -> int:
+    """Bytes a file takes of the disk, its holes not counted."""
+    return min(found.st_size, 512 * getattr(found, "st_blocks", found.st_size))
 
 
 def _glob(root: Path, pattern: str) -> list[Path]:
