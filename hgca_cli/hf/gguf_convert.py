@@ -85,7 +85,7 @@ def convert(path: Path, target: Path, notify: Notify) -> None:
         )
         notify(Notice(what))
 
-    waiting = _dequantise(path, target, contents, small, not small and bool(held_as(types)), begin)
+    waiting = _dequantise(path, target, contents, small, not small and bool(held_as(types)), begin, notify)
     told: dict[str, Any] = dict(types)
     if waiting:
         told |= {"file": str(path.absolute()), "digest": digest_of(path), "dtype": "bfloat16", "waiting": waiting}
@@ -93,7 +93,9 @@ def convert(path: Path, target: Path, notify: Notify) -> None:
     notify(Notice(f"{'read' if waiting else 'converted'} in {time.monotonic() - began:.0f} s"))
 
 
-def _dequantise(path: Path, target: Path, contents: Contents, small: bool, wait: bool, begin: Begin) -> list[str]:
+def _dequantise(
+    path: Path, target: Path, contents: Contents, small: bool, wait: bool, begin: Begin, notify: Notify
+) -> list[str]:
     """Returns the names of matrices that were left out, as `wait` allows."""
     import torch
     from transformers import AutoTokenizer
@@ -110,7 +112,7 @@ def _dequantise(path: Path, target: Path, contents: Contents, small: bool, wait:
     ):  # its reader draws a bar that has no switch
         try:
             try:
-                left = write_weights(Path(folder, name), contents, target, dtype, wait, begin)
+                left = write_weights(Path(folder, name), contents, target, dtype, wait, begin, notify)
             except DAMAGED:  # what is wrong is told below; what is another transformers' does not matter there
                 left = None
             if left is None:

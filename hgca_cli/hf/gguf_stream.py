@@ -22,6 +22,8 @@ from hgca_cli.hf.gguf_check import Contents
 from hgca_cli.hf.gguf_tensors import Tensors, without_memory
 from hgca_cli.hf.grid import BLOCK
 from hgca_cli.hf.published import LEAST_PACKED
+from hgca_cli.hf.registry import Notify, ignore
+from hgca_cli.hf.slowly import Slowly
 
 WEIGHTS = "model.safetensors"
 FIRST_ROWS = 64  # of a matrix that waits, and is an embedding: they are looked at whatever becomes of it (hf/packed.py)
@@ -35,11 +37,12 @@ def write_weights(
     dtype: torch.dtype,
     wait: bool = False,
     begin: Callable[[int, bool], None] = lambda *_: None,
+    notify: Notify = ignore,
 ) -> list[str] | None:
     """Write config.json, generation_config.json and the weights of a sound GGUF file into `target`, as numbers of `dtype`.
 
     wait   the matrices that hf/packed.py takes are left out, if they are most of the model
-    begin  told before that how many bytes are written, and whether something is left out
+    begin  told before that how many bytes are written, and whether something is left out; notify: how far it is
 
     Returns the names of those left out; None, and no weights are left there, if transformers does not name every weight.
     Raises what the libraries raise.
@@ -55,7 +58,9 @@ def write_weights(
         return None
     waiting = _may_wait(model, tensors) if wait else []
     missing = tensors.wanted.keys() - waiting
-    begin(sum(torch.Size(tensors.wanted[name]).numel() for name in missing) * dtype.itemsize, bool(waiting))
+    needed = sum(torch.Size(tensors.wanted[name]).numel() for name in missing) * dtype.itemsize
+    begin(needed, bool(waiting))
+    slowly = Slowly("converting", needed, notify)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(target)
     model.generation_config.save_pretrained(target)
@@ -65,6 +70,7 @@ def write_weights(
                 return None
             file.write(name, weight.to(dtype))
             missing.discard(name)
+            slowly.add(file.bytes_of([name]))
         embedding = f"{_name_of(model, model.get_input_embeddings())}.weight"
         if embedding in waiting:
             file.write(embedding, tensors.numbers(embedding, dtype, FIRST_ROWS))

@@ -32,6 +32,7 @@ from hgca_cli.hf.gguf_tensors import Tensors, without_memory
 from hgca_cli.hf.packing import TYPES_FILE
 from hgca_cli.hf.quiet import quiet
 from hgca_cli.hf.registry import Notify
+from hgca_cli.hf.slowly import Slowly
 from hgca_cli.units import format_bytes
 
 SAMPLES, SAMPLE_BYTES = 64, 4096
@@ -91,8 +92,10 @@ class Waiting:
                     raise _no_room(self._file, self._folder, needed, free)
                 notify(Notice(f"converting {self._file.name} to safetensors ({format_bytes(needed)}, once)"))
                 began = time.monotonic()
+                slowly = Slowly("converting", needed, notify)
                 for name in sorted(self.names, key=lambda name: self._opened().stored()[name].at):
                     file.write(name, self.numbers(name))
+                    slowly.add(file.bytes_of([name]))
                 file.finish()
                 os.fsync(file.fileno())
             left = {key: value for key, value in self._told.items() if key != "waiting"}

@@ -157,7 +157,7 @@ def load_model(
             if quant != "none" or as_published:
                 count = 0 if as_published else sum(one.numel() for one in model.parameters())
                 kept = PackedFiles(files.name, quant, known_by, count, notify, wanted=waiting is not None)
-                pack(model, HALF if as_published else quant, files.path, kept, waiting)
+                pack(model, HALF if as_published else quant, files.path, kept, notify, waiting)
         except HgcaError:
             raise
         except (torch.OutOfMemoryError, MemoryError) as error:

@@ -26,6 +26,8 @@ from hgca_cli.hf.linear import QuickLinear, Weights
 from hgca_cli.hf.packed_files import PackedFiles
 from hgca_cli.hf.pages import Pages
 from hgca_cli.hf.published import LEAST_PACKED
+from hgca_cli.hf.registry import Notify
+from hgca_cli.hf.slowly import Slowly
 from hgca_cli.hf.trial import gives_the_same, put_before
 
 HALF = "half"  # nothing is rounded: what fp32 means on the CPU for a model of 16 bits
@@ -53,16 +55,19 @@ class Embedded(nn.Module):
             self._parameters["weight"] = weight
 
 
-def pack(model: nn.Module, quant: str, path: Path, files: PackedFiles, waiting: Waiting | None = None) -> None:
+def pack(
+    model: nn.Module, quant: str, path: Path, files: PackedFiles, notify: Notify, waiting: Waiting | None = None
+) -> None:
     """Pack the weights of a model just loaded from `path`, in place; quant: of BITS.
 
     files    where they are read from, or kept; closed afterwards
+    notify   told how far it is
     waiting  has the numbers of those that are not in the model's own files
 
     Raises ModelError, naming it, for a weight that is not finite, and for a model of which little could be packed.
     """
     try:
-        _Packing(model, path, files, waiting).run(quant)
+        _Packing(model, path, files, notify, waiting).run(quant)
         files.finish()
     finally:
         files.close()
@@ -74,9 +79,10 @@ def packed_layers(model: nn.Module) -> Iterator[QuickLinear]:
 
 
 class _Packing:
-    def __init__(self, model: Any, path: Path, files: PackedFiles, waiting: Waiting | None) -> None:
+    def __init__(self, model: Any, path: Path, files: PackedFiles, notify: Notify, waiting: Waiting | None) -> None:
         self._model, self._path, self._files, self._pages = model, path, files, Pages()
         self._waiting = waiting
+        self._slowly = Slowly("loading the weights", sum(one.numel() for one in model.parameters()), notify)
         self._names = {id(module): name for name, module in model.named_modules()}
         self._users = Counter(
             one.data_ptr() for module in model.modules() for one in module._parameters.values() if one is not None
@@ -140,6 +146,7 @@ class _Packing:
         held = self._pages.keep(weight) if self._quant == HALF else self._grid(module, weight)
         if self._users[weight.data_ptr()] > 1:
             self._tied[weight.data_ptr()] = held
+        self._slowly.add(weight.numel())
         return held
 
     def _grid(self, module: nn.Module, weight: Tensor) -> Grid:
