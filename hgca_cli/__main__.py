@@ -6,21 +6,30 @@ import atexit
 import contextlib
 import os
 import sys
+from collections.abc import MutableMapping
 from typing import NoReturn
 
 from hgca_cli.app import run
 
 STOPPED = 128  # codes above it: by the signal of that number
+SPINS = "1000"  # turns (some 20 us) OpenMP's threads wait awake for each other; else 300,000, on a core that others want (docs/log.md)
 
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    if sys.platform == "linux":  # before torch: else pieces of freed memory too small to use add up to half a GiB
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    prepare(os.environ)
     code = run(sys.argv[1:])
     if code > STOPPED:
         _leave(code)
     sys.exit(code)
+
+
+def prepare(environ: MutableMapping[str, str]) -> None:
+    """Variables that libraries read when they are loaded, where the user has not set them."""
+    if sys.platform == "linux":  # else pieces of freed memory too small to use add up to half a GiB
+        environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if "OMP_WAIT_POLICY" not in environ:
+        environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def _leave(code: int) -> NoReturn:

@@ -1,6 +1,6 @@
 """A GGUF file as people have it: hgca as it plans, beside llama.cpp, on the CPU.
 
-    python benchmarks/gguf.py model-q4_k_m.gguf --text book.txt [--tokens 8000] [--new 48] [--turns 3] [--record]
+    python benchmarks/gguf_file.py model-q4_k_m.gguf --text book.txt [--tokens 8000] [--new 48] [--turns 3] [--record]
 
 Each side has processes of its own, in turns: the file is loaded, so many tokens of the text are read, then tokens are
 written one by one. Told are medians of seconds to load (the file was read, and its packed weights kept, before: `first_s`
@@ -26,7 +26,7 @@ from quant import peak
 
 from hgca_cli.measure.machine import where_and_when
 
-RESULTS = Path(__file__).parent / "results" / "gguf.jsonl"
+RESULTS = Path(__file__).parent / "results" / "gguf_file.jsonl"
 SIDES = ("hgca", "llama.cpp", "llama.cpp flash")
 BATCH = 512  # tokens llama.cpp reads at once, its default
 
@@ -57,7 +57,7 @@ def main() -> None:
         for side in SIDES:
             found[side].append(run(side))
     told: dict[str, Any] = {
-        "benchmark": "gguf",
+        "benchmark": "gguf_file",
         "model": options.model.stem,
         "tokens": options.tokens,
         "first_s": round(first, 1),

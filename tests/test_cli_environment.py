@@ -1,0 +1,35 @@
+"""What `hgca` asks of libraries before they are loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hgca_cli.__main__ import SPINS, prepare
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None), ({"PATH": "x"}, SPINS)],
+)
+def test_threads_wait_asleep_unless_the_user_says_otherwise(given: dict[str, str], spins: str | None) -> None:
+    variables = dict(given)
+    prepare(variables)
+    assert variables.get("GOMP_SPINCOUNT") == spins
+    assert {name: variables[name] for name in given} == given
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP")
+def test_openmp_hears_of_it() -> None:
+    """What it read when torch loaded it, by its own word."""
+    code = "import os\nfrom hgca_cli.__main__ import prepare\nprepare(os.environ)\nimport torch\ntorch.ones(9) + 1"
+    plain = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, env=plain | {"OMP_DISPLAY_ENV": "verbose"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("torch has another OpenMP here")
+    assert f"GOMP_SPINCOUNT = '{SPINS}'" in done.stderr
