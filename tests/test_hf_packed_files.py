@@ -72,6 +72,18 @@ def test_a_second_start_reads_what_the_first_one_rounded(
     assert list(cache.iterdir()) == [folder]
 
 
+def test_a_path_is_the_same_from_everywhere(
+    files: ModelFiles, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded(ModelFiles(str(files.path), files.path))
+    for folder, name in ((tmp_path, "tiny"), (tmp_path, "./tiny/"), (files.path, "../tiny"), (files.path, ".")):
+        monkeypatch.chdir(folder)
+        assert loaded(ModelFiles(name, files.path))[1] == []
+    assert len(list(cache.iterdir())) == 1
+    loaded(files)  # of a hub, by its id
+    assert len(list(cache.iterdir())) == 2
+
+
 def test_other_weights_are_packed_anew(files: ModelFiles, cache: Path) -> None:
     loaded(files)
     change_weights(files.path, lambda tensors: tensors["lm_head.weight"].mul_(2.0))

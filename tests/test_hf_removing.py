@@ -10,7 +10,9 @@ import pytest
 from hgca_cli.errors import UsageError
 from hgca_cli.hf import removing
 from hgca_cli.hf.places import CONVERTED, HUB, PACKED
+from hgca_cli.hf.registry import resolve
 from hgca_cli.hf.removing import of_name, remove
+from tests.models import write_gguf
 
 REVISIONS = ("0" * 40, "1" * 40)
 
@@ -35,6 +37,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "models/linked").symlink_to(tmp_path / "elsewhere")
     for number, model in enumerate(("org/big", "small-0123")):
         write(root / f"packed/{number}/index.json", json.dumps({"model": model, "quant": "q4"}))
+    made = {"model": "../small-model.gguf", "folder": str(root / "models/small-model-4567"), "quant": "file"}
+    write(root / "packed/2/index.json", json.dumps(made))
     repo = hub / "models--org--big"
     for revision in REVISIONS:
         blob = write(repo / "blobs" / revision[:4], revision)
@@ -54,21 +58,33 @@ def test_a_model_is_found_by_its_names(cache: Path) -> None:
     assert names(of_name("big", packed_only=True)) == names(of_name("org/big --quant q4")) == big[1:]
     assert names(of_name("small")) == [(CONVERTED, "small-0123")]
     assert names(of_name("small-0123")) == [(CONVERTED, "small-0123"), (PACKED, "small-0123 --quant q4")]
-    assert names(of_name("small-model")) == [(CONVERTED, "small-model-4567")]
+    packed = [(PACKED, "../small-model.gguf --quant file")]
+    for name in ("small-model", "small-model-4567", "../small-model.gguf"):  # of a file that is gone by now
+        assert names(of_name(name)) == [(CONVERTED, "small-model-4567"), *packed]
+        assert names(of_name(name, packed_only=True)) == packed
+    assert names(of_name("../small-model.gguf --quant file")) == packed
     for wrong in ("other", "", "org", "sma", "../models/small-0123"):
         with pytest.raises(UsageError, match="no model"):
             of_name(wrong)
-    with pytest.raises(UsageError, match="no packed weights of model 'small-model'"):
-        of_name("small-model", packed_only=True)
+    with pytest.raises(UsageError, match="no packed weights of model 'small'"):
+        of_name("small", packed_only=True)
+
+
+def test_a_file_is_known_by_its_path(cache: Path, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    with pytest.raises(UsageError, match="no model"):
+        of_name(str(file))
+    folder = resolve(str(file)).path
+    assert names(of_name(str(file))) == [(CONVERTED, folder.name)]
 
 
 def test_what_is_removed_is_gone_and_nothing_else(cache: Path, tmp_path: Path) -> None:
     for kind, one in of_name("big"):
         remove(kind, one)
     assert not (tmp_path / "hub/models--org--big").exists() and sorted(path.name for path in cache.glob("*/*")) == [
-        "1", "linked", "small-0123", "small-model-4567",
+        "1", "2", "linked", "small-0123", "small-model-4567",
     ]  # fmt: skip
     for kind, one in [*of_name("linked"), *of_name("small")]:
         remove(kind, one)
     assert (tmp_path / "elsewhere/config.json").exists()
-    assert sorted(path.name for path in cache.glob("*/*")) == ["1", "small-model-4567"]
+    assert sorted(path.name for path in cache.glob("*/*")) == ["1", "2", "small-model-4567"]

@@ -69,7 +69,7 @@ def remove_models(
 ) -> None:
     """Remove models, and weights that --quant packed.
 
-    NAME is what ls shows, an alias, or a converted file's name without its last part.
+    NAME is what ls shows, an alias, a GGUF file's path, or a converted file's name without its last part.
     """
     from hgca_cli.hf.removing import of_name, remove
 

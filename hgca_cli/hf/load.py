@@ -156,7 +156,7 @@ def load_model(
             model = model.to(device).eval().requires_grad_(False)
             if quant != "none" or as_published:
                 count = 0 if as_published else sum(one.numel() for one in model.parameters())
-                kept = PackedFiles(files.name, quant, known_by, count, notify, wanted=waiting is not None)
+                kept = PackedFiles(files, quant, known_by, count, notify, wanted=waiting is not None)
                 pack(model, HALF if as_published else quant, files.path, kept, notify, waiting)
         except HgcaError:
             raise

@@ -27,6 +27,7 @@ from hgca_cli.errors import HgcaError
 from hgca_cli.events import Event, Notice
 from hgca_cli.hf import model_cache
 from hgca_cli.hf.grid import Grid, tiles_shape
+from hgca_cli.hf.registry import ModelFiles
 from hgca_cli.units import format_bytes
 
 FORMAT = 1  # of tiles (native/hgca.h, hgca_linear) and index
@@ -39,21 +40,21 @@ BYTES = {"q8": 34 / 32, "q4": 24 / 32, "file": 34 / 32}  # of a weight, at most
 class PackedFiles:
     """The directory of one model's packed weights: read if it is there, else written while weights are rounded.
 
-    name         of the model, as it was asked for
-    fingerprint  of its files and `quant` (hf/load.py)
+    files        of the model, by the name it was asked for
+    fingerprint  of them and `quant` (hf/fingerprint.py)
     count        weights of the model; few of them are not kept, unless that is `wanted`
     """
 
     def __init__(
         self,
-        name: str,
+        files: ModelFiles,
         quant: str,
         fingerprint: str,
         count: int,
         notify: Callable[[Event], None],
         wanted: bool = False,
     ) -> None:
-        self._name, self._quant, self._fingerprint, self._notify = name, quant, fingerprint, notify
+        self._files, self._quant, self._fingerprint, self._notify = files, quant, fingerprint, notify
         self._index: dict[str, tuple[int, int]] = {}  # bits and beginning, by name
         self._source: BinaryIO | None = None  # open all the time: another process may replace the directory
         self._target: Path | None = None
@@ -64,8 +65,9 @@ class PackedFiles:
             return
         self._place = Path()
         try:
-            folder = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(name).name)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}-{quant}"
-            self._place = model_cache.roots()[0] / "packed" / folder  # not the spare one, which may be in memory
+            self._place = (
+                model_cache.roots()[0] / "packed" / _folder_of(files, quant)
+            )  # not the spare one: in memory, maybe
             if not self._open():
                 self._begin(int(count * BYTES[quant]))
         except (HgcaError, OSError) as error:
@@ -109,10 +111,15 @@ class PackedFiles:
                 one.result()
             with (self._target / "weights.bin").open("rb") as file:
                 os.fsync(file.fileno())
-            described = {"format": FORMAT, "model": self._name, "quant": self._quant, "fingerprint": self._fingerprint}
-            text = json.dumps({**described, "bytes": self._written, "grids": self._index})
+            described = {
+                "format": FORMAT,
+                "model": self._files.name,
+                "folder": str(self._files.path),
+                "quant": self._quant,
+            }
+            told = {**described, "fingerprint": self._fingerprint, "bytes": self._written, "grids": self._index}
             with (self._target / "index.json").open("w", encoding="utf-8") as index:
-                index.write(text)
+                index.write(json.dumps(told))
                 index.flush()
                 os.fsync(index.fileno())
             shutil.rmtree(self._place, ignore_errors=True)
@@ -192,6 +199,21 @@ class PackedFiles:
         )
         self._notify(Notice(f"packed weights are not kept: {said}"))
         self.close()
+
+
+def _folder_of(files: ModelFiles, quant: str) -> str:
+    """The same for a model on this disk from whatever directory it is named, whatever its file holds by now."""
+    here = Path(files.name).expanduser()
+    known = str(here.resolve()) if _exists(here) else files.name
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", here.name.strip(".") or Path(known).name)
+    return f"{readable}-{hashlib.sha256(known.encode(errors='surrogateescape')).hexdigest()[:8]}-{quant}"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long
+        return False
 
 
 def _bytes(tiles: Tensor) -> memoryview:

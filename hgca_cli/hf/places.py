@@ -24,12 +24,13 @@ CONVERTED, PACKED, HUB = "converted", "packed", "hub"
 
 @dataclass(frozen=True)
 class Stored:
-    """A model on disk. whole: it has what it takes to be opened."""
+    """A model on disk. whole: it has what it takes to be opened; packed_from: of packed weights, the model's directory."""
 
     name: str
     path: str
     bytes: int
     whole: bool
+    packed_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,9 @@ def _converted(root: Path, chosen: str, *, spare: bool) -> Place:
 def _packed(folder: Path) -> Stored:
     try:
         found = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        return Stored(f"{found['model']} --quant {found['quant']}", str(folder), _size(folder), True)
-    except (OSError, ValueError, KeyError, TypeError):
+        name, origin = f"{found['model']} --quant {found['quant']}", str(found.get("folder") or "")
+        return Stored(name, str(folder), _size(folder), True, origin)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Stored(folder.name, str(folder), _size(folder), False)
 
 
