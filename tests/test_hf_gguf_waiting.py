@@ -185,3 +185,18 @@ def test_holes_take_no_disk(tmp_path: Path) -> None:
     place = next(place for place in converted_places() if Path(place.path).is_relative_to(tmp_path))
     assert [one.bytes < 1 << 20 for one in place.models if one.name == "one"] == [True]
     assert load_file(folder / "model.safetensors")["b"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_person_is_told_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"HGCA_CACHE_DIR": str(tmp_path / "cache")}
+    quantised, floats = (
+        write_gguf(tmp_path / f"{kind.name}.gguf", quant=kind) for kind in (Q8, gguf.GGMLQuantizationType.F16)
+    )
+    told = here("pull", str(quantised), **place).stderr.splitlines()
+    assert [line.split(b" (once; ")[0] for line in told[:-1]] == [b"reading Q8_0.gguf"] and told[-1].startswith(
+        b"read in"
+    )
+    told = here("pull", str(floats), **place).stderr.splitlines()
+    assert told[0].startswith(b"converting F16.gguf to safetensors in bf16") and told[1].startswith(b"converted in")
+    run = here("chat", "-m", str(quantised), "-p", "hi", "-n", "2", "--quant", "none", **place)
+    assert run.returncode == 0 and run.stderr.startswith(b"converting Q8_0.gguf to safetensors (")

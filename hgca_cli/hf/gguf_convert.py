@@ -105,11 +105,7 @@ def _dequantise(
 
     folder, name = str(path.absolute().parent), path.name  # not resolved: a hub's cache links to nameless blobs
     dtype = torch.float32 if small else torch.bfloat16
-    with (
-        quiet(),
-        reading_once(),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):  # its reader draws a bar that has no switch
+    with quiet(), reading_once():
         try:
             try:
                 left = write_weights(Path(folder, name), contents, target, dtype, wait, begin, notify)
@@ -117,7 +113,8 @@ def _dequantise(
                 left = None
             if left is None:
                 begin(contents.numbers * dtype.itemsize, False)
-                _whole(path, target, dtype)
+                with contextlib.redirect_stderr(io.StringIO()):  # its reader draws a bar that has no switch
+                    _whole(path, target, dtype)
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, gguf_file=name, trust_remote_code=False, local_files_only=True
             )
