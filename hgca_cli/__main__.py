@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import MutableMapping
 from typing import NoReturn
 
@@ -18,10 +19,12 @@ SPINS = "1000"  # turns (some 20 us) OpenMP's threads wait awake for each other;
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     prepare(os.environ)
-    code = run(sys.argv[1:])
-    if code > STOPPED:
-        _leave(code)
-    sys.exit(code)
+    code = run(sys.argv[1:])  # which flushed what was written, or told why not
+    if code <= STOPPED:
+        if sys.gettrace() or sys.getprofile():  # who watches wants the last word
+            sys.exit(code)
+        threading._shutdown()  # type: ignore[attr-defined]
+    _leave(code)
 
 
 def prepare(environ: MutableMapping[str, str]) -> None:
@@ -33,8 +36,10 @@ def prepare(environ: MutableMapping[str, str]) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """End a process that a signal stopped. Libraries' threads may be in the middle of something: the interpreter would wait for
-    them, or take what they use away from under them.
+    """End the process without taking the interpreter apart, which takes a second or two with torch and a model in it.
+
+    After a signal libraries' threads may be in the middle of something, besides: the interpreter would wait for them, or take
+    what they use away from under them.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

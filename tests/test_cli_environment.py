@@ -33,3 +33,33 @@ def test_openmp_hears_of_it() -> None:
     if "GOMP_SPINCOUNT" not in done.stderr:
         pytest.skip("torch has another OpenMP here")
     assert f"GOMP_SPINCOUNT = '{SPINS}'" in done.stderr
+
+
+LEAVING = """
+import atexit, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from hgca_cli import __main__
+
+def run(words):
+    def late(after):
+        time.sleep(after)
+        print("thread", after, flush=True)
+    threading.Thread(target=late, args=[0.1]).start()
+    ThreadPoolExecutor(1).submit(late, 0.4)
+    atexit.register(lambda: print("atexit"))
+    class Last:
+        def __del__(self):
+            print("taken apart", flush=True)
+    sys.modules["kept"] = Last()
+    return int(words[0])
+
+__main__.run = run
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize("code", [0, 5])
+def test_a_process_ends_at_once_but_not_before_its_threads(code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVING, str(code)], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["thread 0.1", "thread 0.4", "atexit"] and not done.stderr
+    assert done.returncode == code
