@@ -91,13 +91,15 @@ def write_gguf(
     quant: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     leave_out: str = "",
     arch: str = "llama",
+    each: int = 0,
 ) -> Path:
     """The tiny model as a GGUF file, named and ordered as llama.cpp's converter does it.
 
     quant  of the matrices (their rows are 32 or 48 numbers: a block is 32, so only some take Q8_0)
+    each   tensors of a file, if there are to be several; the first of them is returned
     """
     model, fast = tiny_model(), tiny_tokenizer().hf
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=each)
     config = model.config
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -126,7 +128,7 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return min(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if each else path
 
 
 def gguf_bytes(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from hgca_cli.errors import ModelError
 from hgca_cli.hf import gguf_convert, gguf_stream, gguf_tensors
-from hgca_cli.hf.gguf_check import Contents, check_gguf
+from hgca_cli.hf.gguf_check import check_gguf
 from hgca_cli.hf.gguf_stream import WEIGHTS, WeightsFile, write_weights
 from hgca_cli.hf.registry import resolve
 from tests.models import write_gguf
@@ -90,7 +90,7 @@ def test_another_shape_is_not_taken(tmp_path: Path) -> None:
     out.mkdir()
     contents = check_gguf(file)
     turned = [one._replace(shape=one.shape[::-1]) for one in contents.tensors]
-    assert write_weights(file, Contents(contents.architecture, turned), out, torch.float32) is None
+    assert write_weights(file, contents._replace(tensors=turned), out, torch.float32) is None
     assert not list(out.glob("*.safetensors"))
 
 
@@ -105,9 +105,9 @@ def test_a_tensor_is_written_before_the_next_is_read(tmp_path: Path, monkeypatch
     done: list[str] = []
     floats, write = gguf_tensors._floats, WeightsFile.write
 
-    def reading(path: Path, tensor: Any, *part: Any) -> Any:
+    def reading(tensor: Any, *part: Any) -> Any:
         done.append("read")
-        return floats(path, tensor, *part)
+        return floats(tensor, *part)
 
     def writing(self: WeightsFile, name: str, weight: torch.Tensor) -> None:
         done.append("written")

@@ -1,12 +1,14 @@
 """A GGUF file is walked through, bounded by its own size, before a library believes what it claims.
 
 The gguf library trusts counts and offsets: an array of 2^60 numbers in a file of 100 bytes keeps it busy for ever.
-Format: ggml, docs/gguf.md (versions 2 and 3, little endian).
+Format: ggml, docs/gguf.md (versions 2 and 3, little endian). A large model may be in several files, as llama.cpp's gguf-split names
+and numbers them; the first has the keys.
 """
 
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from collections import Counter
 from math import prod
@@ -18,6 +20,8 @@ from hgca_cli.errors import ModelError
 VERSIONS = (2, 3)
 AGAIN = "Fetch it again."
 _STRING, _ARRAY = 8, 9
+_U16 = 2
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # value type -> bytes
 _MOST_DIMENSIONS = 8
 HEADS = ("output.weight", "token_embd.weight")  # the output layer: the embedding, if there is none of its own
@@ -27,6 +31,7 @@ _MOST_NAME = 1 << 16
 class Stored(NamedTuple):
     """A tensor of a GGUF file. kind: its number in GGMLQuantizationType; shape: as torch has it; at: where it begins in the file."""
 
+    file: Path
     name: str
     kind: int
     shape: tuple[int, ...]
@@ -35,10 +40,17 @@ class Stored(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What is in a sound GGUF file. architecture: "" if it names none."""
+    """What is in a sound GGUF file, or in all of a model's.
 
+    files          it is in; architecture: "" if it names none
+    part, of parts  which of a model's files it is, from 0
+    """
+
+    files: tuple[Path, ...]
     architecture: str
     tensors: list[Stored]
+    part: int = 0
+    parts: int = 1
 
     @property
     def numbers(self) -> int:
@@ -59,8 +71,44 @@ class Contents(NamedTuple):
         return {"layers": dict(layers), "head": next((ends[name] for name in HEADS if name in ends), {})}
 
 
+def parts_of(path: Path) -> list[Path]:
+    """All files of a model, by the name of the first one; itself, if its name is no first part's."""
+    match = _PART.search(path.name)
+    if match is None or int(match[1]) != 1:
+        return [path]
+    return [_part(path, match, number) for number in range(1, int(match[2]) + 1)]
+
+
 def check_gguf(path: Path) -> Contents:
-    """What a GGUF file holds that is sound and has a tokenizer. Raises ModelError naming the file."""
+    """What a GGUF file holds that is sound and has a tokenizer, with its other parts. Raises ModelError naming the file."""
+    first = _walk(path)
+    if first.parts == 1:
+        return first
+    files, match = parts_of(path), _PART.search(path.name)
+    if first.part or len(files) != first.parts:
+        name = _part(path, match, 1).name if match and int(match[2]) == first.parts else "NAME-00001-of-....gguf"
+        raise ModelError(
+            f"{path} is part {first.part + 1} of {first.parts} of a model.", f"Name the first one: {name}."
+        )
+    tensors = {one.name: one for one in first.tensors}
+    for number, file in enumerate(files[1:], 1):
+        if not file.exists():
+            raise ModelError(
+                f"{path} is part 1 of {first.parts}, and {file.name} is missing.",
+                "All parts belong into one directory.",
+            )
+        found = _walk(file)
+        if (found.part, found.parts) != (number, first.parts) or any(one.name in tensors for one in found.tensors):
+            raise ModelError(f"{file} is not part {number + 1} of {path.name}.", AGAIN)
+        tensors |= {one.name: one for one in found.tensors}
+    return first._replace(files=tuple(files), tensors=list(tensors.values()))
+
+
+def _part(path: Path, match: re.Match[str], number: int) -> Path:
+    return path.with_name(f"{path.name[: match.start()]}-{number:05}-of-{match[2]}.gguf")
+
+
+def _walk(path: Path) -> Contents:
     try:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -84,9 +132,10 @@ class _Walk:
         version, tensors, pairs = self._unpack("<IQQ")
         if version not in VERSIONS:
             raise self._bad(f"is GGUF version {version}; versions 2 and 3 are read", "Convert it again.")
-        if tensors == 0 or tensors * 32 > size or pairs * 13 > size:  # the fewest bytes one of each takes
+        if tensors * 32 > size or pairs * 13 > size:  # the fewest bytes one of each takes
             raise self._bad(f"claims {tensors:,} tensors and {pairs:,} keys in {size:,} bytes")
         keys, alignment, architecture = set(), 32, ""
+        split = {"split.no": 0, "split.count": 1}
         for _ in range(pairs):
             key = self._string()
             kind = self._unpack("<I")[0]
@@ -95,16 +144,21 @@ class _Walk:
             keys.add(key)
             if key == "general.alignment" and kind == 4:
                 alignment = struct.unpack_from("<I", self.data, self.at)[0]
+            if key in split and kind == _U16:
+                split[key] = struct.unpack_from("<H", self.data, self.at)[0]
             if key == "general.architecture" and kind == _STRING:
                 begin = self.at
                 architecture, self.at = self._string(), begin
             self._skip_value(kind)
         if alignment == 0 or alignment & (alignment - 1):
             raise self._bad(f"has an alignment of {alignment}, not a power of two")
+        part, parts = split["split.no"], max(1, split["split.count"])
+        if part >= parts or (tensors == 0 and parts == 1):
+            raise self._bad(f"claims {tensors:,} tensors, and to be part {part + 1} of {parts}")
         found = self._tensors(tensors, alignment)
-        if not {"tokenizer.ggml.tokens", "tokenizer.ggml.model"} <= keys:
+        if part == 0 and not {"tokenizer.ggml.tokens", "tokenizer.ggml.model"} <= keys:
             raise self._bad("has no tokenizer", "Use a GGUF file made from a whole language model.")
-        return Contents(architecture, found)
+        return Contents((self.path,), architecture, found, part, parts)
 
     def _tensors(self, count: int, alignment: int) -> list[Stored]:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -127,7 +181,7 @@ class _Walk:
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
             if elements == 0 or elements % block:
                 raise self._bad(f"has a tensor {name[:60]!r} of an impossible shape {shape}")
-            found[name] = Stored(name, kind, shape[::-1], offset, elements // block * block_bytes)
+            found[name] = Stored(self.path, name, kind, shape[::-1], offset, elements // block * block_bytes)
         start = -(-self.at // alignment) * alignment
         room = len(self.data) - start
         for name, one in found.items():

@@ -21,7 +21,7 @@ from hgca_cli.errors import DoesNotFitError, HgcaError, ModelError, NotHereError
 from hgca_cli.events import Notice
 from hgca_cli.hf import model_cache
 from hgca_cli.hf.checks import reason
-from hgca_cli.hf.gguf_check import Contents, check_gguf
+from hgca_cli.hf.gguf_check import Contents, check_gguf, parts_of
 from hgca_cli.hf.gguf_once import DAMAGED, reading_once
 from hgca_cli.hf.packing import TYPES_FILE, held_as
 from hgca_cli.hf.registry import Notify
@@ -49,6 +49,10 @@ def converted(path: Path, found: os.stat_result, notify: Notify, now: bool = Tru
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}.", "Check its permissions.") from error
     digest.update(f"{path.resolve()}|{found.st_size}|{found.st_mtime_ns}".encode(errors="surrogateescape"))
+    for part in parts_of(path)[1:]:
+        with contextlib.suppress(OSError):  # its absence is told below
+            here = part.stat()
+            digest.update(f"|{here.st_size}|{here.st_mtime_ns}".encode())
     name = f"{path.stem[:80]}-{digest.hexdigest()[:12]}"
     if cached := model_cache.find(name):
         return cached
@@ -88,7 +92,12 @@ def convert(path: Path, target: Path, notify: Notify) -> None:
     waiting = _dequantise(path, target, contents, small, not small and bool(held_as(types)), begin, notify)
     told: dict[str, Any] = dict(types)
     if waiting:
-        told |= {"file": str(path.absolute()), "digest": digest_of(path), "dtype": "bfloat16", "waiting": waiting}
+        told |= {
+            "file": str(path.absolute()),
+            "digest": digest_of(contents.files),
+            "dtype": "bfloat16",
+            "waiting": waiting,
+        }
     (target / TYPES_FILE).write_text(json.dumps(told) + "\n", encoding="utf-8")
     notify(Notice(f"{'read' if waiting else 'converted'} in {time.monotonic() - began:.0f} s"))
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from hgca_cli.hf.gguf_check import parts_of
 
 # What transformers' readers raise over files that pass our own look: a wrong architecture, a key of another type, ...
 DAMAGED = (
@@ -21,7 +24,7 @@ DAMAGED = (
 
 @contextlib.contextmanager
 def reading_once() -> Iterator[None]:
-    """Inside, a file is read once, however often it is asked for."""
+    """Inside, a file is read once, however often it is asked for, and the first of several has the tensors of all."""
     import gguf
     import numpy as np
 
@@ -40,7 +43,10 @@ def reading_once() -> Iterator[None]:
         if more:
             return theirs(path, *more)
         if str(path) not in known:
-            known[str(path)] = Reader(path)
+            known[str(path)] = first = Reader(path)
+            if (count := first.get_field("split.count")) is not None and count.contents() > 1:
+                for part in parts_of(Path(path))[1:]:
+                    first.tensors += Reader(part).tensors
         return known[str(path)]
 
     gguf.GGUFReader = reader

@@ -53,7 +53,7 @@ def write_weights(
         str(path.parent), gguf_file=path.name, trust_remote_code=False, local_files_only=True
     )
     model = without_memory(config, dtype)
-    tensors = Tensors(path, contents, model)
+    tensors = Tensors(contents, model)
     if not tensors.known:
         return None
     waiting = _may_wait(model, tensors) if wait else []

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,13 +28,13 @@ class Tensors:
     wanted  names and shapes of what belongs in the model's files: tied weights once, buffers if they are kept
     known   whether the file has a tensor for each of them, as far as transformers says
 
-    path, contents  of the file (hf/gguf_check.py); model: what its config describes, without memory (`without_memory`)
+    contents  of the file (hf/gguf_check.py); model: what its config describes, without memory (`without_memory`)
     """
 
-    def __init__(self, path: Path, contents: Contents, model: Any) -> None:
+    def __init__(self, contents: Contents, model: Any) -> None:
         from transformers import modeling_gguf_pytorch_utils as theirs
 
-        self._path, self._contents, config = path, contents, model.config.to_dict()
+        self._contents, config = contents, model.config.to_dict()
         self._processor = theirs.TENSOR_PROCESSORS.get(contents.architecture, theirs.TensorProcessor)(config=config)
         self._names = _names_by_theirs(model, contents.architecture, self._processor)
         self._plainly = theirs.TensorProcessor.process
@@ -52,7 +51,7 @@ class Tensors:
         for tensor in self._contents.tensors:
             if self._names.get(tensor.name) in but:
                 continue
-            name, weight = self._process(tensor, _floats(self._path, tensor))
+            name, weight = self._process(tensor, _floats(tensor))
             if name is not None:
                 yield name, weight
 
@@ -66,7 +65,7 @@ class Tensors:
         apart = tensor.name in HEADS or type(self._processor).process is self._plainly  # nothing is done to their rows
 
         def fill(part: slice) -> None:
-            found, weight = self._process(tensor, _floats(self._path, tensor, part))
+            found, weight = self._process(tensor, _floats(tensor, part))
             if found != name or weight.shape != out[part].shape:
                 raise ValueError(f"{tensor.name} is not the whole of {name}")
             out[part] = weight
@@ -124,12 +123,12 @@ def _in_parts(fill: Callable[[slice], None], count: int, each: int) -> None:
             pass
 
 
-def _floats(path: Path, tensor: Stored, part: slice = slice(None)) -> NDArray[np.float32]:
+def _floats(tensor: Stored, part: slice = slice(None)) -> NDArray[np.float32]:
     """The numbers of a tensor of a GGUF file, or of some rows of a matrix, f32."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    data = np.memmap(path, np.uint8, "r", tensor.at, (tensor.bytes,)).reshape(prod(tensor.shape[:-1]), -1)
+    data = np.memmap(tensor.file, np.uint8, "r", tensor.at, (tensor.bytes,)).reshape(prod(tensor.shape[:-1]), -1)
     data = np.asarray(data[part] if len(tensor.shape) == 2 else data)
     out = np.empty((len(data), tensor.shape[-1]), dtype=np.float32)
 

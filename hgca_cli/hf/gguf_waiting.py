@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,16 @@ from hgca_cli.units import format_bytes
 SAMPLES, SAMPLE_BYTES = 64, 4096
 
 
-def digest_of(path: Path) -> str:
-    """What a GGUF file is known by: its size, and samples of it. Raises OSError."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for sample in range(SAMPLES):
-            file.seek(size * sample // SAMPLES)
-            digest.update(file.read(SAMPLE_BYTES))
+def digest_of(files: Iterable[Path]) -> str:
+    """What a model's GGUF files are known by: sizes, and samples. Raises OSError."""
+    digest = hashlib.sha256()
+    for part in files:
+        size = part.stat().st_size
+        digest.update(str(size).encode())
+        with part.open("rb") as file:
+            for sample in range(SAMPLES):
+                file.seek(size * sample // SAMPLES)
+                digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
 
 
@@ -112,18 +115,17 @@ class Waiting:
         if self._tensors is None:
             from transformers import AutoConfig
 
+            still = f"weights of {self._folder} are still in {self._file}"
             try:
-                same = digest_of(self._file) == self._told["digest"]
+                self._file.stat()
+                contents = check_gguf(self._file)
+                same = digest_of(contents.files) == self._told["digest"]
             except OSError as error:
-                raise ModelError(
-                    f"weights of {self._folder} are still in {self._file}: {error.strerror}.", self._remedy
-                ) from error
+                raise ModelError(f"{still}: {error.strerror}.", self._remedy) from error
             if not same:
-                raise ModelError(
-                    f"weights of {self._folder} are still in {self._file}, which has changed.", self._remedy
-                )
+                raise ModelError(f"{still}, which has changed.", self._remedy)
             config = AutoConfig.from_pretrained(self._folder, trust_remote_code=False, local_files_only=True)
-            self._tensors = Tensors(self._file, check_gguf(self._file), without_memory(config, self._dtype))
+            self._tensors = Tensors(contents, without_memory(config, self._dtype))
         return self._tensors
 
     @property

@@ -150,7 +150,11 @@ def _local(spec: str, convert: bool, notify: Notify) -> Path:
 
 
 def _only_gguf(path: Path, names: list[str]) -> str:
+    from hgca_cli.hf.gguf_check import parts_of
+
     ggufs = [name for name in names if name.endswith(".gguf")]
+    if len(ggufs) > 1 and ggufs == [part.name for part in parts_of(path / ggufs[0])]:
+        return ggufs[0]
     if len(ggufs) > 1:
         raise ModelError(f"{path} holds several models: {', '.join(ggufs)}.", "Name one of the files.")
     if not ggufs:
