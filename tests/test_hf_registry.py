@@ -230,14 +230,15 @@ def test_a_full_disk_while_fetching(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hub_model_of_pickles_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text("{}")
     answers(monkeypatch, lambda _: str(tmp_path))
-    with pytest.raises(ModelError, match="no safetensors weights"):
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: ["config.json", "model.bin"])
+    with pytest.raises(ModelError, match=r"no safetensors weights, nor a \.gguf file"):
         resolve("org/tiny")
 
 
 def test_progress_of_a_fetch_is_told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     told: list[Event] = []
     monkeypatch.setattr(hub, "TELL_EVERY_SECONDS", 0.0)
-    bar = hub._progress("org/tiny", told.append)(total=4 << 20, unit="B", unit_scale=True, mininterval=0, name="x")
+    bar = hub.progress("org/tiny", told.append)(total=4 << 20, unit="B", unit_scale=True, mininterval=0, name="x")
     time.sleep(0.01)
     bar.update(1 << 20)
     bar.close()

@@ -60,7 +60,7 @@ Model = Annotated[
         is_eager=True,  # what is set for a model must be known before other options are looked at
         callback=model_chosen,
         autocompletion=complete_model,
-        help="Alias, hub id, safetensors directory or .gguf file.",
+        help="Alias, hub id (org/name, org/name:Q4_K_M), safetensors directory or .gguf file.",
     ),
 ]
 Revision = Annotated[

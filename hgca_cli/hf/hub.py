@@ -22,6 +22,10 @@ UNWANTED = ["*/*", "consolidated*", "*.bin", "*.pt", "*.pth", "*.py", "*.gguf"]
 TELL_EVERY_SECONDS = 5.0
 
 
+class NoSafetensorsError(ModelError):
+    """A hub model that has no safetensors: it may have GGUF files."""
+
+
 def snapshot(name: str, *, revision: str | None, offline: bool, notify: Notify) -> Path:
     """The directory of a hub model; what is complete here already is used without asking the network.
 
@@ -41,6 +45,8 @@ def snapshot(name: str, *, revision: str | None, offline: bool, notify: Notify) 
             path = Path(snapshot_download(**options, local_files_only=True))
             if is_complete(path):
                 return path
+            if any(path.rglob("*.gguf")) and not any(path.glob("*.safetensors")):
+                raise no_safetensors(name)
         except HFValidationError as error:
             raise ModelError(f"{name[:100]!r} is not a hub id.", "A hub id looks like org/name.") from error
         except OSError:
@@ -52,15 +58,20 @@ def snapshot(name: str, *, revision: str | None, offline: bool, notify: Notify) 
             )
         notify(Notice(f"fetching {name} from the hub"))
         try:
-            path = Path(snapshot_download(**options, tqdm_class=_progress(name, notify)))
+            path = Path(snapshot_download(**options, tqdm_class=progress(name, notify)))
         except Exception as error:  # the hub's client raises its own errors, its HTTP library's and OSError
-            raise _explained(name, revision, error) from error
+            raise explained(name, revision, error) from error
     if not any(path.glob("*.safetensors")):
-        raise ModelError(
-            f"model {name} has no safetensors weights (pickle weights are refused: they can run code).",
-            "If it offers a .gguf file, fetch that and name it: -m FILE.gguf",
-        )
+        raise no_safetensors(name)
     return path
+
+
+def no_safetensors(name: str) -> NoSafetensorsError:
+    """What is said of a model that has no file we open."""
+    return NoSafetensorsError(
+        f"model {name} has no safetensors weights, nor a .gguf file (pickle weights are refused: they can run code).",
+        "Take another model, or one that somebody converted.",
+    )
 
 
 def config_file(name: str, *, revision: str | None, offline: bool) -> Path:
@@ -86,7 +97,7 @@ def config_file(name: str, *, revision: str | None, offline: bool) -> Path:
         try:
             return Path(hf_hub_download(name, "config.json", revision=revision))
         except Exception as error:  # the hub's client raises its own errors, its HTTP library's and OSError
-            raise _explained(name, revision, error) from error
+            raise explained(name, revision, error) from error
 
 
 def told_offline() -> bool:
@@ -108,7 +119,8 @@ def is_complete(path: Path) -> bool:
     return all(isinstance(shard, str) and (path / shard).is_file() for shard in shards)
 
 
-def _explained(name: str, revision: str | None, error: Exception) -> ModelError | DoesNotFitError:
+def explained(name: str, revision: str | None, error: Exception) -> ModelError | DoesNotFitError:
+    """What the hub's client raised, as an error of ours."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -126,7 +138,7 @@ def _explained(name: str, revision: str | None, error: Exception) -> ModelError 
     return ModelError(f"cannot fetch {name} from the hub: {reason(error)}.", reach)
 
 
-def _progress(name: str, notify: Notify) -> type:
+def progress(name: str, notify: Notify) -> type:
     """A progress bar for huggingface_hub that draws nothing and tells every few seconds."""
     from tqdm.std import tqdm  # type: ignore[import-untyped]
 

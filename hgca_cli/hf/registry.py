@@ -6,6 +6,7 @@ Nothing here imports torch or transformers: names are resolved, and wrong ones r
 from __future__ import annotations
 
 import difflib
+import os
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ def resolve(
 ) -> ModelFiles:
     """Find a model, fetching and converting it where that is needed.
 
-    spec     alias, hub id `org/name`, directory, or `.gguf` file; what looks like a path is never taken for a hub id
+    spec     alias, hub id `org/name`, directory, or `.gguf` file; what looks like a path is never taken for a hub id.
+             `org/name:Q4_K_M` is a GGUF file of a hub's repository
     offline  True: only what is on this machine
     convert  False: no .gguf file is converted now, only one that was before is found
 
@@ -74,6 +76,11 @@ def resolve(
         return ModelFiles(name, default_model(notify=notify, offline=offline))
     if not target:
         raise ModelError("the model name is empty.", f"Try -m {DEFAULT}.")
+    from hgca_cli.hf.hub_gguf import hub_gguf, of_hub
+
+    if (there := of_hub(target)) and not _exists(Path(target)):
+        file = hub_gguf(*there, revision=revision, offline=offline, notify=notify)
+        return ModelFiles(name, _converted(file, file.stat(), convert, notify))
     if _looks_like_path(target) or _exists(Path(target)):
         return ModelFiles(name, _local(target, convert, notify))
     parts = target.split("/")
@@ -84,17 +91,24 @@ def resolve(
             "(org/name).",
             f"{f'Did you mean {near[0]}? ' if near else ''}See hgca pull --help.",
         )
-    from hgca_cli.hf.hub import snapshot
+    from hgca_cli.hf.hub import NoSafetensorsError, snapshot
 
-    return ModelFiles(name, snapshot(target, revision=revision, offline=offline, notify=notify))
+    try:
+        return ModelFiles(name, snapshot(target, revision=revision, offline=offline, notify=notify))
+    except NoSafetensorsError:
+        file = hub_gguf(target, None, revision=revision, offline=offline, notify=notify)
+        return ModelFiles(name, _converted(file, file.stat(), convert, notify))
 
 
 def resolve_config(spec: str, *, revision: str | None = None, offline: bool = False) -> Path | None:
     """A directory that holds a model's config.json, its weights or not; of a hub model only that file is fetched.
 
-    None for a model whose config is made with its weights: the default model before its first use, a `.gguf` file.
+    None for a model whose config is made with its weights: the default model before its first use, a `.gguf` file, here or
+    of a hub.
     Raises ModelError as `resolve` does.
     """
+    from hgca_cli.hf.hub_gguf import of_hub
+
     name = spec.strip()
     target = target_of(name)
     if target == PACKAGED:
@@ -104,7 +118,7 @@ def resolve_config(spec: str, *, revision: str | None = None, offline: bool = Fa
         if path.name == "config.json" and _exists(path):
             return path.parent
         return path if _exists(path / "config.json") else None
-    if len(target.split("/")) != 2:
+    if of_hub(target) or len(target.split("/")) != 2:
         return None
     from hgca_cli.hf.hub import config_file
 
@@ -144,6 +158,10 @@ def _local(spec: str, convert: bool, notify: Notify) -> Path:
         raise ModelError(f"{path} is neither a directory nor a regular file.", "Name a directory, or a .gguf file.")
     if path.suffix != ".gguf":
         raise ModelError(f"{path} is a file.", "Name the directory it is in, or a .gguf file.")
+    return _converted(path, found, convert, notify)
+
+
+def _converted(path: Path, found: os.stat_result, convert: bool, notify: Notify) -> Path:
     from hgca_cli.hf.gguf_convert import converted
 
     return converted(path, found, notify, convert)
