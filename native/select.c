@@ -102,7 +102,7 @@ static inline __attribute__((always_inline)) void prefetch_looked_up(const hgca_
 
 static void weigh_rows(hgca_unit *u) {
     const hgca_head *h = u->head;
-    memset(&u->bins, 0, sizeof u->bins);
+    memset(u->bins, 0, sizeof *u->bins);
     if (!hgca_scans(h) || u->taken_count == 0) return;
     prefetch_looked_up(u);
     float share[HGCA_UNIT * HGCA_LANES];
@@ -114,9 +114,9 @@ static void weigh_rows(hgca_unit *u) {
         .share = share,
         .least = h->least,
         .weight = u->weight,
-        .rows = u->bins.rows,
-        .mass = u->bins.mass,
-        .total = &u->bins.total,
+        .rows = u->bins->rows,
+        .mass = u->bins->mass,
+        .total = &u->bins->total,
     };
     hgca_selection_kernels()->weigh(&weighing);
 }
@@ -134,7 +134,8 @@ void hgca_run_selection(hgca_batch *batch, int32_t piece) {
                                                                hgca_choose_rows, hgca_merge_head};
     hgca_selecting *w = (hgca_selecting *)(void *)batch;
     const int stage = w->first_stage + piece / w->unit_count;
-    hgca_unit *u = &w->units[piece % w->unit_count];
+    const int32_t turn = piece % w->unit_count;
+    hgca_unit *u = &w->units[stage == HGCA_STAGE_ROWS ? w->by_index[turn] : turn];
     hgca_head *h = u->head;
     hgca_unit *units = w->units + h->first_unit;
     await_stage(h, stage);

@@ -130,6 +130,28 @@ typedef struct {
     int64_t count;
 } hgca_gathered;
 
+/* The rows that are read of some groups: those of at least `least`, and of those below `above` the first `room`.
+ *   weight   [16 * count], or NULL: all are read
+ *   order    the row of each position below `clustered`; others are their own, and from `end` on there are none
+ *   fetched  so many rows are asked for as soon as they are known: key_bytes from `key` and value_bytes from `value` on */
+typedef struct {
+    const int32_t *groups; /* ascending */
+    int64_t count;
+    const float *weight;
+    float least, above;
+    int64_t room;
+    const int32_t *order;
+    int64_t clustered;
+    int64_t end;
+    const char *key, *value;
+    int64_t key_row_stride, value_row_stride;
+    int64_t key_bytes, value_bytes;
+    int64_t fetched;
+    int32_t *rows;     /* out; written up to [16 * count] */
+    uint16_t *chosen;  /* out: a bit per position of each group */
+    int64_t looked_up; /* out: how many of `order` */
+} hgca_listing;
+
 typedef struct {
     void (*scan)(const hgca_scan *scan);
     void (*reach)(const hgca_reaching *reaching);
@@ -143,6 +165,8 @@ typedef struct {
     void (*along)(const hgca_gathered *rows, const float *line, float *to);
     void (*apart)(const hgca_gathered *rows, const float *point, float *to);
     void (*middle)(const hgca_gathered *rows, float *to);
+    /* How many rows are read. */
+    int64_t (*list)(hgca_listing *listing);
     /* Bit i: weight[i] >= edge, of 16. */
     uint32_t (*lanes)(const float *weight, float edge);
 } hgca_isa_selection;

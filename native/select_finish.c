@@ -26,16 +26,16 @@ static float beside(const hgca_head *h, int32_t q) {
 static hgca_edge choose_edge(const hgca_head *h, hgca_unit *units, float left, int64_t least, int64_t most, float floor) {
     hgca_bins bins = {{0}, {0}, 0.0f};
     for (int32_t i = 0; i < h->units; i++) {
-        bins.total += units[i].bins.total;
+        bins.total += units[i].bins->total;
         for (int b = 0; b < HGCA_BINS; b++) {
-            bins.rows[b] += units[i].bins.rows[b];
-            bins.mass[b] += units[i].bins.mass[b];
+            bins.rows[b] += units[i].bins->rows[b];
+            bins.mass[b] += units[i].bins->mass[b];
         }
     }
     const hgca_edge edge = hgca_choose_edge(&bins, left, least, most, floor);
     int64_t room = edge.room;
     for (int32_t i = 0; i < h->units; i++) {
-        int64_t mine = units[i].bins.rows[edge.bin];
+        int64_t mine = units[i].bins->rows[edge.bin];
         units[i].room = mine < room ? mine : room;
         room -= units[i].room;
     }
@@ -73,7 +73,7 @@ static float weigh_means(hgca_head *h, hgca_unit *units, int blocks, float least
         hgca_unit *u = &units[i];
         const hgca_mean_scores *scores = &scored_of(u, blocks)->reach;
         const int64_t count = scored_of(u, blocks)->count;
-        memset(&u->bins, 0, sizeof u->bins);
+        memset(u->bins, 0, sizeof *u->bins);
         if (count == 0) continue;
         for (int32_t q = 0; q < h->queries; q++) share[q] = hgca_share(scores->max[q] + octaves, h->total[q]) / (float)h->queries;
         hgca_weighing weighing = {
@@ -83,9 +83,9 @@ static float weigh_means(hgca_head *h, hgca_unit *units, int blocks, float least
             .share = share,
             .least = least,
             .weight = scores->weight,
-            .rows = u->bins.rows,
-            .mass = u->bins.mass,
-            .total = &u->bins.total,
+            .rows = u->bins->rows,
+            .mass = u->bins->mass,
+            .total = &u->bins->total,
         };
         hgca_selection_kernels()->weigh(&weighing);
     }

@@ -3,7 +3,6 @@
 #include <string.h>
 
 #include "codes.h"
-#include "fetch.h"
 #include "selecting.h"
 
 enum { PREFETCHED = 128 << 10 }; /* bytes of rows: what is read first stays in the second level */
@@ -33,45 +32,35 @@ int64_t hgca_row_bytes(const hgca_attention *rows) {
     return (rows->key_dim + rows->value_dim) * hgca_number_bytes(rows->dtype) + (rows->dtype == HGCA_I8 ? 8 : 0);
 }
 
-/* Row of position 16 g + r of the unit's head, -1 beyond the index. */
-static int32_t row_at(const hgca_head *h, int64_t position) {
-    if (position >= h->job->indexed) return -1;
-    return position < h->job->clustered ? h->job->order[h->head * h->job->order_head_stride + position] : (int32_t)position;
-}
-
-/* A row is asked for as soon as it is known: a kernel fetches the tile after the one it works on, which is late for single rows.
- * Inline: GCC takes calls away of what does nothing but prefetch. */
-static inline __attribute__((always_inline)) void prefetch_row(const hgca_head *h, int64_t row) {
-    const hgca_attention *rows = &h->job->rows;
-    const int64_t size = hgca_number_bytes(rows->dtype);
-    const char *key = (const char *)rows->key + h->head * rows->key_head_stride + row * rows->key_row_stride;
-    const char *value = (const char *)rows->value + h->head * rows->value_head_stride + row * rows->value_row_stride;
-    hgca_fetch(key, rows->key_dim * size, 2);
-    hgca_fetch(value, rows->value_dim * size, 2);
-}
-
-/* The rows that are read, into u->rows; a position of no row (behind the index) is none. */
+/* The rows that are read, into u->rows. They are asked for as soon as they are known: a kernel fetches the tile after the one it works
+ * on, which is late for single rows. */
 static int64_t list_chosen(hgca_unit *u) {
     const hgca_head *h = u->head;
-    uint32_t (*lanes)(const float *, float) = hgca_selection_kernels()->lanes;
-    const int every = !hgca_scans(h) || h->edge.all;
-    const int64_t prefetched = PREFETCHED / hgca_row_bytes(&h->job->rows);
-    int64_t count = 0, room = u->room;
-    for (int64_t i = 0; i < u->taken_count; i++) {
-        const int64_t before = count;
-        u->chosen[i] = 0;
-        for (uint32_t some = every ? 0xffff : lanes(u->weight + i * HGCA_LANES, h->edge.least); some; some &= some - 1) {
-            int r = __builtin_ctz(some);
-            if (!every && u->weight[i * HGCA_LANES + r] < h->edge.above && room-- <= 0) continue;
-            int32_t row = row_at(h, (int64_t)u->taken[i] * HGCA_LANES + r);
-            if (row < 0) continue;
-            if (count < prefetched) prefetch_row(h, row);
-            u->rows[count++] = row;
-            u->chosen[i] |= (uint16_t)(1u << r);
-        }
-        if ((int64_t)u->taken[i] * HGCA_LANES < h->job->clustered) /* and the numbers of these rows */
-            u->stats.bytes += (count - before) * (int64_t)sizeof *h->job->order;
-    }
+    const hgca_selection *job = h->job;
+    const hgca_attention *rows = &job->rows;
+    const int64_t size = hgca_number_bytes(rows->dtype);
+    hgca_listing listing = {
+        .groups = u->taken,
+        .count = u->taken_count,
+        .weight = !hgca_scans(h) || h->edge.all ? NULL : u->weight,
+        .least = h->edge.least,
+        .above = h->edge.above,
+        .room = u->room,
+        .order = job->order ? job->order + h->head * job->order_head_stride : NULL,
+        .clustered = job->clustered,
+        .end = job->indexed,
+        .key = (const char *)rows->key + h->head * rows->key_head_stride,
+        .value = (const char *)rows->value + h->head * rows->value_head_stride,
+        .key_row_stride = rows->key_row_stride,
+        .value_row_stride = rows->value_row_stride,
+        .key_bytes = rows->key_dim * size,
+        .value_bytes = rows->value_dim * size,
+        .fetched = PREFETCHED / hgca_row_bytes(rows),
+        .rows = u->rows,
+        .chosen = u->chosen,
+    };
+    const int64_t count = hgca_selection_kernels()->list(&listing);
+    u->stats.bytes += listing.looked_up * (int64_t)sizeof *job->order;
     return count;
 }
 
@@ -145,8 +134,8 @@ static void weigh_means(hgca_unit *u, const hgca_scored *of, float octaves) {
         .share = share,
         .least = INFINITY, /* bins have done their work */
         .weight = of->mean.weight,
-        .rows = u->bins.rows,
-        .mass = u->bins.mass,
+        .rows = u->bins->rows,
+        .mass = u->bins->mass,
         .total = &total,
     };
     hgca_selection_kernels()->weigh(&weighing);

@@ -3,12 +3,16 @@
  * them.) Only the dot product of codes has instructions of its own. All arithmetic on codes is in integers, floats are added
  * up in the same order and nothing is contracted, so every instruction set gives the same scores, bit by bit. */
 #include "codes.h"
+#include "fetch.h"
 #include "kernels.h"
 #include "select.h"
 #include "select_lanes.h"
 
 /* Queries at once; bytes of codes until those that are fetched, groups from there to one whose scales are. */
 enum { QUERIES = HGCA_QUERIES, MOST_WIDTH = HGCA_MOST_WIDTH, AHEAD_BYTES = 5632, MORE_AHEAD = 3 };
+
+/* Rows that are asked for at once while others are listed. */
+enum { AT_ONCE = 8 };
 
 #include "select_dots.h"
 
@@ -297,8 +301,9 @@ static void weigh(const hgca_weighing *w) {
     }
 }
 
+#include "select_listing.h"
 #include "select_guessed.h"
 #include "select_gathered.h"
 
-const hgca_isa_selection SELECT_ISA = {scan,  reach, weigh, leave,  pass_by,   close_blocks,
-                                       hold, along, apart, middle, lanes_from};
+const hgca_isa_selection SELECT_ISA = {scan, reach, weigh, leave,  pass_by, close_blocks,
+                                       hold, along, apart, middle, list,    lanes_from};

@@ -82,7 +82,7 @@ typedef struct {
     float *scratch;  /* for hgca_scan */
     float *left_sum; /* of groups not taken, relative to group.mean.max */
     float *closed_sum; /* of closed blocks, relative to block.mean.max */
-    hgca_bins bins;
+    hgca_bins *bins;   /* apart: nobody has to write them who lays a unit out */
     int64_t room; /* of an edge's last bin it may take: blocks, then groups, then rows */
     int32_t index; /* among its head's units */
     hgca_selection_stats stats;
@@ -92,6 +92,7 @@ typedef struct {
     hgca_started started;
     hgca_head *heads;
     hgca_unit *units;
+    int32_t *by_index; /* units, the first ones of all heads before the second ones */
     int32_t unit_count;
     int32_t first_stage;
 } hgca_selecting;
@@ -107,7 +108,7 @@ static inline int64_t hgca_group_at(const hgca_unit *u, int64_t i) {
     return (int64_t)u->open[i / HGCA_LANES] * HGCA_LANES + i % HGCA_LANES;
 }
 
-/* One stage of one unit: piece = (stage - first_stage) * unit_count + unit. */
+/* One stage of one unit: piece = (stage - first_stage) * unit_count + unit, and in the last stage units as of by_index. */
 void hgca_run_selection(hgca_batch *batch, int32_t piece);
 
 /* Whether codes of rows are scored. */
