@@ -267,7 +267,32 @@ static uint32_t lanes_from(const float *weight, float edge) {
 #endif
 }
 
+/* Into `to`, those of 16 weights whose bit is set, one after the other; 16 are written. */
+INLINE int64_t keep_weights(float *to, const float *weight, uint32_t bits) {
+#if defined(__AVX512F__)
+    _mm512_storeu_ps(to, _mm512_maskz_compress_ps((__mmask16)bits, _mm512_loadu_ps(weight)));
+#else
+    for (uint32_t some = bits; some; some &= some - 1) *to++ = weight[__builtin_ctz(some)];
+#endif
+    return __builtin_popcount(bits);
+}
+
+INLINE void count_weights(const hgca_weighing *w, const float *weight, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, &weight[i], sizeof bits);
+        uint32_t bin = bits >= 0x3f800000u ? 0 : (0x3f800000u - bits + 0xfffffu) >> 20;
+        if (bin >= HGCA_BINS) continue;
+        w->rows[bin]++;
+        w->mass[bin] += weight[i];
+    }
+}
+
+/* Those that are counted are collected first: a loop over the few of each 16 ends where no processor expects it. */
 INLINE void weigh_of(const hgca_weighing *w, int32_t queries) {
+    enum { COLLECTED = 512 };
+    float counted[COLLECTED + HGCA_LANES];
+    int64_t count = 0;
     lanes_f total[PARTS] = {{0}};
     for (int64_t i = 0; i < w->count; i += HGCA_LANES) {
         lanes_f weight[PARTS] = {{0}};
@@ -280,16 +305,12 @@ INLINE void weigh_of(const hgca_weighing *w, int32_t queries) {
             store_f(w->weight + i + p * LANES, weight[p]);
             total[p] += weight[p];
         }
-        for (uint32_t some = lanes_from(w->weight + i, w->least); some; some &= some - 1) {
-            const int r = __builtin_ctz(some);
-            uint32_t bits;
-            memcpy(&bits, &w->weight[i + r], sizeof bits);
-            uint32_t bin = bits >= 0x3f800000u ? 0 : (0x3f800000u - bits + 0xfffffu) >> 20;
-            if (bin >= HGCA_BINS) continue;
-            w->rows[bin]++;
-            w->mass[bin] += w->weight[i + r];
-        }
+        count += keep_weights(counted + count, w->weight + i, lanes_from(w->weight + i, w->least));
+        if (count < COLLECTED) continue;
+        count_weights(w, counted, count);
+        count = 0;
     }
+    count_weights(w, counted, count);
     *w->total += sum_f(total);
 }
 
