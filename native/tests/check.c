@@ -14,6 +14,7 @@
 #include "check_convert.h"
 #include "check_layer.h"
 #include "check_linear.h"
+#include "check_listing.h"
 #include "check_processors.h"
 #include "check_select.h"
 #include "check_serve.h"
@@ -225,6 +226,7 @@ static void check_random(double seconds) {
         drop(&p);
         if (count % 4 == 0) failures += check_select(1, state);
         if (count % 4 == 2) failures += check_layer(1, state);
+        if (count % 4 == 3) failures += check_listing(4, state);
         if (count % 4 == 1) failures += check_serve(1, state);
         clock_gettime(CLOCK_MONOTONIC, &now);
     } while ((double)(now.tv_sec - began.tv_sec) < seconds);
@@ -237,6 +239,7 @@ int main(int argc, char **argv) {
     while ((isa = strsep(&rest, ",")) != NULL) {
         expect(hgca_use_isa(isa) == HGCA_OK && strcmp(hgca_isa(), isa) == 0, "use", isa);
         check_shapes(isa);
+        failures += check_listing(300, 1);
         for (int threads = 1; threads <= 3; threads++) {
             expect(hgca_set_threads(threads) == HGCA_OK, "threads", isa);
             failures += check_select(40, (uint64_t)threads * 1000);
