@@ -7,8 +7,9 @@
  *     read     rows are read exactly, groups not taken enter as an estimate -> merged
  *
  * and what stands behind an arrow is found by whoever finishes a stage's last unit of the head, from sums over the units in
- * their order: results depend on the number of threads, never on their timing. Pieces of the pool are stage by stage, so
- * a unit that waits for its head's earlier stage waits for threads that are at work on it. */
+ * their order: results depend on the number of threads, never on their timing. Pieces of the pool stand in an order in which a
+ * head's stages follow each other (select_order.c), so a unit that waits for its head's earlier stage waits for threads that are at
+ * work on it. */
 #include "selecting.h"
 
 #include <math.h>
@@ -133,9 +134,8 @@ void hgca_run_selection(hgca_batch *batch, int32_t piece) {
     static void (*const end_of[])(hgca_head *, hgca_unit *) = {hgca_choose_blocks, hgca_choose_groups, hgca_find_total,
                                                                hgca_choose_rows, hgca_merge_head};
     hgca_selecting *w = (hgca_selecting *)(void *)batch;
-    const int stage = w->first_stage + piece / w->unit_count;
-    const int32_t turn = piece % w->unit_count;
-    hgca_unit *u = &w->units[stage == HGCA_STAGE_ROWS ? w->by_index[turn] : turn];
+    const int stage = w->order[piece] / w->unit_count;
+    hgca_unit *u = &w->units[w->order[piece] % w->unit_count];
     hgca_head *h = u->head;
     hgca_unit *units = w->units + h->first_unit;
     await_stage(h, stage);

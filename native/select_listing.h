@@ -1,10 +1,10 @@
 /* Which rows are read, and fetching them. Included by select_template.h, in its words. */
 
-/* Rows of the set bits of a group's 16, one after the other: numbers of `order`, or first, first + 1, ... Sixteen are written. */
+/* Rows of the set bits of a group's 16, one after the other: numbers of `order`, or first, first + 1, ... Up to sixteen are written. */
 INLINE int64_t keep_rows(int32_t *to, const int32_t *order, int32_t first, uint32_t bits) {
 #if defined(__AVX512F__)
-    const __m512i all = order ? _mm512_loadu_si512(order)
-                              : _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    const __m512i each = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i all = order ? _mm512_loadu_si512(order) : _mm512_add_epi32(_mm512_set1_epi32(first), each);
     _mm512_storeu_si512(to, _mm512_maskz_compress_epi32((__mmask16)bits, all));
 #else
     for (uint32_t some = bits; some; some &= some - 1) {

@@ -227,14 +227,6 @@ static const hgca_kernel *near_kernel(const hgca_selection *job) {
     return hgca_kernel_for(&near);
 }
 
-/* Of the rows that are read a head's first units hold more than its last ones, which are looked through without a gate: these last,
- * so that threads end at about the same time. */
-static void order_by_index(hgca_selecting *w, int32_t heads) {
-    for (int32_t index = 0, count = 0; count < w->unit_count; index++)
-        for (int32_t i = 0; i < heads; i++)
-            if (index < w->heads[i].units) w->by_index[count++] = w->heads[i].first_unit + index;
-}
-
 static void lay_out(hgca_layout *at, const hgca_selection *jobs, int32_t count, hgca_selecting **result) {
     const int64_t each = unit_work(jobs, count);
     int64_t heads = 0, units = 0;
@@ -250,13 +242,13 @@ static void lay_out(hgca_layout *at, const hgca_selection *jobs, int32_t count, 
     _Atomic int32_t *heads_left = take(at, (int64_t)sizeof *heads_left * count);
     hgca_head *all = take(at, (int64_t)sizeof *all * heads);
     hgca_unit *all_units = take(at, (int64_t)sizeof *all_units * units);
-    int32_t *by_index = take(at, (int64_t)sizeof *by_index * units);
+    int32_t *order = take(at, (int64_t)sizeof *order * units * (HGCA_STAGES - first_stage));
     if (w) {
         memset(w, 0, sizeof *w);
         memcpy(own, jobs, sizeof *own * (size_t)count);
         for (int32_t j = 0; j < count; j++)
             if (own[j].near) own[j].near = memcpy(&near[j], own[j].near, sizeof *near);
-        *w = (hgca_selecting){.heads = all, .units = all_units, .by_index = by_index, .unit_count = (int32_t)units, .first_stage = first_stage};
+        *w = (hgca_selecting){.heads = all, .units = all_units, .order = order, .unit_count = (int32_t)units, .first_stage = first_stage};
         w->started.batch.run = hgca_run_selection;
         w->started.batch.pieces = (int32_t)(units * (HGCA_STAGES - first_stage));
         *result = w;
@@ -291,7 +283,7 @@ static void lay_out(hgca_layout *at, const hgca_selection *jobs, int32_t count, 
             lay_out_head(at, job, h, &all_units[unit], each);
         }
     }
-    if (w) order_by_index(w, (int32_t)heads);
+    if (w) hgca_order_pieces(w, (int32_t)heads);
 }
 
 int hgca_start_selected(const hgca_selection *jobs, int32_t count, int64_t *ticket) {

@@ -272,7 +272,12 @@ INLINE int64_t keep_weights(float *to, const float *weight, uint32_t bits) {
 #if defined(__AVX512F__)
     _mm512_storeu_ps(to, _mm512_maskz_compress_ps((__mmask16)bits, _mm512_loadu_ps(weight)));
 #else
-    for (uint32_t some = bits; some; some &= some - 1) *to++ = weight[__builtin_ctz(some)];
+    int64_t kept = 0;
+    UNROLL
+    for (int r = 0; r < HGCA_LANES; r++) {
+        to[kept] = weight[r];
+        kept += bits >> r & 1;
+    }
 #endif
     return __builtin_popcount(bits);
 }

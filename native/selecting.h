@@ -1,4 +1,4 @@
-/* Attention over chosen rows while it is worked on: select_start.c lays it out, select.c does it. */
+/* Attention over chosen rows while it is worked on: select_start.c lays it out, select_order.c says what comes first, select.c does it. */
 #ifndef HGCA_SELECTING_H
 #define HGCA_SELECTING_H
 
@@ -92,7 +92,7 @@ typedef struct {
     hgca_started started;
     hgca_head *heads;
     hgca_unit *units;
-    int32_t *by_index; /* units, the first ones of all heads before the second ones */
+    int32_t *order; /* of pieces: stage * unit_count + unit (select_order.c) */
     int32_t unit_count;
     int32_t first_stage;
 } hgca_selecting;
@@ -108,7 +108,10 @@ static inline int64_t hgca_group_at(const hgca_unit *u, int64_t i) {
     return (int64_t)u->open[i / HGCA_LANES] * HGCA_LANES + i % HGCA_LANES;
 }
 
-/* One stage of one unit: piece = (stage - first_stage) * unit_count + unit, and in the last stage units as of by_index. */
+/* Fills `order`, for so many heads. */
+void hgca_order_pieces(const hgca_selecting *w, int32_t heads);
+
+/* One stage of one unit. */
 void hgca_run_selection(hgca_batch *batch, int32_t piece);
 
 /* Whether codes of rows are scored. */
