@@ -200,3 +200,34 @@ def test_a_person_is_told_what_is_done(tmp_path: Path, monkeypatch: pytest.Monke
     assert told[0].startswith(b"converting F16.gguf to safetensors in bf16") and told[1].startswith(b"converted in")
     run = here("chat", "-m", str(quantised), "-p", "hi", "-n", "2", "--quant", "none", **place)
     assert run.returncode == 0 and run.stderr.startswith(b"converting Q8_0.gguf to safetensors (")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file": None}, {"file": 3}, {"digest": None}, {"dtype": "int8"}, {"dtype": "__class__"}, {"waiting": "all"},
+        {"waiting": [1]}, {"waiting": {"a": 1}},
+    ],
+)  # fmt: skip
+def test_what_does_not_tell_where_they_are(change: dict[str, Any], tmp_path: Path) -> None:
+    files = resolve(str(write_gguf(tmp_path / "q8.gguf", quant=Q8)))
+    told = json.loads((files.path / TYPES_FILE).read_text()) | change
+    (files.path / TYPES_FILE).write_text(json.dumps(told))
+    for quant in ("file", "none"):
+        with pytest.raises(ModelError, match=r"gguf\.json does not tell where the weights are"):
+            load_model(files, quant=quant)
+
+
+def test_a_name_that_is_no_weight(tmp_path: Path) -> None:
+    files = resolve(str(write_gguf(tmp_path / "q8.gguf", quant=Q8)))
+    told = json.loads((files.path / TYPES_FILE).read_text())
+    (files.path / TYPES_FILE).write_text(json.dumps(told | {"waiting": [*told["waiting"], "other.weight"]}))
+    with pytest.raises(ModelError, match=r"model\.safetensors is of another model"):
+        load_model(files)
+
+
+def test_a_copy_elsewhere_knows_where_they_are(tmp_path: Path) -> None:
+    files = resolve(str(write_gguf(tmp_path / "q8.gguf", quant=Q8)))
+    there = ModelFiles("copy", shutil.copytree(files.path, tmp_path / "copy"))
+    assert written(load_model(there, quant="file")) == written(load_model(files, quant="file"))
+    assert written(load_model(there)) == written(load_model(files))

@@ -16,7 +16,9 @@ from hgca_cli.units import format_bytes
 
 
 def pull(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Alias, hub id (org/name, org/name:Q4_K_M), or a .gguf file.")] = DEFAULT,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Alias, hub id (org/name, org/name:Q4_K_M), or a .gguf file.")
+    ] = DEFAULT,
     revision: options.Revision = None,
     offline: options.Offline = False,
     quiet: options.Quiet = False,

@@ -135,6 +135,10 @@ class WeightsFile:
             length = struct.unpack("<Q", file.read(8))[0]
             return cls(path, _places(length, json.loads(file.read(length))), new=False)
 
+    def has(self, names: Iterable[str]) -> bool:
+        """Whether there is a place for all of them."""
+        return self._places.keys() >= set(names)
+
     def bytes_of(self, names: Iterable[str]) -> int:
         """Of tensors once they are written."""
         return sum(self._places[name][1] for name in names)

@@ -25,7 +25,7 @@ from torch import Tensor
 from hgca_cli import durable
 from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.events import Notice
-from hgca_cli.hf.checks import reason
+from hgca_cli.hf.checks import FETCH_AGAIN, reason
 from hgca_cli.hf.gguf_check import check_gguf
 from hgca_cli.hf.gguf_once import DAMAGED, reading_once
 from hgca_cli.hf.gguf_stream import WEIGHTS, WeightsFile
@@ -37,6 +37,7 @@ from hgca_cli.hf.slowly import Slowly
 from hgca_cli.units import format_bytes
 
 SAMPLES, SAMPLE_BYTES = 64, 4096
+DTYPES = ("bfloat16", "float16", "float32")  # torch's names
 
 
 def digest_of(files: Iterable[Path]) -> str:
@@ -71,9 +72,17 @@ class Waiting:
 
     @classmethod
     def of(cls, folder: Path) -> Waiting | None:
-        """None if all of the directory's weights are in its safetensors."""
+        """None if all of the directory's weights are in its safetensors. Raises ModelError for a damaged gguf.json."""
         told = _told(folder)
-        return cls(folder, told) if told.get("waiting") else None
+        names = told.get("waiting") or []
+        if not names:
+            return None
+        known = (
+            isinstance(told.get("file"), str) and isinstance(told.get("digest"), str) and told.get("dtype") in DTYPES
+        )
+        if not known or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ModelError(f"{folder / TYPES_FILE} does not tell where the weights are.", FETCH_AGAIN)
+        return cls(folder, told)
 
     def numbers(self, name: str) -> Tensor:
         """A matrix, as it would be in safetensors. Raises ModelError if the GGUF file is not what it was."""
@@ -90,6 +99,8 @@ class Waiting:
         """
         try:
             with WeightsFile.there(self._folder / WEIGHTS) as file:
+                if not file.has(self.names):
+                    raise ModelError(f"{self._folder / WEIGHTS} is of another model.", self._remedy)
                 needed, free = file.bytes_of(self.names), shutil.disk_usage(self._folder).free
                 if needed > free:
                     raise _no_room(self._file, self._folder, needed, free)
