@@ -24,6 +24,7 @@ from typing import Any
 
 from quant import peak
 
+from hgca_cli.hf.places import on_disk
 from hgca_cli.measure.machine import where_and_when
 
 RESULTS = Path(__file__).parent / "results" / "gguf_file.jsonl"
@@ -50,7 +51,7 @@ def main() -> None:
         began = time.perf_counter()
         run("hgca", ["--tokens", "64", "--new", "4"], HGCA_CACHE_DIR=cache)
         first = time.perf_counter() - began
-        disk = sum(one.stat().st_blocks * 512 for one in Path(cache).rglob("*"))
+        disk = sum(on_disk(one.stat()) for one in Path(cache).rglob("*") if one.is_file())
     run("hgca", ["--tokens", "64", "--new", "4"])  # with the usual cache
     found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(options.turns):
@@ -79,9 +80,16 @@ def main() -> None:
 def run(side: str, more: list[str] | None = None, **variables: str) -> dict[str, float]:
     """One side's figures, of a process of its own."""
     words = [sys.executable, __file__, *sys.argv[1:], *(more or []), "--one", side]
-    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | variables)
+    return figures_of(words, os.environ | variables)
+
+
+def figures_of(words: list[str], environ: dict[str, str]) -> dict[str, float]:
+    """What a process says in its last line."""
+    done = subprocess.run(words, capture_output=True, text=True, env=environ)
     if done.returncode:
-        raise SystemExit(f"{side}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
+        raise SystemExit(
+            f"{words[-1]}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}"
+        )
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
 

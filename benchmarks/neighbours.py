@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from statistics import median
 
+from gguf_file import figures_of
+
 from hgca_cli.__main__ import SPINS
 from hgca_cli.measure.machine import where_and_when
 
@@ -60,16 +62,10 @@ def main() -> None:
 
 
 def one(options: argparse.Namespace, variables: dict[str, str]) -> dict[str, float]:
-    words = [sys.executable, str(Path(__file__).with_name("gguf_file.py")), options.model, "--one", "hgca"]
-    words += ["--text", options.text, "--tokens", str(options.tokens), "--new", str(options.new)]
+    told = [f"--{name}={getattr(options, name)}" for name in ("text", "tokens", "new", "threads")]
+    words = [sys.executable, str(Path(__file__).with_name("gguf_file.py")), options.model, *told, "--one", "hgca"]
     plain = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run(
-        [*words, "--threads", str(options.threads)], capture_output=True, text=True, env=plain | variables
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr.strip().splitlines()[-1])
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    return figures_of(words, plain | variables)
 
 
 if __name__ == "__main__":

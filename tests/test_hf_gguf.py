@@ -14,7 +14,7 @@ import torch
 
 from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.events import Event, Notice
-from hgca_cli.hf import gguf_convert
+from hgca_cli.hf import gguf_convert, model_cache
 from hgca_cli.hf.gguf_check import check_gguf
 from hgca_cli.hf.load import load_model
 from hgca_cli.hf.registry import resolve
@@ -126,7 +126,7 @@ def test_two_files_in_a_directory(tmp_path: Path) -> None:
 def test_disk_too_small_is_said_with_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_gguf(tmp_path / "tiny.gguf")
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(gguf_convert.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(model_cache.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DoesNotFitError, match=r"needs .* KiB .*, 1000 B are free"):
         resolve(str(file))
 

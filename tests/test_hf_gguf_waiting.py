@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.events import Event, Notice
-from hgca_cli.hf import gguf_convert, gguf_stream, gguf_waiting, packed_files
+from hgca_cli.hf import gguf_convert, gguf_stream, model_cache, packed_files
 from hgca_cli.hf.fingerprint import fingerprint_of
 from hgca_cli.hf.gguf_waiting import Waiting
 from hgca_cli.hf.load import LoadedModel, load_model
@@ -158,12 +158,12 @@ def test_a_conversion_that_is_cut_short_is_done_again(tmp_path: Path, monkeypatc
 
 def test_room_is_asked_for_when_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage: Any = type("Usage", (), {"free": 20_000})  # enough for norms and down_proj, not for the rest
-    monkeypatch.setattr(gguf_convert.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(model_cache.shutil, "disk_usage", lambda _: usage)
     files = resolve(str(write_gguf(tmp_path / "q8.gguf", quant=Q8)))
     assert load_model(files, quant="file").quant == "file"
     with pytest.raises(DoesNotFitError, match=r"converting q8\.gguf needs .* KiB .*, 19\.5 KiB are free"):
         load_model(files)
-    monkeypatch.setattr(gguf_waiting.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1 << 40}))
+    monkeypatch.setattr(model_cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1 << 40}))
     load_model(files)
 
 

@@ -21,7 +21,7 @@ VERSIONS = (2, 3)
 AGAIN = "Fetch it again."
 _STRING, _ARRAY = 8, 9
 _U16 = 2
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # value type -> bytes
 _MOST_DIMENSIONS = 8
 HEADS = ("output.weight", "token_embd.weight")  # the output layer: the embedding, if there is none of its own
@@ -73,7 +73,7 @@ class Contents(NamedTuple):
 
 def parts_of(path: Path) -> list[Path]:
     """All files of a model, by the name of the first one; itself, if its name is no first part's."""
-    match = _PART.search(path.name)
+    match = PART.search(path.name)
     if match is None or int(match[1]) != 1:
         return [path]
     return [_part(path, match, number) for number in range(1, int(match[2]) + 1)]
@@ -84,7 +84,7 @@ def check_gguf(path: Path) -> Contents:
     first = _walk(path)
     if first.parts == 1:
         return first
-    files, match = parts_of(path), _PART.search(path.name)
+    files, match = parts_of(path), PART.search(path.name)
     if first.part or len(files) != first.parts:
         name = _part(path, match, 1).name if match and int(match[2]) == first.parts else "NAME-00001-of-....gguf"
         raise ModelError(

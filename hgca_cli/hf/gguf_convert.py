@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +32,8 @@ HEAD_BYTES = 1 << 16
 # to 8 bits or less, in the range of fp32, and half of the disk.
 FULL_PRECISION_BYTES = 1 << 30
 
-Begin = Callable[
-    [int, bool], None
-]  # told, before anything is written, how many bytes, and whether matrices are left out
+# told, before anything is written, how many bytes, and whether matrices are left out
+Begin = Callable[[int, bool], None]
 
 
 def converted(path: Path, found: os.stat_result, notify: Notify, now: bool = True) -> Path:
@@ -56,31 +54,28 @@ def converted(path: Path, found: os.stat_result, notify: Notify, now: bool = Tru
     name = f"{path.stem[:80]}-{digest.hexdigest()[:12]}"
     if cached := model_cache.find(name):
         return cached
-    check_gguf(path)  # before a directory is made for it
+    contents = check_gguf(path)  # before a directory is made for it
     if not now:
         raise NotHereError(f"{path.name} was not converted yet.", f"The first use does it, or: hgca pull {path}")
     with model_cache.making(name, notify) as (work, _):
-        convert(path, work, notify)
+        convert(path, work, notify, contents)
     return model_cache.find(name) or work
 
 
-def convert(path: Path, target: Path, notify: Notify) -> None:
-    """Dequantise a GGUF file into the directory `target`. Raises ModelError, or DoesNotFitError with figures."""
-    from hgca_cli.hf.gguf_waiting import digest_of
+def convert(path: Path, target: Path, notify: Notify, contents: Contents | None = None) -> None:
+    """Dequantise a GGUF file into the directory `target`. Raises ModelError, or DoesNotFitError with figures.
 
-    contents, began = check_gguf(path), time.monotonic()
+    contents  what was found in it, if it was looked at
+    """
+    from hgca_cli.hf.fingerprint import digest_of
+
+    contents, began = contents or check_gguf(path), time.monotonic()
     small, types = contents.numbers * 4 <= FULL_PRECISION_BYTES, contents.types()
     kind = "fp32" if small else "bf16"
 
     def begin(needed: int, waiting: bool) -> None:
         """Bytes that are going to be written."""
-        free = shutil.disk_usage(target).free
-        if needed > free:
-            raise DoesNotFitError(
-                f"converting {path.name} needs {format_bytes(needed)} in {target.parent.parent}, {format_bytes(free)} "
-                "are free.",
-                "Make room, or set HGCA_CACHE_DIR.",
-            )
+        model_cache.require_room(path.name, needed, target.parent.parent)
         to = "most of its weights stay there until they are needed" if waiting else f"{format_bytes(needed)}"
         what = (
             f"reading {path.name} (once; {to})"

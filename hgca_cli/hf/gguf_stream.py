@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hgca_cli.hf.gguf_check import Contents
 from hgca_cli.hf.gguf_tensors import Tensors, without_memory
 from hgca_cli.hf.grid import BLOCK
-from hgca_cli.hf.published import LEAST_PACKED
+from hgca_cli.hf.published import mostly_linear
 from hgca_cli.hf.registry import Notify, ignore
 from hgca_cli.hf.slowly import Slowly
 
@@ -81,21 +81,17 @@ def write_weights(
 
 
 def _may_wait(model: Any, tensors: Tensors) -> list[str]:
-    stored, ends = tensors.stored(), (model.get_input_embeddings(), model.get_output_embeddings())
-    found, linear = [], 0
+    stored, embedding = tensors.stored(), model.get_input_embeddings()
+    found: dict[str, int] = {}
     for at, module in model.named_modules():
         name = f"{at}.weight"
-        if type(module) is not nn.Linear and not (module is ends[0] and isinstance(module, nn.Embedding)):
+        if type(module) is not nn.Linear and not (module is embedding and isinstance(module, nn.Embedding)):
             continue
         shape = tensors.wanted.get(name)  # None: tied, and another's
         if shape is None or name not in stored or stored[name].shape != shape or shape[1] % BLOCK:
             continue
-        found.append(name)
-        linear += module.weight.numel() if module not in ends else 0
-    whole = sum(one.numel() for one in model.parameters()) - sum(
-        one.numel() for one in {id(end.weight): end.weight for end in ends if end is not None}.values()
-    )
-    return found if linear >= LEAST_PACKED * whole else []
+        found[name] = id(module.weight)
+    return list(found) if mostly_linear(model, lambda weight: id(weight) in found.values()) else []
 
 
 def _name_of(model: nn.Module, wanted: nn.Module) -> str:

@@ -10,12 +10,9 @@ does, has them written first. A model of 8B in 4 bits takes 5 GB of disk so, pac
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,36 +23,19 @@ from hgca_cli import durable
 from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.events import Notice
 from hgca_cli.hf.checks import FETCH_AGAIN, reason
+from hgca_cli.hf.fingerprint import digest_of
 from hgca_cli.hf.gguf_check import check_gguf
-from hgca_cli.hf.gguf_once import DAMAGED, reading_once
+from hgca_cli.hf.gguf_once import DAMAGED
 from hgca_cli.hf.gguf_stream import WEIGHTS, WeightsFile
 from hgca_cli.hf.gguf_tensors import Tensors, without_memory
-from hgca_cli.hf.packing import TYPES_FILE
+from hgca_cli.hf.model_cache import require_room
+from hgca_cli.hf.packing import TYPES_FILE, told_of
 from hgca_cli.hf.quiet import quiet
 from hgca_cli.hf.registry import Notify
 from hgca_cli.hf.slowly import Slowly
 from hgca_cli.units import format_bytes
 
-SAMPLES, SAMPLE_BYTES = 64, 4096
 DTYPES = ("bfloat16", "float16", "float32")  # torch's names
-
-
-def digest_of(files: Iterable[Path]) -> str:
-    """What a model's GGUF files are known by: sizes, and samples. Raises OSError."""
-    digest = hashlib.sha256()
-    for part in files:
-        size = part.stat().st_size
-        digest.update(str(size).encode())
-        with part.open("rb") as file:
-            for sample in range(SAMPLES):
-                file.seek(size * sample // SAMPLES)
-                digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()
-
-
-def digest_in(folder: Path) -> str:
-    """The digest of the GGUF file that a model directory was made from; "" if it is not known."""
-    return str(_told(folder).get("digest") or "")
 
 
 class Waiting:
@@ -73,7 +53,7 @@ class Waiting:
     @classmethod
     def of(cls, folder: Path) -> Waiting | None:
         """None if all of the directory's weights are in its safetensors. Raises ModelError for a damaged gguf.json."""
-        told = _told(folder)
+        told = told_of(folder)
         names = told.get("waiting") or []
         if not names:
             return None
@@ -86,10 +66,12 @@ class Waiting:
 
     def numbers(self, name: str) -> Tensor:
         """A matrix, as it would be in safetensors. Raises ModelError if the GGUF file is not what it was."""
-        with quiet(), reading_once():
+        with quiet():
             try:
                 return self._opened().numbers(name, self._dtype)
             except (OSError, *DAMAGED) as error:
+                if "can't allocate memory" in str(error):  # torch's RuntimeError
+                    raise
                 raise ModelError(f"{self._file} cannot be read: {reason(error)}.", self._remedy) from error
 
     def write(self, notify: Notify) -> None:
@@ -101,13 +83,12 @@ class Waiting:
             with WeightsFile.there(self._folder / WEIGHTS) as file:
                 if not file.has(self.names):
                     raise ModelError(f"{self._folder / WEIGHTS} is of another model.", self._remedy)
-                needed, free = file.bytes_of(self.names), shutil.disk_usage(self._folder).free
-                if needed > free:
-                    raise _no_room(self._file, self._folder, needed, free)
+                needed = file.bytes_of(self.names)
+                require_room(self._file.name, needed, self._folder)
                 notify(Notice(f"converting {self._file.name} to safetensors ({format_bytes(needed)}, once)"))
                 began = time.monotonic()
                 slowly = Slowly("converting", needed, notify)
-                for name in sorted(self.names, key=lambda name: self._opened().stored()[name].at):
+                for name in self._told["waiting"]:
                     file.write(name, self.numbers(name))
                     slowly.add(file.bytes_of([name]))
                 file.finish()
@@ -142,18 +123,3 @@ class Waiting:
     @property
     def _remedy(self) -> str:
         return f"Put it back, or name another file; hgca models rm {self._folder.name} removes what was made of it."
-
-
-def _told(folder: Path) -> dict[str, Any]:
-    try:
-        told = json.loads((folder / TYPES_FILE).read_text(encoding="utf-8"))
-        return told if isinstance(told, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _no_room(file: Path, folder: Path, needed: int, free: int) -> DoesNotFitError:
-    return DoesNotFitError(
-        f"converting {file.name} needs {format_bytes(needed)} in {folder.parent}, {format_bytes(free)} are free.",
-        "Make room, or set HGCA_CACHE_DIR.",
-    )

@@ -48,7 +48,7 @@ def snapshot(name: str, *, revision: str | None, offline: bool, notify: Notify) 
             if any(path.rglob("*.gguf")) and not any(path.glob("*.safetensors")):
                 raise no_safetensors(name)
         except HFValidationError as error:
-            raise ModelError(f"{name[:100]!r} is not a hub id.", "A hub id looks like org/name.") from error
+            raise explained(name, revision, error) from error
         except OSError:
             pass  # not here yet, or not all of it
         if offline:
@@ -86,7 +86,7 @@ def config_file(name: str, *, revision: str | None, offline: bool) -> Path:
         try:
             return Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=True))
         except HFValidationError as error:
-            raise ModelError(f"{name[:100]!r} is not a hub id.", "A hub id looks like org/name.") from error
+            raise explained(name, revision, error) from error
         except OSError:
             pass
         if offline:
@@ -123,6 +123,8 @@ def explained(name: str, revision: str | None, error: Exception) -> ModelError |
     """What the hub's client raised, as an error of ours."""
     from huggingface_hub import errors
 
+    if isinstance(error, errors.HFValidationError):
+        return ModelError(f"{name[:100]!r} is not a hub id.", "A hub id looks like org/name.")
     if isinstance(error, errors.GatedRepoError):
         hint = "Accept its licence on the hub, then: hf auth login, or set HF_TOKEN."
         return ModelError(f"model {name} is gated.", hint)

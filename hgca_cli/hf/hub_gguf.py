@@ -7,13 +7,12 @@ from pathlib import Path, PurePosixPath
 
 from hgca_cli.errors import ModelError, NotHereError
 from hgca_cli.events import Notice
-from hgca_cli.hf.gguf_check import parts_of
+from hgca_cli.hf.gguf_check import PART, parts_of
 from hgca_cli.hf.hub import explained, no_safetensors, progress, told_offline
 from hgca_cli.hf.registry import Notify
 
 USUAL = "Q4_K_M"  # where nothing is said: as llama.cpp and ollama have it
 _NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*):(\w[\w.-]*)", re.ASCII)
-_PART = re.compile(r"-(\d{5})-of-\d{5}$")
 _KIND = re.compile(r"(?<![A-Za-z0-9])((?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|BF16|F16|F32))$", re.IGNORECASE)
 
 
@@ -31,7 +30,6 @@ def hub_gguf(name: str, kind: str | None, *, revision: str | None, offline: bool
     Raises ModelError, with the remedy, for what is not there, gated, or out of reach.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     from hgca_cli.hf.quiet import quiet
 
@@ -61,8 +59,6 @@ def hub_gguf(name: str, kind: str | None, *, revision: str | None, offline: bool
             )
         except ModelError:
             raise
-        except HFValidationError as error:
-            raise ModelError(f"{name[:100]!r} is not a hub id.", "A hub id looks like org/name.") from error
         except Exception as error:  # the hub's client raises its own errors, its HTTP library's and OSError
             raise explained(name, revision, error) from error
     return folder / found
@@ -86,11 +82,11 @@ def _models(files: list[str]) -> dict[str, str]:
     """Files that are a model, or the first part of one, by their names without part and ending."""
     found = {}
     for file in sorted(file for file in files if file.endswith(".gguf")):
-        stem = PurePosixPath(file).stem
-        part = _PART.search(stem)
+        name = PurePosixPath(file).name
+        part, stem = PART.search(name), name.removesuffix(".gguf")
         if "mmproj" in stem.lower() or "imatrix" in stem.lower() or (part and int(part[1]) != 1):
             continue
-        found[file] = stem[: part.start()] if part else stem
+        found[file] = name[: part.start()] if part else stem
     return found
 
 

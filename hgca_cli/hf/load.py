@@ -126,9 +126,7 @@ def load_model(
     if (files.path / "generation_config.json").exists():
         read_json(files.path / "generation_config.json")  # transformers goes on without it, and answers never end
     tokenizer = Tokenizer.load(files.path, trust_remote_code=trust_remote_code)
-    if (waiting := Waiting.of(files.path)) is not None and quant == "none":
-        waiting.write(notify)
-        waiting = None
+    waiting = Waiting.of(files.path)
     kind = DTYPES.get(dtype) or (torch.float32 if device == "cpu" else _own_dtype(config))
     if quant != "none" and getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"--quant {quant}: the weights of {files.name} are quantised already.", "Leave --quant out.")
@@ -137,6 +135,9 @@ def load_model(
     with quiet():
         try:
             check_size(config, files.path, trust_remote_code=trust_remote_code)
+            if waiting is not None and quant == "none":
+                waiting.write(notify)
+                waiting = None
             how = {
                 "config": config,
                 "use_safetensors": True,

@@ -22,6 +22,7 @@ import platformdirs
 
 from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.events import Event, Notice
+from hgca_cli.units import format_bytes
 
 ABANDONED_SECONDS = 24 * 3600  # a conversion this old was killed
 MAKING = ".making-"  # begins the names of what is not whole yet
@@ -100,6 +101,16 @@ def making(name: str, notify: Callable[[Event], None]) -> Iterator[tuple[Path, P
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DoesNotFitError(f"the disk of {models} is full.", "Make room, or set HGCA_CACHE_DIR.") from error
         raise ModelError(f"cannot write to {models}: {error}.", "Set HGCA_CACHE_DIR to another place.") from error
+
+
+def require_room(name: str, needed: int, folder: Path) -> None:
+    """Raises DoesNotFitError, with figures, if a file that is converted into `folder` needs more bytes than its disk has."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DoesNotFitError(
+            f"converting {name} needs {format_bytes(needed)} in {folder}, {format_bytes(free)} are free.",
+            "Make room, or set HGCA_CACHE_DIR.",
+        )
 
 
 def _home() -> Path:

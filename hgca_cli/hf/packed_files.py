@@ -27,7 +27,7 @@ from hgca_cli.errors import HgcaError
 from hgca_cli.events import Event, Notice
 from hgca_cli.hf import model_cache
 from hgca_cli.hf.grid import Grid, tiles_shape
-from hgca_cli.hf.registry import ModelFiles
+from hgca_cli.hf.registry import ModelFiles, exists
 from hgca_cli.units import format_bytes
 
 FORMAT = 1  # of tiles (native/hgca.h, hgca_linear) and index
@@ -65,9 +65,8 @@ class PackedFiles:
             return
         self._place = Path()
         try:
-            self._place = (
-                model_cache.roots()[0] / "packed" / _folder_of(files, quant)
-            )  # not the spare one: in memory, maybe
+            root = model_cache.roots()[0]  # not the spare one, which may be in memory
+            self._place = root / "packed" / _folder_of(files, quant)
             if not self._open():
                 self._begin(int(count * BYTES[quant]))
         except (HgcaError, OSError) as error:
@@ -204,16 +203,9 @@ class PackedFiles:
 def _folder_of(files: ModelFiles, quant: str) -> str:
     """The same for a model on this disk from whatever directory it is named, whatever its file holds by now."""
     here = Path(files.name).expanduser()
-    known = str(here.resolve()) if _exists(here) else files.name
+    known = str(here.resolve()) if exists(here) else files.name
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", here.name.strip(".") or Path(known).name)
     return f"{readable}-{hashlib.sha256(known.encode(errors='surrogateescape')).hexdigest()[:8]}-{quant}"
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long
-        return False
 
 
 def _bytes(tiles: Tensor) -> memoryview:

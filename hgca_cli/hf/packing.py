@@ -20,14 +20,20 @@ def in_file(path: Path) -> dict[str, int]:
 
     Empty if they do not come from such a file, or if that held most of them as floats.
     """
+    return held_as(told_of(path))
+
+
+def told_of(path: Path) -> dict[str, Any]:
+    """What a model directory tells of the GGUF file it was made from; empty if it was not, or tells nothing."""
     try:
-        return held_as(json.loads((path / TYPES_FILE).read_text(encoding="utf-8")))
+        told = json.loads((path / TYPES_FILE).read_text(encoding="utf-8"))
+        return told if isinstance(told, dict) else {}
     except (OSError, ValueError):
         return {}
 
 
 def held_as(told: Any) -> dict[str, int]:
-    """The same, of what is in such a file (`Contents.types`)."""
+    """The same as in_file, of what is told (`Contents.types`)."""
     try:
         layers, head = ({str(kind): int(count) for kind, count in told[part].items()} for part in ("layers", "head"))
     except (ValueError, KeyError, TypeError, AttributeError):

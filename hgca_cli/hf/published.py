@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hgca_cli.hf.checks import tensor_dtypes
 from hgca_cli.hf.grid import readable
@@ -30,13 +31,13 @@ def only_dtype(files: list[Path]) -> torch.dtype | None:
     return KINDS.get(kinds.pop()) if len(kinds) == 1 else None
 
 
-def mostly_linear(model: Any) -> bool:
-    """Whether most of a model's weights, but for its embedding and output layer, are linear layers'."""
+def mostly_linear(model: Any, held: Callable[[Tensor], bool] = readable) -> bool:
+    """Whether most of a model's weights, but for its embedding and output layer, are linear layers', of those that are `held`."""
     ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None}
     whole = sum(one.numel() for one in model.parameters() if id(one) not in ends)
     linear = sum(
         module.weight.numel()
         for module in model.modules()
-        if type(module) is nn.Linear and readable(module.weight) and id(module.weight) not in ends
+        if type(module) is nn.Linear and held(module.weight) and id(module.weight) not in ends
     )
     return linear >= LEAST_PACKED * whole

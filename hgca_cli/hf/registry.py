@@ -78,10 +78,10 @@ def resolve(
         raise ModelError("the model name is empty.", f"Try -m {DEFAULT}.")
     from hgca_cli.hf.hub_gguf import hub_gguf, of_hub
 
-    if (there := of_hub(target)) and not _exists(Path(target)):
+    if (there := of_hub(target)) and not exists(Path(target)):
         file = hub_gguf(*there, revision=revision, offline=offline, notify=notify)
         return ModelFiles(name, _converted(file, file.stat(), convert, notify))
-    if _looks_like_path(target) or _exists(Path(target)):
+    if _looks_like_path(target) or exists(Path(target)):
         return ModelFiles(name, _local(target, convert, notify))
     parts = target.split("/")
     if len(parts) != 2 or not all(parts) or any(ord(c) <= 32 for c in target):
@@ -113,11 +113,11 @@ def resolve_config(spec: str, *, revision: str | None = None, offline: bool = Fa
     target = target_of(name)
     if target == PACKAGED:
         return None
-    if _looks_like_path(target) or _exists(Path(target)):
+    if _looks_like_path(target) or exists(Path(target)):
         path = Path(target).expanduser()
-        if path.name == "config.json" and _exists(path):
+        if path.name == "config.json" and exists(path):
             return path.parent
-        return path if _exists(path / "config.json") else None
+        return path if exists(path / "config.json") else None
     if of_hub(target) or len(target.split("/")) != 2:
         return None
     from hgca_cli.hf.hub import config_file
@@ -131,7 +131,8 @@ def _looks_like_path(spec: str) -> bool:
     )
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Whether there is something, as far as that can be told."""
     try:
         return path.exists()
     except (OSError, ValueError):  # a name too long, or a directory on the way that may not be read
