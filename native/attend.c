@@ -34,6 +34,15 @@ static int64_t list_rows(const hgca_attention *job, int64_t l) {
     return rows;
 }
 
+/* Whether all of these are numbers of so many rows: the sign of one of two numbers is set if one is not. Ten thousands are looked at while
+ * all threads wait. */
+static int are_there(const int32_t *row, int64_t count, int64_t rows) {
+    const uint32_t last = (uint32_t)(rows <= INT32_MAX ? rows - 1 : INT32_MAX);
+    uint32_t signs = 0;
+    for (int64_t i = 0; i < count; i++) signs |= (uint32_t)row[i] | (last - (uint32_t)row[i]);
+    return signs >> 31 == 0;
+}
+
 static int check_lists(const hgca_attention *job) {
     if (job->lists % job->kv_heads || job->heads % job->lists || !job->row_start) return HGCA_BAD_ARGUMENT;
     if (job->row_start[0] < 0) return HGCA_BAD_ARGUMENT;
@@ -45,8 +54,7 @@ static int check_lists(const hgca_attention *job) {
     if (job->run)
         for (int64_t i = begin; i < end; i++)
             bad |= job->row[i] < 0 || job->run[i] < 0 || job->row[i] > job->rows - job->run[i];
-    else
-        for (int64_t i = begin; i < end; i++) bad |= job->row[i] < 0 || job->row[i] >= job->rows;
+    else bad = !are_there(job->row + begin, end - begin, job->rows);
     return bad ? HGCA_BAD_ARGUMENT : HGCA_OK;
 }
 

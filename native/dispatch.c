@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "dispatch.h"
 
 #include <stdatomic.h>
@@ -6,6 +7,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#ifdef HGCA_TILES
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 #include "convert.h"
@@ -31,6 +36,21 @@ static int has_avx512(void) {
 
 static int has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 static int has_avx512bf16(void) { return has_avx512vnni() && __builtin_cpu_supports("avx512bf16"); }
+
+#ifdef HGCA_TILES
+/* Linux gives a process memory for the tiles only if it asks. */
+static int has_amx(void) {
+#ifdef HGCA_EMULATE_TILES
+    return has_avx512bf16();
+#else
+    enum { BF16 = 1u << 22, TILE = 1u << 24, SAVED = 3u << 17, REQUEST = 0x1023, DATA = 18 };
+    unsigned a, b, c, d, low, high;
+    if (!has_avx512bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & BF16) || !(d & TILE)) return 0;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & SAVED) == SAVED && syscall(SYS_arch_prctl, REQUEST, DATA) == 0;
+#endif
+}
+#endif
 #endif
 
 /* Fastest first. A new instruction set is one file and one row. */
@@ -42,6 +62,9 @@ static const struct {
     int (*present)(void);
 } table[] = {
 #if defined(__x86_64__)
+#ifdef HGCA_TILES
+    {&hgca_amx, &hgca_convert_avx512, &hgca_select_avx512vnni, &hgca_linear_avx512vnni, has_amx},
+#endif
     {&hgca_avx512bf16, &hgca_convert_avx512, &hgca_select_avx512vnni, &hgca_linear_avx512vnni, has_avx512bf16},
     {&hgca_avx512vnni, &hgca_convert_avx512, &hgca_select_avx512vnni, &hgca_linear_avx512vnni, has_avx512vnni},
     {&hgca_avx512, &hgca_convert_avx512, &hgca_select_avx512, &hgca_linear_avx512, has_avx512},
@@ -65,18 +88,39 @@ const hgca_isa_kernels *hgca_kernels(void) {
     return kernels;
 }
 
+#ifdef HGCA_TILES
+/* Queries that read the same rows: for two a matrix is half empty, and a prompt's have a kernel of their own. */
+static int suits_tiles(const hgca_attention *job) {
+    enum { FEW = 3, MOST = 16, STEP = 32 };
+    const int64_t queries = (int64_t)job->tokens * (job->heads / (job->lists ? job->lists : job->kv_heads));
+    return job->dtype == HGCA_BF16 && !(job->causal && job->tokens > 1) && queries >= FEW && queries <= MOST &&
+           job->key_dim % STEP == 0 && job->value_dim % STEP == 0 && job->key_dim <= HGCA_TILES_KEY && job->value_dim <= HGCA_TILES_VALUE;
+}
+#endif
+
+#if defined(__x86_64__)
+/* What is asked of a processor once. */
+static int asked_once(_Atomic int *known, int (*ask)(void)) { /* 0 not known, 1 no, 2 yes */
+    int answer = atomic_load_explicit(known, memory_order_relaxed);
+    if (answer == 0) atomic_store_explicit(known, answer = ask() ? 2 : 1, memory_order_relaxed);
+    return answer == 2;
+}
+#endif
+
 const hgca_kernel *hgca_kernel_for(const hgca_attention *job) {
     if (job->only_read) return hgca_only_read(job->dtype);
     const hgca_isa_kernels *isa = hgca_kernels();
     const hgca_kernel *plain = &isa->kernel[job->dtype];
     const int many = job->tokens > HGCA_FEW_TOKENS && job->key_dim <= HGCA_MANY_DIM && job->value_dim <= HGCA_MANY_DIM;
     if (job->dtype == HGCA_I8 && many && isa->i8_many.piece) return &isa->i8_many;
+#ifdef HGCA_TILES
+    static _Atomic int tiles_pay;
+    if (isa->bf16_tiles.piece && suits_tiles(job) && asked_once(&tiles_pay, hgca_tiles_pay)) return &isa->bf16_tiles;
+#endif
     if (job->dtype != HGCA_BF16 || isa->bf16_exact.piece == NULL) return plain;
 #if defined(__x86_64__)
-    static _Atomic int pays; /* 0 not known, 1 no, 2 yes */
-    int answer = atomic_load_explicit(&pays, memory_order_relaxed);
-    if (answer == 0) atomic_store_explicit(&pays, answer = hgca_bf16_dots_pay() ? 2 : 1, memory_order_relaxed);
-    if (answer == 1) return plain;
+    static _Atomic int dots_pay;
+    if (!asked_once(&dots_pay, hgca_bf16_dots_pay)) return plain;
 #endif
     uint32_t rest = 0;
     for (int64_t i = 0; i < (int64_t)job->tokens * job->heads * job->key_dim; i++) {

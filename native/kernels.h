@@ -78,10 +78,17 @@ typedef struct {
     hgca_kernel kernel[4];  /* by dtype: f32, bf16, f16, i8 */
     hgca_kernel bf16_exact; /* bf16 rows for queries that are bf16 numbers; no piece: none, or none that is faster */
     hgca_kernel i8_many;    /* int8 rows for the queries of more than HGCA_FEW_TOKENS tokens, no row wider than HGCA_MANY_DIM; no piece: none */
+    hgca_kernel bf16_tiles; /* bf16 rows for queries that see all of them and are neither few nor many; no piece: none */
 } hgca_isa_kernels;
 
-extern const hgca_isa_kernels hgca_scalar, hgca_avx2, hgca_avx512, hgca_avx512vnni, hgca_avx512bf16, hgca_neon;
+/* Most numbers of a key, and of a value, that matrices of AMX are used for. */
+enum { HGCA_TILES_KEY = 128, HGCA_TILES_VALUE = 256 };
+
+extern const hgca_isa_kernels hgca_scalar, hgca_avx2, hgca_avx512, hgca_avx512vnni, hgca_avx512bf16, hgca_amx, hgca_neon;
 
 int hgca_bf16_dots_pay(void);
+
+/* Whether this processor's tiles give the numbers they should, and sooner: a processor that has them was not at hand. */
+int hgca_tiles_pay(void);
 
 #endif

@@ -1,4 +1,4 @@
-/* AVX-512 with VNNI and bf16 dot products (Cooper Lake, Sapphire Rapids, Zen 4 and later). */
+/* AVX-512 with VNNI and bf16 dot products (Cooper Lake, Sapphire Rapids, Zen 4 and later), and with AMX beside them. */
 #include "vocabulary_avx512.h"
 
 #include <time.h>
@@ -40,4 +40,48 @@ int hgca_bf16_dots_pay(void) {
     return dots < 1.6 * fma;
 }
 
-const hgca_isa_kernels hgca_avx512bf16 = {"avx512bf16", HGCA_TEMPLATE_KERNELS, {piece_bf16_dots, place_bf16_dots}, MANY_I8};
+const hgca_isa_kernels hgca_avx512bf16 = {"avx512bf16", HGCA_TEMPLATE_KERNELS, {piece_bf16_dots, place_bf16_dots}, MANY_I8, {0}};
+
+#ifdef HGCA_TILES
+#include "kernels_tiles.h"
+
+/* Seconds of the fastest of a few turns over rows that are in cache; its results stay. */
+static double time_piece(const hgca_kernel *kernel, hgca_piece *p, const float *query, float *placed, float *results) {
+    const int64_t width = hgca_query_width(p->key_dim, HGCA_BF16);
+    for (int h = 0; h < p->heads; h++) kernel->place(query + h * p->key_dim, p->scale, p->key_dim, placed + h * width);
+    p->query = placed, p->out = results, p->max = results + p->heads * p->value_dim, p->sum = p->max + p->heads;
+    double least = 1.0;
+    for (int turn = 0; turn < 7; turn++) {
+        const double began = seconds();
+        kernel->piece(p);
+        const double took = seconds() - began;
+        least = took < least ? took : least;
+    }
+    return least;
+}
+
+int hgca_tiles_pay(void) {
+    enum { COUNT = 128, DIM = 128, QUERIES = 4, RESULTS = QUERIES * (DIM + 2) };
+    static const hgca_kernel plain = {piece_bf16, place_bf16}, tiles = {piece_tiles, place_tiles};
+    uint16_t rows[COUNT * 2 * DIM];
+    int32_t list[COUNT];
+    float query[QUERIES * DIM], placed[QUERIES * DIM], expected[RESULTS], found[RESULTS];
+    uint32_t state = 1;
+    for (int i = 0; i < COUNT * 2 * DIM; i++) state = state * 1664525u + 1013904223u, rows[i] = (uint16_t)(0x3e80 + (state >> 25) + (state >> 9 & 0x8000));
+    for (int i = 0; i < QUERIES * DIM; i++) state = state * 1664525u + 1013904223u, query[i] = (float)(state >> 8) / (1 << 23) - 1.0f;
+    for (int i = 0; i < COUNT; i++) list[i] = i * 37 % COUNT;
+    hgca_piece p = {.key = (const char *)rows, .value = (const char *)(rows + DIM), .key_row_stride = 4 * DIM,
+                    .value_row_stride = 4 * DIM, .row = list, .count = COUNT, .unseen = INT64_MAX, .group = QUERIES,
+                    .key_dim = DIM, .value_dim = DIM, .heads = QUERIES, .scale = 0.1f};
+    const double usual = time_piece(&plain, &p, query, placed, expected), by_tiles = time_piece(&tiles, &p, query, placed, found);
+    for (int i = 0; i < RESULTS; i++)
+        if (!(fabsf(found[i] - expected[i]) <= 1e-3f * (1.0f + fabsf(expected[i])))) return 0;
+#ifdef HGCA_EMULATE_TILES
+    return by_tiles > 0.0 && usual > 0.0;
+#else
+    return by_tiles < usual;
+#endif
+}
+
+const hgca_isa_kernels hgca_amx = {"avx512amx", HGCA_TEMPLATE_KERNELS, {piece_bf16_dots, place_bf16_dots}, MANY_I8, {piece_tiles, place_tiles}};
+#endif

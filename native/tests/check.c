@@ -207,8 +207,8 @@ static void check_random(double seconds) {
         uint64_t state = seed + ++count;
 #define PICK(n) ((int)(fabs(uniform(&state)) * (n)))
         const int few = PICK(2) ? 1 : PICK(4) ? 9 : 130; /* tokens */
-        shape s = {.kv_heads = 1 + PICK(4), .group = 1 + PICK(9), .rows = PICK(PICK(4) ? 140 : 2000), .key_dim = 1 + PICK(200),
-                   .value_dim = 1 + PICK(200), .dtype = PICK(4), .lists = PICK(3), .runs = PICK(2), .tokens = 1 + PICK(few),
+        shape s = {.kv_heads = 1 + PICK(4), .group = 1 + PICK(9), .rows = PICK(PICK(4) ? 140 : 2000), .key_dim = PICK(2) ? 32 * (1 + PICK(5)) : 1 + PICK(200),
+                   .value_dim = PICK(2) ? 32 * (1 + PICK(9)) : 1 + PICK(200), .dtype = PICK(4), .lists = PICK(3), .runs = PICK(2), .tokens = 1 + PICK(few),
                    .exact = PICK(2), .gap = PICK(4), .softcap = PICK(4) ? 0.0f : 3.0f};
         s.causal = s.rows >= s.tokens && PICK(2);
         const char *use = isa[PICK(isas)];
