@@ -89,15 +89,19 @@ def measure(
 
     meter = cache.meter
     meter.early = 0  # as in the midst of an answer
-    due = meter.due
-    kinds: dict[str, Callable[[], bool]] = {"with": due, "without": lambda: False, "every": lambda: True}
+    due, is_free = meter.due, meter.is_free
+    kinds: dict[str, tuple[Callable[..., bool], Callable[[int], bool]]] = {
+        "with": (due, is_free),
+        "without": (lambda *_: False, lambda _: True),
+        "every": (lambda *_: True, lambda _: False),
+    }
     took: dict[str, list[float]] = {name: [] for name in kinds}
     kept: dict[str, tuple[float, int]] = dict.fromkeys(kinds, (0.0, 0))
     for first in range(rows, len(ids) - TURN + 1, TURN):
         for name, when in kinds.items():
             if name != "with":
                 assert sequence.cache.rewind(first)
-            meter.due = when  # type: ignore[method-assign]
+            meter.due, meter.is_free = when  # type: ignore[method-assign]
             meter.reset()
             began = time.perf_counter()
             for token in ids[first : first + TURN]:

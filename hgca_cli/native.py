@@ -93,6 +93,14 @@ class Rows:
         _describe(Attention(anyone, key, value, 1.0, key_scale=key_scale, value_scale=value_scale), self.described)
         self.capacity, self.key_dim, self.value_dim = key.shape[1], key.shape[2], value.shape[2]
 
+    def of_heads(self, heads: slice) -> Rows:
+        """The same rows, of some KV heads."""
+        if heads == slice(0, len(self.kept[0])):
+            return self
+        key, value, *scales = (None if one is None else one[heads] for one in self.kept)
+        assert key is not None and value is not None
+        return Rows(key, value, *scales)
+
     def put(self, row: int, key: Tensor, value: Tensor) -> bool:
         """Write one row: key [kv_heads, 1, key_dim], value likewise. False, and nothing was, if their numbers lie apart."""
         if not (packed(key) and packed(value) and key.is_cpu and value.is_cpu and key.dtype is value.dtype in DTYPES):

@@ -111,7 +111,7 @@ def test_the_meter_measures(monkeypatch: pytest.MonkeyPatch) -> None:
         if quick:
             quicken(model)
         cache = cache_of(model, select="scan", quality=0.5)
-        monkeypatch.setattr(cache.meter, "due", lambda: True)
+        monkeypatch.setattr(cache.meter, "due", lambda *_: True)
         logits_of(model, tokens, cache, STEPS)
         assert cache.meter.count == 3 * (TOKENS - 40)
         quality.append(cache.meter.quality)

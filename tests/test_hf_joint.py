@@ -175,7 +175,7 @@ def test_what_is_worth_it(loaded: LoadedModel) -> None:
 def test_the_meter_measures_each(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     together = sequences(loaded, torch.Generator().manual_seed(5), select="scan", quality=0.5)
     for one in together:
-        monkeypatch.setattr(one.cache.meter, "due", lambda: True)
+        monkeypatch.setattr(one.cache.meter, "due", lambda *_: True)
     joint_forward(loaded, JointCache([one.cache for one in together]), [1] * len(LENGTHS), LENGTHS)
     for one, length in zip(together, LENGTHS, strict=True):
         assert one.cache.meter.count == (3 if length > 20 else 0)

@@ -46,7 +46,7 @@ class Ahead:
         if not all(meter.is_free(count) for meter, count in self._meters):
             return None
         for meter, count in self._meters:
-            meter.passes(count)
+            meter.next_of(count)
         for group in self._groups:
             group.take()
         return self._described

@@ -26,7 +26,7 @@ class Column:
         self.relays, self.numbers = relays, NOBODY
         self._at, self._scoring, self._tables = at, scoring, tables
         self._described = native.ffi.new("hgca_relay *[]", [relay.described for relay in relays])
-        self._counted = False  # what all of them read is added up by the C library
+        self._counted = False  # what all of them read for the present token is added up by the C library
         self._layers: list[LayerState] = []
         self._scans: dict[int, Scan] = {}
         self._mirror: Mirror | None = None
@@ -34,7 +34,8 @@ class Column:
         # how the sequence is after a token that left nothing new to be looked at
         self._goes_on: tuple[object, ...] | None = None
         self._wanted = [0] * LIMITS
-        self._choices = 0  # layers whose rows are chosen
+        self._choosing: list[Relay] = []  # of layers whose rows are chosen
+        self._measured: Relay | None = None  # whose token is measured
 
     def holds(self, layers: Sequence[LayerState]) -> bool:
         """Whether the place is this sequence's; of no layers: nobody's."""
@@ -43,7 +44,7 @@ class Column:
     def bind(self, layers: Sequence[LayerState]) -> None:
         """This sequence has the place from now on; of no layers: nobody. Errors of torch, if there is no memory for its codes."""
         self._layers, self._goes_on, self.numbers, self._mirror, self._made = [], None, NOBODY, None, []
-        self._counted = False
+        self._counted, self._choosing, self._measured = False, [], None
         self._scans = {i: one.selector for i, one in enumerate(layers) if type(one.selector) is Scan}
         for index, relay in enumerate(self.relays):
             relay.bind(layers[index] if layers else None)
@@ -70,30 +71,32 @@ class Column:
             layer.window.made != made for layer, made in zip(self._layers, self._made, strict=True)
         )
 
-    def begin(self) -> bool:
-        """One more token, if there is a sequence: its `numbers`; whether what its windows held is elsewhere on the device, if at all.
-        Errors as of LayerState.make_room.
+    def begin(self, among: int = 1) -> bool:
+        """One more token, if there is a sequence, `among` of which are in the step: its `numbers`; whether what its windows held is
+        elsewhere on the device, if at all. Errors as of LayerState.make_room.
         """
         if not self._layers:
             return False
         window, news = self._layers[0].window, [False]
         position = window.end
-        if self._goes_on is not None and self._goes_on == self._state() and self._unmeasured():
+        if self._goes_on is not None and self._goes_on == self._state():
             self._goes_on = None
             self._layers[0].make_room()
             slot = window.take()
             for layer in self._layers[1:]:
                 layer.window.end += 1
         else:
-            self._goes_on, self._counted = None, False
+            self._goes_on = None
             if self._moved():
                 self._place(self._layers)
             news = [relay.know() for relay in self.relays]
             slots = {relay.begin() for relay in self.relays}
             assert len(slots) == 1, "layers of one sequence move together"
             slot = slots.pop()
-            self._choices = sum(relay.chooses for relay in self.relays)
+            self._choosing = [relay for relay in self.relays if relay.chooses]
+            self._counted = all(relay.scores for relay in self.relays)
             self._bring_codes()
+        self._measured = self._to_measure(among)
         spans = [number for first, count in window.runs() for number in (first, first + count)]
         self.numbers = [position, slot, *spans, *[0] * (4 - len(spans)), *self._wanted]
         return any(news)
@@ -105,8 +108,11 @@ class Column:
         rows = first.window.end, last.window.end, first.window.start, last.window.keys.data_ptr()
         return *rows, first.read_all, known, None if scan is None else scan.mass
 
-    def _unmeasured(self) -> bool:
-        return not self._choices or self._layers[0].meter.passes(self._choices)
+    def _to_measure(self, among: int) -> Relay | None:
+        if not self._choosing:
+            return None
+        at = self._layers[0].meter.next_of(len(self._choosing), among)
+        return None if at is None else self._choosing[at]
 
     def _bring_codes(self) -> None:
         """If rows are chosen on the device: codes that are new, and what the choice is to be like."""
@@ -133,7 +139,8 @@ class Column:
         else:
             for relay in self.relays:
                 relay.end()
-            self._counted = all(relay.scores for relay in self.relays)
+        if self._measured is not None:
+            self._measured.measure()
         if evict_overflow(self._layers, free):
             return True
         self._goes_on = self._state()

@@ -71,6 +71,7 @@ class LayerState:
         self.first_turn = True  # the store was empty when the turn began
         # f32 [heads], log-sum-exp of the last token's window; None if the C library attends to it, as on the CPU
         self.near_lse: Tensor | None = None
+        self.measured: int | None = None  # whose turn it was when the meter looked last; None: it never did
         self._reads = ReadCounters()
         self.late: Late | None = None  # steps that are added up before they are told
         self._settling: Future[None] | None = None

@@ -13,7 +13,7 @@ import torch
 from hgca_cli import native
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.select.contract import Chosen
-from hgca_cli.attention.sparse import count_read, slots_in_use, window_job
+from hgca_cli.attention.sparse import Exact, count_read, slots_in_use
 from hgca_cli.selection import Selection
 
 UNKNOWN = torch.empty(0)  # the query, before the layer has computed it
@@ -110,17 +110,10 @@ class Reading:
         """The call has returned: it is counted, now and then measured, and the ring's oldest rows may leave."""
         chosen, store = self.chosen, layer.store
         if isinstance(chosen, Selection) and self._metered:
-            self._measure(layer, chosen)
+            Exact(layer, self._query, self._scale, self._softcap).tell(chosen.read_lse)
         if store is not None and store.rows > 0:
             count_read(layer, chosen)
         layer.evict_overflow()
-
-    def _measure(self, layer: LayerState, chosen: Selection) -> None:
-        store = layer.store
-        assert store is not None
-        exact = native.Step(self._query, store.read, store.rows, self._scale, self._softcap)
-        far, near = native.start([exact, window_job(self._query, layer, self._scale, self._softcap)]).wait()
-        layer.meter.add(chosen.read_lse, far.lse, near.lse)
 
 
 def tell_slots(near: Any, rows: int, lists: native.Lists | None) -> None:

@@ -57,6 +57,7 @@ class Recorder:
         with torch.inference_mode(False):
             self._sent = torch.zeros(count, NUMBERS, dtype=torch.int64, pin_memory=device.type == "cuda")
             self.numbers = torch.zeros_like(self._sent, device=device)
+            self._lines = self._sent.numpy()  # the same memory: a line costs Python less so
             self._near_lse = torch.full((layers, count, shape.heads), float("-inf"), pin_memory=device.type == "cuda")
             self._beside = torch.full_like(self._near_lse, float("-inf"), device=device)
         self._room = slots, rows_there = room or room_of(sequences)
@@ -73,6 +74,7 @@ class Recorder:
             Column(at, [layer.each[at] for layer in self.layers], self._scoring, self._tables) for at in range(count)
         ]
         self.kind: tuple[bool, ...] = ()
+        self._sequences = 0
         self._serial = self._served = 0
         self._later: tuple[int, Callable[[], Tensor]] | None = None
         halves = self._scoring is not None and not ahead and count % PARTS == 0 and count >= 2 * PARTS
@@ -118,13 +120,14 @@ class Recorder:
             for column in self._columns:
                 column.bind([])
             raise
+        self._sequences = len(sequences)
 
     def _filled(self, sequences: Sequence[Sequence[LayerState]]) -> list[Sequence[LayerState]]:
         return [*sequences, *[[]] * (len(self._columns) - len(sequences))]
 
     def begin(self) -> None:
         """One more token of each, which whoever has the step made writes into `numbers` then. Errors as of LayerState.make_room."""
-        news = [column.begin() for column in self._columns]
+        news = [column.begin(self._sequences) for column in self._columns]
         if any(news):
             self._beside.copy_(self._near_lse, non_blocking=True)
         if self._tables.changed:
@@ -135,7 +138,7 @@ class Recorder:
             layer.foreseen = layer.named = None
         self._later = None
         self._serial += 1
-        self._sent.copy_(torch.tensor([[0, *column.numbers, self._serial] for column in self._columns]))
+        self._lines[:] = [[0, *column.numbers, self._serial] for column in self._columns]
         self.numbers.copy_(self._sent, non_blocking=True)
 
     def foresee(self, index: int, query: Callable[[], Tensor]) -> None:

@@ -16,7 +16,7 @@ from hgca_cli.attention.merge import Partial
 from hgca_cli.attention.reading import UNKNOWN
 from hgca_cli.attention.scoring import TURNS, Guessed, Scoring
 from hgca_cli.attention.select.contract import Chosen
-from hgca_cli.attention.sparse import count_read
+from hgca_cli.attention.sparse import Exact, count_read
 from hgca_cli.attention.tables import Places
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.selection import Selection
@@ -98,7 +98,6 @@ class Relay:
         self._named = None if of.scoring is None else of.scoring.named[of.index % TURNS][at]
         self.scores = self.coded = False
         self._chosen: Chosen | Selection | None = None
-        self._metered = False
         self._scale, self._softcap = 1.0, 0.0
         to = self.described = native.ffi.new("hgca_relay *")
         out = shape.heads * shape.value_dim
@@ -173,9 +172,8 @@ class Relay:
         stored = store is not None and store.rows > 0
         chosen = self._chosen = layer.choose(UNKNOWN, store) if stored else None  # type: ignore[arg-type]
         to.chosen, to.told, to.far.rows, to.far.lists = native.ffi.NULL, native.ffi.NULL, 0, 0
-        self._metered = self.scores = False
+        self.scores = False
         if isinstance(chosen, Selection):
-            self._metered = layer.meter.due()
             if self.coded and self._scoring is not None and self._scoring.fits(chosen):
                 self._leave_choice(chosen, self._scoring)
             else:
@@ -197,7 +195,7 @@ class Relay:
         to.far.row_start, to.far.row = self._starts, self._named
 
     def end(self) -> None:
-        """The device is done with the token: it is counted, and now and then measured.
+        """The device is done with the token: it is counted.
 
         Raises NativeError if the library could not do its part.
         """
@@ -205,16 +203,11 @@ class Relay:
         assert layer is not None
         if self.described.status:
             native.check(self.described.status)
-        if isinstance(chosen, Selection) and self._metered:
-            self._metered = False
-            self._measure(chosen)
         if layer.store is not None and layer.store.rows > 0 and not self.scores:
             count_read(layer, chosen)
 
-    def _measure(self, chosen: Selection) -> None:
-        layer = self.layer
-        assert layer is not None and layer.store is not None
-        store = layer.store
-        exact = native.Step(self.query, store.read, store.rows, self._scale, self._softcap)
-        (far,) = native.start([exact]).wait()
-        layer.meter.add(chosen.read_lse, far.lse, self.near_lse)
+    def measure(self) -> None:
+        """The device is done with a token whose rows were chosen: the meter is told what they held."""
+        layer, chosen = self.layer, self._chosen
+        assert layer is not None and isinstance(chosen, Selection)
+        Exact(layer, self.query, self._scale, self._softcap, self.near_lse).tell(chosen.read_lse)

@@ -15,6 +15,7 @@ from torch import Tensor
 from hgca_cli import native, selection
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import Partial
+from hgca_cli.attention.meter import heads_in_turn
 from hgca_cli.attention.select.contract import Chosen
 from hgca_cli.selection import Aimed, Selection
 
@@ -28,7 +29,8 @@ class HostAttention:
         self._named_first: list[tuple[int, int]] = []  # of a sequence: the job its partial is, as the others join it
         self._aimed: list[Aimed] = []  # rows that the C library chooses
         self._aimed_layer: list[tuple[int, LayerState]] = []
-        self._metered: list[tuple[LayerState, Aimed, native.Pending]] = []
+        self._metered: list[tuple[Selection, Exact]] = []
+        self._among = sequences
         self._named_pending: native.Pending | None = None
         self._aimed_pending: native.Pending | None = None
 
@@ -42,10 +44,8 @@ class HostAttention:
         """Sequence `index` reads what the C library chooses."""
         self._aimed_layer.append((index, layer))
         self._aimed.append(job)
-        if layer.meter.due() and layer.store is not None:
-            exact = [native.Step(job.query, layer.store.read, layer.store.rows, job.scale, job.softcap)]
-            exact += [] if job.near is None else [job.near]
-            self._metered.append((layer, job, native.start(exact)))
+        if layer.meter.due(self._among if job.near is None else 1):  # a CPU's steps are as long as there are sequences
+            self._metered.append((job.selection, Exact(layer, job.query, job.scale, job.softcap, job.beside)))
 
     def start(self) -> HostAttention:
         """Hand everything to the worker threads."""
@@ -66,10 +66,38 @@ class HostAttention:
             for (index, layer), aimed, partial in zip(self._aimed_layer, self._aimed, chosen, strict=True):
                 self._partials[index] = Partial(*partial)
                 count_read(layer, aimed.selection)
-        for layer, aimed, exact in self._metered:
-            store, *near = exact.wait()
-            layer.meter.add(aimed.selection.read_lse, store.lse, near[0].lse if near else aimed.beside)
+        for of, exact in self._metered:
+            exact.tell(of.read_lse)
         return self._partials
+
+
+class Exact:
+    """What the meter is told of a token in one layer: attention over all rows, of KV heads whose turn it is and their query heads.
+
+    query   f32 [heads, key_dim], contiguous, in CPU memory
+    beside  f32 [heads], log-sum-exp of the window; None: the window is read, too, if it is in CPU memory
+    """
+
+    def __init__(
+        self, layer: LayerState, query: Tensor, scale: float, softcap: float, beside: Tensor | None = None
+    ) -> None:
+        store, kv_heads = layer.store, layer.layout.kv_heads
+        assert store is not None
+        turn = layer.meter.turns if layer.measured is None else layer.measured + 1
+        heads, group = heads_in_turn(turn, kv_heads, store.bytes // kv_heads), layer.layout.heads // kv_heads
+        layer.measured = turn
+        self._layer, self._beside, self._asking = layer, beside, slice(heads.start * group, heads.stop * group)
+        asked = query[self._asking]
+        jobs = [native.Step(asked, store.read.of_heads(heads), store.rows, scale, softcap)]
+        if beside is None and layer.window.read is not None:
+            jobs.append(window_job(asked, layer, scale, softcap, heads))
+        self._pending = native.start(jobs)
+
+    def tell(self, read_lse: Tensor) -> None:
+        """read_lse  f32 [heads], of the rows that were read of the store, once that is known"""
+        store, *near = self._pending.wait()
+        beside = self._beside if self._beside is None else self._beside[self._asking]
+        self._layer.meter.add(read_lse[self._asking], store.lse, near[0].lse if near else beside)
 
 
 def start_host_attention(query: Tensor, layers: Sequence[LayerState], *, scale: float, softcap: float) -> HostAttention:
@@ -117,20 +145,24 @@ def count_read(layer: LayerState, chosen: Chosen | Selection | None) -> None:
     layer.reads.add(share, share)
 
 
-def window_job(query: Tensor, layer: LayerState, scale: float, softcap: float) -> native.Step:
-    """One token over the window, which is in CPU memory: query f32 [heads, key_dim]."""
-    assert layer.window.read is not None
-    rows, lists = slots_in_use(layer)
-    return native.Step(query, layer.window.read, rows, scale, softcap, lists)
+def window_job(
+    query: Tensor, layer: LayerState, scale: float, softcap: float, heads: slice | None = None
+) -> native.Step:
+    """One token over the window, which is in CPU memory: query f32 [heads, key_dim], of all KV heads or of some."""
+    read = layer.window.read
+    assert read is not None
+    count = layer.layout.kv_heads if heads is None else heads.stop - heads.start
+    rows, lists = slots_in_use(layer, count)
+    return native.Step(query, read if heads is None else read.of_heads(heads), rows, scale, softcap, lists)
 
 
-def slots_in_use(layer: LayerState) -> tuple[int, native.Lists | None]:
-    """Of a window that the library reads: the first so many slots are in use; or, of so many, those of lists."""
+def slots_in_use(layer: LayerState, kv_heads: int | None = None) -> tuple[int, native.Lists | None]:
+    """Of a window that the library reads: the first so many slots are in use; or, of so many, those of lists, one a KV head."""
     window, runs = layer.window, layer.window.runs()
     if len(runs) == 1 and runs[0][0] == 0:
         return runs[0][1], None
     assert window.read is not None
-    return window.read.capacity, as_lists(layer.layout.kv_heads, runs)
+    return window.read.capacity, as_lists(kv_heads or layer.layout.kv_heads, runs)
 
 
 @lru_cache(maxsize=16)  # the layers of a model ask for the same runs, one after another

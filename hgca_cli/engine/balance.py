@@ -36,7 +36,7 @@ class Balance:
         """What was learnt of the text before is forgotten.
 
         quality  the share of the mass that is asked for; None, or 1: the aim is not to be moved
-        layers   that are metered
+        layers   that are metered, heads of one after heads of another
         """
         self._aim = None if quality is None or quality >= 1.0 else MassTarget(quality, layers)
 

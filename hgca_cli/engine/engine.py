@@ -125,7 +125,7 @@ class Engine:
         began = time.perf_counter() if began is None else began
         cached = sequence.cached
         prompt_tokens = len(sequence.tokens) + len(new)
-        sequence.cache.reset_counters()
+        sequence.cache.reset_counters(prompt_tokens)
         self.sequence = sequence
         thinks = before is None and self.loaded.tokenizer.ends_with(sequence.tokens[-32:] + new, BEGIN)
         chooser = Chooser(sampling, self.loaded.tokenizer, guide=self.guide(sampling), thinks=thinks)

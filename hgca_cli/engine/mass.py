@@ -28,7 +28,7 @@ class MassTarget:
     """The mass aimed at for one text.
 
     planned  the quality asked for, in 0 .. 1: the aim is never above it, and what is metered never stays below it
-    layers   that are metered, one after another: their readings differ, so a judgement takes one of each
+    layers   that are metered, one after another, some heads of each: their readings differ, so a judgement takes one of each
     """
 
     def __init__(self, planned: float, layers: int) -> None:

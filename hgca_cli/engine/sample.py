@@ -14,7 +14,7 @@ class Sample:
     waited   seconds of these in which the device had nothing to do but wait for the library's attention; of a CPU device what is `read`
     read     seconds of these in which the library's threads read chosen rows, were they to share it evenly
     share    of the store's rows that were read
-    kept     of the attention mass, as the quality meter found in one layer
+    kept     of the attention mass, as the quality meter found in heads of one layer
     """
 
     seconds: float

@@ -249,9 +249,9 @@ class HybridCache(Cache):
                 return False
         return True
 
-    def reset_counters(self) -> None:
-        """Start counting the share read, and the mass kept, anew."""
-        self.meter.reset()
+    def reset_counters(self, tokens: int = 0) -> None:
+        """Start counting the share read, and the mass kept, anew: for an answer that comes after so many tokens."""
+        self.meter.reset(tokens)
         for layer in self.layers:
             for state in layer.states:
                 state.reset_reads()
