@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hgca_cli import native
 from hgca_cli.attention.layer import LayerState, evict_overflow
+from hgca_cli.attention.leaving import Leaving, codes_on_way, prepare
 from hgca_cli.attention.relay import Relay
 from hgca_cli.attention.scoring import LIMITS, Scoring
 from hgca_cli.attention.select.mirror import Coded, Mirror
@@ -89,13 +90,13 @@ class Column:
             self._goes_on = None
             if self._moved():
                 self._place(self._layers)
-            news = [relay.know() for relay in self.relays]
+            news, leaving = [relay.know() for relay in self.relays], codes_on_way(self._layers)
             slots = {relay.begin() for relay in self.relays}
             assert len(slots) == 1, "layers of one sequence move together"
             slot = slots.pop()
             self._choosing = [relay for relay in self.relays if relay.chooses]
             self._counted = all(relay.scores for relay in self.relays)
-            self._bring_codes()
+            self._bring_codes(leaving)
         self._measured = self._to_measure(among)
         spans = [number for first, count in window.runs() for number in (first, first + count)]
         self.numbers = [position, slot, *spans, *[0] * (4 - len(spans)), *self._wanted]
@@ -114,13 +115,14 @@ class Column:
         at = self._layers[0].meter.next_of(len(self._choosing), among)
         return None if at is None else self._choosing[at]
 
-    def _bring_codes(self) -> None:
-        """If rows are chosen on the device: codes that are new, and what the choice is to be like."""
+    def _bring_codes(self, leaving: Leaving | None) -> None:
+        """If rows are chosen on the device: codes that are new, also of rows that left, and what the choice is to be like."""
         self._wanted = [0] * LIMITS
         scoring = [i for i, relay in enumerate(self.relays) if relay.scores]
         if self._scoring is not None and self._mirror is not None and scoring:
             assert len(scoring) == len(self._scans), "layers of one sequence move together"
-            self._mirror.follow([self._scans[i].codes for i in scoring])
+            aside = None if leaving is None else leaving.aside
+            self._mirror.follow([self._scans[i].codes for i in scoring], aside)
             self._wanted = self._scoring.wanted(self.relays[scoring[0]].chosen)
 
     @property
@@ -145,6 +147,10 @@ class Column:
             return True
         self._goes_on = self._state()
         return False
+
+    def prepare(self, free: int = 0) -> bool:
+        """After `end`: what is made of rows that leave soon is begun, beside the next tokens; whether it was. free: as of `end`."""
+        return bool(self._layers) and prepare(self._layers, free)
 
 
 def mirror_of(layers: Sequence[LayerState], count: int) -> Mirror:

@@ -153,14 +153,21 @@ class LayerState:
 
     def _arrive(self) -> None:
         """Nobody else is at the store; rows it has no memory for at present are still on their way."""
+        self.stay()
         settling, self._settling = self._settling, None
         if settling is not None:
             with contextlib.suppress(DoesNotFitError):
                 settling.result()
 
+    def stay(self) -> None:
+        """Nothing is made ready for rows that leave next: they may be others then, or the store may."""
+        if self.evictor is not None:
+            self.evictor.stay()
+
     def expect(self, tokens: int) -> None:
         """A turn of so many prompt tokens begins."""
         self.settle()
+        self.stay()
         self.prompt_left = tokens
         self.first_turn = self.store is None or self.store.rows == 0
         if self.store is not None and tokens:
@@ -214,10 +221,12 @@ class LayerState:
         if self.overflow():
             evict_overflow([self])
 
-    def overflow(self, free: int = 0) -> int:
-        """Rows that are to leave the ring at the end of a step, once no more than so many slots, of many, are free."""
+    def overflow(self, free: int = 0, early: int = 0) -> int:
+        """Rows that are to leave the ring at the end of a step, once no more than so many slots, of many, are free; or so many tokens
+        early, of few where the ring is small.
+        """
         window = self.window
-        most = window.ring - min(free, window.ring // 32)
+        most = window.ring - min(free, window.ring // 32) - min(early, window.ring // 4)
         if self.evictor is None or window.ring_rows < most or self.length >= self.settings.context:
             return 0
         return min(self.settings.block, window.ring_rows)
@@ -293,6 +302,7 @@ class LayerState:
 
     def rewind(self, length: int) -> None:
         """Forget tokens `length` and later. Only if `can_rewind`."""
+        self.stay()
         if self.store is not None and length < self.window.start:
             self.settle()
         else:  # nothing of the store goes, so this succeeds where there is no memory for more of it

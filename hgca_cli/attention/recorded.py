@@ -208,11 +208,15 @@ class Recorder:
         """The device is done with the tokens. Errors as of Column.end.
 
         Rows of one sequence a step leave a little before they must, so that those of all seldom do at once: that takes a step's time.
+        So does beginning to copy them.
         """
-        free = len(self._columns) if len(self._columns) > 1 else 0
+        free = early = len(self._columns) if len(self._columns) > 1 else 0
         for column in self._columns:
             if column.end(free):
                 free = 0
+        for column in self._columns:
+            if column.prepare(early):
+                break
 
 
 def room_of(sequences: Sequence[Sequence[LayerState]]) -> tuple[int, int]:

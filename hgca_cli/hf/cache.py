@@ -208,6 +208,7 @@ class HybridCache(Cache):
         for layer in self.layers:
             state = layer.states[0]
             state.settle()
+            state.stay()
             if state.store is not None and isinstance(state.selector, Unwatching):
                 state.selector.share(files, state.store)
                 state.store.share(files)

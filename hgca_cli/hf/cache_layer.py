@@ -130,6 +130,9 @@ class HybridLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget every row and give the memory back."""
+        for state in self.states:
+            if state.evictor is not None:
+                state.evictor.drop()
         self.states = []
         self.is_initialized = False
 

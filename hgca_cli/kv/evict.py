@@ -2,12 +2,15 @@
 
 On CUDA the rows are set aside on the device, and copied from there into pinned memory on a stream beside the main one; the host waits
 for it only when the layer is next used, one token later. On the CPU setting them aside is all there is.
+
+What the store and its index take can be made before the rows leave (`Ahead`): they are in the window until then, and do not change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,15 +18,45 @@ from torch import Tensor
 from hgca_cli.kv.store import Store
 from hgca_cli.kv.window import Window
 
+Pieces = list[tuple[Tensor, Tensor]]  # keys, values [kv_heads, n, dim]
+
+
+class Ahead(Protocol):
+    """Work on the oldest rows of one layer's window, begun while they are in it: copies, and what the store takes of them.
+
+    pieces  the copies, in CPU memory; copied: when they are there, if that is to be waited for
+    """
+
+    pieces: Pieces
+    copied: torch.cuda.Event | None
+
+    def is_oldest(self, window: Window, count: int) -> bool:
+        """Whether it is about just the oldest so many rows of the layer's window."""
+        ...
+
+    def arrive(self) -> bool:
+        """The work is done, and the rows are the store's; False: they have to be appended as any others. Errors other than
+        DoesNotFitError, which whoever appends them gets.
+        """
+        ...
+
+    def drop(self) -> None:
+        """It is not wanted any more, and not at the store any more."""
+        ...
+
 
 class Evictor:
-    """Moves rows of one layer and one sequence to its store, in order, in two steps: `start` and `settle`."""
+    """Moves rows of one layer and one sequence to its store, in order, in two steps: `start` and `settle`.
+
+    ahead  what was begun for the rows that leave next, or was for those on their way
+    """
 
     def __init__(self, store: Store, device: torch.device) -> None:
         self._store = store
         self._stream = _stream(device) if device.type == "cuda" else None
         self._copied: torch.cuda.Event | None = None
-        self._staged: list[tuple[Tensor, Tensor]] = []
+        self._staged: Pieces = []
+        self.ahead: Ahead | None = None
 
     @property
     def pending(self) -> int:
@@ -32,11 +65,12 @@ class Evictor:
             return 0
         return sum(key.shape[1] for key, _ in self._staged)
 
-    def start(self, pieces: list[tuple[Tensor, Tensor]]) -> None:
+    def start(self, pieces: Pieces) -> None:
         """Begin to copy (keys, values) [kv_heads, n, dim] pieces; the store has them after `settle`.
 
         The caller may overwrite the source on the device's current stream at once.
         """
+        self.stay()
         if self._stream is None:
             self._staged += [(key.clone(), value.clone()) for key, value in pieces]
             return
@@ -49,23 +83,36 @@ class Evictor:
             self._copied = self._stream.record_event(torch.cuda.Event(blocking=True))  # whoever waits sleeps
         main.wait_event(done)  # a thirtieth of what the copies to the host take: 0.3 ms a layer of 4,096 rows
 
-    def start_together(self, others: Sequence[Evictor], keys: list[Tensor], values: list[Tensor]) -> None:
-        """As `start` of this one and others, whose pieces lie side by side: [evictors, kv_heads, n, dim] each. Only on a GPU."""
-        assert self._stream is not None
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
-            staged = [(_pinned_copy(key), _pinned_copy(value)) for key, value in zip(keys, values, strict=True)]
-            for one in (*keys, *values):
-                one.record_stream(self._stream)
-            copied = self._stream.record_event()
-        for index, evictor in enumerate((self, *others)):
-            evictor._staged += [(key[index], value[index]) for key, value in staged]
-            evictor._copied = copied
+    def started(self, pieces: Pieces, copied: torch.cuda.Event | None) -> None:
+        """As `start`, of what `copy_oldest` copies."""
+        self.stay()
+        self._staged += pieces
+        self._copied = copied
+
+    def leave(self) -> None:
+        """What is `ahead` is of rows that are on their way now; none was."""
+        assert self.ahead is not None and not self._staged
+        self._staged += self.ahead.pieces
+        self._copied = self.ahead.copied
+
+    def stay(self) -> None:
+        """Rows that were to leave next may be others, or the store: what was begun for them is dropped."""
+        if self.ahead is not None and not self._staged:
+            self.drop()
+
+    def drop(self) -> None:
+        """What is `ahead` is not wanted any more; rows on their way go on as any others."""
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None:
+            ahead.drop()
 
     def settle(self) -> bool:
         """Wait for the copies and append the rows to the store; whether there were any."""
         if not self._staged:
             return False
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None and ahead.arrive():
+            del self._staged[: len(ahead.pieces)]
         self._wait()
         while self._staged:  # what memory was refused for comes the next time
             self._store.append(*self._staged[0])
@@ -74,6 +121,7 @@ class Evictor:
 
     def give_up(self) -> None:
         """What is on its way stays where it came from."""
+        self.drop()
         self._wait()
         self._staged.clear()
 
@@ -98,20 +146,39 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 def evict_oldest_together(windows: Sequence[Window], evictors: Sequence[Evictor], count: int) -> None:
     """As evict_oldest of each, of windows of one shape in one state: on a GPU in a few copies for all of them."""
+    if all(
+        one.ahead is not None and one.ahead.is_oldest(window, count)
+        for window, one in zip(windows, evictors, strict=True)
+    ):
+        for evictor in evictors:
+            evictor.leave()
+    else:
+        copies, copied = copy_oldest(windows, count)
+        for evictor, pieces in zip(evictors, copies, strict=True):
+            evictor.started(pieces, copied)
+    for window in windows:
+        window.drop_oldest(count)
+
+
+def copy_oldest(windows: Sequence[Window], count: int) -> tuple[list[Pieces], torch.cuda.Event | None]:
+    """Copies in CPU memory, begun, of the oldest `count` rows of windows of one shape in one state; when they are there."""
     first = windows[0]
     assert all(one.start == first.start and one.end == first.end for one in windows), "layers move together"
     if not first.keys.is_cuda:
-        for window, evictor in zip(windows, evictors, strict=True):
-            evict_oldest(window, evictor, count)
-        return
-    pieces = first.slices(first.start, count)
+        return [[(key.clone(), value.clone()) for key, value in one.oldest(count)] for one in windows], None
+    slots = first.slices(first.start, count)
+    stream = _stream(first.keys.device)
     keys, values = (
-        [torch.stack([rows[:, piece] for rows in of]) for piece in pieces]
+        [torch.stack([rows[:, piece] for rows in of]) for piece in slots]
         for of in ([one.keys for one in windows], [one.values for one in windows])
     )
-    evictors[0].start_together(evictors[1:], keys, values)
-    for window in windows:
-        window.drop_oldest(count)
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.stream(stream):
+        staged = [(_pinned_copy(key), _pinned_copy(value)) for key, value in zip(keys, values, strict=True)]
+        for one in (*keys, *values):
+            one.record_stream(stream)
+        copied = stream.record_event(torch.cuda.Event(blocking=True))  # whoever waits sleeps
+    return [[(key[index], value[index]) for key, value in staged] for index in range(len(windows))], copied
 
 
 def _pinned_copy(source: Tensor) -> Tensor:

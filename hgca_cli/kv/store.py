@@ -73,7 +73,12 @@ class Store:
 
         Raises DoesNotFitError if the context is full or memory is refused; nothing was taken then.
         """
-        new = self._room(key.shape[1])
+        self.place(key, value, self.rows)
+        self.rows += key.shape[1]
+
+    def place(self, key: Tensor, value: Tensor, first: int) -> None:
+        """As `append`, behind the store's rows, as rows `first` and on: nobody reads them there until `rows` says that they are its."""
+        new = self._room(first, key.shape[1])
         key_scale, value_scale = (None, None) if self.scales is None else self.scales[:, new].unbind(-1)
         convert.copy_rows(
             [
@@ -81,7 +86,6 @@ class Store:
                 convert.Copy(_packed(value), self.values[:, new], value_scale),
             ]
         )
-        self.rows = new.stop
 
     def append_scaled(self, numbers_of_keys: Tensor, numbers_of_values: Tensor, scales: Tensor) -> None:
         """Take int8 rows [kv_heads, n, dim] with their scales [kv_heads, n, 2], as `blocks` multiplies them: bit for bit.
@@ -89,18 +93,18 @@ class Store:
         Errors as of `append`.
         """
         assert self.scales is not None
-        new = self._room(scales.shape[1])
+        new = self._room(self.rows, scales.shape[1])
         self.keys[:, new], self.values[:, new], self.scales[:, new] = numbers_of_keys, numbers_of_values, scales
         self.rows = new.stop
 
-    def _room(self, count: int) -> slice:
-        """Where so many more rows go, with memory behind it; none of them is the store's yet."""
-        rows = self.rows + count
+    def _room(self, first: int, count: int) -> slice:
+        """Where so many rows go, with memory behind it; none of them is the store's yet."""
+        rows = first + count
         if rows > self.capacity:
             raise DoesNotFitError(f"the context of {self.capacity:,} rows is full.", "Raise --ctx or start a new chat.")
         for part in self._parts:
-            part.commit(rows, self.rows)
-        return slice(self.rows, rows)
+            part.commit(rows, first)
+        return slice(first, rows)
 
     def share(self, files: SharedFiles) -> None:
         """The rows are what others begin with: errors and all else as of GrowingArray.share."""

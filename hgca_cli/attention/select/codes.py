@@ -44,6 +44,33 @@ class Codes:
         self.rows = store.rows
         self.kept = min(self.kept, first // selection.BLOCK)
 
+    def not_full(self, rows: int) -> range:
+        """Blocks that so many rows change: from the one that is not full on."""
+        return range(self.rows // selection.BLOCK, -(-rows // selection.BLOCK))
+
+    def extend_aside(self, store: Store, rows: int, codes: Tensor, means: Tensor) -> None:
+        """What `extend` will write once rows behind the store's are its, so many with them: [kv_heads, blocks, ...] of the blocks that
+        change. One of which nothing is in use is written to its place, too. What anybody reads stays as it is. Errors as of `extend`.
+        """
+        blocks = self.not_full(rows)
+        first, unused = blocks.start * selection.BLOCK, -(-self.rows // selection.BLOCK)
+        for array in (self._memory, self._means):
+            array.commit(blocks.stop, unused)
+        scales = (None, None) if store.scales is None else store.scales[:, first:rows].unbind(-1)
+        selection.encode(store.keys[:, first:rows], codes, 0, scale=scales[0])
+        selection.average(store.values[:, first:rows], means, 0, each=selection.BLOCK, scale=scales[1])
+        self.whole[:, unused : blocks.stop] = codes[:, unused - blocks.start :]
+        self.means[:, unused : blocks.stop] = means[:, unused - blocks.start :]
+
+    def take_aside(self, rows: int, codes: Tensor, means: Tensor) -> None:
+        """The store has so many rows now: what `extend_aside` wrote is in use."""
+        first = self.rows // selection.BLOCK
+        if self.rows % selection.BLOCK:
+            self.whole[:, first].copy_(codes[:, 0])
+            self.means[:, first].copy_(means[:, 0])
+        self.rows = rows
+        self.kept = min(self.kept, first)
+
     def share(self, files: SharedFiles) -> None:
         """As of GrowingArray.share."""
         blocks = -(-self.rows // selection.BLOCK)

@@ -22,6 +22,15 @@ class Coded(NamedTuple):
     means: Tensor
 
 
+class Aside(NamedTuple):
+    """Blocks `first` .. of all layers, as they are with so many rows of each: [layers, kv_heads, blocks, ...], pinned for a GPU."""
+
+    first: int
+    rows: int
+    codes: Tensor
+    means: Tensor
+
+
 class Mirror:
     """Of the layers of one sequence, which are alike, with room for `rows` rows each. layers: on the device."""
 
@@ -45,14 +54,23 @@ class Mirror:
         self.layers = [Coded(*parts) for parts in zip(*self._whole, strict=True)]
         self._of: list[Codes] = []
 
-    def follow(self, codes: Sequence[Codes]) -> None:
-        """Copy what changed since the last time, of every layer. There is room for it; the device is done with the last copy."""
+    def follow(self, codes: Sequence[Codes], aside: Aside | None = None) -> None:
+        """Copy what changed since the last time, of every layer. There is room for it; the device is done with the last copy.
+
+        aside  what changed in one piece, if all that did is in it
+        """
         same = len(codes) == len(self._of) and all(a is b for a, b in zip(codes, self._of, strict=True))
         first = min(one.kept for one in codes) if same else 0
         end = -(-codes[0].rows // selection.BLOCK)
         if first >= end:
             return
+        ready = None
+        if same and aside is not None and all((one.kept, one.rows) == (aside.first, aside.rows) for one in codes):
+            ready = aside.codes, aside.means
         for at, source in enumerate(([one.whole for one in codes], [one.means for one in codes])):
+            if ready is not None:
+                self._whole[at][:, :, first:end].copy_(ready[at], non_blocking=True)
+                continue
             if end - first > STAGED:
                 for to, one in zip(self._whole[at], source, strict=True):
                     to[:, first:end].copy_(one[:, first:end])
