@@ -7,7 +7,8 @@ attention is spread over all of them: a head reads at most the share of the stor
 (hardware/expected.py). Decode: median and 99th percentile of a token, operation by operation and as a CUDA graph, what was
 predicted, and the share of it in which the device does not wait for the CPU; transformers' cache on the GPU without a cap, its
 offloaded cache, and our store streamed through the device exactly. Prefill: chunks within the cap, beside one pass without a cap.
-Batch: sequences at once in one CUDA graph, beside one.
+Batch: sequences at once in one CUDA graph, beside one. Of graphs the slowest tokens are told, with what Python does before and after
+each and the C library within it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ from hgca_cli.units import parse_bytes
 
 RESULTS = Path(__file__).parent / "results" / "gpu.jsonl"
 WARM = 6  # chunks of a prompt that are read before: kernels are compiled and planned then, on both sides
+SLOWEST = 4  # tokens that are told of
+# times as many tokens of a graph, so that rows leave while it is measured, and one in a hundred means something
+GRAPHS = 4
+ROOM = 16  # times as many rows as tokens that are asked for, of all sides
 TINY = Model(KVLayout((LayerLayout(8, 2, 32, 32),) * 3), 1 << 20, 1 << 20, 256, 512, 512)
 KINDS = ("decode", "prefill", "batch")
 
@@ -105,8 +110,9 @@ class Bench:
         self.lines.append(line)
 
     def decode(self, side: Side, rows: int, tokens: int, **more: Any) -> float:
-        """Tokens of a side, told; the median's seconds."""
-        taken = sorted(side.tokens(tokens))
+        """Tokens of a side, told, and where the slowest of a graph's spent their time; the median's seconds."""
+        came = side.tokens(tokens)
+        taken = sorted(came)
         middle = median(taken)
         last = taken[min(len(taken) - 1, int(0.99 * len(taken)))]
         self.tell(
@@ -119,6 +125,13 @@ class Bench:
             }
             | more
         )
+        if side.spent:
+            slowest = sorted(range(len(came)), key=lambda at: -came[at])[:SLOWEST]
+            self.tell(
+                {"part": "slowest", "mean_ms": 1e3 * sum(came) / len(came), "token": slowest}
+                | {"ms": [round(1e3 * came[at], 2) for at in slowest]}
+                | {f"{a}_ms": [round(1e3 * b[at], 2) for at in slowest] for a, b in side.spent.items()}
+            )
         return middle
 
 
@@ -128,14 +141,14 @@ def decode(bench: Bench) -> None:
         made = made_up_rows(bench.shape, rows, bench.device)
         bench.capped(True)
         began = time.perf_counter()
-        plan = bench.plan(rows + 256)
+        plan = bench.plan(rows + ROOM * bench.options.tokens)
         side = hybrid("hgca", bench.model, plan.cache, made, bench.device)
         filled = time.perf_counter() - began
         settings = {"window": plan.window, "select": plan.select, "budget": plan.budget, "fill_s": filled}
         predicted = 1e3 * plan.predicted.step.total
         bench.decode(side, rows, bench.options.tokens, **settings)
         side.name, side.graph = "hgca, graph", True
-        middle = bench.decode(side, rows, bench.options.tokens, predicted_ms=predicted)
+        middle = bench.decode(side, rows, GRAPHS * bench.options.tokens, predicted_ms=predicted)
         for threads in bench.options.threads if plan.stored_rows else ():
             native.set_threads(threads)
             side.name = f"hgca, graph, {threads} threads"
@@ -190,7 +203,7 @@ def prefill(bench: Bench) -> None:
         draw = torch.Generator().manual_seed(1)
         ids = torch.randint(bench.shape.vocabulary, (1, rows), generator=draw).to(bench.device)
         bench.capped(True)
-        plan = bench.plan(rows + 256)
+        plan = bench.plan(rows + ROOM * bench.options.tokens)
         cache = HybridCache(bench.model.config, plan.cache)
         warm, _ = read_prompt(bench.model, cache, ids[:, : min(rows, WARM * plan.chunk)], plan.chunk)
         cache.close()
@@ -239,13 +252,14 @@ def batch(bench: Bench) -> None:
     for sequences in (1, most):
         bench.capped(True)
         began = time.perf_counter()
-        plan = bench.plan(rows + 256, sequences)
+        plan = bench.plan(rows + ROOM * bench.options.tokens, sequences)
         side = hybrid("hgca, graph", bench.model, plan.cache, made, bench.device, sequences)
         filled = time.perf_counter() - began
         side.graph = True
         predicted = 1e3 * plan.predicted.step.total
         how = {"window": plan.window, "select": plan.select, "budget": plan.budget, "device_codes": plan.device_codes}
-        times[sequences] = bench.decode(side, rows, bench.options.tokens, **how, predicted_ms=predicted, fill_s=filled)
+        told = how | {"predicted_ms": predicted, "fill_s": filled}
+        times[sequences] = bench.decode(side, rows, GRAPHS * bench.options.tokens, **told)
         bench.tell(
             {"part": "of it", "sequences": sequences} | {f"{a}_ms": 1e3 * median(b) for a, b in side.spent.items()}
         )
