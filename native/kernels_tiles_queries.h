@@ -54,6 +54,6 @@ static void cut_queries(const hgca_piece *p, const float *query, int heads, tile
     for (int h = 0; h < heads; h++)
         for (int d = 0; d < p->key_dim; d += 2) {
             const float a = what_is_left(what_is_left(query[h * width + d])), b = what_is_left(what_is_left(query[h * width + d + 1]));
-            to->pair[1][0][d / 2][h] = bits_of(a) >> 16 | (bits_of(b) & 0xffff0000);
+            to->pair[1][d / TILES_STEP][d % TILES_STEP / 2][h] = bits_of(a) >> 16 | (bits_of(b) & 0xffff0000);
         }
 }
