@@ -34,4 +34,5 @@ def _model(shape: dict[str, Any]) -> Model:
         own_dtype=shape.get("dtype", "bf16"),
         tied=shape.get("tied", False),
         packed=tuple(sorted(shape.get("packed", {}).items())),
+        in_file=tuple(sorted(shape.get("in_file", {}).items())),
     )
