@@ -15,6 +15,7 @@ from hgca_cli.ui.inert import inert
 from hgca_cli.ui.json_lines import JsonSink
 from hgca_cli.ui.style import Style, is_terminal
 from hgca_cli.ui.thoughts import ThoughtLines
+from hgca_cli.ui.wrapped import columns_of, wrapped
 from hgca_cli.units import counted, format_seconds
 
 if TYPE_CHECKING:
@@ -161,8 +162,7 @@ class HumanSink:
         """A dim line on stderr."""
         self._close_bar()
         self._settle()
-        text = inert(text)
-        print(f"\x1b[2m{text}\x1b[0m" if self._style.color else text, file=sys.stderr, flush=True)
+        self._print(inert(text), "\x1b[2m")
 
     def note(self, text: str) -> None:
         """A dim line on stderr, unless --quiet."""
@@ -173,8 +173,7 @@ class HumanSink:
         """One line on stderr."""
         self._close_bar()
         self._settle()
-        text = f"error: {inert(str(error))}"
-        print(f"\x1b[31m{text}\x1b[0m" if self._style.color else text, file=sys.stderr, flush=True)
+        self._print(f"error: {inert(str(error))}", "\x1b[31m")
 
     def close(self) -> None:
         """No bar is left on the screen, and no line unfinished."""
@@ -183,6 +182,11 @@ class HumanSink:
         if self._line_open:
             self._line_open = False
             self._write("\n")
+
+    def _print(self, text: str, color: str) -> None:
+        """On stderr; on a terminal no word is cut in two."""
+        text = wrapped(text, columns_of(sys.stderr))
+        print(f"{color}{text}\x1b[0m" if self._style.color else text, file=sys.stderr, flush=True)
 
     def _settle(self) -> None:
         """A line of its own follows."""
