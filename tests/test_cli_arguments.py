@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from hgca_cli import __version__
-from hgca_cli.app import run
-from hgca_cli.commands import aliases, flags
+from hgca_cli.app import app, run
+from hgca_cli.commands import aliases, elsewhere, flags
 from hgca_cli.errors import UsageError
 from tests.cli_process import environment, hgca, shell
 
@@ -246,13 +247,33 @@ def test_every_alias_is_an_option(other: str, ours: str, capsys: pytest.CaptureF
         (["run", "llama3"], "hgca chat -m"),
         (["list"], "hgca models ls"),
         (["serve"], "no server"),
+        (["chat", "-fa", "-p", "x"], "--exact"),
+        (["chat", "-ctk", "q8_0", "-p", "x"], "--kv-dtype"),
+        (["chat", "-no-cnv", "-p", "x"], "--raw"),
+        (["chat", "-r", "User:"], "--stop"),
+        (["batch", "in", "--batch-size", "8"], "--concurrency"),
+        (["chat", "--tensor-parallel-size=2", "-p", "x"], "--device"),
+        (["rm", "llama3"], "hgca models rm"),
+        (["help"], "hgca --help"),
+        (["version"], "hgca --version"),
+        (["-V"], "hgca --version"),
+        (["why is the sky blue?"], "hgca chat 'your question'"),
+        (["-m", "x", "chat"], "The command comes first"),
+        (["--temperature", "0", "chat"], "The command comes first"),
+        (["chat", "-V"], "hgca chat --help"),
     ],
 )
 def test_what_other_tools_have_is_answered_with_what_is_here(
     words: list[str], remedy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     err = refused(capsys, *words)
-    assert remedy in err and ("no such option" in err or "No such command" in err)
+    assert remedy in err and ("no such option" in err.lower() or "No such command" in err)
+
+
+@pytest.mark.parametrize("name", sorted({*elsewhere.FLAGS, *elsewhere.CHAT}))
+def test_no_option_of_a_chat_is_refused_as_another_tools(name: str) -> None:
+    options = {word for param in typer.main.get_command(app).commands["chat"].params for word in param.opts}  # type: ignore[attr-defined]
+    assert name not in options and name not in aliases.ALIASES
 
 
 @pytest.mark.parametrize("device", ["cuda:9", "cuda:x", "tpu"])

@@ -4,18 +4,58 @@ from __future__ import annotations
 
 import re
 
+from hgca_cli.commands.aliases import ALIASES
 from hgca_cli.errors import UsageError
 
 PLANNED = "The plan decides what the GPU gets; --gpu-mem SIZE caps it, --plan shows it."
 TALK = "Without a prompt hgca chat is a conversation; with one it answers and exits."
 FREE = "--json-schema holds answers to a schema; --json prints JSON lines."
 INPUT = "The input is a word of its own: hgca batch prompts.jsonl -o answers.jsonl"
+ROWS = "--kv-dtype chooses the numbers of keys and values, int8 the smallest."
+ATTENTION = "Leave it out: there is one attention here, and --window, --quality, --exact say what it reads."
+MAPPED = "Leave it out: weights are mapped as far as that helps; --plan shows what is where."
+ONE = "One process uses one device, which --device names."
 FLAGS = {
     "-ngl": PLANNED,
     "--n-gpu-layers": PLANNED,
     "--gpu-layers": PLANNED,
     "--num-gpu": PLANNED,
     "--gpu-memory-utilization": PLANNED,
+    "-ncmoe": PLANNED,
+    "--n-cpu-moe": PLANNED,
+    "--cpu-moe": PLANNED,
+    "-ot": PLANNED,
+    "--override-tensor": PLANNED,
+    "--cpu-offload-gb": PLANNED,
+    "-nkvo": PLANNED,
+    "--no-kv-offload": PLANNED,
+    "-ctk": ROWS,
+    "--cache-type-k": ROWS,
+    "-ctv": ROWS,
+    "--cache-type-v": ROWS,
+    "-fa": ATTENTION,
+    "--flash-attn": ATTENTION,
+    "--attn-implementation": ATTENTION,
+    "--attention-backend": ATTENTION,
+    "--mlock": MAPPED,
+    "--no-mmap": MAPPED,
+    "--mmap": MAPPED,
+    "-ts": ONE,
+    "--tensor-split": ONE,
+    "-sm": ONE,
+    "--split-mode": ONE,
+    "-tp": ONE,
+    "--tensor-parallel-size": ONE,
+    "-b": "It is --prefill-chunk here: prompt tokens read at once.",
+    "--batch-size": "It is --prefill-chunk here, prompt tokens read at once; hgca batch --concurrency says how many rows.",
+    "-ub": "It is --prefill-chunk here: prompt tokens read at once.",
+    "--ubatch-size": "It is --prefill-chunk here: prompt tokens read at once.",
+    "-r": "It is --stop here.",
+    "--rope-scaling": "--yarn stretches the context to --ctx.",
+    "--jinja": "Leave it out: the model's own chat template is taken; --chat-template FILE gives another.",
+    "--grammar": FREE,
+    "--grammar-file": FREE,
+    "--enforce-eager": "Leave it out.",
     "--format": FREE,
     "--reasoning": "It is --think or --no-think here.",
 }
@@ -29,6 +69,12 @@ CHAT = {
     "-mli": 'Esc Enter begins a new line; so do lines between """.',
     "--multiline-input": 'Esc Enter begins a new line; so do lines between """.',
     "--no-show-timings": "It is --no-stats here.",
+    "-no-cnv": "It is --raw here: the text goes on as it stands.",
+    "--no-conversation": "It is --raw here: the text goes on as it stands.",
+    "--no-display-prompt": "Leave it out: standard output is the answer only.",
+    "--prompt-cache": "--session NAME keeps what was read; the same words open it again.",
+    "--keepalive": "Leave it out: the model is gone when the command ends.",
+    "--nowordwrap": "It is --plain here.",
     "--log-file": "Redirect standard error, with --verbose.",
 }
 JOB = {
@@ -42,6 +88,9 @@ JOB = {
     "-f": INPUT,
     "--file": INPUT,
 }
+VERSION = "It is hgca --version."
+FIRST = "The command comes first: hgca chat -m MODEL -p 'your question'."
+OFTEN = ("-m", "--model", "-p", "--prompt", "-f", "--file", "-c", "--ctx", "-n", "--max-tokens", "--temp")
 COMMANDS = {
     "run": "hgca chat -m MODEL talks to a model.",
     "generate": "hgca chat -p TEXT answers once.",
@@ -50,6 +99,12 @@ COMMANDS = {
     "show": "hgca models ls lists models; hgca chat -m MODEL --plan shows what one needs.",
     "serve": "There is no server; hgca chat -p TEXT --json is for programs.",
     "env": "hgca doctor shows the environment.",
+    "rm": "hgca models rm removes models, hgca sessions rm sessions.",
+    "ps": "Nothing stays loaded: a model is gone when its command ends.",
+    "stop": "Nothing stays loaded: a model is gone when its command ends.",
+    "complete": "hgca chat --raw -p TEXT goes on with a text.",
+    "version": VERSION,
+    "help": "hgca --help lists commands, hgca chat --help the options of one.",
 }
 
 
@@ -67,5 +122,13 @@ def refuse_foreign(words: list[str]) -> None:
 
 def hint_for(message: str, hint: str) -> str:
     """A better hint, if what was told is that there is no command of a name that other tools have."""
-    found = re.match(r"No such command '(\w+)'", message)
-    return COMMANDS.get(found[1], hint) if found else hint
+    found = re.match(r"No such command '(.+?)'(?=[.?!]|$)", message, re.DOTALL)
+    if found and " " in found[1]:
+        return "hgca chat 'your question' asks a model."
+    if found:
+        return COMMANDS.get(found[1], hint)
+    flag = re.match(r"No such option: (-\S+?)\.? ", f"{message} ")
+    if flag and hint == "See hgca --help.":  # before any command
+        name = ALIASES.get(flag[1], flag[1])
+        return VERSION if name == "-V" else FIRST if name in OFTEN else hint
+    return hint
