@@ -204,6 +204,14 @@ def test_thinking_where_there_is_no_switch(model: str) -> None:
 def test_what_is_likely_meant_otherwise_is_said(model: str) -> None:
     done = here("chat", "-m", model, "smollm2-135m", "why?", "-n", "1")
     assert done.returncode == 0 and b"-m smollm2-135m chooses the model" in done.stderr
+    done = here("chat", "-m", model, "Qwen/Qwen3-8B", "-n", "1")
+    assert done.returncode == 0 and b"-m Qwen/Qwen3-8B chooses the model" in done.stderr
+    done = here("chat", "-m", model, model, "-n", "1")
+    assert done.returncode == 0 and f"-m {model} chooses the model".encode() in done.stderr
+    done = here("chat", "-m", model, __file__, "what is it?", "-n", "1")
+    assert done.returncode == 0 and f"-f {__file__} reads it".encode() in done.stderr
+    for question in ("and/or", "x" * 300, "TCP/IP"):
+        assert here("chat", "-m", model, question, "-n", "1").stderr == b""
     done = here("chat", "-m", model, "-s", "42", "-p", "why?", "-n", "1")
     assert done.returncode == 0 and b"--seed sets the seed" in done.stderr
     assert here("chat", "-m", model, "-sys", "be brief", "-p", "why?", "-n", "1").stderr == b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from hgca_cli.units import parse_bytes
 if TYPE_CHECKING:
     from hgca_cli.commands.inputs import Document
     from hgca_cli.hardware.settings import PlanRequest
+
+# org/name, where the name says a size or a version as those of models do: and/or is none
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/(?=[\w.-]*\d)(?=[\w.-]*-)[\w.-]+(:\w+)?")
 
 
 def checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, Any]]:
@@ -43,12 +47,26 @@ def checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, Any
 def meant_otherwise(given: Mapping[str, Any]) -> list[str]:
     """What is likely meant as other tools take it."""
     told = []
-    if given["words"] and given["words"][0] in aliases():
-        name = given["words"][0]
+    name = given["words"][0] if given["words"] else ""
+    alone = len(given["words"] or ()) == 1
+    if name in aliases() or (alone and HUB_ID.fullmatch(name)) or _is_model(name):
         told.append(f"{name} is the name of a model, and taken for the question: -m {name} chooses the model")
+    elif _is_file(name):
+        told.append(f"{name} is a file, and its name is taken for the question: -f {name} reads it")
     if given["system"] is not None and given["system"].strip().isdigit():
         told.append(f"the system message is {given['system']}: --seed sets the seed")
     return told
+
+
+def _is_model(name: str) -> bool:
+    return (name.lower().endswith(".gguf") and _is_file(name)) or _is_file(f"{name}/config.json")
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # too long for a name, no home: a question
+        return False
 
 
 def keeping_of(given: Mapping[str, Any]) -> Keeping:
