@@ -118,6 +118,10 @@ def test_answers_are_given_again_gone_on_with_and_taken_back(spawn, tmp_path: Pa
         ("/undo", "there is no answer to take back"),
         ("/copy", "there is no answer yet"),
         (f"/glob '{tmp_path}/*.txt'", r"one.txt: \d+ tokens?.*two.txt: \d+ tokens?"),
+        ("/detach", "no longer attached: .*one.txt, .*two.txt"),
+        ("/ctx", r"\n  0 of \d+ tokens"),
+        ("/detach", "nothing is attached"),
+        (f"/glob '{tmp_path}/*.txt'", r"one.txt: \d+ tokens?.*two.txt: \d+ tokens?"),
         ("/glob ./nowhere/*", "no file matches"),
         ("what?", r"5 tokens, .*prompt (\d+) \|"),
         ("/regen", r"the answer will be the same.*5 tokens, .*prompt (\d+) \((\d+) cached\)"),
@@ -175,7 +179,7 @@ def test_a_context_that_fills_up(spawn) -> None:  # type: ignore[no-untyped-def]
 def test_a_document_that_does_not_fit_can_be_taken_away(spawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "long.txt").write_text("the cat sat on the mat. " * 40)
     child = spawn("--plain", "-n", "2", "--ctx", "128", "-f", str(tmp_path / "long.txt"))
-    assert " too many: /clear takes away what is attached, a larger --ctx has more\r\n" in child.before
+    assert " too many: /detach takes away what is attached, a larger --ctx has more\r\n" in child.before
     child.sendline("why?")
     child.expect(r"error: prompt is .* Shorten it, or raise --ctx")
     child.sendline("/clear")

@@ -87,6 +87,14 @@ def test_a_turn_is_taken_back_and_nothing_before_it_is_read_again() -> None:
     assert conversation.sequence.tokens == fresh.sequence.tokens
 
 
+def test_what_is_detached_is_not_read() -> None:
+    conversation = Conversation(tiny_engine())
+    conversation.attach("a.txt", "the cat sat on the mat. " * 8)
+    conversation.detach()
+    ask(conversation, "what?")
+    assert conversation.waiting == [] and conversation.messages[0]["content"] == "what?"
+
+
 def test_documents_of_a_turn_that_is_taken_back_are_attached_again() -> None:
     conversation = Conversation(tiny_engine())
     conversation.attach("a.txt", "the cat sat on the mat. " * 8)

@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from hgca_cli.commands.slash_files import attach_clipboard, attach_files, attach_matching, copy_answer, export_chat
+from hgca_cli.commands.slash_files import (
+    attach_clipboard,
+    attach_files,
+    attach_matching,
+    copy_answer,
+    detach_all,
+    export_chat,
+)
 from hgca_cli.commands.slash_settings import set_setting, setting_names, switch_exact, switch_thinking
 from hgca_cli.commands.slash_turns import edit_message, go_on, regenerate, undo
 from hgca_cli.engine.session_files import check_name
@@ -143,6 +150,7 @@ COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
     "file": (attach_files, "PATH", "read text files before the next question"),
     "glob": (attach_matching, "PATTERN", "read all text files that match, like notes/*.txt"),
     "paste": (attach_clipboard, "", "read the clipboard's text before the next question"),
+    "detach": (detach_all, "", "take away again what is attached and was not asked about"),
     "edit": (edit_message, "[TEXT]", "write a message in your editor ($VISUAL, $EDITOR); so does Ctrl-G"),
     "regen": (regenerate, "", "another answer to the last question"),
     "continue": (go_on, "", "more of the last answer"),

@@ -49,6 +49,12 @@ def attach_clipboard(talk: Talk, rest: str) -> None:
     talk.attach(Document("clipboard", text))
 
 
+def detach_all(talk: Talk, rest: str) -> None:
+    """Take away what is attached and was not asked about; what was said stays."""
+    names = talk.detach()
+    talk.sink.tell(f"no longer attached: {', '.join(names)}" if names else "nothing is attached")
+
+
 def copy_answer(talk: Talk, rest: str) -> None:
     """Send the last answer to the terminal's clipboard. Raises UsageError if there is none, or no terminal."""
     said = [message["content"] for message in talk.conversation.messages if message["role"] == "assistant"]

@@ -73,6 +73,13 @@ class Talk:
         self.attached.append((document, tokens))
         self.sink.attached(document.name, tokens)
 
+    def detach(self) -> list[str]:
+        """Take what is attached away again; returns its names."""
+        names = [document.name for document, _ in self.attached]
+        self.conversation.detach()
+        self.attached = []
+        return names
+
     def answer(self, text: str) -> int:
         """One turn, saved; returns the exit code a one-shot ends with. Errors as of Conversation.ask and Keeper.after_turn."""
         if not self._raw:
@@ -202,9 +209,10 @@ class Talk:
         if self.conversation.trim and turns:
             remedy = "the oldest turns will be dropped"
         elif turns:
-            remedy = "/undo or /clear make room, a larger --ctx has more, --overflow trim-oldest drops the oldest turns"
+            room_by = "/detach, /undo or /clear" if waiting else "/undo or /clear"
+            remedy = f"{room_by} make room, a larger --ctx has more, --overflow trim-oldest drops the oldest turns"
         else:
-            remedy = "/clear takes away what is attached, a larger --ctx has more"
+            remedy = "/detach takes away what is attached, a larger --ctx has more"
         self.sink.show(Notice(f"the context is {(used + waiting) / context:.0%} full, {room}: {remedy}"))
 
     def _save(self, done: Done | None) -> None:

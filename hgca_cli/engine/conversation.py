@@ -134,6 +134,10 @@ class Conversation:
         self._documents.append((name, text))
         return len(self._engine.loaded.tokenizer.encode(text))
 
+    def detach(self) -> None:
+        """Nothing stands before the next question any more."""
+        self._documents = []
+
     def _check_length(self, what: str, text: str) -> None:
         check_characters(what, len(text), self._engine.loaded.tokenizer, self._engine.context)
 
