@@ -11,6 +11,7 @@ from collections.abc import MutableMapping
 from typing import NoReturn
 
 from hgca_cli.app import run
+from hgca_cli.commands.starting import search_seldom
 
 STOPPED = 128  # codes above it: by the signal of that number
 SPINS = "1000"  # turns (some 20 us) OpenMP's threads wait awake for each other; else 300,000, on a core that others want (docs/log.md)
@@ -19,6 +20,7 @@ SPINS = "1000"  # turns (some 20 us) OpenMP's threads wait awake for each other;
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     prepare(os.environ)
+    search_seldom()
     code = run(sys.argv[1:])  # which flushed what was written, or told why not
     if code <= STOPPED:
         if sys.gettrace() or sys.getprofile():  # who watches wants the last word

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hgca_cli.commands.describe import describe
 from hgca_cli.commands.interrupt import end_if_asked
 from hgca_cli.commands.machine import NONE, profile_for
+from hgca_cli.commands.starting import search_as_before
 from hgca_cli.errors import UsageError
 from hgca_cli.events import Event, Notice
 
@@ -86,6 +87,7 @@ def start_engine(
     from hgca_cli.engine.engine import Engine
     from hgca_cli.hf.load import load_model
 
+    search_as_before()
     native.set_threads(plan.threads)
     torch.set_num_threads(plan.threads)
     loaded = load_model(
