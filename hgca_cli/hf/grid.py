@@ -12,7 +12,8 @@ from hgca_cli import native
 
 BLOCK = 32  # numbers of a row that share a scale
 TILE = 16  # rows that lie together
-ROWS_AT_ONCE = 4096  # of a matrix, whole tiles, while its grid is looked for: bounds the memory that takes
+ROWS_AT_ONCE = 4096  # of a matrix, whole tiles, while it is made floats or halves of: bounds the memory that takes
+AT_ONCE = 1 << 19  # numbers of a matrix while its grid is looked for (docs/log.md)
 
 
 class Grid(NamedTuple):
@@ -35,9 +36,10 @@ def find_grid(weight: Tensor) -> Grid | None:
     """
     if weight.dtype != torch.float32 or weight.shape[1] % BLOCK:
         return None
+    rows = max(TILE, AT_ONCE // max(1, weight.shape[1]) // TILE * TILE)
     for bits, on_grid in ((4, _on_grid4), (8, _on_grid8)):
         parts = []
-        for piece in weight.split(ROWS_AT_ONCE):
+        for piece in weight.split(rows):
             found = on_grid(piece.detach().unflatten(1, (-1, BLOCK)))
             if found is None:
                 break

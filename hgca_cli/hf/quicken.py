@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
 from torch import Tensor, nn
 
 from hgca_cli.hf.decoder import parts_of, quicken_decoder
@@ -16,12 +19,14 @@ from hgca_cli.hf.straight import straighten
 from hgca_cli.hf.threads import one_thread
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of a module's layers that share a vector
+SEARCHERS = 4  # threads that look for copies, each with some 2^19 numbers in a few forms: memory gives no more
 
 
 def quicken(model: nn.Module) -> int:
     """Let the modules of a model on the CPU do so; returns the bytes that second copies of weights take."""
+    searchers = max(1, min(SEARCHERS, torch.get_num_threads()))
     with one_thread():  # 210 matrices, 9 passes each
-        taken = _quicken(model)
+        taken = _quicken(model, searchers)
         for module in list(model.modules()):
             for names in TOGETHER:
                 join([layer for name in names if isinstance(layer := module._modules.get(name), QuickLinear)])
@@ -34,30 +39,42 @@ def quicken(model: nn.Module) -> int:
         return taken
 
 
-def _quicken(model: nn.Module) -> int:
+def _quicken(model: nn.Module, searchers: int) -> int:
     taken = 0
     pages = Pages()
+    layers = [one for one in model.modules() if type(one) is nn.Linear and Weights.takes(one.weight, one.bias)]
     seen: dict[int, Weights] = {}  # tied weights are packed once
-    for module in model.modules():
-        if type(module) is not nn.Linear or not Weights.takes(module.weight, module.bias):
-            continue
-        weight = module.weight
-        if module.bias is None and weight.data_ptr() in seen:
-            quick = seen[weight.data_ptr()]
-        else:
-            quick = Weights(weight, module.bias, copy_of(weight, pages))
-            taken += quick.copied
-            seen[weight.data_ptr()] = quick
-        module.__class__ = QuickLinear
-        assert isinstance(module, QuickLinear)
-        module.quick = quick
-        module.siblings = None
+    first: dict[int, Tensor] = {}
+    for one in layers:
+        first.setdefault(one.weight.data_ptr(), one.weight.detach())
+    threads = ThreadPoolExecutor(searchers, "copies")
+    try:
+        found = {at: threads.submit(copy_of, weight) for at, weight in first.items()}
+        for module in layers:
+            weight, at = module.weight, module.weight.data_ptr()
+            if module.bias is None and at in seen:
+                quick = seen[at]
+            else:
+                copy = _kept(found.pop(at).result() if at in found else copy_of(weight), pages)
+                quick = Weights(weight, module.bias, copy)
+                taken += quick.copied
+                seen[at] = quick
+            module.__class__ = QuickLinear
+            assert isinstance(module, QuickLinear)
+            module.quick = quick
+            module.siblings = None
+    finally:
+        threads.shutdown(cancel_futures=True)  # Ctrl-C, too, waits for no more than is begun
     return taken
 
 
-def copy_of(weight: Tensor, pages: Pages) -> Tensor | Grid | None:
+def copy_of(weight: Tensor) -> Tensor | Grid | None:
     """The same weights in fewer bytes, if there are such."""
-    if (grid := find_grid(weight)) is not None:
-        return grid._replace(tiles=pages.keep(grid.tiles))
-    halves = find_halves(weight)
-    return None if halves is None else pages.keep(halves)
+    grid = find_grid(weight)
+    return find_halves(weight) if grid is None else grid
+
+
+def _kept(copy: Tensor | Grid | None, pages: Pages) -> Tensor | Grid | None:
+    if isinstance(copy, Grid):
+        return copy._replace(tiles=pages.keep(copy.tiles))
+    return None if copy is None else pages.keep(copy)
