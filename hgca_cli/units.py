@@ -9,6 +9,7 @@ from hgca_cli.errors import UsageError
 _COUNT = re.compile(r"(\d+)\s*([kKmM]?)")
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(B|[kKmMgGtT](?:i?[bB])?)?")
 _BINARY = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+FEW_BYTES = 1024  # nobody means fewer bytes of memory
 
 
 def parse_count(text: str, name: str = "value") -> int:
@@ -23,14 +24,17 @@ def parse_count(text: str, name: str = "value") -> int:
 
 
 def parse_bytes(text: str, name: str = "value") -> int:
-    """An amount of memory: `8GiB`, `512M`, `20GB` (all binary), or plain bytes.
+    """An amount of memory: `8GiB`, `512M`, `20GB` (all binary), or plain bytes, which are too few to be meant below a thousand.
 
     Raises UsageError, naming `name`, for anything else.
     """
     match = _BYTES.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"{name}: {text!r} is not an amount of memory.", "Write it like 8GiB or 512MiB.")
-    return int(float(match[1]) * _BINARY[(match[2] or "")[:1].lower()])
+    size = int(float(match[1]) * _BINARY[(match[2] or "")[:1].lower()])
+    if not match[2] and 0 < size < FEW_BYTES:
+        raise UsageError(f"{name}: {text} alone is bytes.", f"Write {text.strip()}GiB or {text.strip()}MiB.")
+    return size
 
 
 def parse_share(text: str, name: str = "value") -> float:

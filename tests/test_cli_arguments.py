@@ -12,6 +12,7 @@ import typer
 from hgca_cli import __version__
 from hgca_cli.app import app, run
 from hgca_cli.commands import aliases, elsewhere, flags
+from hgca_cli.config import DTYPES, KV_DTYPES
 from hgca_cli.errors import UsageError
 from tests.cli_process import environment, hgca, shell
 
@@ -328,3 +329,34 @@ def test_an_error_nobody_expected_is_one_line(
 
 def test_a_margin_of_gpu_memory_is_in_mib_unless_it_says_otherwise() -> None:
     assert [flags.margin_of(text) for text in (None, "0", "512", "2GiB")] == [None, 0, 512 << 20, 2 << 30]
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype"),
+    [
+        ("bfloat16", "bf16"),
+        ("half", "fp16"),
+        ("float16", "fp16"),
+        ("F16", "fp16"),
+        ("float32", "fp32"),
+        ("q8_0", "int8"),
+    ],
+)
+def test_dtypes_by_the_names_they_have_elsewhere(text: str, dtype: str) -> None:
+    assert flags.dtype_of(text, "--kv-dtype", KV_DTYPES) == dtype
+
+
+def test_a_dtype_that_is_not_for_this_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert flags.dtype_of("auto", "--dtype", DTYPES) is None
+    assert "--dtype: no such choice 'int8'" in refused(capsys, "chat", "--dtype", "int8", "x")
+    assert "exclude each other" in refused(capsys, "chat", "--dtype", "bfloat16", "--quant", "q8", "x")
+
+
+@pytest.mark.parametrize("flag", ["--gpu-mem", "--ram-limit"])
+def test_an_amount_of_memory_without_its_unit(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(capsys, "chat", flag, "24", "x")
+    assert f"{flag}: 24 alone is bytes." in told and "24GiB" in told
+
+
+def test_a_length_that_is_none_names_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "32k" in refused(capsys, "chat", "--ctx", "12x", "x")

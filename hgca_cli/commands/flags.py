@@ -31,6 +31,12 @@ SPELLINGS = {
     "q8": ("q8", "q80", "int8", "8bit", "8", "w8"),
     "q4": ("q4", "q40", "q41", "int4", "4bit", "4", "w4"),
 }  # of --quant, without dashes
+NUMBERS = {
+    "fp32": ("fp32", "f32", "float32", "float"),
+    "bf16": ("bf16", "bfloat16"),
+    "fp16": ("fp16", "f16", "float16", "half"),
+    "int8": ("int8", "i8", "q8", "q80"),
+}  # of --dtype and --kv-dtype, without dashes
 THE_MODELS = (
     "temperature",
     "top_p",
@@ -52,16 +58,16 @@ def plan_request(given: Mapping[str, Any]) -> PlanRequest:
     context = count_of(given["ctx"], "--ctx")
     if given["yarn"] and context is None:
         raise UsageError("--yarn needs a length to stretch to.", "Add --ctx, like --ctx 32k.")
-    quant = quant_of(given.get("quant") or "auto")
-    if quant not in (None, "none") and given["dtype"] in ("bf16", "fp16"):
+    quant, dtype = quant_of(given.get("quant") or "auto"), dtype_of(given["dtype"], "--dtype", DTYPES)
+    if quant not in (None, "none") and dtype in ("bf16", "fp16"):
         raise UsageError(
-            f"--quant {quant} and --dtype {given['dtype']} exclude each other: packed weights are multiplied with fp32.",
+            f"--quant {quant} and --dtype {dtype} exclude each other: packed weights are multiplied with fp32.",
             "Drop one of them.",
         )
     return PlanRequest(
         device=given["device"],
-        dtype=choice_of(given["dtype"], "--dtype", DTYPES),
-        kv_dtype=choice_of(given["kv_dtype"], "--kv-dtype", KV_DTYPES),
+        dtype=dtype,
+        kv_dtype=dtype_of(given["kv_dtype"], "--kv-dtype", KV_DTYPES),
         context=context,
         window=count_of(given["window"], "--window"),
         sinks=sinks,
@@ -131,7 +137,9 @@ def count_of(text: str | None, flag: str, most: int = MOST_ROWS) -> int | None:
     try:
         value = parse_count(text, flag)
     except UsageError as error:
-        raise UsageError(f"{flag}: {text!r} is not a whole number.", f"Give 1 to {most:,}, or auto.") from error
+        raise UsageError(
+            f"{flag}: {text!r} is not a whole number.", f"Give 1 to {most:,}, like 8192 or 32k, or auto."
+        ) from error
     if not 1 <= value <= most:
         raise UsageError(f"{flag}: {text} is out of range.", f"Give 1 to {most:,}.")
     return value
@@ -156,6 +164,13 @@ def choice_of(text: str, flag: str, choices: tuple[str, ...]) -> str | None:
     if text not in choices:
         raise UsageError(f"{flag}: no such choice {text!r}.", f"Choose from auto, {', '.join(choices)}.")
     return text
+
+
+def dtype_of(text: str, flag: str, choices: tuple[str, ...]) -> str | None:
+    """As `choice_of`, by any of the names a dtype has elsewhere (bfloat16, half, q8_0)."""
+    plain = text.lower().replace("-", "").replace("_", "")
+    known = next((dtype for dtype, names in NUMBERS.items() if plain in names), None)
+    return choice_of(known if known in choices else text, flag, choices)
 
 
 def quant_of(text: str) -> str | None:
