@@ -13,7 +13,7 @@ typedef struct {
     float scores[TILE][TILE_LINES];
     uint16_t weight[TILE / TILES_STEP][TILE_LINES][TILES_STEP];
     char keys[2][TILE_LINES * HGCA_TILES_KEY * 2];
-    char pairs[2][TILES_AT_ONCE][TILE_LINES][TILE_LINE];
+    char pairs[2][TILES_AT_ONCE][TILE_LINES * TILE_LINE];
 } tiles_memory;
 
 /* One step of a key for 16 rows. */
@@ -138,7 +138,7 @@ INLINE void weigh_by_tiles(const hgca_piece *p, int head, int heads, int rows, f
 }
 
 /* Values of 32 rows, numbers from `d` on, as pairs of lines: matrices of 16 numbers. */
-INLINE void pair_values(const tile_rows *tile, int rows, int from, int d, int tiles, char to[][TILE_LINE * TILE_LINES]) {
+INLINE void pair_values(const tile_rows *tile, int rows, int from, int d, int tiles, char to[][TILE_LINES * TILE_LINE]) {
     for (int r = 0; r < TILES_STEP; r += 2) {
         const int at = from + r;
         const char *even = tile->half[2 * (at < rows ? at : rows - 1) + 1] + 2 * d, *odd = tile->half[2 * (at + 1 < rows ? at + 1 : rows - 1) + 1] + 2 * d;
@@ -178,7 +178,7 @@ INLINE void add_by_tiles(const hgca_piece *p, const tile_rows *tile, int rows, c
         FOR_TILES(LOAD_SUMS)
         for (int r = 0; r < rows; r += TILES_STEP, side ^= 1) {
             for (int i = 0; i < TILES_STEP && half < next_rows; i++, half++) prefetch_half(p, next, next_rows, 2 * half + 1, 2, 0);
-            char(*pairs)[TILE_LINE * TILE_LINES] = (char(*)[TILE_LINE * TILE_LINES])m->pairs[side];
+            char(*pairs)[TILE_LINES * TILE_LINE] = m->pairs[side];
             pair_values(tile, rows, r, first * TILE_LINES, tiles, pairs);
             TILES_ORDERED();
             TILE_LOAD(1, m->weight[r / TILES_STEP], TILE_LINE);

@@ -168,19 +168,22 @@ def choice_of(text: str, flag: str, choices: tuple[str, ...]) -> str | None:
 
 def dtype_of(text: str, flag: str, choices: tuple[str, ...]) -> str | None:
     """As `choice_of`, by any of the names a dtype has elsewhere (bfloat16, half, q8_0)."""
-    plain = text.lower().replace("-", "").replace("_", "")
-    known = next((dtype for dtype, names in NUMBERS.items() if plain in names), None)
+    known = _spelled(text, NUMBERS)
     return choice_of(known if known in choices else text, flag, choices)
+
+
+def _spelled(text: str, names: Mapping[str, tuple[str, ...]]) -> str | None:
+    """What is called so, in any case of letters and without dashes; None: nothing."""
+    plain = text.lower().replace("-", "").replace("_", "")
+    return next((one for one, spellings in names.items() if plain in spellings), None)
 
 
 def quant_of(text: str) -> str | None:
     """One of QUANTS, by any of the names it has elsewhere (int8, q8_0, 8bit); None for auto. Raises UsageError naming them."""
-    plain = text.lower().replace("-", "").replace("_", "")
-    if plain == "auto":
+    if text.lower() == "auto":
         return None
-    for quant, names in SPELLINGS.items():
-        if plain in names:
-            return quant
+    if (quant := _spelled(text, SPELLINGS)) is not None:
+        return quant
     raise UsageError(f"--quant: no such choice {text!r}.", f"Choose from auto, {', '.join(QUANTS)}.")
 
 

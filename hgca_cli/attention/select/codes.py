@@ -33,16 +33,13 @@ class Codes:
         """Bring the codes up to the rows of the store; the block that was not full is written anew."""
         if self.rows == store.rows:
             return
-        first = self.rows // selection.BLOCK * selection.BLOCK
-        blocks = -(-store.rows // selection.BLOCK)
+        blocks = self.not_full(store.rows)
         for array in (self._memory, self._means):
-            array.commit(blocks, first // selection.BLOCK)
-        scales = (None, None) if store.scales is None else store.scales[:, : store.rows].unbind(-1)
-        selection.encode(store.keys[:, : store.rows], self.whole, first, scale=scales[0])
-        values = store.values[:, : store.rows]
-        selection.average(values, self.means, first, each=selection.BLOCK, scale=scales[1])
+            array.commit(blocks.stop, blocks.start)
+        there = slice(blocks.start, blocks.stop)
+        _write(store, blocks.start * selection.BLOCK, store.rows, self.whole[:, there], self.means[:, there])
         self.rows = store.rows
-        self.kept = min(self.kept, first // selection.BLOCK)
+        self.kept = min(self.kept, blocks.start)
 
     def not_full(self, rows: int) -> range:
         """Blocks that so many rows change: from the one that is not full on."""
@@ -53,12 +50,10 @@ class Codes:
         change. One of which nothing is in use is written to its place, too. What anybody reads stays as it is. Errors as of `extend`.
         """
         blocks = self.not_full(rows)
-        first, unused = blocks.start * selection.BLOCK, -(-self.rows // selection.BLOCK)
+        unused = -(-self.rows // selection.BLOCK)
         for array in (self._memory, self._means):
             array.commit(blocks.stop, unused)
-        scales = (None, None) if store.scales is None else store.scales[:, first:rows].unbind(-1)
-        selection.encode(store.keys[:, first:rows], codes, 0, scale=scales[0])
-        selection.average(store.values[:, first:rows], means, 0, each=selection.BLOCK, scale=scales[1])
+        _write(store, blocks.start * selection.BLOCK, rows, codes, means)
         self.whole[:, unused : blocks.stop] = codes[:, unused - blocks.start :]
         self.means[:, unused : blocks.stop] = means[:, unused - blocks.start :]
 
@@ -97,3 +92,10 @@ class Codes:
         """Forget what is beyond, whole blocks: a block's mean value and scales would still tell of rows that are gone."""
         if rows < self.rows:
             self.rows = rows // selection.BLOCK * selection.BLOCK
+
+
+def _write(store: Store, first: int, rows: int, codes: Tensor, means: Tensor) -> None:
+    """Codes and means of the store's rows first .. rows - 1, which begin a block: [kv_heads, blocks, ...]."""
+    scales = (None, None) if store.scales is None else store.scales[:, first:rows].unbind(-1)
+    selection.encode(store.keys[:, first:rows], codes, 0, scale=scales[0])
+    selection.average(store.values[:, first:rows], means, 0, each=selection.BLOCK, scale=scales[1])
