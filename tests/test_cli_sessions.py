@@ -103,7 +103,7 @@ def test_what_is_saved_without_a_name(data: Path, model: str, tmp_path: Path) ->
 
 
 def test_a_limit_on_the_disk(data: Path, model: str) -> None:
-    done = chat(data, model, "--session", "notes", "-p", "the cat", HGCA_KV_DISK_LIMIT="100")
+    done = chat(data, model, "--session", "notes", "-p", "the cat", HGCA_KV_DISK_LIMIT="100B")
     assert done.returncode == 0 and b"its rows are not: " in done.stderr and b"--kv-disk-limit 100 B" in done.stderr
     failed(chat(data, model, "-p", "x", "--kv-disk-limit", "lots"), 2, "--kv-disk-limit", "8GiB")
 
