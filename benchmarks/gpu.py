@@ -64,7 +64,7 @@ class Bench:
         native.set_threads(self.profile.host.usable)
         torch.set_num_threads(self.profile.host.usable)
         self.cap = parse_bytes(options.gpu_memory) if self.device.type == "cuda" else None
-        self.model = random_model(self.shape, self.device)
+        self.model = random_model(self.shape, self.device, options.quant)
         self.lines: list[dict[str, Any]] = []
 
     def plan(self, context: int, sequences: int = 1) -> Plan:
@@ -76,13 +76,14 @@ class Bench:
             gpu_memory=self.cap,
             select=self.options.select,
             sequences=sequences,
+            quant=self.options.quant if self.device.type == "cuda" else "none",
         )
         plan = make_plan(self.shape, self.machine, asked, self.profile)
         if plan.select not in ("scan", "two-level") or not plan.stored_rows:
             return plan
         choice = Choice(
             plan.device, "bf16", "bf16", context, plan.window, plan.sinks, plan.chunk, plan.select,
-            device_codes=plan.device_codes,
+            device_codes=plan.device_codes, quant=plan.quant,
         )  # fmt: skip
         return replace(plan, budget=rows_read(choice, quality=plan.quality) / plan.stored_rows)
 
@@ -282,6 +283,7 @@ def main() -> None:
     parser.add_argument("--gpu-memory", default="24GiB", help="most bytes of the GPU for our side")
     parser.add_argument("--profile", type=Path, help="a file; default: measured now, quickly")
     parser.add_argument("--select", help="of rows in the store; default: the planner's")
+    parser.add_argument("--quant", choices=("none", "q8", "q4"), default="none", help="of the weights, of all sides")
     parser.add_argument("--ours-only", action="store_true", help="neither transformers nor a streamed store")
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 32768, 131072])
     parser.add_argument("--prompts", type=int, nargs="+", default=[131072])
@@ -298,7 +300,10 @@ def main() -> None:
         card = torch.cuda.get_device_name(bench.device) if bench.cap is not None else "none"
         line = {"benchmark": "gpu", **where_and_when(native.threads()), "gpu": card, "shape": options.shape}
         with RESULTS.open("a") as file:
-            file.write(json.dumps(line | {"gpu_memory": options.gpu_memory, "lines": bench.lines}) + "\n")
+            file.write(
+                json.dumps(line | {"gpu_memory": options.gpu_memory, "quant": options.quant, "lines": bench.lines})
+                + "\n"
+            )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from hgca_cli.attention.recorded import Recorder
@@ -17,8 +17,12 @@ from hgca_cli.hardware.memory import Model
 from hgca_cli.hf.attention import NAME
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.graph import GraphStep
+from hgca_cli.hf.grid import BLOCK, TILE, Grid
+from hgca_cli.hf.grid_gpu import hold_on_grid
 from hgca_cli.hf.load import forward
+from hgca_cli.hf.packed import Embedded
 from hgca_cli.hf.quicken_gpu import quicken_gpu, unquicken_gpu
+from hgca_cli.hf.trial import put_before
 
 FILLED = 4096  # rows a cache is filled with at once
 SPREAD = 0.02  # of the weights
@@ -26,8 +30,8 @@ SPREAD = 0.02  # of the weights
 WARM_TOKENS = 4
 
 
-def random_model(shape: Model, device: torch.device) -> Any:
-    """A Llama of this shape in bf16, its weights drawn on the device."""
+def random_model(shape: Model, device: torch.device, quant: str = "none") -> Any:
+    """A Llama of this shape in bf16, its weights drawn on the device; quant: q8 or q4, on grids (hf/packed_gpu.py)."""
     layer = shape.layout.layers[0]
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
@@ -43,11 +47,37 @@ def random_model(shape: Model, device: torch.device) -> Any:
     )
     with torch.device("meta"):
         model: Any = LlamaForCausalLM(config)
+    matrices = [one for one in model.modules() if quant != "none" and isinstance(one, nn.Linear | nn.Embedding)]
+    for module in matrices:
+        module._parameters["weight"] = None
     model = model.to(torch.bfloat16).to_empty(device=device).eval().requires_grad_(False)
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its frequencies were on meta, too
     for parameter in model.parameters():
         parameter.normal_(0.0, SPREAD) if parameter.dim() == 2 else parameter.fill_(1.0)
+    for module in matrices:
+        put_on_grid(
+            module, 4 if quant == "q4" and module not in (model.lm_head, model.model.embed_tokens) else 8, device
+        )
     return model
+
+
+def put_on_grid(module: Any, bits: int, device: torch.device) -> None:
+    """A layer or an embedding of any weights, on a grid of so many bits."""
+    linear = isinstance(module, nn.Linear)
+    outputs, inputs = (
+        (module.out_features, module.in_features) if linear else (module.num_embeddings, module.embedding_dim)
+    )
+    shape = -(-outputs // TILE), inputs // BLOCK, TILE * (20 if bits == 4 else 34)
+    tiles = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    step = SPREAD * 12**0.5 / (1 << bits)
+    factors = tiles[..., : 2 * TILE * (2 if bits == 4 else 1)].view(torch.float16)
+    factors[..., :TILE], factors[..., TILE:] = step, -7.5 * step
+    module._parameters["weight"] = nn.Parameter(tiles, requires_grad=False)
+    if linear:
+        hold_on_grid(module, Grid(tiles, bits), None)
+        return
+    put_before(module, Embedded)
+    module.held, module.gives, module.padding_idx = Grid(tiles, bits), torch.bfloat16, None
 
 
 def made_up_rows(shape: Model, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:

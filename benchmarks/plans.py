@@ -61,7 +61,7 @@ def row(plan: Plan) -> str:
     """The cells of a plan that fits."""
     told = plan.predicted
     kept = f", keeps {plan.quality:.2f}" if plan.quality else ""
-    what = f"{plan.device} {plan.dtype}, window {plan.window:,}, {plan.select}{kept}, {plan.threads} threads, chunk {plan.chunk}"
+    what = f"{plan.device} {plan.numbers}, window {plan.window:,}, {plan.select}{kept}, {plan.threads} threads, chunk {plan.chunk}"
     gpu = format_bytes(sum(plan.device_bytes.values())) if plan.device != "cpu" else ""
     host = format_bytes(sum(plan.host_bytes.values()))
     rates = f"{1 / told.empty.total:.3g}, {1 / told.step.total:.3g}"

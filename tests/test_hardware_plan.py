@@ -128,16 +128,40 @@ def test_gpu_memory_and_ram_limit_cap() -> None:
 
 
 def test_a_gpu_too_small_is_left_with_a_notice_but_never_when_named() -> None:
-    machine = replace(HOST, gpus=(replace(GPU, free=11 * GIB),))
+    machine = replace(HOST, gpus=(replace(GPU, free=5 * GIB),))
     auto = plan(machine=machine)
     assert auto.device == "cpu" and any("too small" in notice for notice in auto.notices)
-    with pytest.raises(DoesNotFitError, match=r"GPU 0 \(card\) needs .* has 10\.0 GiB.*--device cpu"):
+    with pytest.raises(DoesNotFitError, match=r"GPU 0 \(card\) needs .* has 4\.0 GiB.*--device cpu"):
         plan(machine=machine, device="cuda")
 
 
+def test_a_gpu_too_small_for_16_bits_has_the_most_that_fit() -> None:
+    for free, wanted in ((20, "none"), (11, "q8"), (8, "q4")):
+        machine = replace(HOST, gpus=(replace(GPU, free=free * GIB),))
+        made = plan(machine=machine)
+        assert (made.device, made.dtype, made.quant) == ("cuda:0", "bf16", wanted)
+        told = [notice for notice in made.notices if "too small for weights of 16 bits" in notice]
+        assert len(told) == (wanted != "none")
+        if told:
+            assert f"--quant {wanted}" in told[0] and "GPU 0 (card)" in made.reasons["quant"]
+            assert made.predicted.step.weights < plan(machine=WITH_GPU).predicted.step.weights
+        assert made.memory[0].total <= (free - 1) * GIB
+    small = replace(HOST, gpus=(replace(GPU, free=8 * GIB),))
+    assert plan(machine=small, dtype="bf16").quant == "q4"
+    assert plan(machine=small, quant="none").device == plan(machine=small, dtype="fp32").device == "cpu"
+    assert plan(replace(BIG, packs=False), small).device == "cpu"
+    made = plan(machine=small, quant="q8")
+    assert (made.device, made.quant) == ("cpu", "q8"), "asked for, it stays so, wherever it fits"
+    with pytest.raises(DoesNotFitError, match=r"--quant q4 \(fits"):
+        plan(machine=small, quant="q8", device="cuda")
+
+
 def test_weights_pass_through_host_memory_on_their_way_to_the_gpu() -> None:
+    few = replace(WITH_GPU, memory_free=16 * GIB)
     with pytest.raises(DoesNotFitError, match="while loading"):
-        plan(machine=replace(WITH_GPU, memory_free=16 * GIB), device="cuda", context=4096)
+        plan(machine=few, device="cuda", context=4096, quant="none")
+    made = plan(machine=few, device="cuda", context=4096)
+    assert made.quant == "q8" and "host memory while loading is too small" in made.notices[0]
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:9", "mps", "cuda:x"])
@@ -219,7 +243,7 @@ def test_what_a_file_holds_in_fewer_bits_is_counted_so() -> None:
     assert made.memory[0].weights == pytest.approx(model.body * 20 / 32 + model.head * 34 / 32, rel=0.1)
 
 
-def test_a_quantised_files_weights_stay_so_on_the_cpu() -> None:
+def test_a_quantised_files_weights_stay_so() -> None:
     model = replace(BIG, in_file=(("grid4", 6_000_000_000), ("grid8", BIG.body + BIG.head - 6_000_000_000)))
     made = plan(model, TINY, context=4096)
     assert (made.quant, made.dtype, made.kv_dtype) == ("file", "fp32", "bf16")
@@ -230,7 +254,10 @@ def test_a_quantised_files_weights_stay_so_on_the_cpu() -> None:
     assert made.predicted.step.weights < plan(model, quant="q8", context=4096).predicted.step.weights
     for wanted in ({"quant": "none"}, {"dtype": "fp32"}, {"dtype": "bf16"}):
         assert plan(model, context=4096, **wanted).quant == "none"
-    assert plan(model, WITH_GPU, context=4096).quant == "none"
+    there = plan(model, WITH_GPU, context=4096)
+    assert (there.device, there.quant, there.dtype) == ("cuda:0", "file", "bf16")
+    assert there.memory[0].weights == pytest.approx(want, rel=1e-6)
+    assert plan(model, WITH_GPU, context=4096, quant="none").memory[0].weights == 2 * BIG.parameters
     assert plan(model, replace(TINY, gpus=(replace(GPU, free=4 * GIB),)), context=4096).quant == "file"
     assert plan(replace(model, packs=False), context=4096).quant == "none"
     with pytest.raises(ModelError, match="not known to come from a quantised GGUF file"):
@@ -259,14 +286,18 @@ def test_the_refusal_names_the_gentlest_packing_that_is_enough() -> None:
         plan(replace(BIG, packs=False), replace(HOST, memory_free=16 * GIB), context=4096)
     assert "--quant" not in str(caught.value)
     with pytest.raises(DoesNotFitError) as caught:
-        plan(machine=replace(TINY, gpus=(replace(GPU, free=8 * GIB),)), context=4096)
-    assert "--device cpu --quant q8 (fits" in str(caught.value)
+        plan(machine=replace(TINY, gpus=(replace(GPU, free=8 * GIB),)), device="cuda", quant="none", context=4096)
+    assert "--quant q4 (fits" in str(caught.value) and "--device cpu --quant q8 (fits" in str(caught.value)
 
 
-def test_packing_is_the_cpus() -> None:
+def test_packing_where_it_can_be() -> None:
     for device in ("auto", "cuda"):
-        with pytest.raises(UsageError, match=r"--quant q4 packs weights on the CPU only.*--device cpu"):
-            plan(machine=WITH_GPU, device=device, quant="q4", context=4096)
+        for dtype in (None, "bf16", "fp16"):
+            made = plan(machine=WITH_GPU, device=device, quant="q4", dtype=dtype, context=4096)
+            assert (made.device, made.quant, made.dtype) == ("cuda:0", "q4", dtype or "bf16")
+    for machine, dtype in ((WITH_GPU, "fp32"), (HOST, "bf16"), (HOST, "fp16")):
+        with pytest.raises(UsageError, match=f"--quant q4 and --dtype {dtype} exclude each other.*Drop one of them"):
+            plan(machine=machine, quant="q4", dtype=dtype, context=4096)
     assert plan(machine=WITH_GPU, device="cpu", quant="q4", context=4096).quant == "q4"
     small = replace(TINY, gpus=(replace(GPU, free=4 * GIB),))
     assert plan(machine=small, quant="q4", context=4096).device == "cpu"

@@ -145,8 +145,8 @@ def test_a_plan_says_whose_rates_it_is_made_with() -> None:
 
 
 def test_what_fits_nowhere_is_refused_by_the_gpus_figures() -> None:
-    machine = profile(gpu_rates(memory_free=8 * GIB), memory_free=24 * GIB)
-    with pytest.raises(Exception, match=r"GPU 0 \(card\) needs .* has 7\.0 GiB.*--device cpu --ctx \d+ \(fits"):
+    machine = profile(gpu_rates(memory_free=5 * GIB), memory_free=24 * GIB)
+    with pytest.raises(Exception, match=r"GPU 0 \(card\) needs .* has 4\.0 GiB.*--device cpu --ctx \d+ \(fits"):
         plan(BIG, machine, context=131_072)
 
 

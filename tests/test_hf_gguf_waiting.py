@@ -18,7 +18,7 @@ from hgca_cli.hf import gguf_convert, gguf_stream, model_cache, packed_files
 from hgca_cli.hf.fingerprint import fingerprint_of
 from hgca_cli.hf.gguf_waiting import Waiting
 from hgca_cli.hf.load import LoadedModel, load_model
-from hgca_cli.hf.packed import packed_layers
+from hgca_cli.hf.packed_gpu import packed_layers
 from hgca_cli.hf.packing import TYPES_FILE
 from hgca_cli.hf.places import converted_places
 from hgca_cli.hf.registry import ModelFiles, resolve

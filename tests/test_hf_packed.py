@@ -22,7 +22,7 @@ from hgca_cli.hf.fingerprint import fingerprint_of
 from hgca_cli.hf.grid import BLOCK, Grid, find_grid, floats, round_to_grid, tiles_shape
 from hgca_cli.hf.linear import QuickLinear, Weights
 from hgca_cli.hf.load import LoadedModel, load_model
-from hgca_cli.hf.packed import packed_layers
+from hgca_cli.hf.packed_gpu import packed_layers
 from hgca_cli.hf.registry import ModelFiles
 from tests.models import change_config, change_weights, in_floats, shard, write_model, written
 from tests.test_hf_linear import FLOATS, on_grid, product_error

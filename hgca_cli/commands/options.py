@@ -101,8 +101,9 @@ Quant = Annotated[
     str,
     typer.Option(
         "--quant", envvar="HGCA_QUANT", metavar="auto|none|file|q8|q4",
-        help="Hold the weights packed only, on the CPU. file: as a quantised GGUF file has them, in 4 bits, or 8 where it has more;"
-        " q8, q4: rounded to 8 bits and a scale for 32, or to 4 (the output layer 8). auto: file where there is such a file.",
+        help="Hold the weights packed only. file: as a quantised GGUF file has them, in 4 bits, or 8 where it has more;"
+        " q8, q4: rounded to 8 bits and a scale for 32, or to 4 (the output layer 8). auto: file where there is such a file,"
+        " q8 or q4 on a GPU that 16 bits do not fit on, else none.",
     ),
 ]  # fmt: skip
 KvDtype = Annotated[

@@ -25,6 +25,9 @@ from hgca_cli.kv.layout import LayerLayout, as_in_store
 CHUNK_LAYERS = 3.0  # times what a token's layer costs, a chunk's does beyond its products: larger small operations
 WIDENED = 1.07  # products of weights that are made fp32 for each of them, beside those that are (docs/log.md)
 FLASH_SHARE, CUDNN_SHARE = 0.5, 0.68  # of a GPU's products, what attention of a prompt reaches
+# of a GPU's memory rate, at which packed weights are multiplied with one vector; and what a vector more adds to that (hf/grid_gpu.py)
+GRID_SHARE, GRID_VECTOR = {"grid8": 0.6, "grid4": 0.5}, 0.25
+FEW = 16  # vectors beyond which they are made numbers of 16 bits first
 # which attend with cuDNN (attention/cudnn.py), to chunks that are a multiple of this, in prompts most of which is beyond its LONG
 CUDNN_CARDS = frozenset({"H20", "H100", "H200", "GH200", "B200", "GB200"})
 CUDNN_CHUNK, CUDNN_TOKENS = 1024, 32768
@@ -99,7 +102,10 @@ class Costs:
         gpu, host = self._gpu(choice.device), self.profile.host
         layers = self.model.layout.layers
         factor = 1.0 if gpu else thread_factor(host, threads)
-        products = factor * self._products(choice, self.model.body * self.model.active_share, tokens)
+        numbers = self.model.body * self.model.active_share
+        products = factor * self._products(choice, numbers, tokens)
+        if gpu and choice.quant != "none":
+            products += -(-tokens // choice.chunk) * self._widened(choice, numbers, gpu)
         seen = sum(layer.heads * (layer.key_dim + layer.value_dim) * _pairs(tokens, layer.sliding) for layer in layers)
         share = CUDNN_SHARE if gpu and _on_cudnn(gpu, choice, tokens) else FLASH_SHARE
         attention_rate = _of(gpu.matmul_tflop_s, choice.dtype) * share if gpu else host.prefill_attention_tflop_s
@@ -136,8 +142,14 @@ class Costs:
         model, host, gpu = self.model, self.profile.host, self._gpu(choice.device)
         numbers = model.body * model.active_share + model.head
         if gpu is not None:
-            read = numbers * ITEMSIZE[choice.dtype] / (gpu.memory_gb_s * GPU_SHARE * 1e9)
-            return max(read, self._products(choice, numbers, batch))
+            if choice.quant == "none":
+                read = numbers * ITEMSIZE[choice.dtype] / (gpu.memory_gb_s * GPU_SHARE * 1e9)
+                return max(read, self._products(choice, numbers, batch))
+            if batch > FEW:
+                return self._widened(choice, numbers, gpu) + self._products(choice, numbers, batch)
+            each = sum(share * WEIGHT_BYTES[kind] / GRID_SHARE[kind] for kind, share in self._kinds(choice))
+            times = max(1.0, batch * GRID_VECTOR)
+            return numbers * each * times / (gpu.memory_gb_s * 1e9)
         factor = thread_factor(host, threads)
         if batch > 1:  # torch's products of what is loaded, or the library's with grids
             read = sum(
@@ -164,10 +176,15 @@ class Costs:
         widened = WIDENED if as_published(self.model, choice) else 1.0
         return 2.0 * numbers * vectors * each * widened * 1e-12
 
+    def _widened(self, choice: Choice, numbers: float, gpu: GpuRates) -> float:
+        """Seconds to make packed weights numbers of 16 bits: each is read packed, written, and read once more."""
+        held = sum(share * WEIGHT_BYTES[kind] for kind, share in self._kinds(choice))
+        return numbers * (held + 2 * 2) / (gpu.memory_gb_s * GPU_SHARE * 1e9)
+
     def _kinds(self, choice: Choice) -> tuple[tuple[str, float], ...]:
         """What holds the weights that the processor reads, and their shares."""
         held = self.model.packed if choice.quant == "none" else packed_kinds(self.model, choice.quant)
-        if choice.dtype == "fp32" and held:
+        if held and (choice.dtype == "fp32" or choice.quant != "none"):
             whole = max(1, sum(count for _, count in held))
             return tuple((kind, count / whole) for kind, count in held)
         return (("fp32" if choice.dtype == "fp32" and self.model.own_dtype == "fp32" else "bf16", 1.0),)

@@ -16,6 +16,7 @@ CUDA_RUNTIME = 1 << 30  # what a CUDA context takes of the host besides
 DISK_SHARE = 0.95  # of what is free on the disk the store is on: others write there, too
 CODED_MORE = 256  # rows: a block on its way out of the window, and what the last block of codes lacks
 SCORED = 6  # bytes of a row and query head while rows are scored: the score, and a share of bins and lists
+WIDENED = 64 << 20  # bytes of packed weights that are numbers of 16 bits at a time, on a GPU (hf/grid_gpu.py)
 SCORES = 192 << 20  # plain attention, where flash kernels do not apply, holds at most 64 MiB of scores three times
 
 
@@ -73,7 +74,7 @@ class Choice:
     chunk: int
     select: str = "exact"
     device_codes: bool = False  # a GPU has a copy of scan's codes, and scores rows itself
-    quant: str = "none"  # of config.QUANTS: how the weights are packed, on the CPU
+    quant: str = "none"  # of config.QUANTS: how the weights are packed
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,16 @@ def work_bytes(model: Model, choice: Choice) -> int:
     at_once = 3 if choice.device == "cpu" else 1  # parts: chunk, window and store
     partials = at_once * 3 * 4 * layer.heads * layer.value_dim
     per_token = item * (4 * model.hidden + max(attention, 3 * model.intermediate)) + partials
+    widened = WIDENED if choice.quant != "none" and choice.device != "cpu" else 0
     flash = (
         choice.device == "cpu" and layer.key_dim == layer.value_dim
     )  # but for softcap, which the host's share covers
     return (
-        choice.chunk * per_token + (0 if flash else SCORES) + 3 * 4 * model.vocabulary + pieces_bytes(model, choice)[0]
+        choice.chunk * per_token
+        + (0 if flash else SCORES)
+        + widened
+        + 3 * 4 * model.vocabulary
+        + pieces_bytes(model, choice)[0]
     )
 
 

@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.hardware.place import Case
 from hgca_cli.hardware.rates import GRIDS
+from hgca_cli.hardware.settings import Plan
+
+ROUNDED = {"q8": "8", "q4": "4"}  # bits of packings that any model may have, the gentlest first
 
 
-def choose_packing(case: Case, device: str, reasons: dict[str, str]) -> str:
-    """How the weights are packed: what was asked for, else, on the CPU, in the few bits a quantised file had for them.
+def choose_packing(
+    case: Case, device: str, reasons: dict[str, str], notices: list[str], draw_up: Callable[[Case], Plan]
+) -> str:
+    """How the weights are packed: what was asked for; else in the few bits a quantised file had for them; else, on a GPU that is too
+    small for 16 bits, in the most that fit there.
 
     Raises UsageError or ModelError for packing that cannot be.
     """
-    quant = case.request.quant
-    if quant in (None, "none"):
-        model = case.model
-        found = any(kind in GRIDS for kind, _ in model.packed)  # in fp32 numbers, exactly, and read beside them
-        if quant or device != "cpu" or case.request.dtype is not None or found or not (model.in_file and model.packs):
-            return "none"
+    quant, model = case.request.quant, case.model
+    if quant == "none":
+        return "none"
+    if quant is not None:
+        reasons["quant"] = "given"
+        _check_packing(case, device)
+        return quant
+    found = any(kind in GRIDS for kind, _ in model.packed)  # in fp32 numbers, exactly, and read beside them
+    if case.request.dtype is None and not found and model.in_file and model.packs:
         reasons["quant"] = "the bits the file has: 4 where its numbers need no more, 8 for finer ones"
         return "file"
-    reasons["quant"] = "given"
-    _check_packing(case, device)
-    return quant
+    if device == "cpu" or not model.packs or case.request.dtype == "fp32":
+        return "none"
+    here = case.asking(device=device)
+    short = next((memory.place for memory in draw_up(here.asking(quant="none")).memory if not memory.fits), None)
+    for one, bits in ROUNDED.items() if short else ():
+        if draw_up(here.asking(quant=one)).fits:
+            reasons["quant"] = f"{short} is too small for weights of 16 bits"
+            notices.append(
+                f"{short} is too small for weights of 16 bits: they are rounded to {bits} (--quant {one}). "
+                "--device cpu keeps them as published, and is slower."
+            )
+            return one
+    return "none"
 
 
 def _check_packing(case: Case, device: str) -> None:
-    flag = f"--quant {case.request.quant}"
-    if device != "cpu":
+    flag, dtype = f"--quant {case.request.quant}", case.request.dtype
+    if dtype not in (None, "fp32") if device == "cpu" else dtype == "fp32":
+        computed = "fp32 on the CPU" if device == "cpu" else "16 bits on a GPU"
         raise UsageError(
-            f"{flag} packs weights on the CPU only, and this would run on {device}.",
-            "Leave it out (a model that is quantised already runs there as it is), or add --device cpu.",
+            f"{flag} and --dtype {dtype} exclude each other: packed weights are multiplied with {computed}.",
+            "Drop one of them.",
         )
     if not case.model.packs:
         raise ModelError(

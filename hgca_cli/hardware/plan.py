@@ -59,7 +59,7 @@ def draw_up(case: Case) -> Plan:
     reasons: dict[str, str] = {}
     notices: list[str] = []
     device = place_model(case, reasons, notices)
-    quant = choose_packing(case, device, reasons)
+    quant = choose_packing(case, device, reasons, notices, draw_up)
     place = Place(case, device)
     start = Choice(
         device=device,
@@ -123,7 +123,7 @@ def place_model(case: Case, reasons: dict[str, str], notices: list[str]) -> str:
         reasons["device"] = "given"
     elif device == "cpu":
         reasons["device"] = "no CUDA device"
-    elif draw_up(case.asking(device=device, quant="none")).fits:
+    elif draw_up(case.asking(device=device)).fits:
         several = len(case.machine.gpus) > 1
         reasons["device"] = "the GPU with most free memory" if several else "a CUDA device is there"
     elif draw_up(case.asking(device="cpu")).fits:

@@ -79,10 +79,11 @@ def _remedies(case: Case, plan: Plan, draw_up: DrawUp) -> list[str]:
 
 
 def _packings(here: Case, plan: Plan, draw_up: DrawUp, context: int) -> list[tuple[str, Case]]:
-    """The gentlest way to pack the weights that makes a plan for the CPU fit, or fit with a longer context than any other change."""
-    if plan.device != "cpu" or plan.fits or not here.model.packs or here.request.dtype not in (None, "fp32"):
+    """The gentlest way to pack the weights that makes a plan fit, or fit with a longer context than any other change."""
+    plain = (None, "fp32") if plan.device == "cpu" else (None, "bf16", "fp16")
+    if plan.fits or not here.model.packs or here.request.dtype not in plain:
         return []
-    held = next(memory.weights for memory in plan.memory if memory.place == "host memory")
+    held = plan.memory[0].weights
     tighter = [quant for quant in QUANTS[1:] if quant != "file" or here.model.in_file]
     tighter = [quant for quant in tighter if draw_up(here.asking(quant=quant)).memory[0].weights < held]
     for rows in ("", " --kv-dtype int8") if ITEMSIZE[plan.kv_dtype] > 1 and plan.stored_rows else ("",):

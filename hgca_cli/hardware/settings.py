@@ -15,7 +15,8 @@ class PlanRequest:
     """What the user asked for. None (of device also "auto"): the planner decides.
 
     select          the policy; budget, quality, dense_layers: passed on
-    quant           weights are packed while they are loaded: of config.QUANTS; None: as the file has them, on the CPU
+    quant           weights are packed while they are loaded: of config.QUANTS; None: as a quantised file has them, or so
+                    that they fit on the GPU
     yarn            the context is stretched with YaRN, so a context beyond the trained one needs no warning
     gpu_memory, ram_limit  bytes that may be used at most
     gpu_margin      bytes of a GPU that are left for what is not counted

@@ -18,8 +18,9 @@ from hgca_cli.hf.checks import FETCH_AGAIN, check_config, check_size, check_weig
 from hgca_cli.hf.default_model import recommended
 from hgca_cli.hf.fingerprint import fingerprint
 from hgca_cli.hf.gguf_waiting import Waiting
-from hgca_cli.hf.packed import HALF, pack, packed_layers
+from hgca_cli.hf.packed import HALF, Packing
 from hgca_cli.hf.packed_files import PackedFiles
+from hgca_cli.hf.packed_gpu import PackingGpu, packed_layers
 from hgca_cli.hf.published import dtype_of, mostly_linear, only_dtype
 from hgca_cli.hf.quiet import quiet
 from hgca_cli.hf.registry import ModelFiles
@@ -112,7 +113,7 @@ def load_model(
                   a token's read no more bytes than in 16 bits: hf/linear.py), the config's own elsewhere. Weights that were
                   published in 16 bits stay in these there, and are made fp32 when they are multiplied
     yarn_context  stretch the rotary positions (YaRN, arXiv:2309.00071) to so many tokens
-    quant         on the CPU: of hf/packed.py BITS holds the weights packed, and nothing else of them; dtype is fp32 then
+    quant         of hf/packed.py BITS holds the weights packed, and nothing else of them; dtype is fp32 then on the CPU
     notify        told what takes long, and what is kept on disk
 
     Raises ModelError for missing, mismatched, damaged or non-finite weights, DoesNotFitError if memory runs out.
@@ -154,11 +155,15 @@ def load_model(
                 as_published, model = False, None  # given back before all is read once more
                 model, info = AutoModelForCausalLM.from_pretrained(files.path, dtype=kind, **how)
             refuse_incomplete(files.path, info)
-            model = model.to(device).eval().requires_grad_(False)
+            model = model.eval().requires_grad_(False)
             if quant != "none" or as_published:
                 count = 0 if as_published else sum(one.numel() for one in model.parameters())
                 kept = PackedFiles(files, quant, known_by, count, notify, wanted=waiting is not None)
-                pack(model, HALF if as_published else quant, files.path, kept, notify, waiting)
+                given = model, files.path, kept, notify, waiting
+                there = torch.device(device)
+                packing = Packing(*given) if device == "cpu" else PackingGpu(*given, device=there, gives=kind)
+                packing.run(HALF if as_published else quant)
+            model = model.to(device)
         except HgcaError:
             raise
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -212,7 +217,7 @@ def stretch(config: Any, context: int) -> None:
 
 
 def _too_large(files: ModelFiles, device: str) -> DoesNotFitError:
-    other = "--quant q4" if device == "cpu" else "--dtype bf16 or --device cpu"
+    other = "--quant q4" if device == "cpu" else "--quant q4 or --device cpu"
     return DoesNotFitError(f"{files.name} does not fit into the memory of {device}.", f"Try {other}.")
 
 

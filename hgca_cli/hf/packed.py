@@ -1,16 +1,15 @@
-"""A model whose weights are held in fewer bytes only, on the CPU: linear layers on a grid of 8 or 4 bits, embeddings of 8 bits;
-or all in the 16 bits they were published in, where nothing is rounded.
+"""A model whose weights are held in fewer bytes only: linear layers on a grid of 8 or 4 bits, embeddings of 8 bits; or, on the CPU,
+all in the 16 bits they were published in, where nothing is rounded.
 
 transformers maps a model's files into memory and reads nothing, if its weights may stay what they are in there. Matrix by
 matrix they are rounded (hf/grid.py) and given up, so that what is there at most is what is packed and one matrix. All else (norms,
-biases) is float32, and so is what is computed.
+biases) is float32 on the CPU, and so is what is computed; of a GPU's see hf/packed_gpu.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,49 +38,39 @@ IDS, ROUNDED = 8, 3e-2  # of an embedding that are tried, and what rounding may 
 
 
 class Embedded(nn.Module):
-    """What is put before an embedding's own class: its weights are on a grid or in 16 bits, what it gives is float32."""
+    """What is put before an embedding's own class: its weights are on a grid or in 16 bits, what it gives is of `gives`."""
 
     held: Grid | Tensor
+    gives: torch.dtype
 
     def forward(self, ids: Tensor) -> Tensor:
         """[...] -> [..., width]."""
         weight, few = self._parameters["weight"], ids.flatten()
-        rows = self.held[few].float() if isinstance(self.held, Tensor) else floats(self.held, few)
-        self._parameters["weight"] = nn.Parameter(rows, requires_grad=False)
+        rows = self.held[few] if isinstance(self.held, Tensor) else floats(self.held, few)
+        self._parameters["weight"] = nn.Parameter(rows.to(self.gives), requires_grad=False)
         try:
-            out: Tensor = super().forward(torch.arange(len(rows)).view(ids.shape))
+            out: Tensor = super().forward(torch.arange(len(rows), device=ids.device).view(ids.shape))
             return out
         finally:
             self._parameters["weight"] = weight
 
 
-def pack(
-    model: nn.Module, quant: str, path: Path, files: PackedFiles, notify: Notify, waiting: Waiting | None = None
-) -> None:
-    """Pack the weights of a model just loaded from `path`, in place; quant: of BITS.
+class Packing:
+    """Packs the weights of a model just loaded from `path` on the CPU, in place.
 
     files    where they are read from, or kept; closed afterwards
     notify   told how far it is
     waiting  has the numbers of those that are not in the model's own files
-
-    Raises ModelError, naming it, for a weight that is not finite, and for a model of which little could be packed.
     """
-    try:
-        _Packing(model, path, files, notify, waiting).run(quant)
-        files.finish()
-    finally:
-        files.close()
 
+    gives = torch.float32  # what is computed
 
-def packed_layers(model: nn.Module) -> Iterator[QuickLinear]:
-    """Layers whose weights are held on a grid alone."""
-    return (module for module in model.modules() if isinstance(module, QuickLinear) and module.quick.grid is not None)
-
-
-class _Packing:
-    def __init__(self, model: Any, path: Path, files: PackedFiles, notify: Notify, waiting: Waiting | None) -> None:
-        self._model, self._path, self._files, self._pages = model, path, files, Pages()
-        self._waiting = waiting
+    def __init__(
+        self, model: Any, path: Path, files: PackedFiles, notify: Notify, waiting: Waiting | None = None
+    ) -> None:
+        self._model, self._path, self._files = model, path, files
+        self._pages, self._waiting = Pages(), waiting
+        self._packed: set[nn.Module] = set()
         self._slowly = Slowly("loading the weights", sum(one.numel() for one in model.parameters()), notify)
         self._names = {id(module): name for name, module in model.named_modules()}
         self._users = Counter(
@@ -92,6 +81,17 @@ class _Packing:
         self._ends = model.get_input_embeddings(), model.get_output_embeddings()
 
     def run(self, quant: str) -> None:
+        """quant: of BITS, or HALF.
+
+        Raises ModelError, naming it, for a weight that is not finite, and for a model of which little could be packed.
+        """
+        try:
+            self._run(quant)
+            self._files.finish()
+        finally:
+            self._files.close()
+
+    def _run(self, quant: str) -> None:
         self._quant = quant
         modules = list(self._model.modules())
         packed = 0
@@ -106,7 +106,7 @@ class _Packing:
         left = sum(
             one.numel()
             for module in modules
-            if module not in self._ends and not isinstance(module, QuickLinear)
+            if module not in self._ends and module not in self._packed
             for one in module._parameters.values()
             if one is not None and one.is_floating_point()
         )
@@ -127,37 +127,50 @@ class _Packing:
         weight = module.weight.detach()
         bias = None if module.bias is None else module.bias.detach().float().clone()
         held = self._hold(module, weight)
+        module._parameters["weight"] = self._weight(held)
+        self._become(module, held, bias)
+        self._packed.add(module)
+        self._give_up(weight)
+
+    def _become(self, module: nn.Linear, held: Grid | Tensor, bias: Tensor | None) -> None:
+        """A layer whose weights are held so, with its f32 bias."""
         if isinstance(held, Tensor):
             quick = Weights.in_halves(held, bias)
         else:
             quick = Weights.on_grid(held, module.out_features, bias)
-        module._parameters["weight"] = self._weight(held)
         if bias is not None:
             module._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
         module.__class__ = QuickLinear
         assert isinstance(module, QuickLinear)
         module.quick, module.siblings = quick, None
-        self._give_up(weight)
 
     def _hold(self, module: nn.Module, weight: Tensor) -> Grid | Tensor:
         """What a weight is from now on, the same for those that are tied."""
         if (known := self._tied.get(weight.data_ptr())) is not None:
             return known
-        held = self._pages.keep(weight) if self._quant == HALF else self._grid(module, weight)
+        held = self._pages.keep(weight) if self._quant == HALF else self._moved(self._grid(module, weight))
         if self._users[weight.data_ptr()] > 1:
             self._tied[weight.data_ptr()] = held
         self._slowly.add(weight.numel())
         return held
 
+    def _moved(self, grid: Grid) -> Grid:
+        """To where it is to be."""
+        return grid
+
+    def _room(self, size: int) -> Tensor:
+        """For so many bytes, uint8 [size], where they stay, or from where they are moved."""
+        return self._pages.room(size)
+
     def _grid(self, module: nn.Module, weight: Tensor) -> Grid:
         bits = HEAD_BITS if module in self._ends else BITS[self._quant]
         name = f"{self._names[id(module)]}.weight"
-        if (read := self._files.take(name, weight, bits, self._pages.room)) is not None:
+        if (read := self._files.take(name, weight, bits, self._room)) is not None:
             return read
         weight = self._numbers(name, weight)
         grid = find_grid(weight)  # as of a GGUF file: nothing is rounded then
         if grid is not None and grid.bits <= bits:
-            grid = grid._replace(tiles=self._pages.keep(grid.tiles))
+            grid = grid._replace(tiles=self._room(grid.tiles.numel()).view(grid.tiles.shape).copy_(grid.tiles))
         else:
             grid, lost = self._rounded(weight, bits) if self._quant != "file" else self._as_in_file(weight)
             if lost == math.inf:
@@ -177,7 +190,7 @@ class _Packing:
     def _rounded(self, weight: Tensor, bits: int) -> tuple[Grid, float]:
         """And what that took, as of round_to_grid."""
         shape = tiles_shape(weight, bits)
-        grid = Grid(self._pages.room(shape[0] * shape[1] * shape[2]).view(shape), bits)
+        grid = Grid(self._room(shape[0] * shape[1] * shape[2]).view(shape), bits)
         return grid, round_to_grid(weight, bits, grid.tiles)
 
     def _weight(self, held: Grid | Tensor) -> nn.Parameter:
@@ -193,11 +206,14 @@ class _Packing:
         of, padding = type(module), module.padding_idx
         put_before(module, Embedded)
         assert isinstance(module, Embedded)
-        module.held = self._hold(module, weight)
+        module.held, module.gives = self._hold(module, weight), self.gives
         module._parameters["weight"] = self._weight(module.held)
         module.padding_idx = None  # which only training asks for, and which a few rows would not have
         self._buffers(module)
-        if gives_the_same(lambda _: own, module, [ids], ROUNDED):
+        if gives_the_same(
+            lambda _: own, lambda ids: module(ids.to(module.weight.device)).float().cpu(), [ids], ROUNDED
+        ):
+            self._packed.add(module)
             self._give_up(weight)
         else:  # `_rest` makes it float32
             module.padding_idx = padding
@@ -207,14 +223,18 @@ class _Packing:
             module._parameters["weight"] = nn.Parameter(numbers, requires_grad=False)
 
     def _rest(self, module: nn.Module) -> None:
-        """All else becomes float32, in memory of its own: no file stays mapped."""
-        if isinstance(module, QuickLinear | Embedded):
+        """All else becomes what is computed, in memory of its own: no file stays mapped."""
+        if module in self._packed:
             return
         for name, one in module._parameters.items():
             if one is not None and one.is_floating_point():
-                module._parameters[name] = nn.Parameter(one.detach().to(torch.float32, copy=True), requires_grad=False)
+                module._parameters[name] = nn.Parameter(self._plain(one.detach()), requires_grad=False)
                 self._give_up(one.detach())
         self._buffers(module)
+
+    def _plain(self, numbers: Tensor) -> Tensor:
+        """As what is computed, where it is computed, in memory of their own."""
+        return numbers.to(self.gives, copy=True)
 
     def _buffers(self, module: nn.Module) -> None:
         for name, one in module._buffers.items():
