@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hgca_cli.batch.check import Checked, Entry
-from hgca_cli.batch.journal import Manifest
+from hgca_cli.batch.journal import Manifest, difference
 from hgca_cli.batch.output import Output
 from hgca_cli.batch.results import encoded
 from hgca_cli.errors import ModelError, UsageError
@@ -182,7 +182,7 @@ def test_an_output_that_was_removed_or_cannot_be_one(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
-from hgca_cli.batch.journal import Journal
+from hgca_cli.batch.journal import Journal, difference
 from hgca_cli.errors import DoesNotFitError
 journal = Journal(Path(sys.argv[1]))
 journal.append(b"{}" * 40 + b"\\n")
@@ -210,3 +210,12 @@ def test_a_manifest_is_whole_or_as_it_was(tmp_path: Path) -> None:
     manifest.path.write_text("{")
     with pytest.raises(UsageError):
         manifest.read()
+
+
+def test_weights_rounded_for_a_gpu_are_another_job() -> None:
+    """What the planner chose is known only once there is a plan, and is nothing in most jobs."""
+    old, plain = {"model": "x", "quant chosen": "q4"}, {"model": "x"}
+    assert difference(old, plain) == "" and difference(old, old) == ""
+    assert difference(old, plain | {"quant chosen": None}) == 'quant chosen was "q4" and is not given'
+    assert difference(plain, plain | {"quant chosen": None}) == ""
+    assert difference(plain, old) == 'quant chosen was not given and is "q4"'

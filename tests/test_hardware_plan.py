@@ -17,6 +17,7 @@ from hgca_cli.errors import DoesNotFitError, ModelError, UsageError
 from hgca_cli.hardware.assumed import assume
 from hgca_cli.hardware.machine import Gpu, Machine
 from hgca_cli.hardware.memory import Model
+from hgca_cli.hardware.packing import rounded_by
 from hgca_cli.hardware.place import HOST_SHARE, MARGIN, Case
 from hgca_cli.hardware.plan import draw_up, make_plan
 from hgca_cli.hardware.settings import Plan, PlanRequest
@@ -370,3 +371,9 @@ def test_a_plan_fits_or_is_refused(free: int, gpu: int | None, context: int | No
 def test_planning_needs_no_torch() -> None:
     code = "import sys, hgca_cli.hardware.plan; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_the_planner_rounded_is_told() -> None:
+    small = replace(HOST, gpus=(replace(GPU, free=8 * GIB),))
+    assert rounded_by(plan(machine=small)) == "q4" and rounded_by(plan(machine=WITH_GPU)) is None
+    assert rounded_by(plan(replace(BIG, in_file=(("grid4", BIG.body), ("grid8", BIG.head))), small)) is None

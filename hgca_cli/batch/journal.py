@@ -199,10 +199,13 @@ class Manifest:
                 self.path.unlink()
 
 
+TOLD_LATER = ("fingerprint", "quant chosen")  # once they are known
+
+
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """What an old manifest says otherwise than a new one, in words; "" if nothing."""
     for name in sorted({*new, *old} - {"version"}):
-        if old.get(name) != new.get(name) and (name in new or name != "fingerprint"):  # which is told once it is known
+        if old.get(name) != new.get(name) and (name in new or name not in TOLD_LATER):
             was, now = (_said(one.get(name)) for one in (old, new))
             return f"{name} was {was} and is {now}"
     return ""

@@ -169,12 +169,14 @@ class Job:
         from hgca_cli.batch.tally import Tally
         from hgca_cli.batch.work import TooManyErrorsError, Work
         from hgca_cli.commands.ending import ending
+        from hgca_cli.hardware.packing import rounded_by
         from hgca_cli.hf.fingerprint import fingerprint_of
 
         elsewhere = self.given["engine"] == "ray"
         planned: list[Any]
         choice, files, *planned = self.found() if elsewhere else self.plan()
         fingerprint = told["fingerprint"] = fingerprint_of(files, self.request.quant or "none")
+        told["quant chosen"] = rounded_by(planned[0]) if planned and self.request.quant is None else None
         output.of(told)
         if self.given["ordered"]:
             output.in_order(missing)

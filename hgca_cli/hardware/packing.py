@@ -46,6 +46,11 @@ def choose_packing(
     return "none"
 
 
+def rounded_by(plan: Plan) -> str | None:
+    """The packing that rounds a plan's weights; None if they are as published, or as in their file."""
+    return plan.quant if plan.quant in ROUNDED else None
+
+
 def _check_packing(case: Case, device: str) -> None:
     flag, dtype = f"--quant {case.request.quant}", case.request.dtype
     if dtype not in (None, "fp32") if device == "cpu" else dtype == "fp32":
