@@ -7,6 +7,7 @@
 #include "attend.h"
 
 enum { LEAST_ROWS = 128, TILE_ROWS = 64, PIECES_PER_THREAD = 4, LARGE_ROWS = 4096, LARGE_PIECES_PER_THREAD = 16 };
+enum { ASKED_PIECES_PER_THREAD = 12 }; /* of rows that are in the threads' caches: a device waits for the last piece of many threads */
 
 /* Of more than HGCA_FEW_TOKENS tokens queries are shared out, too: these many a list, of which a piece's results are few then. */
 enum { QUERIES_OF_LIST = 48 };
@@ -280,7 +281,8 @@ int hgca_make_work(const hgca_attention *jobs, int32_t count, int32_t strands, h
     const int64_t each = rows / hgca_threads();
     const int64_t at_once = tokens < HGCA_FEW_TOKENS ? tokens : HGCA_FEW_TOKENS, large = LARGE_ROWS / at_once;
     int64_t per_piece = each / LARGE_PIECES_PER_THREAD + 1;
-    if (per_piece < large) per_piece = each / PIECES_PER_THREAD < large ? each / PIECES_PER_THREAD + 1 : large;
+    const int64_t fewest = strands ? ASKED_PIECES_PER_THREAD : PIECES_PER_THREAD;
+    if (per_piece < large) per_piece = each / fewest < large ? each / fewest + 1 : large;
     per_piece = (per_piece + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
     if (per_piece < LEAST_ROWS) per_piece = LEAST_ROWS;
 

@@ -145,8 +145,8 @@ class GraphStep:
             yield
 
     def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self._device.type == "cuda":  # and not for rows that are copied beside
+            torch.cuda.current_stream(self._device).synchronize()
 
 
 def _only_note(_: int, query: Callable[[], Tensor]) -> None:
