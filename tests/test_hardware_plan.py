@@ -155,6 +155,8 @@ def test_a_gpu_too_small_for_16_bits_has_the_most_that_fit() -> None:
     assert (made.device, made.quant) == ("cpu", "q8"), "asked for, it stays so, wherever it fits"
     with pytest.raises(DoesNotFitError, match=r"--quant q4 \(fits"):
         plan(machine=small, quant="q8", device="cuda")
+    with pytest.raises(DoesNotFitError, match=r"^host memory needs [^;]*\. Try --ctx"):  # its weights are no trouble
+        plan(machine=small, context=1 << 20)
 
 
 def test_weights_pass_through_host_memory_on_their_way_to_the_gpu() -> None:

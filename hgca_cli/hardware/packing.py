@@ -35,15 +35,19 @@ def choose_packing(
         return "none"
     here = case.asking(device=device)
     short = next((memory.place for memory in draw_up(here.asking(quant="none")).memory if not memory.fits), None)
+    nearest = "none"
     for one, bits in ROUNDED.items() if short else ():
-        if draw_up(here.asking(quant=one)).fits:
+        plan = draw_up(here.asking(quant=one))
+        if plan.memory[0].fits:
+            nearest = one  # whatever else is short, it is not for the weights
+        if plan.fits:
             reasons["quant"] = f"{short} is too small for weights of 16 bits"
             notices.append(
-                f"{short} is too small for weights of 16 bits: they are rounded to {bits} (--quant {one}). "
-                "--device cpu keeps them as published, and is slower."
+                f"{short} is too small for weights of 16 bits: they are rounded to {bits} (--quant {one}"
+                f"{'; q4 is smaller and faster' if one == 'q8' else ''}). --device cpu keeps them as published, and is slower."
             )
             return one
-    return "none"
+    return nearest
 
 
 def rounded_by(plan: Plan) -> str | None:
