@@ -88,6 +88,7 @@ class GraphStep:
         """
         recorder, cache, count = self.recorder, self._cache, len(ids)
         assert cache is not None
+        whole = False
         try:
             recorder.begin()
             recorder.numbers[:count, TOKEN : TOKEN + 1].copy_(ids)
@@ -98,9 +99,10 @@ class GraphStep:
                 logits = captured[1][:count].clone()
             else:
                 logits = self._forward(cache)[:count]
+            whole = True
         finally:
             recorder.let_go()
-            self._wait()  # also before somebody rewinds what is being written
+            self._wait(whole)
         recorder.end()
         if cache.clock.on:
             cache.clock.tell(recorder.host_seconds)
@@ -117,7 +119,7 @@ class GraphStep:
                 logits = self._forward(cache)
         except (RuntimeError, torch.OutOfMemoryError) as error:
             self.failed = str(error).splitlines()[0]
-            self._wait()
+            self._wait(False)
             return
         self._pool = graph.pool()
         self.captured[self.recorder.kind] = graph, logits
@@ -144,9 +146,16 @@ class GraphStep:
         with self._foresight.telling(_only_note if self._strange else self.recorder.foresee, self._drift):
             yield
 
-    def _wait(self) -> None:
-        if self._device.type == "cuda":  # and not for rows that are copied beside
+    def _wait(self, whole: bool) -> None:
+        """For a step on its stream, not for rows that are copied beside. After one that broke off for whatever is on its way,
+        as somebody rewinds what is being written.
+        """
+        if self._device.type != "cuda":
+            return
+        if whole:
             torch.cuda.current_stream(self._device).synchronize()
+        else:
+            torch.cuda.synchronize(self._device)
 
 
 def _only_note(_: int, query: Callable[[], Tensor]) -> None:
