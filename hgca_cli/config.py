@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hgca_cli.errors import UsageError
 
@@ -15,6 +17,8 @@ LEFT_AHEAD = (
 DTYPES = ("fp32", "bf16", "fp16")
 KV_DTYPES = (*DTYPES, "int8")
 QUANTS = ("none", "file", "q8", "q4")  # how weights are packed while they are loaded (hf/packed.py)
+NO_LIMIT = 1 << 30  # tokens: an answer ends where the context does
+MINUS_ONE = {"max_tokens": NO_LIMIT, "top_k": 0, "seed": None, "reasoning_budget": None}  # what -1 means in other tools
 HELD = dict(zip(QUANTS, ("", ", weights as in the file", ", weights in q8", ", weights in q4"), strict=True))
 
 
@@ -109,3 +113,8 @@ class SamplingSettings:
         for flag, value, good, allowed in checks:
             if not good or value != value or value == float("inf"):
                 raise UsageError(f"{flag}: {value} is out of range.", f"Allowed: {allowed}.")
+
+
+def minus_one(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling settings with what other tools mean by -1 in its place: no limit, off, random."""
+    return {name: MINUS_ONE[name] if name in MINUS_ONE and value == -1 else value for name, value in settings.items()}

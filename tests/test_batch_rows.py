@@ -15,6 +15,7 @@ from hgca_cli.batch.check import check
 from hgca_cli.batch.lines import Line, Lines
 from hgca_cli.batch.results import Choice, answered, encoded, failed
 from hgca_cli.batch.rows import CHAT, COMPLETION, Reader, Row, RowError
+from hgca_cli.config import NO_LIMIT
 from hgca_cli.errors import ModelError, UsageError
 
 USER = [{"role": "user", "content": "hi"}]
@@ -44,6 +45,11 @@ def test_an_openai_line() -> None:
     assert (made.id, made.form, made.messages, made.choices, made.model) == ("a", CHAT, USER, 2, "gpt-4o")
     assert made.settings == {"max_tokens": 5, "temperature": 0.0, "top_p": 0.5, "seed": 7, "stop": ("x",)}
     assert made.unknown == ()
+
+
+def test_what_minus_one_means_elsewhere() -> None:
+    settings = row({"prompt": "a", "max_tokens": -1, "seed": -1, "top_k": -1, "reasoning_budget": -1}).settings
+    assert settings == {"max_tokens": NO_LIMIT, "seed": None, "top_k": 0, "reasoning_budget": None}
 
 
 def test_a_completion_line_continues_its_text_or_its_tokens() -> None:
@@ -100,7 +106,7 @@ def test_lines_of_our_own() -> None:
         {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 5}}}},
         {"prompt": "a", "guided_json": "{"}, {"prompt": "a", "guided_json": 5}, {"prompt": "a", "structured_outputs": {"regex": "a"}},
         {"prompt": "a", "guided_json": {"type": "integer"}, "response_format": {"type": "json_object"}},
-        {"prompt": "a", "guided_json": {"type": 5}}, {"prompt": "a", "reasoning_budget": -1}, {"prompt": "a", "reasoning_budget": 1.5},
+        {"prompt": "a", "guided_json": {"type": 5}}, {"prompt": "a", "reasoning_budget": -2}, {"prompt": "a", "reasoning_budget": 1.5},
         {"prompt": "a", "chat_template_kwargs": 5}, {"prompt": "a", "chat_template_kwargs": {"messages": []}},
         {"prompt": "a", "presence_penalty": 2.5}, {"prompt": "a", "frequency_penalty": "x"}, {"prompt": "a", "id": ["b"]},
         {"url": "/v1/embeddings", "body": {"input": "a"}}, {"url": CHAT, "body": []}, {"url": CHAT, "body": {}},

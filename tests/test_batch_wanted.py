@@ -220,7 +220,7 @@ def test_a_budget_for_thoughts_is_the_jobs_or_a_rows(tiny: str, tmp_path: Path) 
         (("--chat-template-kwargs", "{"), b"no JSON"), (("--chat-template-kwargs", "[]"), b"no object"),
         (("--chat-template-kwargs", '{"messages": []}'), b"'messages'"), (("--chat-template-kwargs", '{"odd": 1}'), b"'odd'"),
         (("--raw", "--chat-template-kwargs", "{}"), b"exclude"), (("--raw", "--reasoning-budget", "3"), b"exclude"),
-        (("--reasoning-budget", "-1"), b"--reasoning-budget"), (("--reasoning-budget", "5"), b"knows no thoughts"),
+        (("--reasoning-budget", "-2"), b"--reasoning-budget"), (("--reasoning-budget", "5"), b"knows no thoughts"),
         (("--think",), b"no switch"),
     ],
 )  # fmt: skip

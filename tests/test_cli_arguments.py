@@ -12,7 +12,7 @@ import typer
 from hgca_cli import __version__
 from hgca_cli.app import app, run
 from hgca_cli.commands import aliases, elsewhere, flags
-from hgca_cli.config import DTYPES, KV_DTYPES
+from hgca_cli.config import DTYPES, KV_DTYPES, NO_LIMIT
 from hgca_cli.errors import UsageError
 from tests.cli_process import environment, hgca, shell
 
@@ -106,7 +106,7 @@ def test_an_unknown_command_names_a_near_one(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("flag", ["--window", "--ctx", "--prefill-chunk", "--threads"])
-@pytest.mark.parametrize("value", ["0", "-1", "1.5", "abc", str(10**12), "", "4q", "nan"])
+@pytest.mark.parametrize("value", ["-0", "-1", "1.5", "abc", str(10**12), "", "4q", "nan"])
 def test_counts_out_of_range_name_the_range(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     err = refused(capsys, "chat", "-p", "x", f"{flag}={value}")
     assert flag in err and "Give 1 to" in err
@@ -116,8 +116,8 @@ BAD = [
     ("--budget", "-0.1"), ("--budget", "1.0001"), ("--budget", "nan"), ("--budget", "inf"), ("--budget", "some"),
     ("--quality", "-0.1"), ("--quality", "1.5"), ("--quality", "0"), ("--quality", "good"),
     ("--temp", "-1"), ("--temp", "nan"), ("--temp", "inf"), ("--temp", "hot"),
-    ("--top-p", "0"), ("--top-p", "2"), ("--top-k", "-1"), ("--min-p", "1.5"), ("--repeat-penalty", "0"),
-    ("--seed", str(2**64)), ("--seed", "-1"), ("--max-tokens", "-1"), ("--stop", ""),
+    ("--top-p", "0"), ("--top-p", "2"), ("--top-k", "-2"), ("--min-p", "1.5"), ("--repeat-penalty", "0"),
+    ("--seed", str(2**64)), ("--seed", "-2"), ("--max-tokens", "-2"), ("--max-tokens", "1.5"), ("--stop", ""),
     ("--sinks", "-1"), ("--sinks", str(10**12)),
     ("--dtype", "int3"), ("--kv-dtype", "int3"), ("--dtype", "int8"), ("--select", "best"), ("--color", "mauve"),
     ("--ram-limit", "lots"), ("--gpu-mem", "-1"), ("--quant", "nf4"), ("--quant", "q5"), ("--balance", "maybe"),
@@ -300,6 +300,31 @@ def test_sizes_people_write() -> None:
     assert flags.count_of("auto", "--ctx") is None and flags.bytes_of("8GiB", "--ram-limit") == 8 << 30
     with pytest.raises(UsageError, match="--ctx"):
         flags.count_of("k", "--ctx")
+
+
+def test_what_minus_one_and_zero_mean_elsewhere() -> None:
+    """llama.cpp: no limit, a random seed, the model's own context; vLLM: no top-k."""
+    names = {"max_tokens": "-1", "seed": -1, "top_k": -1, "reasoning_budget": "-1"}
+    assert flags.sampling_flags(names) == {"max_tokens": NO_LIMIT, "top_k": 0}
+    tokens = {"max_tokens": "4k", "reasoning_budget": "2k", "seed": 0}
+    want = {"max_tokens": 4096, "reasoning_budget": 2048, "seed": 0}
+    assert flags.sampling_flags(tokens) == want
+    for ctx, context in (("0", None), ("auto", None), ("4k", 4096)):
+        param = typer.main.get_command(app).commands["chat"].make_context("chat", ["--ctx", ctx]).params  # type: ignore[attr-defined]
+        assert flags.plan_request(param).context == context
+
+
+@pytest.mark.parametrize("value", ["4q", "-2", "1.5", "lots"])
+def test_tokens_that_are_none_say_what_to_write(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("--max-tokens", "--reasoning-budget"):
+        err = refused(capsys, "chat", "-p", "x", flag, value)
+        assert f"error: {flag}: {value!r} is not a number of tokens. Give 0 or more, like 200 or 4k, or -1" in err
+
+
+@pytest.mark.parametrize("words", [["batch", "rows.jsonl"], ["eval", "recall"]])
+def test_a_limit_there_must_be(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Give one, like 4k." in refused(capsys, *words, "-n", "-1")
+    assert "like 200 or 4k." in refused(capsys, *words, "-n", "4q")
 
 
 def test_sampling_comes_from_flags_then_the_model_then_us() -> None:

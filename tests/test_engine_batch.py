@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hgca_cli.config import CacheSettings, SamplingSettings
+from hgca_cli.config import NO_LIMIT, CacheSettings, SamplingSettings
 from hgca_cli.engine import together
 from hgca_cli.engine.batch import Batch, Progress
 from hgca_cli.engine.batch_metrics import BatchReadings
@@ -85,6 +85,19 @@ def test_stop_strings_and_empty_answers() -> None:
     assert answers["stop"].done is not None and answers["stop"].done.finish_reason == "stop"
     assert answers["stop"].text == whole[: whole.index(word)]
     assert answers["none"].done is not None and answers["none"].done.completion_tokens == 0
+
+
+def test_without_a_limit_an_answer_ends_where_the_context_does() -> None:
+    engine = Engine(tiny_loaded(), CacheSettings(window=16, context=128))
+    asked = [Request(at, ids, replace(GREEDY, max_tokens=NO_LIMIT)) for at, ids in enumerate(prompts(3))]
+    batch = Batch(engine, 3, rooms(1000))
+    told: set[int] = set()
+    for event in batch.run(iter(asked), threading.Event()):
+        told |= {slot.prompt + slot.most for slot in batch.slots_in_use}
+        if isinstance(event, Answer):
+            assert event.done is not None and event.done.finish_reason == "length"
+            assert event.done.prompt_tokens + event.done.completion_tokens == 128
+    assert told == {128}, "tokens a row may have, as the dashboard shows them"
 
 
 def test_a_prompt_that_cannot_be_read_fails_alone() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hgca_cli.config import SamplingSettings
+from hgca_cli.config import SamplingSettings, minus_one
 from hgca_cli.errors import UsageError
 from hgca_cli.hf.template import wrong_option
 
@@ -87,6 +87,7 @@ def read_settings(
         settings["stop"] = tuple(words)
     if (schema := _schema(given, refuse)) is not None:
         settings["json_schema"] = schema
+    settings = minus_one(settings)
     choices = given.get("n")
     if choices is not None and (type(choices) is not int or not 1 <= choices <= MOST_CHOICES):
         raise refuse(f"n is not a whole number from 1 to {MOST_CHOICES}")

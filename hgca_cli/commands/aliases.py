@@ -10,6 +10,7 @@ ALIASES = {
     "--context-length": "--ctx",
     "--n-predict": "--max-tokens",
     "--predict": "--max-tokens",
+    "--num-predict": "--max-tokens",
     "--max-new-tokens": "--max-tokens",
     "--max-completion-tokens": "--max-tokens",
     "--temperature": "--temp",

@@ -19,6 +19,7 @@ from hgca_cli.commands.flags import (
     one_of,
     plan_request,
     sampling_flags,
+    tokens_of,
 )
 from hgca_cli.commands.inputs import prompt_text, read_text
 from hgca_cli.commands.wanted import template_options
@@ -142,7 +143,7 @@ def batch(
     ram_limit: options.RamLimit = None,
     store_dir: options.StoreDir = None,
     profile: options.Profile = "auto",
-    max_tokens: options.BatchTokens = MAX_TOKENS,
+    max_tokens: options.BatchTokens = str(MAX_TOKENS),
     temp: options.Temp = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
@@ -184,6 +185,7 @@ def batch(
         one_of(output_format, "--output-format", FORMATS)
         share = shard_of(shard)
         slots = count_of(concurrency, "--concurrency", 4096)
+        given["max_tokens"] = tokens_of(max_tokens, "--max-tokens", endless=False)
         style, request, sampling = style_of(color, plain=plain), plan_request(given), sampling_flags(given)
         paths, shown = _paths(given, share), dashboard_of(given, ("quiet",))
         said = read_text(system_file.expanduser(), str(system_file)).strip() if system_file else system

@@ -25,6 +25,7 @@ SAMPLING = (
     "max_tokens", "temp", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "seed", "stop",
     "json_schema", "json_schema_file", "reasoning_budget",
 )  # fmt: skip
+COUNTS = ("max_tokens", "reasoning_budget")  # may be written like 4k
 NEGATED = {"save": "no_save", "save_kv": "no_save_kv", "cache": "no_cache", "stream": "no_stream"}
 SESSIONS = ("save", "save_kv", "cache", "kv_disk_limit")
 UI = ("stats", "stream", "markdown", "hide_thinking", "plain", "quiet", "verbose", "color", "dashboard")
@@ -180,7 +181,7 @@ class _Reader:
             raise self._refused(place, f"{value!r} is not a text", "Name a model.")
         if name == "stop" and isinstance(value, str):
             return [value]
-        if name not in ("stop", *SAMPLING) and type(value) in (int, float):
+        if (name in COUNTS or name not in ("stop", *SAMPLING)) and type(value) in (int, float):
             return str(value)  # as a flag is written
         good = isinstance(value, (str, bool, int, float)) and name != "stop"
         if not good and not (name == "stop" and isinstance(value, list) and all(isinstance(one, str) for one in value)):

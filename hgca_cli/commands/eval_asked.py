@@ -8,11 +8,13 @@ from typing import Any
 import typer
 
 from hgca_cli.commands.eval_texts import check_window, number_of
+from hgca_cli.commands.flags import tokens_of
 from hgca_cli.errors import UsageError
 from hgca_cli.measure.recall_cases import TASKS, Case
 from hgca_cli.units import parse_share
 
 MOST_CASES = 10_000
+MOST_TOKENS = 4096  # of an answer
 IN_TEXT = ("passkey", "needles")  # what is hidden in running text
 
 
@@ -23,10 +25,11 @@ def lengths_and_depths(context: typer.Context, given: Mapping[str, Any]) -> tupl
             raise UsageError(f"--task: no such choice {word!r}.", f"Choose from {', '.join(TASKS)}.")
     if given["appended"] and given["cases"]:
         raise UsageError("--appended: where the prompts of --cases ask is not known.", "Drop one of them.")
+    if not 1 <= (tokens := tokens_of(given["max_tokens"], "--max-tokens", endless=False)) <= MOST_TOKENS:
+        raise UsageError(f"--max-tokens: {tokens} is out of range.", f"Give 1 to {MOST_TOKENS:,}.")
     for flag, least, most in (
         ("count", 1, MOST_CASES),
         ("needles", 1, 100),
-        ("max_tokens", 1, 4096),
         ("seed", 0, 2**31),
     ):
         value = given[flag]

@@ -18,7 +18,7 @@ from hgca_cli.commands.eval_policies import Policy, policies_of
 from hgca_cli.commands.eval_run import EvalRun, start_run
 from hgca_cli.commands.eval_texts import one_name_each
 from hgca_cli.commands.files import check_files
-from hgca_cli.commands.flags import naming_variables
+from hgca_cli.commands.flags import naming_variables, tokens_of
 from hgca_cli.commands.inputs import read_document
 from hgca_cli.errors import ContextOverflowError, UsageError
 from hgca_cli.hf.registry import DEFAULT
@@ -77,8 +77,9 @@ def recall(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", envvar="HGCA_SEED", metavar="N", help="The same, the same cases.")] = 0,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", envvar="HGCA_MAX_TOKENS", metavar="N", help="Most tokens of an answer.")
-    ] = 48,
+        str,
+        typer.Option("--max-tokens", "-n", envvar="HGCA_MAX_TOKENS", metavar="N[k]", help="Most tokens of an answer."),
+    ] = "48",
     score: Annotated[
         bool, typer.Option("--score", help="Also ask whether the right answer is the likeliest of ten.")
     ] = False,
@@ -141,7 +142,7 @@ def ask_all(run: EvalRun, groups: list[Group], policies: list[Policy], given: Ma
     from hgca_cli.measure.recall import ask, room_for
 
     engine = run.engine
-    tokens, score = given["max_tokens"], given["score"]
+    tokens, score = tokens_of(given["max_tokens"], "--max-tokens", endless=False), given["score"]
     compared = [Policy("exact"), *policies]
     rooms = [[room_for(engine, ids, case, tokens, score=score) for case, ids in asked] for _, _, asked in groups]
     for group, needed in zip(groups, rooms, strict=True):

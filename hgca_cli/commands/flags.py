@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hgca_cli.commands.config_file import Config
-from hgca_cli.config import DTYPES, KV_DTYPES, QUANTS, SELECTORS, SamplingSettings
+from hgca_cli.config import DTYPES, KV_DTYPES, NO_LIMIT, QUANTS, SELECTORS, SamplingSettings, minus_one
 from hgca_cli.errors import HgcaError, UsageError
 from hgca_cli.units import parse_bytes, parse_count, parse_share
 
@@ -24,6 +24,7 @@ SAMPLING = {
     "temp": "temperature",
     "repeat_penalty": "repetition_penalty",
 }  # where flag and setting differ in name
+LIMITS = ("max_tokens", "reasoning_budget")  # sampling settings that are tokens
 OURS = {"temperature": 0.7, "top_p": 0.95, "max_tokens": 4096}
 SPELLINGS = {
     "none": ("none", "off", "no"),
@@ -55,7 +56,7 @@ def plan_request(given: Mapping[str, Any]) -> PlanRequest:
     if sinks is not None and not 0 <= sinks <= MOST_ROWS:
         raise UsageError(f"--sinks: {sinks} is out of range.", f"Give 0 to {MOST_ROWS}.")
     select, budget, quality = policy_of(given["select"], given["exact"], given["budget"], given["quality"])
-    context = count_of(given["ctx"], "--ctx")
+    context = count_of("auto" if given["ctx"] == "0" else given["ctx"], "--ctx")  # 0: llama.cpp's
     if given["yarn"] and context is None:
         raise UsageError("--yarn needs a length to stretch to.", "Add --ctx, like --ctx 32k.")
     quant, dtype = quant_of(given.get("quant") or "auto"), dtype_of(given["dtype"], "--dtype", DTYPES)
@@ -89,6 +90,8 @@ def sampling_flags(given: Mapping[str, Any]) -> dict[str, Any]:
     names = {field.name for field in fields(SamplingSettings)}
     flags = {SAMPLING.get(name, name): value for name, value in given.items() if value is not None}
     flags = {name: value for name, value in flags.items() if name in names}
+    flags |= {name: tokens_of(flags[name], "--" + name.replace("_", "-")) for name in LIMITS if name in flags}
+    flags = {name: value for name, value in minus_one(flags).items() if value is not None}
     if (schema := schema_flag(given)) is not None:
         flags["json_schema"] = schema
     if "stop" in flags:
@@ -138,6 +141,24 @@ def count_of(text: str | None, flag: str, most: int = MOST_ROWS) -> int | None:
     if not 1 <= value <= most:
         raise UsageError(f"{flag}: {text} is out of range.", f"Give 1 to {most:,}.")
     return value
+
+
+def tokens_of(text: str | int, flag: str, *, endless: bool = True) -> int:
+    """Most tokens of an answer or a thought; -1: no limit. Raises UsageError naming the flag and what to write.
+
+    endless  there may be none
+    """
+    if (plain := str(text).strip()) == "-1":
+        if endless:
+            return -1
+        raise UsageError(f"{flag}: without a limit nobody knows how much memory rows take.", "Give one, like 4k.")
+    try:
+        return min(NO_LIMIT, parse_count(plain, flag))
+    except UsageError as error:
+        no_limit = ", or -1 for no limit" if endless else ""
+        raise UsageError(
+            f"{flag}: {plain!r} is not a number of tokens.", f"Give 0 or more, like 200 or 4k{no_limit}."
+        ) from error
 
 
 def bytes_of(text: str | None, flag: str) -> int | None:

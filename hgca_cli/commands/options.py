@@ -77,7 +77,7 @@ Ctx = Annotated[
     str,
     typer.Option(
         "--ctx", "-c", envvar="HGCA_CTX", metavar="N[k]",
-        help="Context in tokens: 128k is 131,072. auto: what the model was trained for, or what fits.",
+        help="Context in tokens: 128k is 131,072. auto (or 0): what the model was trained for, or what fits.",
     ),
 ]  # fmt: skip
 Yarn = Annotated[
@@ -202,19 +202,19 @@ ShowPlan = Annotated[
 ]
 
 MaxTokens = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        "--max-tokens", "-n", envvar="HGCA_MAX_TOKENS", metavar="N",
-        help="Most tokens of an answer. Default: what the context has room for, at most 4096.",
+        "--max-tokens", "-n", envvar="HGCA_MAX_TOKENS", metavar="N[k]",
+        help="Most tokens of an answer; -1: what the context has room for. Default: that, at most 4096.",
     ),
 ]  # fmt: skip
 BatchTokens = Annotated[
-    int,
+    str,
     typer.Option(
         "--max-tokens",
         "-n",
         envvar="HGCA_MAX_TOKENS",
-        metavar="N",
+        metavar="N[k]",
         help="Most tokens of an answer, unless its row says.",
     ),
 ]
@@ -231,7 +231,7 @@ TopK = Annotated[
     int | None,
     typer.Option(
         "--top-k", envvar="HGCA_TOP_K", metavar="K",
-        help="Draw from the K likeliest; 0 is off. Default: the model's, else off.",
+        help="Draw from the K likeliest; 0 (or -1) is off. Default: the model's, else off.",
     ),
 ]  # fmt: skip
 TopP = Annotated[
@@ -271,7 +271,9 @@ FrequencyPenalty = Annotated[
 ]  # fmt: skip
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", envvar="HGCA_SEED", metavar="N", help="The same seed, the same answer. Default: random."),
+    typer.Option(
+        "--seed", envvar="HGCA_SEED", metavar="N", help="The same seed, the same answer; -1: random. Default: random."
+    ),
 ]
 Stop = Annotated[
     list[str] | None,
@@ -317,10 +319,10 @@ JsonSchemaFile = Annotated[
     ),
 ]
 ReasoningBudget = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        "--reasoning-budget", envvar="HGCA_REASONING_BUDGET", metavar="N",
-        help="Most tokens of a thought: then it is ended, and the answer begins. Default: no limit.",
+        "--reasoning-budget", envvar="HGCA_REASONING_BUDGET", metavar="N[k]",
+        help="Most tokens of a thought: then it is ended, and the answer begins; -1: no limit. Default: no limit.",
     ),
 ]  # fmt: skip
 Raw = Annotated[

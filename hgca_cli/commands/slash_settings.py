@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from hgca_cli.commands.flags import SAMPLING
+from hgca_cli.commands.aliases import ALIASES
+from hgca_cli.commands.flags import LIMITS, SAMPLING, tokens_of
 from hgca_cli.commands.wanted import schema_of
-from hgca_cli.config import SamplingSettings
+from hgca_cli.config import SamplingSettings, minus_one
 from hgca_cli.errors import UsageError
 from hgca_cli.units import parse_share
 
@@ -22,7 +23,7 @@ def set_setting(talk: Talk, rest: str) -> None:
     word, _, value = rest.removeprefix("parameter ").strip().partition(" ")  # ollama's /set parameter NAME VALUE
     if not word:
         raise UsageError("/set needs a name and a value.", f"There are {', '.join([*talk.origins, *OTHERS])}.")
-    name = word.lstrip("-").replace("-", "_")
+    name = _plain(ALIASES.get(f"--{word.lstrip('-').replace('_', '-')}", word))  # repetition_penalty, num_predict
     name = SAMPLING.get(name, name)
     if name == "nothink" or (name == "think" and not value):  # ollama's
         name, value = "think", "off" if name == "nothink" else "on"
@@ -39,6 +40,10 @@ def set_setting(talk: Talk, rest: str) -> None:
     talk.sink.tell(f"{name} = {getattr(talk.sampling, name)}")
 
 
+def _plain(word: str) -> str:
+    return word.lstrip("-").replace("-", "_")
+
+
 def setting_names(sampling: dict[str, Any] | None = None) -> list[str]:
     """Names that can be set."""
     known = sampling if sampling is not None else {field.name: None for field in fields(SamplingSettings)}
@@ -47,12 +52,18 @@ def setting_names(sampling: dict[str, Any] | None = None) -> list[str]:
 
 def setting_of(name: str, value: str) -> Any:
     """A sampling setting from what was typed. Raises UsageError if it is no number; its range is checked when set."""
+    return minus_one({name: _typed(name, value)})[name]
+
+
+def _typed(name: str, value: str) -> Any:
     if name == "stop":
         return (value,) if value else ()
     if name in ("seed", "reasoning_budget") and value in ("", "none", "random"):
         return None
     if name == "json_schema":
         return schema_of(value, "/set json_schema") if value not in ("", "none") else ""
+    if name in LIMITS:
+        return tokens_of(value, name)
     kind = {field.name: field.type for field in fields(SamplingSettings)}[name]
     try:
         return float(value) if kind == "float" else int(value)

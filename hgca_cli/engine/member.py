@@ -220,7 +220,7 @@ class Member:
         """How far it is. May be called from any thread."""
         prompt = len(self.request.ids)
         read = min(prompt, self.sequence.cached)
-        most = self.request.sampling.max_tokens
+        most = min(self.request.sampling.max_tokens, self._engine.context - prompt)
         return Slot(self.request.key, prompt, read, self._written, most, self.aside)
 
     def close(self) -> None:
