@@ -243,9 +243,43 @@ def test_every_line_is_looked_at_and_bad_ones_keep_their_ids(tmp_path: Path) -> 
         check(written(tmp_path / "in", content), Reader(), strict=True)
 
 
+@pytest.mark.parametrize(
+    "content", ['It was a dark night.\n\n  "Who?" she said.\n', "hi", "42\nanswers\n", "\n\n\xef\xbb\xbfa b\n"]
+)
+def test_a_text_is_no_input_but_with_text(content: str, tmp_path: Path) -> None:
+    lines = written(tmp_path / "book.txt", content.encode("latin-1"))
+    with pytest.raises(UsageError, match=r"book.txt is a text, not JSON lines. With --text every line is a prompt"):
+        check(lines, Reader())
+    assert not check(lines, Reader(text=True)).bad
+
+
+@pytest.mark.parametrize(
+    "content", ['[\n {"prompt": "a"}\n]', '[{"prompt": "a"}]', '{\n  "prompt": "a"\n}\n{', '[ {"prompt": "a"},\n']
+)
+def test_json_over_several_lines_is_no_input(content: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"but not a line for each row\. jq -c"):
+        check(written(tmp_path / "rows.json", content.encode()), Reader())
+
+
+@pytest.mark.parametrize("content", ['{"prompt": broken\n', 'note\n{"prompt": "a"}\n', '"a"\nb\n', "a\n[1]\n"])
+def test_one_line_that_may_be_a_row_makes_the_others_bad_rows(content: str, tmp_path: Path) -> None:
+    assert check(written(tmp_path / "in", content.encode()), Reader()).bad
+
+
 def test_an_id_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="lines 1 and 3"):
         check(written(tmp_path / "in", b'{"id":"1","prompt":"x"}\n"y"\n{"custom_id":1,"prompt":"z"}\n'), Reader())
+
+
+def test_lines_of_an_evaluation_are_called_by_their_task() -> None:
+    assert (
+        row({"task_id": "HumanEval/0", "prompt": "hi"}).id == "HumanEval/0"
+        and row({"task_id": 11, "prompt": "hi"}).id == "11"
+    )
+    assert row({"task_id": "t", "id": "own", "prompt": "hi"}).id == "own"
+    assert (
+        row({"task_id": 1.5, "prompt": "hi"}, 4).id == "line-4" and row({"task_id": "t", "prompt": "hi"}).unknown == ()
+    )
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "x" * 10_000, "a\nb", "\0", "\x1b[2J", "\ud800"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hgca_cli.hf.tokenizer import Tokenizer
-from tests.cli_process import ROOT, environment, here, hgca, rows_in, save_tiny, write_rows
+from tests.cli_process import ROOT, environment, here, hgca, rows_in, save_tiny, shell, write_rows
 
 CHAT = "/v1/chat/completions"
 
@@ -309,6 +309,19 @@ def test_an_empty_input_is_no_work(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("\n\n")
     done = here("batch", str(tmp_path / "in.jsonl"), "-m", "no/such-model")
     assert done.returncode == 0 and b"all 0 rows are done" in done.stderr
+
+
+def test_without_a_name_the_input_is_what_is_piped_in(tiny: str) -> None:
+    named, unnamed = (here("batch", *words, "-m", tiny, "-n", "2", stdin='"the cat"\n') for words in (["-"], []))
+    assert unnamed.returncode == named.returncode == 0
+    assert [json.loads(done.stdout)["id"] for done in (named, unnamed)] == ["line-1"] * 2
+    text = here("batch", "-m", "no/such-model", stdin="hi\n")
+    assert text.returncode == 2 and b"error: standard input is a text, not JSON lines. With --text" in text.stderr
+
+
+def test_without_a_name_and_a_pipe_there_is_no_input() -> None:
+    done = shell("hgca batch </dev/null")
+    assert done.returncode == 2 and done.stderr.startswith(b"hgca: error: Missing argument 'INPUT'. Name a file")
 
 
 def test_help_names_what_can_be_a_row() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from hgca_cli.batch.lines import Line, Lines
-from hgca_cli.batch.rows import Reader, Row, RowError, bad_row
+from hgca_cli.batch.rows import Reader, Row, RowError, bad_row, parse, text_of
 from hgca_cli.errors import UsageError
 
 MOST_SHOWN = 40
+FIRST = 8  # lines by which an input is known
 BEGINNINGS = tuple(512 << at for at in range(14))  # characters
 
 
@@ -48,9 +50,11 @@ class Checked:
 def check(lines: Lines, reader: Reader, *, limit: int | None = None, strict: bool = False) -> Checked:
     """Look at every line, or at the first `limit`.
 
-    Raises UsageError for an id that is there twice, naming both lines; strict: for the first line that cannot run, and for a field
-    nobody looks at.
+    Raises UsageError for an input that is no JSON lines, and for an id that is there twice, naming both lines; strict: for the first
+    line that cannot run, and for a field nobody looks at.
     """
+    if not reader.text:
+        _refuse_no_lines(lines)
     checked = Checked()
     seen: dict[str, int] = {}
     unknown: dict[str, int] = {}
@@ -72,6 +76,32 @@ def check(lines: Lines, reader: Reader, *, limit: int | None = None, strict: boo
         options.update(dict.fromkeys(row.options))
     checked.unknown, checked.models, checked.options = list(unknown), list(models), list(options)
     return checked
+
+
+def _refuse_no_lines(lines: Lines) -> None:
+    """Raises UsageError for a text, and for JSON that goes over several lines: each of them would be a row that failed."""
+    first = list(islice(lines, FIRST))
+    begin = (first[0].content or b"").replace(b" ", b"") if first else b""
+    if begin.startswith(b"[{") or begin in (b"[", b"{"):
+        each = "." if begin == b"{" else ".[]"
+        raise UsageError(
+            f"{lines.name} is JSON, but not a line for each row.", f"jq -c '{each}' makes lines of it: pipe them in."
+        )
+    if first and not any(map(_may_be_row, first)):
+        raise UsageError(
+            f"{lines.name} is a text, not JSON lines.",
+            "With --text every line is a prompt; hgca chat -f FILE -p 'your question' asks about a whole text.",
+        )
+
+
+def _may_be_row(line: Line) -> bool:
+    """Whether a line is JSON as a row is, or was meant to be."""
+    if line.content is None or line.content.lstrip().startswith(b"{"):
+        return True
+    try:
+        return isinstance(parse(text_of(line)), (str, list))
+    except RowError:
+        return False
 
 
 def entry_of(line: Line, reader: Reader) -> tuple[Entry, Row]:

@@ -27,10 +27,14 @@ class Line:
 
 
 class Lines:
-    """An input, open until `close`. What is piped in is copied to a file without a name first: it is read twice."""
+    """An input, open until `close`. What is piped in is copied to a file without a name first: it is read twice.
+
+    name  what errors call it
+    """
 
     def __init__(self, path: str) -> None:
         """path: `-` is standard input. Raises ModelError for a file that cannot be read, UsageError for no file."""
+        self.name = "standard input" if path == "-" else path
         self._file = _spooled() if path == "-" else _opened(Path(path).expanduser(), path)
 
     def __iter__(self) -> Iterator[Line]:

@@ -12,7 +12,7 @@ from hgca_cli.batch.lines import Line
 from hgca_cli.batch.settings import read_settings
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
-OWN = ("prompt", "messages", "id", "custom_id", "file")
+OWN = ("prompt", "messages", "id", "custom_id", "task_id", "file")
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MOST_SHOWN = 60
 PARTS = 'a part is {"type": "text", "text": "..."} or {"file": "PATH"}'
@@ -197,8 +197,14 @@ def parse(content: str) -> Any:
 
 
 def id_of(value: Any, number: int) -> str:
-    """What a line is called: custom_id or id, a text or a whole number. Raises RowError for anything else."""
-    given = value.get("custom_id", value.get("id")) if isinstance(value, dict) else None
+    """What a line is called: custom_id or id, a text or a whole number; else the task_id of an evaluation's lines, if it is one.
+    Raises RowError for a custom_id or an id that is none.
+    """
+    if not isinstance(value, dict):
+        return name_of(number)
+    given = value.get("custom_id", value.get("id"))
+    if given is None and (isinstance(task := value.get("task_id"), str) or type(task) is int):
+        given = task
     if given is None:
         return name_of(number)
     if not isinstance(given, str) and type(given) is not int:

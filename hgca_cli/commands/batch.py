@@ -21,7 +21,7 @@ from hgca_cli.commands.flags import (
     sampling_flags,
     tokens_of,
 )
-from hgca_cli.commands.inputs import prompt_text, read_text
+from hgca_cli.commands.inputs import prompt_text, read_text, stdin_is_piped
 from hgca_cli.commands.wanted import template_options
 from hgca_cli.errors import UsageError
 from hgca_cli.hf.registry import DEFAULT
@@ -34,7 +34,9 @@ ENGINES = ("local", "ray")
 
 def batch(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="JSON lines; - is standard input.")],
+    source: Annotated[
+        str | None, typer.Argument(metavar="INPUT", help="JSON lines; - is standard input, as is none behind a pipe.")
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -177,6 +179,8 @@ def batch(
     """
     given = dict(locals())  # the options, by name
     with naming_variables(context):
+        if source is None:
+            given["source"] = _piped()
         exclude_prompt_flags(given)
         for one, other in (("overwrite", "retry_errors"), ("dry_run", "overwrite"), ("text", "root")):
             exclude(given, one, other)
@@ -209,6 +213,13 @@ def batch(
     )
     context.call_on_close(job.close)
     raise typer.Exit(job.done(job.count if dry_run else job.run))
+
+
+def _piped() -> str:
+    """The input nobody named. Raises UsageError where nothing is piped in."""
+    if not stdin_is_piped():
+        raise UsageError("Missing argument 'INPUT'.", "Name a file of JSON lines, or pipe them in.")
+    return "-"
 
 
 def shard_of(text: str | None) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,16 @@ def read_stdin() -> str:
     except OSError as error:
         raise UsageError(f"standard input: {error.strerror}.", "Pipe a text in, or name a file.") from error
     return decode_text(content, "standard input")
+
+
+def stdin_is_piped() -> bool:
+    """Whether somebody means standard input to be read: it is a pipe or a file, no terminal, nor /dev/null."""
+    if not stdin_has_text():
+        return False
+    try:
+        return not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
+    except (OSError, ValueError):  # no file behind it
+        return True
 
 
 def stdin_has_text() -> bool:
