@@ -30,6 +30,29 @@ def test_files_that_are_no_text(name: str, word: str, code: int, flag: str, tmp_
     assert word in err and str(tmp_path / name) in err and err.count("\n") == 1
 
 
+def test_files_that_are_meant_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b c.txt", "d.md", "e.md", "f.md", "g.md"):
+        (tmp_path / name).write_text(name)
+    for given, remedy in (
+        ("*.txt", "Name each: -f a.txt -f 'b c.txt'."),
+        ("a.txt,b c.txt", "Name each: -f a.txt -f 'b c.txt'."),
+        ("*.md", "Name each: -f d.md -f e.md -f f.md and so on; in a conversation /glob '*.md' reads all."),
+        ("a.txt,none", "Check the path."),
+        ("*.py", "Check the path."),
+    ):
+        done = here("chat", "-p", "x", "-f", given)
+        assert (done.returncode, done.stderr.decode()) == (5, f"hgca: error: {given}: no such file. {remedy}\n")
+
+
+def test_a_file_given_twice_is_read_once(model: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the cat sat on the mat")
+    words = ["chat", "-m", model, "-p", "x", "-n", "1", "--json", "-f", str(tmp_path / "a.txt")]
+    once, twice = records(here(*words)), records(here(*words, *words[-2:]))
+    assert once[-1]["usage"]["prompt_tokens"] == twice[-1]["usage"]["prompt_tokens"]
+    assert {"type": "notice", "text": "a.txt is attached already: it is not read twice"} in twice
+
+
 def test_a_byte_order_mark_is_dropped_and_the_rest_kept(tmp_path: Path) -> None:
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfa\r\nb \n")
     assert read_document(str(tmp_path / "bom.txt")).text == "a\r\nb \n"

@@ -70,7 +70,7 @@ def test_an_evening(columns: int, rows: int, model: str, tmp_path: Path) -> None
         assert book > 7000
         (long,) = said(terminal, "who?", counted)
         assert long > book
-        said(terminal, "/set max_tokens 9000", "max_tokens = (9000)")
+        said(terminal, "/set max_tokens 9000", "max_tokens = (9,000)")
         interrupted(terminal, "tell me all")
         said(terminal, "/undo", r"taken back: 'tell me all' \(([\d,]+) of")
         said(terminal, "/set max_tokens 8", "max_tokens = (8)")
@@ -87,7 +87,7 @@ def test_an_evening(columns: int, rows: int, model: str, tmp_path: Path) -> None
         terminal.until_text("session story: 3 turns", ">>>")
         total, kept = said(terminal, "and?", cached)
         assert kept > book and total - kept < 40, "nor is it after a restart"
-        said(terminal, "/set max_tokens 9000", "max_tokens = (9000)")
+        said(terminal, "/set max_tokens 9000", "max_tokens = (9,000)")
         terminal.send("go on\r")
         terminal.until_text("machine  cpu")
         for size in ((rows * 4, rows), (columns, rows)):

@@ -183,6 +183,18 @@ def test_the_first_chat_measures_and_the_second_does_not(
     assert next(one for one in second if one["type"] == "plan")["predicted"]["origin"] == "measured"
 
 
+def test_nothing_is_measured_for_an_answer_of_no_tokens(
+    model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shrink(monkeypatch)
+    lines = [json.loads(line) for line in chatted(model, tmp_path, "-n", "0").stdout.splitlines()]
+    assert lines[-1]["type"] == "done" and not any(one["type"] == "notice" for one in lines)
+    assert next(one for one in lines if one["type"] == "plan")["predicted"]["origin"] == "estimated"
+    assert not list(tmp_path.iterdir())
+    chatted(model, tmp_path, "-n", "0", "--plan")
+    assert (tmp_path / f"{THIS}.toml").exists(), "a plan is made of rates, whatever is answered then"
+
+
 def test_a_stale_or_damaged_profile_is_noticed_and_measured_anew(
     model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -89,7 +89,7 @@ def test_a_conversation(spawn, tmp_path: Path) -> None:  # type: ignore[no-untyp
         ("/set num_ctx 4096", "begin a chat with --ctx"),
         ("/set system x", "/system TEXT"),
         ("/set", "needs a name and a value"),
-        (f"/file {tmp_path}/my notes.txt", r"my notes.txt: \d+ tokens"),
+        (f"/file {tmp_path}/my notes.txt", "my notes.txt is attached already: it is not read twice"),
         ("/show", r"budget +-\r?\n[\s\S]*temperature +0.5 +set here[\s\S]*seed +-  +default"),
         ("/stats", "5 tokens"),
         ("/system be terse", "begins anew"),

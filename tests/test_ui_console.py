@@ -8,7 +8,7 @@ from hgca_cli.errors import UsageError
 from hgca_cli.events import Balanced, Done, Notice, PrefillProgress, Rows, Text
 from hgca_cli.ui import console
 from hgca_cli.ui.console import HumanSink
-from hgca_cli.ui.editor import in_block, without_quotes
+from hgca_cli.ui.editor import fitting, in_block, without_quotes
 from hgca_cli.ui.figures import figures
 from hgca_cli.ui.inert import inert
 from hgca_cli.ui.style import Style, style_of
@@ -157,3 +157,10 @@ def test_blocks_of_triple_quotes() -> None:
         in_block('"""') and in_block('"""a\nb') and not in_block('"""a"""') and not in_block("a") and in_block('""""')
     )
     assert without_quotes('"""\na\nb\n"""') == "a\nb" and without_quotes('say """') == 'say """'
+
+
+def test_a_bar_drops_whole_parts() -> None:
+    parts = ["ctx 4,773/8,192 58%", " + 4,691 attached", " | window 215 store 4,557", "   /help", "   Ctrl-D leaves"]
+    assert fitting(parts, 200) == "".join(parts)
+    assert fitting(parts, 40) == "ctx 4,773/8,192 58% + 4,691 attached"
+    assert fitting(parts, 34) == "ctx 4,773/8,192 58%   /help" and fitting(parts, 10) == "/help"

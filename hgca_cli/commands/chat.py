@@ -141,7 +141,8 @@ def chat(
             context.call_on_close(keeper.close)
             if name is not None:
                 keeper.open(name)  # refused before minutes of loading
-        files, planned = plan_model(choice, request, sink.show, profile=profile, elsewhere=plan)
+        measure = plan or sampling.get("max_tokens") != 0  # for an answer that is to be fast
+        files, planned = plan_model(choice, request, sink.show, profile=profile, elsewhere=plan, measure=measure)
     if plan:
         sink.plan(planned, model, detailed=True) if json else typer.echo(plan_table(planned, model))
         return
@@ -220,8 +221,8 @@ def _converse(talk: Talk, sink: Sink, *, plain: bool, color: bool) -> None:
     from hgca_cli.ui.editor import Editor, make_reader
     from hgca_cli.ui.history import history_file
 
-    def bar() -> str:
-        return f" {talk.meter()}   /help   Ctrl-D leaves "
+    def bar() -> list[str]:
+        return [*talk.meter(), "   /help", "   Ctrl-D leaves"]
 
     commands = [f"/{name}" for name in COMMANDS]
     reader = make_reader(commands, FOLLOWING, bar, history_file, plain=plain, color=color)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
 import sys
@@ -38,6 +39,19 @@ def read_document(path: str) -> Document:
     file = Path(path).expanduser()
     name = " ".join(os.fsencode(file.name).decode("utf-8", "replace").split())
     return Document(name, read_text(file, path))
+
+
+def meant_by(path: str) -> list[str]:
+    """Files that are meant by a pattern or by names with commas between, where no file is called so; else none."""
+    try:
+        if Path(path).expanduser().exists():
+            return []
+        if "," in path and all(Path(one).expanduser().is_file() for one in path.split(",")):
+            return path.split(",")
+        found = glob.glob(str(Path(path).expanduser()), recursive=True) if glob.has_magic(path) else []  # noqa: PTH207
+        return sorted(one for one in found if Path(one).is_file())
+    except (OSError, ValueError, RuntimeError):
+        return []
 
 
 def read_text(file: Path, called: str) -> str:

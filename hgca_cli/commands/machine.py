@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 NONE = "none"  # nothing is measured, rates are assumed
 
 
-def profile_for(name: str, machine: Machine, notify: Callable[[Event], None]) -> Profile | None:
-    """What `--profile` names; of "auto" this machine's, measured quickly and kept if there is none or it is out of date.
+def profile_for(
+    name: str, machine: Machine, notify: Callable[[Event], None], *, measure: bool = True
+) -> Profile | None:
+    """What `--profile` names; of "auto" this machine's, measured quickly and kept if there is none or it is out of date (and
+    `measure`).
 
     None if rates are to be assumed. Raises UsageError for a name there is no profile of, or a damaged one.
     """
@@ -36,6 +39,8 @@ def profile_for(name: str, machine: Machine, notify: Callable[[Event], None]) ->
         "stale": f"this machine's profile is out of date ({found.why})",
         "damaged": found.why.rstrip("."),
     }[found.state]
+    if not measure:
+        return None
     notify(Notice(f"{why}: measuring for about ten seconds, once (hgca profile measures longer)"))
     from hgca_cli.hardware.probes.run import measure_profile
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hgca_cli.commands.flags import OVERFLOW, exclude, exclude_prompt_flags, one_of, plan_request, sampling_flags
-from hgca_cli.commands.inputs import prompt_text, read_document, read_stdin, read_text, stdin_has_text
+from hgca_cli.commands.inputs import meant_by, prompt_text, read_document, read_stdin, read_text, stdin_has_text
 from hgca_cli.commands.keeping import Keeping
-from hgca_cli.errors import UsageError
+from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.hf.registry import aliases
 from hgca_cli.ui.console import MARKDOWN
 from hgca_cli.ui.style import Style, style_of
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from hgca_cli.commands.inputs import Document
     from hgca_cli.hardware.settings import PlanRequest
 
+MOST_NAMED = 3  # files in a message
 # org/name, where the name says a size or a version as those of models do: and/or is none
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/(?=[\w.-]*\d)(?=[\w.-]*-)[\w.-]+(:\w+)?")
 
@@ -89,6 +91,13 @@ def inputs_of(given: Mapping[str, Any]) -> tuple[str | None, list[Document]]:
         raise UsageError("--file -: standard input can be read only once.", "Give it once.")
     said = given["prompt"] if given["prompt"] is not None else " ".join(given["words"] or ())
     said = prompt_text(said, "the prompt")
+    for path in paths:
+        if files := meant_by(path):
+            told = " ".join(f"-f {shlex.quote(one)}" for one in files[:MOST_NAMED])
+            more = (
+                f" and so on; in a conversation /glob {shlex.quote(path)} reads all" if len(files) > MOST_NAMED else ""
+            )
+            raise ModelError(f"{path}: no such file.", f"Name each: {told}{more}.")
     documents = [read_document(path) for path in paths]
     if given["prompt"] is None and not given["words"] and not stdin_has_text():
         if sys.stdin is None or sys.stdin.closed:

@@ -42,12 +42,14 @@ def plan_model(
     profile: str = NONE,
     elsewhere: bool = False,
     sequences: int = 1,
+    measure: bool = True,
 ) -> tuple[ModelFiles, Plan]:
     """Where a model is, and the plan for it, from its config and the headers of its files: no weights are read.
 
     profile    whose rates decide: a name, a file, "auto" for this machine's, "none" for assumed ones
     elsewhere  a named profile's memory and GPUs count, not this machine's: nothing will be run
     sequences  that are to run at once
+    measure    a machine without a profile is measured; else rates are assumed
     """
     from hgca_cli.hf.registry import resolve
 
@@ -62,7 +64,7 @@ def plan_model(
     from hgca_cli.hardware.profiles import machine_of
 
     machine = probe_machine()
-    rates = profile_for(profile, machine, notify)
+    rates = profile_for(profile, machine, notify, measure=measure)
     if elsewhere and rates is not None and profile != "auto":
         machine = machine_of(rates)
     model = describe(files, choice.trust_remote_code)

@@ -17,11 +17,11 @@ from hgca_cli.commands.slash_files import (
     detach_all,
     export_chat,
 )
-from hgca_cli.commands.slash_settings import set_setting, setting_names, switch_exact, switch_thinking
+from hgca_cli.commands.slash_settings import set_setting, setting_names, switch_exact, switch_thinking, unquoted
 from hgca_cli.commands.slash_turns import edit_message, go_on, regenerate, undo
 from hgca_cli.engine.session_files import check_name
-from hgca_cli.engine.sessions import every_session, messages_of
-from hgca_cli.errors import UsageError
+from hgca_cli.engine.sessions import every_session, find_session, messages_of
+from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.ui.board import Board
 from hgca_cli.ui.figures import figures, plan_table
 from hgca_cli.ui.session_table import sessions_table, told_value
@@ -29,6 +29,8 @@ from hgca_cli.ui.session_table import sessions_table, told_value
 if TYPE_CHECKING:
     from hgca_cli.commands.keeping import Keeper
     from hgca_cli.commands.talk import Talk
+
+MOST_NAMED = 5  # sessions in a message
 
 
 class Leave(Exception):
@@ -72,7 +74,7 @@ def _show(talk: Talk, rest: str) -> None:
         for field in fields(talk.engine.settings)
     ]
     for name, origin in talk.origins.items():
-        lines.append(f"  {name:<20}{told_value(getattr(talk.sampling, name)):<12} {origin}")
+        lines.append(f"  {name:<20}{told_value(getattr(talk.sampling, name), name):<12} {origin}")
     talk.sink.tell("\n".join(lines))
 
 
@@ -100,7 +102,7 @@ def _keeper(talk: Talk) -> Keeper:
 
 
 def _save(talk: Talk, rest: str) -> None:
-    keeper = _keeper(talk)
+    keeper, rest = _keeper(talk), unquoted(rest)
     if rest and (keeper.session is None or keeper.session.name != rest):
         keeper.save_as(check_name(rest), talk.conversation, talk.sampling, talk.sink)
         talk.sink.tell(f"saved as session {rest}")
@@ -109,14 +111,30 @@ def _save(talk: Talk, rest: str) -> None:
 
 
 def _load(talk: Talk, rest: str) -> None:
-    keeper = _keeper(talk)
+    keeper, rest = _keeper(talk), unquoted(rest)
     if not rest:
         raise UsageError("/load needs a name.", "/sessions lists them.")
     if keeper.session is not None and keeper.session.name == rest:
         raise UsageError(f"session {rest} is the one you are in.", "/sessions lists the others.")
-    keeper.load(check_name(rest), talk.conversation, talk.sink)
+    if find_session(rest) is None:
+        raise ModelError(f"there is no session {rest}.", _sessions_like(rest))
+    keeper.load(rest, talk.conversation, talk.sink)
     talk.attached = []
     talk.sink.tell(f"session {rest}: {talk.status()}")
+
+
+def _sessions_like(name: str) -> str:
+    """What to load in place of a session that is not there."""
+    names = [one.name for one in every_session()]
+    if near := difflib.get_close_matches(name, names, n=1):
+        return f"Did you mean {near[0]}? /sessions lists all."
+    if len(names) > MOST_NAMED:
+        return "/sessions lists them."
+    return (
+        f"There {'is' if len(names) == 1 else 'are'} {', '.join(names)}."
+        if names
+        else "There are none yet: /save NAME makes one."
+    )
 
 
 def _sessions(talk: Talk, rest: str) -> None:

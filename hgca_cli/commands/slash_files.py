@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hgca_cli.commands.inputs import Document, read_document
+from hgca_cli.commands.inputs import Document, meant_by, read_document
 from hgca_cli.engine.transcript import exported
 from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.ui.clipboard import pasted, send_to_clipboard
@@ -24,6 +24,14 @@ def attach_files(talk: Talk, rest: str) -> None:
     paths = [rest] if _is_file(rest) else _words(rest, "/file", "notes.txt")  # blanks and quotes may be part of a name
     if "-" in paths:
         raise UsageError("/file: - is what you are typing into.", "Name a file.")
+    for path in paths:
+        if files := meant_by(path):
+            remedy = (
+                f"/glob {shlex.quote(path)} reads what matches."
+                if "," not in path
+                else f"Like /file {shlex.join(files)}"
+            )
+            raise ModelError(f"{path}: no such file.", remedy)
     for document in [read_document(path) for path in paths]:
         talk.attach(document)
 

@@ -12,6 +12,7 @@ from hgca_cli.commands.flags import LIMITS, SAMPLING, tokens_of
 from hgca_cli.commands.wanted import schema_of
 from hgca_cli.config import SamplingSettings, minus_one
 from hgca_cli.errors import UsageError
+from hgca_cli.ui.session_table import told_value
 from hgca_cli.units import parse_share
 
 if TYPE_CHECKING:
@@ -30,14 +31,25 @@ def set_setting(talk: Talk, rest: str) -> None:
     if name in ELSEWHERE:
         raise UsageError(f"/set: {word} is not set here.", ELSEWHERE[name])
     if name in OTHERS:
-        OTHERS[name](talk, value.strip())
+        OTHERS[name](talk, unquoted(value))
         return
     if name not in talk.origins:
         near = difflib.get_close_matches(name, setting_names(talk.origins), n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise UsageError(f"/set: no setting {word!r}.", f"{hint}There are {', '.join([*talk.origins, *OTHERS])}.")
-    talk.set(name, setting_of(name, value.strip()))
-    talk.sink.tell(f"{name} = {getattr(talk.sampling, name)}")
+    if value.strip():
+        talk.set(name, setting_of(name, value.strip()))
+        talk.sink.tell(f"{name} = {told_value(getattr(talk.sampling, name), name)}")
+        return
+    present = told_value(getattr(talk.sampling, name), name)
+    without = f"; /set {word} none takes it away" if name in MAY_BE_NONE and present != "-" else ""
+    talk.sink.tell(f"{name} = {present} ({talk.origins[name]}); /set {word} VALUE changes it{without}")
+
+
+def unquoted(text: str) -> str:
+    """What stands between quotes, where others want them around a name or a value."""
+    text = text.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in QUOTES else text
 
 
 def _plain(word: str) -> str:
@@ -56,12 +68,13 @@ def setting_of(name: str, value: str) -> Any:
 
 
 def _typed(name: str, value: str) -> Any:
-    if name == "stop":
-        return (value,) if value else ()
-    if name in ("seed", "reasoning_budget") and value in ("", "none", "random"):
-        return None
     if name == "json_schema":
         return schema_of(value, "/set json_schema") if value not in ("", "none") else ""
+    value = unquoted(value)
+    if name == "stop":
+        return (value,) if value not in ("", "none") else ()
+    if name in MAY_BE_NONE and value in ("", "none", "random"):
+        return None
     if name in LIMITS:
         return tokens_of(value, name)
     kind = {field.name: field.type for field in fields(SamplingSettings)}[name]
@@ -98,11 +111,17 @@ def _is_on(word: str, name: str) -> bool:
 
 
 def _markdown(talk: Talk, value: str) -> None:
+    if not value:
+        raise UsageError("/set markdown needs a value.", "Like /set markdown off; there are auto, on and off.")
     talk.sink.render(value)
     talk.sink.tell(f"markdown = {value}")
 
 
 def _quality(talk: Talk, value: str) -> None:
+    if not value:
+        present = told_value(talk.engine.settings.quality)
+        talk.sink.tell(f"quality = {present}; /set quality VALUE changes it, like 0.98, where the policy aims at one")
+        return
     quality = parse_share(value, "quality")
     if not 0 < quality < 1:
         raise UsageError(f"quality: {value} is out of range.", "Give a share above 0 and below 1; /exact on reads all.")
@@ -110,6 +129,8 @@ def _quality(talk: Talk, value: str) -> None:
     talk.sink.tell(f"quality = {quality:g}")
 
 
+MAY_BE_NONE = ("seed", "stop", "json_schema", "reasoning_budget")
+QUOTES = "\"'"
 PLANNED = {
     "ctx": "ctx",
     "num_ctx": "ctx",

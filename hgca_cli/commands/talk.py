@@ -16,6 +16,7 @@ from hgca_cli.commands.slash import Leave, run_slash
 from hgca_cli.config import SamplingSettings
 from hgca_cli.engine.conversation import Conversation
 from hgca_cli.engine.engine import Engine
+from hgca_cli.engine.turns import taken_apart
 from hgca_cli.errors import HgcaError, UsageError
 from hgca_cli.events import Done, Event, Notice
 from hgca_cli.ui.console import Sink
@@ -68,10 +69,21 @@ class Talk:
             keeper.begin(self.conversation, sink)
 
     def attach(self, document: Document) -> None:
-        """Put a document before the next question, and say how long it is."""
+        """Put a document before the next question, and say how long it is; one that is there already is not read twice."""
+        if where := self._has(document):
+            self.sink.show(Notice(f"{document.name} is {where} already: it is not read twice"))
+            return
         tokens = self.conversation.attach(document.name, document.text)
         self.attached.append((document, tokens))
         self.sink.attached(document.name, tokens)
+
+    def _has(self, document: Document) -> str:
+        """Where the very same document is, "" if nowhere."""
+        wanted = document.name, document.text.strip()
+        if wanted in [(one.name, one.text.strip()) for one, _ in self.attached]:
+            return "attached"
+        asked = [one for one in self.conversation.messages if "documents" in one]
+        return "in the conversation" if any(wanted in taken_apart(one)[1] for one in asked) else ""
 
     def detach(self) -> list[str]:
         """Take what is attached away again; returns its names."""
@@ -139,16 +151,25 @@ class Talk:
         used, context = self.conversation.used_tokens, self.engine.context
         return f"{used:,} of {context:,} tokens ({used / context:.0%})"
 
-    def meter(self) -> str:
-        """How full the context is, and where its rows are, in a few words."""
+    def meter(self) -> list[str]:
+        """How full the context is, and where its rows are, in a few words; what matters most comes first."""
         used, context = self.conversation.used_tokens, self.engine.context
-        rows = self.conversation.sequence.cache.rows()
+        window, store = self._rows(used)
         waiting = sum(tokens for _, tokens in self.attached)
-        more = f" + {waiting:,} attached" if waiting else ""
-        exact = " | exact" if self.conversation.exact else ""
-        return (
-            f"ctx {used:,}/{context:,} {used / context:.0%}{more} | window {rows.window:,} store {rows.store:,}{exact}"
-        )
+        parts = [f"ctx {used:,}/{context:,} {used / context:.0%}"]
+        parts += [f" + {waiting:,} attached"] if waiting else []
+        parts += [f" | window {window:,} store {store:,}"]
+        return [*parts, " | exact"] if self.conversation.exact else parts
+
+    def _rows(self, used: int) -> tuple[int, int]:
+        """Rows in the window and in the store. Those of a turn that was taken back stay until the next question, and are none of
+        the conversation's: the newest, as going back takes them.
+        """
+        rows = self.conversation.sequence.cache.rows()
+        held = rows.window + rows.store
+        window = max(min(rows.window, self.engine.settings.sinks), rows.window - max(0, held - used))
+        window = min(window, used)
+        return window, min(rows.store, used - window)
 
     def set(self, name: str, value: Any) -> None:
         """Change a sampling setting. Raises UsageError for a bad value."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,8 +43,10 @@ def check_name(name: str) -> str:
     """A session's name. Raises UsageError for one that could be more than a name of a directory."""
     good = name and all(letter.isalnum() or letter in "._-" for letter in name) and name[0] not in ".-"
     if not good or len(name.encode("utf-8", "replace")) > LONGEST_NAME:
+        like = "-".join(re.findall(r"\w[\w.-]*", name[:60]))
         raise UsageError(
-            f"{name[:60]!r} is no name for a session.", "Use letters, digits, '.', '_' and '-', not first '.' or '-'."
+            f"{name[:60]!r} is no name for a session.",
+            f"Use letters, digits, '.', '_' and '-', not first '.' or '-'{f', like {like}' if like else ''}.",
         )
     return name
 

@@ -55,14 +55,14 @@ class PlainReader:
 class Editor:
     """A line editor: history, paste kept whole, several lines, completion of commands and paths.
 
-    commands  slash commands to complete; words  what may follow one; status  gives the text of the bar below the line
+    commands  slash commands to complete; words  what may follow one; status  gives the parts of the bar below the line
     """
 
     def __init__(
         self,
         commands: Iterable[str],
         words: Mapping[str, Callable[[], Iterable[str]]],
-        status: Callable[[], str],
+        status: Callable[[], list[str]],
         history: Path | None,
         *,
         color: bool,
@@ -80,7 +80,7 @@ class Editor:
             key_bindings=editor_keys(),
             completer=SlashCompleter(commands, words),
             complete_while_typing=False,
-            bottom_toolbar=status,
+            bottom_toolbar=lambda: f" {fitting(status(), self._session.output.get_size().columns - 2)} ",
             prompt_continuation="... ",
             color_depth=None if color else ColorDepth.DEPTH_1_BIT,
         )
@@ -110,7 +110,7 @@ def edited_elsewhere(text: str) -> str:
 def make_reader(
     commands: Iterable[str],
     words: Mapping[str, Callable[[], Iterable[str]]],
-    status: Callable[[], str],
+    status: Callable[[], list[str]],
     history: Callable[[], Path | None],
     *,
     plain: bool,
@@ -120,6 +120,14 @@ def make_reader(
     if plain or os.environ.get("TERM") == "dumb" or not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
         return PlainReader()
     return Editor(commands, words, status, history(), color=color)
+
+
+def fitting(parts: Iterable[str], columns: int) -> str:
+    """Parts in a row, without those there is no room for: none is cut in its midst."""
+    line = ""
+    for part in parts:
+        line += part if len(line) + len(part) <= columns else ""
+    return line.strip()
 
 
 def in_block(text: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from hgca_cli.config import HELD
+from hgca_cli.config import HELD, NO_LIMIT
 from hgca_cli.ui.inert import inert
 from hgca_cli.units import format_age, format_bytes
 
@@ -40,9 +40,15 @@ def sessions_table(sessions: Sequence[Any], begins: Sequence[str], now: float, *
     return "\n".join(lines)
 
 
-def told_value(value: Any) -> str:
+def told_value(value: Any, name: str = "") -> str:
     """A setting as a person reads it: a dash where there is none."""
-    return "-" if value in (None, (), []) else str(value)
+    if value in (None, (), [], ""):
+        return "-"
+    if name == "max_tokens" and value >= NO_LIMIT:
+        return "no limit"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(repr, value))
+    return f"{value:,}" if type(value) is int and name != "seed" else str(value)  # a seed is there to be copied
 
 
 def session_lines(session: Any, messages: Sequence[dict[str, Any]], now: float) -> list[str]:
@@ -57,7 +63,7 @@ def session_lines(session: Any, messages: Sequence[dict[str, Any]], now: float) 
             ("used", f"{format_age(now - session.used)} ago"),
             ("created", datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M")),
             ("model", _model_told(record)),
-            ("sampling", ", ".join(f"{name} {told_value(value)}" for name, value in record.sampling.items())),
+            ("sampling", ", ".join(f"{name} {told_value(value, name)}" for name, value in record.sampling.items())),
             ("saved by", f"hgca {record.hgca}"),
         ]
         if (saved := record.saved) is None:
