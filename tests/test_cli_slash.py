@@ -8,7 +8,6 @@ from unittest.mock import Mock
 
 import pytest
 
-from hgca_cli.commands.inputs import Document
 from hgca_cli.commands.keeping import Keeper, Keeping
 from hgca_cli.commands.slash import run_slash
 from hgca_cli.commands.slash_settings import setting_of
@@ -115,16 +114,19 @@ def test_files_that_are_meant_are_named(talk: Talk, tmp_path: Path) -> None:
     assert "tokens" in said(talk, "/file [c].txt"), "a file may be called like a pattern"
 
 
-def test_rows_that_were_taken_back_are_none_of_the_conversations(talk: Talk) -> None:
-    talk.answer("the")
+@pytest.mark.parametrize("words", [1, 12])
+def test_rows_that_were_taken_back_are_none_of_the_conversations(words: int, talk: Talk) -> None:
+    """What is shown is what is left once the cache goes back: one turn is within the window of 64, the other is longer."""
+    talk = Talk(tiny_engine(window=64), None, talk.sampling, talk.origins, talk.sink)
+    talk.answer("the cat sat on the mat. " * 10)
     before = talk.meter()
-    talk.attach(Document("notes.txt", "the cat sat on the mat. " * 8))
-    talk.answer("who?")
-    assert talk.meter() != before
+    talk.answer("who? " * words)
+    during = talk.meter()
     said(talk, "/undo")
-    said(talk, "/detach")
-    used = talk.conversation.used_tokens
-    held = [int(word) for word in talk.meter()[1].split() if word.isdecimal()]
-    assert talk.meter()[0] == before[0] and sum(held) <= used < 40
-    talk.answer("the")
-    assert sum(int(word) for word in talk.meter()[1].split() if word.isdecimal()) <= talk.conversation.used_tokens
+    shown, used = talk.meter(), talk.conversation.used_tokens
+    assert shown[0] == before[0] != during[0] and shown[1] != during[1]
+    assert talk.conversation.sequence.cached > used, "the rows are still there"
+    assert talk.conversation.sequence.rewind(used)
+    assert talk.meter() == shown and "store 0" not in shown[1]
+    rows = talk.conversation.sequence.cache.rows()
+    assert shown[1] == f" | window {rows.window:,} store {rows.store:,}"

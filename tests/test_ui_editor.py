@@ -39,7 +39,7 @@ def test_a_paste_without_brackets_is_one_message(text: str) -> None:
 def test_what_was_typed_before_the_prompt_came_are_lines() -> None:
     """The terminal was no editor's then, and made a newline of Enter."""
     with editor() as (reader, keys):
-        keys.send_text('one\ntwo\n"""\nthree\nfour"""\n')
+        keys.send_text('one\ntwo\n"""\nthree\nfour"""\n\x04')
         assert [reader.read() for _ in range(3)] == ["one", "two", "three\nfour"]
 
 
