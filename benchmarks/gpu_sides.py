@@ -74,7 +74,7 @@ def put_on_grid(module: Any, bits: int, device: torch.device) -> None:
     factors[..., :TILE], factors[..., TILE:] = step, -7.5 * step
     module._parameters["weight"] = nn.Parameter(tiles, requires_grad=False)
     if linear:
-        hold_on_grid(module, Grid(tiles, bits), None)
+        hold_on_grid(module, Grid(tiles, bits), None, torch.bfloat16)
         return
     put_before(module, Embedded)
     module.held, module.gives, module.padding_idx = Grid(tiles, bits), torch.bfloat16, None

@@ -63,6 +63,21 @@ def test_packed_weights_answer_rows_and_a_job_goes_on_with_the_same(tiny: str, t
     assert here(*words, "--load-in-8bit").returncode == 3
 
 
+def test_a_job_goes_on_with_the_weights_that_were_chosen_for_it(tiny: str, tmp_path: Path) -> None:
+    """Whatever would fit by now: as on a GPU where less or more memory is free than when it began."""
+    source = write_rows(tmp_path / "in.jsonl", '"the cat"')
+    words = ("batch", source, "-m", tiny, "-n", "3", "--temp", "0")
+    assert here(*words).returncode == 0
+    manifest = tmp_path / "in.out.jsonl.manifest.json"
+    told = json.loads(manifest.read_text())
+    assert told["quant chosen"] is None
+    manifest.write_text(json.dumps(told | {"quant chosen": "q8"}))
+    write_rows(tmp_path / "in.jsonl", '"the cat"', '"the mat"')
+    done = here(*words, "-v")
+    assert done.returncode == 0 and b"weights in q8" in done.stderr, done.stderr
+    assert json.loads(manifest.read_text())["quant chosen"] == "q8" and len(rows_in(tmp_path / "in.out.jsonl")) == 2
+
+
 def test_the_same_command_again_does_nothing_and_loads_nothing(tiny: str, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", '"a"', "nonsense")
     words = ("batch", source, "-m", tiny, "-n", "3", "--temp", "0")

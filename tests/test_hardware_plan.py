@@ -19,7 +19,7 @@ from hgca_cli.hardware.machine import Gpu, Machine
 from hgca_cli.hardware.memory import Model
 from hgca_cli.hardware.packing import rounded_by
 from hgca_cli.hardware.place import HOST_SHARE, MARGIN, Case
-from hgca_cli.hardware.plan import draw_up, make_plan
+from hgca_cli.hardware.plan import draw_up, make_plan, shared
 from hgca_cli.hardware.settings import Plan, PlanRequest
 from hgca_cli.kv.layout import KVLayout, LayerLayout
 
@@ -373,6 +373,45 @@ def test_a_plan_fits_or_is_refused(free: int, gpu: int | None, context: int | No
 def test_planning_needs_no_torch() -> None:
     code = "import sys, hgca_cli.hardware.plan; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_weights_that_fit_are_not_rounded_for_what_does_not() -> None:
+    """Rows that are too many, a window that is too large, several sequences: not the weights are at fault."""
+    long = replace(BIG, trained_context=262_144)
+    tight = replace(HOST, memory_free=24 * GIB, gpus=(replace(GPU, free=22 * GIB),))
+    with pytest.raises(DoesNotFitError) as caught:
+        plan(long, tight, context=262_144)
+    assert "--kv-dtype int8" in str(caught.value)
+    context = int(re.search(r"--ctx (\d+)", str(caught.value))[1])  # type: ignore[index]
+    assert plan(long, tight, context=context).quant == "none"
+    made = plan(machine=WITH_GPU, window=60_000, context=131_072)
+    assert (made.device, made.quant) == ("cpu", "none")
+    one = replace(HOST, gpus=(replace(GPU, free=18 * GIB),))
+    request = PlanRequest(context=4096)
+    alone = make_plan(BIG, one, request)
+    assert alone.quant == "none" and {shared(alone, n, BIG, one, request).quant for n in (8, 64, 96)} == {"none"}
+
+
+def test_packing_beside_other_wishes() -> None:
+    small = replace(HOST, gpus=(replace(GPU, free=8 * GIB),))
+    mine = replace(BIG, in_file=(("grid4", BIG.body), ("grid8", BIG.head)))
+    assert plan(mine, small, dtype="bf16").quant == "file", "a file's own bits go before rounding"
+    quantised = replace(BIG, quantised=True)
+    assert plan(quantised, small).quant == "none"
+    with pytest.raises(ModelError, match=r"quantised already.*Leave --quant out"):
+        plan(quantised, small, quant="q4")
+    tiny = replace(HOST, gpus=(replace(GPU, free=4 * GIB),))
+    for device in ("auto", "cuda"):  # no word of the CPU's fp32, where that dtype excludes it
+        with pytest.raises(DoesNotFitError, match=r"GPU 0 \(card\) needs"):
+            plan(machine=tiny, quant="q4", dtype="bf16", device=device)
+    with pytest.raises(UsageError, match="or add --device cpu"):
+        plan(machine=small, quant="q8", dtype="fp32")
+    assert plan(machine=small, may_round=False).device == "cpu"
+    assert plan(mine, small, may_round=False).quant == "file"
+    (told,) = (
+        one for one in plan(machine=replace(small, memory_free=9 * GIB), context=4096).notices if "16 bits" in one
+    )
+    assert "--device cpu" not in told, "they would not fit there, either"
 
 
 def test_what_the_planner_rounded_is_told() -> None:

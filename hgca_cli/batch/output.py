@@ -44,6 +44,10 @@ class Output:
             self.close()
             raise
 
+    def began(self) -> Mapping[str, Any]:
+        """What the job is that the rows there are of; nothing if there are none."""
+        return (self._manifest.read() if self._manifest is not None and self.done else None) or {}
+
     def of(self, told: Mapping[str, Any]) -> None:
         """This is what the output is to be the output of. Raises UsageError, naming what differs, if it is another's."""
         old = self._manifest.read() if self._manifest is not None and self.done else None

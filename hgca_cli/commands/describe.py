@@ -85,6 +85,7 @@ def _model(config: Any, parameters: int, packed: dict[str, int]) -> Model:
         packed=tuple(sorted(packed.items())),
         active_share=(share := active_share(text, parameters)),
         packs=share == 1.0 and getattr(config, "model_type", "") not in NOT_LINEAR,
+        quantised=getattr(config, "quantization_config", None) is not None,
     )
 
 

@@ -174,9 +174,14 @@ class Job:
 
         elsewhere = self.given["engine"] == "ray"
         planned: list[Any]
+        asked = self.request.quant
+        if (
+            (began := output.began()) and asked is None and not elsewhere
+        ):  # whatever fits now: rows are of the same weights
+            self.request = replace(self.request, quant=began.get("quant chosen"), may_round=False)
         choice, files, *planned = self.found() if elsewhere else self.plan()
-        fingerprint = told["fingerprint"] = fingerprint_of(files, self.request.quant or "none")
-        told["quant chosen"] = rounded_by(planned[0]) if planned and self.request.quant is None else None
+        fingerprint = told["fingerprint"] = fingerprint_of(files, asked or "none")
+        told["quant chosen"] = rounded_by(planned[0]) if planned and asked is None else None
         output.of(told)
         if self.given["ordered"]:
             output.in_order(missing)

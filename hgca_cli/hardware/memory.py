@@ -33,6 +33,7 @@ class Model:
     active_share     of the layers' weights, what one token reads: less than all where experts are chosen
     packs            its layers' weights are linear layers', which is what can be packed
     uniform          all numbers of its files are of own_dtype
+    quantised        its files hold the weights in a quantised model's own way, in which they stay
     in_file          where a quantised file had fewer bits for them: its matrices' numbers as they can be held, by kind as in packed
     """
 
@@ -49,6 +50,12 @@ class Model:
     packs: bool = True
     uniform: bool = True
     in_file: tuple[tuple[str, int], ...] = ()
+    quantised: bool = False
+
+    @property
+    def packable(self) -> bool:
+        """Whether --quant can be."""
+        return self.packs and not self.quantised
 
     @property
     def head(self) -> int:

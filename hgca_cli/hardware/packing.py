@@ -20,39 +20,57 @@ def choose_packing(
 
     Raises UsageError or ModelError for packing that cannot be.
     """
-    quant, model = case.request.quant, case.model
-    if quant == "none":
+    request, model = case.request, case.model
+    if request.quant == "none":
         return "none"
-    if quant is not None:
+    if request.quant is not None:
         reasons["quant"] = "given"
         _check_packing(case, device)
-        return quant
+        return request.quant
     found = any(kind in GRIDS for kind, _ in model.packed)  # in fp32 numbers, exactly, and read beside them
-    if case.request.dtype is None and not found and model.in_file and model.packs:
+    held = bool(model.in_file) and model.packable
+    if request.dtype is None and not found and held:
         reasons["quant"] = "the bits the file has: 4 where its numbers need no more, 8 for finer ones"
         return "file"
-    if device == "cpu" or not model.packs or case.request.dtype == "fp32":
+    if device == "cpu" or not model.packable or request.dtype == "fp32":
         return "none"
-    here = case.asking(device=device)
-    short = next((memory.place for memory in draw_up(here.asking(quant="none")).memory if not memory.fits), None)
-    nearest = "none"
-    for one, bits in ROUNDED.items() if short else ():
-        plan = draw_up(here.asking(quant=one))
+    here, nearest = case.asking(device=device), "none"
+    if (short := _too_small_for_weights(here, draw_up)) is None:
+        return "none"
+    for quant in (*(("file",) if held else ()), *(ROUNDED if request.may_round else ())):
+        plan = draw_up(here.asking(quant=quant))
         if plan.memory[0].fits:
-            nearest = one  # whatever else is short, it is not for the weights
+            nearest = quant  # whatever else is short, it is not for the weights
         if plan.fits:
             reasons["quant"] = f"{short} is too small for weights of 16 bits"
-            notices.append(
-                f"{short} is too small for weights of 16 bits: they are rounded to {bits} (--quant {one}"
-                f"{'; q4 is smaller and faster' if one == 'q8' else ''}). --device cpu keeps them as published, and is slower."
-            )
-            return one
+            notices.append(_told(quant, short, draw_up(case.asking(device="cpu", dtype=None)).fits))
+            return quant
     return nearest
+
+
+def _too_small_for_weights(here: Case, draw_up: Callable[[Case], Plan]) -> str | None:
+    """The place that has not room for weights of 16 bits, whatever is chosen of the rows; None if there is none."""
+    plan = draw_up(here.asking(quant="none", window=None))
+    return next((one.place for one in plan.memory if one.weights and not one.fits), None)
+
+
+def _told(quant: str, short: str, elsewhere: bool) -> str:
+    if quant == "file":
+        how = "held as the file has them (--quant file)"
+    else:
+        how = f"rounded to {ROUNDED[quant]} (--quant {quant}{'; q4 is smaller and faster' if quant == 'q8' else ''})"
+    there = " --device cpu keeps them as published, and is slower." if elsewhere else ""
+    return f"{short} is too small for weights of 16 bits: they are {how}.{there}"
 
 
 def rounded_by(plan: Plan) -> str | None:
     """The packing that rounds a plan's weights; None if they are as published, or as in their file."""
     return plan.quant if plan.quant in ROUNDED else None
+
+
+def suits_cpu(case: Case) -> bool:
+    """Whether what was asked for could be on the CPU, as far as packing goes."""
+    return case.request.quant in (None, "none") or case.request.dtype in (None, "fp32")
 
 
 def _check_packing(case: Case, device: str) -> None:
@@ -61,8 +79,10 @@ def _check_packing(case: Case, device: str) -> None:
         computed = "fp32 on the CPU" if device == "cpu" else "16 bits on a GPU"
         raise UsageError(
             f"{flag} and --dtype {dtype} exclude each other: packed weights are multiplied with {computed}.",
-            "Drop one of them.",
+            "Drop one of them." if device == "cpu" else "Drop one of them, or add --device cpu.",
         )
+    if case.model.quantised:
+        raise ModelError(f"{flag}: the weights are quantised already.", "Leave --quant out.")
     if not case.model.packs:
         raise ModelError(
             f"{flag}: few of this model's weights are linear layers, which is what is packed (not experts, nor GPT-2's layers).",

@@ -14,7 +14,7 @@ from hgca_cli.hardware.assumed import assume
 from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.machine import Machine, choose_device
 from hgca_cli.hardware.memory import Choice, Model
-from hgca_cli.hardware.packing import choose_packing
+from hgca_cli.hardware.packing import choose_packing, suits_cpu
 from hgca_cli.hardware.place import Case, Place, largest
 from hgca_cli.hardware.rates import Profile
 from hgca_cli.hardware.refusal import does_not_fit
@@ -47,7 +47,7 @@ def shared(
     """
     if sequences <= 1 or plan.device == "cpu" or request.context is None:
         return plan
-    asked = replace(request, sequences=sequences, device=plan.device)
+    asked = replace(request, sequences=sequences, device=plan.device, quant=plan.quant)
     several = draw_up(Case(model, machine, asked, profile or assume(machine)))
     return several if several.fits else plan
 
@@ -126,7 +126,7 @@ def place_model(case: Case, reasons: dict[str, str], notices: list[str]) -> str:
     elif draw_up(case.asking(device=device)).fits:
         several = len(case.machine.gpus) > 1
         reasons["device"] = "the GPU with most free memory" if several else "a CUDA device is there"
-    elif draw_up(case.asking(device="cpu")).fits:
+    elif suits_cpu(case) and draw_up(case.asking(device="cpu")).fits:
         reasons["device"] = f"the model does not fit on {device}"
         notices.append(f"{device} is too small for this: running on the CPU.")
         return "cpu"

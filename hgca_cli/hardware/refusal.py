@@ -8,9 +8,12 @@ from hgca_cli.config import QUANTS
 from hgca_cli.errors import DoesNotFitError
 from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.memory import ITEMSIZE, Memory
+from hgca_cli.hardware.packing import suits_cpu
 from hgca_cli.hardware.place import Case, largest
 from hgca_cli.hardware.settings import Plan
 from hgca_cli.units import format_bytes
+
+WORTH = 1.25  # times as long a context as without: for less nobody's weights are rounded
 
 DrawUp = Callable[[Case], Plan]
 
@@ -29,7 +32,7 @@ def does_not_fit(case: Case, plan: Plan, draw_up: DrawUp) -> DoesNotFitError:
 
 def _remedies(case: Case, plan: Plan, draw_up: DrawUp) -> list[str]:
     """Flags that help, those that are enough first."""
-    here = case.asking(device=plan.device)
+    here = case.asking(device=plan.device, quant=plan.quant)  # no remedy is one because weights are rounded for it
 
     def fits(context: int) -> bool:
         return draw_up(here.asking(context=context)).fits
@@ -57,14 +60,8 @@ def _remedies(case: Case, plan: Plan, draw_up: DrawUp) -> list[str]:
     if plan.device != "cpu":
         if case.request.window is not None:
             changes.append(("--window auto", here.asking(window=None)))
-        there = case.asking(device="cpu")
-        if draw_up(there).fits:
-            changes.append(("--device cpu", there))
-        elif (most := largest(lambda tokens: draw_up(there.asking(context=tokens)).fits, plan.context)) > context:
-            changes.append((f"--device cpu --ctx {most}", there.asking(context=most)))
-        changes += [
-            (f"--device cpu {flag}", packed) for flag, packed in _packings(there, draw_up(there), draw_up, context)
-        ]
+        if suits_cpu(case):
+            changes += _on_the_cpu(case.asking(device="cpu"), plan, draw_up, context)
     before = sum(memory.total for memory in plan.memory if not memory.fits)
     places = {memory.place for memory in plan.memory if not memory.fits}
     enough, helpful = [], []
@@ -78,10 +75,20 @@ def _remedies(case: Case, plan: Plan, draw_up: DrawUp) -> list[str]:
     return (enough + helpful)[:3]
 
 
+def _on_the_cpu(there: Case, plan: Plan, draw_up: DrawUp, context: int) -> list[tuple[str, Case]]:
+    """Changes that go there; context: the longest any other change makes fit."""
+    changes = []
+    if (drawn := draw_up(there)).fits:
+        changes.append(("--device cpu", there))
+    elif (most := largest(lambda tokens: draw_up(there.asking(context=tokens)).fits, plan.context)) > context:
+        changes.append((f"--device cpu --ctx {most}", there.asking(context=most)))
+    return changes + [(f"--device cpu {flag}", packed) for flag, packed in _packings(there, drawn, draw_up, context)]
+
+
 def _packings(here: Case, plan: Plan, draw_up: DrawUp, context: int) -> list[tuple[str, Case]]:
-    """The gentlest way to pack the weights that makes a plan fit, or fit with a longer context than any other change."""
+    """The gentlest way to pack the weights that makes a plan fit, or fit with a context so much longer than any other change."""
     plain = (None, "fp32") if plan.device == "cpu" else (None, "bf16", "fp16")
-    if plan.fits or not here.model.packs or here.request.dtype not in plain:
+    if plan.fits or not here.model.packable or here.request.dtype not in plain:
         return []
     held = plan.memory[0].weights
     tighter = [quant for quant in QUANTS[1:] if quant != "file" or here.model.in_file]
@@ -93,7 +100,8 @@ def _packings(here: Case, plan: Plan, draw_up: DrawUp, context: int) -> list[tup
                 return [(f"--quant {quant}{rows}", packed)]
     if tighter:
         packed = here.asking(quant=tighter[-1])
-        if (most := largest(lambda tokens: draw_up(packed.asking(context=tokens)).fits, plan.context)) > context:
+        most = largest(lambda tokens: draw_up(packed.asking(context=tokens)).fits, plan.context)
+        if most > context * WORTH:
             return [(f"--quant {tighter[-1]} --ctx {most}", packed.asking(context=most))]
     return []
 

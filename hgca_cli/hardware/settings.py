@@ -21,6 +21,7 @@ class PlanRequest:
     gpu_memory, ram_limit  bytes that may be used at most
     gpu_margin      bytes of a GPU that are left for what is not counted
     disk            where the store's rows are; None: in memory
+    may_round       weights that do not fit on a GPU may be rounded unasked
     sequences       of a full context that are to run at once
     """
 
@@ -42,6 +43,7 @@ class PlanRequest:
     disk: Disk | None = None
     yarn: bool = False
     quant: str | None = None
+    may_round: bool = True
     sequences: int = 1
 
 

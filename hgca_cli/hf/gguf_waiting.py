@@ -1,7 +1,7 @@
 """Matrices of a converted model that are still in its GGUF file alone.
 
-They are packed from there (hf/packed.py), which is all that a CPU asks for; whoever wants them as they are in safetensors, as a GPU
-does, has them written first. A model of 8B in 4 bits takes 5 GB of disk so, packed, in place of 21.
+They are packed from there (hf/packed.py), which is all that most ask for; whoever wants them as they are in safetensors (--quant none)
+has them written first. A model of 8B in 4 bits takes 5 GB of disk so, packed, in place of 21.
 
     gguf.json    {"layers": ..., "head": ...,    numbers by type (hf/packing.py)
                   "file", "digest", "dtype",     the GGUF file, what it is known by, what the weights are made

@@ -167,10 +167,10 @@ def load_model(
         except HgcaError:
             raise
         except (torch.OutOfMemoryError, MemoryError) as error:
-            raise _too_large(files, device) from error
+            raise _too_large(files, device, quant) from error
         except (ValueError, RuntimeError, KeyError, TypeError, OSError, AttributeError, ImportError) as error:
             if "can't allocate memory" in str(error):  # how torch says it on the CPU
-                raise _too_large(files, device) from error
+                raise _too_large(files, device, quant) from error
             raise ModelError(f"{files.path} cannot be loaded: {reason(error)}.", FETCH_AGAIN) from error
     for name, value in recommended(files.path).items():
         if getattr(model.generation_config, name, None) is None:
@@ -216,8 +216,9 @@ def stretch(config: Any, context: int) -> None:
     text.max_position_embeddings = context
 
 
-def _too_large(files: ModelFiles, device: str) -> DoesNotFitError:
-    other = "--quant q4" if device == "cpu" else "--quant q4 or --device cpu"
+def _too_large(files: ModelFiles, device: str, quant: str) -> DoesNotFitError:
+    others = [] if quant == "q4" else ["--quant q4"]
+    other = " or ".join([*others, *([] if device == "cpu" else ["--device cpu"])]) or "a smaller model"
     return DoesNotFitError(f"{files.name} does not fit into the memory of {device}.", f"Try {other}.")
 
 

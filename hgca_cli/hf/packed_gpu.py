@@ -62,7 +62,7 @@ class PackingGpu(Packing):
 
     def _become(self, module: nn.Linear, held: Grid | Tensor, bias: Tensor | None) -> None:
         assert isinstance(held, Grid)
-        hold_on_grid(module, held, None if bias is None else self._plain(bias))
+        hold_on_grid(module, held, None if bias is None else self._plain(bias), self.gives)
 
     def _plain(self, numbers: Tensor) -> Tensor:
         return numbers.to(self._device, self.gives, copy=True)

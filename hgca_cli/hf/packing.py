@@ -1,4 +1,4 @@
-"""How a model's weights will be held on the CPU: in fp32, told from a few rows of each matrix; packed, from the file they come from."""
+"""How a model's weights will be held: on the CPU in fp32, told from a few rows of each matrix; packed, from the file they come from."""
 
 from __future__ import annotations
 
