@@ -60,13 +60,6 @@ def plan_request(given: Mapping[str, Any]) -> PlanRequest:
     if given["yarn"] and context is None:
         raise UsageError("--yarn needs a length to stretch to.", "Add --ctx, like --ctx 32k.")
     quant, dtype = quant_of(given.get("quant") or "auto"), dtype_of(given["dtype"], "--dtype", DTYPES)
-    if (
-        given["device"] == "cpu" and quant not in (None, "none") and dtype in ("bf16", "fp16")
-    ):  # before a model is fetched for it
-        raise UsageError(
-            f"--quant {quant} and --dtype {dtype} exclude each other: packed weights are multiplied with fp32 on the CPU.",
-            "Drop one of them.",
-        )
     return PlanRequest(
         device=given["device"],
         dtype=dtype,

@@ -53,11 +53,13 @@ def plan_model(
     """
     from hgca_cli.hf.registry import resolve
 
-    if request.device not in PLANNED and not elsewhere:  # one that is not there is refused before anything is fetched
+    numbers = request.quant, request.dtype
+    if (request.device not in PLANNED or None not in numbers) and not elsewhere:  # refused before anything is fetched
         from hgca_cli.hardware.machine import choose_device
+        from hgca_cli.hardware.packing import check_numbers
         from hgca_cli.hardware.probe import probe_gpus
 
-        choose_device(request.device, probe_gpus())
+        check_numbers(*numbers, choose_device(request.device, probe_gpus()))
     files = resolve(choice.name, revision=choice.revision, offline=choice.offline, notify=notify)
     from hgca_cli.hardware.plan import make_plan, shared
     from hgca_cli.hardware.probe import probe_machine

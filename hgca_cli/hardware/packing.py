@@ -73,14 +73,20 @@ def suits_cpu(case: Case) -> bool:
     return case.request.quant in (None, "none") or case.request.dtype in (None, "fp32")
 
 
+def check_numbers(quant: str | None, dtype: str | None, device: str) -> None:
+    """Raises UsageError for packed weights and a dtype that they are not multiplied with on a device."""
+    if quant in (None, "none") or dtype is None or (dtype == "fp32") == (device == "cpu"):
+        return
+    computed = "fp32 on the CPU" if device == "cpu" else "16 bits on a GPU"
+    raise UsageError(
+        f"--quant {quant} and --dtype {dtype} exclude each other: packed weights are multiplied with {computed}.",
+        "Drop one of them." if device == "cpu" else "Drop one of them, or add --device cpu.",
+    )
+
+
 def _check_packing(case: Case, device: str) -> None:
-    flag, dtype = f"--quant {case.request.quant}", case.request.dtype
-    if dtype not in (None, "fp32") if device == "cpu" else dtype == "fp32":
-        computed = "fp32 on the CPU" if device == "cpu" else "16 bits on a GPU"
-        raise UsageError(
-            f"{flag} and --dtype {dtype} exclude each other: packed weights are multiplied with {computed}.",
-            "Drop one of them." if device == "cpu" else "Drop one of them, or add --device cpu.",
-        )
+    flag = f"--quant {case.request.quant}"
+    check_numbers(case.request.quant, case.request.dtype, device)
     if case.model.quantised:
         raise ModelError(f"{flag}: the weights are quantised already.", "Leave --quant out.")
     if not case.model.packs:
