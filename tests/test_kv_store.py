@@ -16,7 +16,8 @@ from torch import Tensor
 
 from hgca_cli import native
 from hgca_cli.errors import DoesNotFitError
-from hgca_cli.hardware.memory import ITEMSIZE, SCALES
+from hgca_cli.hardware.memory import SCALES
+from hgca_cli.hardware.weights import ITEMSIZE
 from hgca_cli.hf.cache_layer import STORE_DTYPES
 from hgca_cli.kv.growing import COMMIT_BYTES
 from hgca_cli.kv.layout import KVLayout, LayerLayout

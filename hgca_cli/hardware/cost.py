@@ -8,18 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hgca_cli.hardware.expected import rows_read, scored_rows
-from hgca_cli.hardware.memory import (
-    ITEMSIZE,
-    Choice,
-    Model,
-    as_published,
-    device_codes_bytes,
-    packed_kinds,
-    stored_rows,
-)
+from hgca_cli.hardware.memory import Choice, Model, device_codes_bytes, stored_rows
 from hgca_cli.hardware.rates import GPU_SHARE, GRIDS, WEIGHT_BYTES, GpuRates, Profile
 from hgca_cli.hardware.row_rates import row_ns, thread_factor
 from hgca_cli.hardware.step_cost import StepCost
+from hgca_cli.hardware.weights import ITEMSIZE, as_published, packed_kinds
 from hgca_cli.kv.layout import LayerLayout, as_in_store
 
 CHUNK_LAYERS = 3.0  # times what a token's layer costs, a chunk's does beyond its products: larger small operations

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from hgca_cli.config import QUANTS
 from hgca_cli.errors import DoesNotFitError
 from hgca_cli.hardware.disk import Disk
-from hgca_cli.hardware.memory import ITEMSIZE, Memory
+from hgca_cli.hardware.memory import Memory
 from hgca_cli.hardware.packing import suits_cpu
 from hgca_cli.hardware.place import Case, largest
 from hgca_cli.hardware.settings import Plan
+from hgca_cli.hardware.weights import ITEMSIZE
 from hgca_cli.units import format_bytes
 
 WORTH = 1.25  # times as long a context as without: for less nobody's weights are rounded

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hgca_cli.hardware.memory import ITEMSIZE, SCALES
+from hgca_cli.hardware.memory import SCALES
 from hgca_cli.hardware.rates import HostRates, RowRate
+from hgca_cli.hardware.weights import ITEMSIZE
 from hgca_cli.kv.layout import LayerLayout
 
 SHARE = {"dense": 0.8, "runs": 0.7, "rows": 0.55, "scan": 0.7}  # of the read bandwidth, where nothing was measured
