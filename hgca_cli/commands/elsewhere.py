@@ -89,6 +89,15 @@ JOB = {
     "--file": INPUT,
 }
 VERSION = "It is hgca --version."
+SESSION = "hgca sessions rm NAME removes one."
+GONE = "hgca models rm NAME removes one."
+SHOWN = "hgca config show lists every setting."
+OUT = "hgca config edit opens your file: take the line out there."
+INSIDE = {
+    "sessions": {"list": "hgca sessions ls lists them.", "delete": SESSION, "remove": SESSION},
+    "models": {"list": "hgca models ls lists them.", "delete": GONE, "remove": GONE},
+    "config": {"list": SHOWN, "ls": SHOWN, "unset": OUT, "delete": OUT, "remove": OUT, "rm": OUT},
+}  # by group of commands, for a word after it
 FIRST = "The command comes first: hgca chat -m MODEL -p 'your question'."
 OFTEN = ("-m", "--model", "-p", "--prompt", "-f", "--file", "-c", "--ctx", "-n", "--max-tokens", "--temp")
 COMMANDS = {
@@ -125,6 +134,9 @@ def hint_for(message: str, hint: str) -> str:
     found = re.match(r"No such command '(.+?)'(?=[.?!]|$)", message, re.DOTALL)
     if found and " " in found[1]:
         return "hgca chat 'your question' asks a model."
+    group = re.match(r"See hgca (\w+) --help\.", hint)
+    if found and group:
+        return INSIDE.get(group[1], {}).get(found[1], hint)
     if found:
         return COMMANDS.get(found[1], hint)
     flag = re.match(r"No such option: (-\S+?)\.? ", f"{message} ")
