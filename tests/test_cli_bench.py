@@ -117,6 +117,7 @@ def test_isa(isa: str) -> None:
         (("--shape", "32/8/128", "9/3"), "'9/3'"),
         (("--rows", "0"), "--rows: 0 is out of range"),
         (("--rows", "auto"), "--rows: 'auto' is not a whole number"),
+        (("--rows", "many"), "--rows: 'many' is not a whole number. Give 1 to 1,073,741,824, like 8192 or 32k.\n"),
         (("--rows", "4k", "many"), "--rows: 'many'"),
         (("--dtype", "fp8"), "Choose from bf16, fp16, fp32, int8"),
         (("--pattern", "runs8"), "Choose from dense, runs64, runs16, rows"),

@@ -273,7 +273,7 @@ def test_qualities(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*FIDELITY, "--positions", "120"), "--positions 120 leaves nothing of --ctx 120"),
         ((*FIDELITY, "--window", "104"), "--window 104 and 4 sinks hold all of the 104 tokens"),
         ((*FIDELITY, "--window", "auto"), "--window: auto does not say how many"),
-        ((*FIDELITY, "--ctx", "many"), "--ctx: 'many'"),
+        ((*FIDELITY, "--ctx", "many"), "--ctx: 'many' is not a whole number. Give 1 to 1,073,741,824, like 8192 or 32k.\n"),
         ((*FIDELITY, "--plot", "kl.pdf"), ".svg nor .png"),
         ((*FIDELITY, "--record", "/no/such/folder/kl.jsonl"), "--record: cannot write"),
         ((*RECALL, "--task", "haystack"), "--task: no such choice 'haystack'. Choose from passkey"),

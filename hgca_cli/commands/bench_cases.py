@@ -54,7 +54,7 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 
 def _rows(text: str) -> int:
-    count = count_of(text, "--rows")
+    count = count_of(text, "--rows", auto="")
     if count is None:
         raise UsageError(f"--rows: {text!r} is not a whole number.", f"Give 1 to {MOST_ROWS:,}.")
     return count

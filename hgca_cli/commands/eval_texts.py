@@ -55,7 +55,7 @@ def number_of(text: str, flag: str, *, least: int = 1) -> int:
     """A count that must be given. Raises UsageError naming the flag."""
     if text.strip() == "0" and least == 0:
         return 0
-    value = count_of(text, flag)
+    value = count_of(text, flag, auto="")
     if value is None:
         raise UsageError(f"{flag}: auto does not say how many.", "Give a number, like 256 or 4k.")
     if value < least:

@@ -128,15 +128,15 @@ def sampling_of(
     return SamplingSettings(**settings | dict(flags)), origins, wrong
 
 
-def count_of(text: str | None, flag: str, most: int = MOST_ROWS) -> int | None:
-    """Tokens or rows a flag names, None for auto. Raises UsageError naming flag and range."""
+def count_of(text: str | None, flag: str, most: int = MOST_ROWS, *, auto: str = ", or auto") -> int | None:
+    """Tokens or rows a flag names, None for auto. Raises UsageError naming flag and range; auto: "" if that is no answer."""
     if text is None or text == "auto":
         return None
     try:
         value = parse_count(text, flag)
     except UsageError as error:
         raise UsageError(
-            f"{flag}: {text!r} is not a whole number.", f"Give 1 to {most:,}, like 8192 or 32k, or auto."
+            f"{flag}: {text!r} is not a whole number.", f"Give 1 to {most:,}, like 8192 or 32k{auto}."
         ) from error
     if not 1 <= value <= most:
         raise UsageError(f"{flag}: {text} is out of range.", f"Give 1 to {most:,}.")
