@@ -242,7 +242,8 @@ def test_policies() -> None:
     names = [one.name for one in policies_of(["moving-average:budget=20%,window", "moving-average"], ["0.1", "5%"], [])]
     assert names == ["moving-average:budget=0.2", "window", "moving-average:budget=0.1", "moving-average:budget=0.05"]
     assert policies_of([], [], []) == [Policy(name) for name in SELECTORS if name != "exact"]
-    assert [one.name for one in policies_of(["window", "window,exact"], [], ["0.9"])] == ["window"]
+    assert [one.name for one in policies_of(["window", "window,exact"], [], [])] == ["window"]
+    assert [one.name for one in policies_of(["window,scan"], [], ["0.9"])] == ["window", "scan:quality=0.9"]
 
 
 def test_qualities(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +271,8 @@ def test_qualities(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*FIDELITY, "--select", "moving-average:quality=0.5"), "moving-average takes no quality"),
         ((*FIDELITY, "--budget", "7"), "--budget: '7' is not a share"),
         ((*FIDELITY, "--quality", "0"), "--quality: a quality of 0"),
+        ((*FIDELITY, "--select", "moving-average", "window", "--quality", "0.9"), "--quality: no policy that is compared"),
+        ((*FIDELITY, "--select", "window", "scan:quality=0.9", "--budget", "5%"), "--budget: no policy that is compared"),
         ((*FIDELITY, "--positions", "120"), "--positions 120 leaves nothing of --ctx 120"),
         ((*FIDELITY, "--window", "104"), "--window 104 and 4 sinks hold all of the 104 tokens"),
         ((*FIDELITY, "--window", "auto"), "--window: auto does not say how many"),

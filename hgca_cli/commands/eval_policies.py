@@ -47,8 +47,13 @@ def policies_of(words: Sequence[str], budgets: Sequence[str], qualities: Sequenc
     shares = [_share(text, "budget", "--budget") for text in budgets]
     masses = [_share(text, "quality", "--quality") for text in qualities]
     found: list[Policy] = []
-    for word in named:
-        one = _policy(word.strip())
+    policies = [_policy(word.strip()) for word in named]
+    for flag, given, without in (("budget", shares, WITHOUT_BUDGET), ("quality", masses, WITHOUT_QUALITY)):
+        free = [one for one in policies if one.budget is None and one.quality is None]
+        if given and all(one.select in without for one in free):
+            takes = ", ".join(one for one in SELECTORS if one not in without)
+            raise UsageError(f"--{flag}: no policy that is compared takes it.", f"Drop it, or --select one of {takes}.")
+    for one in policies:
         if one.budget is not None or one.quality is not None:
             found.append(one)
             continue
