@@ -271,12 +271,21 @@ def test_qualities(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*FIDELITY, "--select", "moving-average:quality=0.5"), "moving-average takes no quality"),
         ((*FIDELITY, "--budget", "7"), "--budget: '7' is not a share"),
         ((*FIDELITY, "--quality", "0"), "--quality: a quality of 0"),
-        ((*FIDELITY, "--select", "moving-average", "window", "--quality", "0.9"), "--quality: no policy that is compared"),
-        ((*FIDELITY, "--select", "window", "scan:quality=0.9", "--budget", "5%"), "--budget: no policy that is compared"),
+        (
+            (*FIDELITY, "--select", "moving-average", "window", "--quality", "0.9"),
+            "--quality: no policy that is compared",
+        ),
+        (
+            (*FIDELITY, "--select", "window", "scan:quality=0.9", "--budget", "5%"),
+            "--budget: no policy that is compared",
+        ),
         ((*FIDELITY, "--positions", "120"), "--positions 120 leaves nothing of --ctx 120"),
         ((*FIDELITY, "--window", "104"), "--window 104 and 4 sinks hold all of the 104 tokens"),
         ((*FIDELITY, "--window", "auto"), "--window: auto does not say how many"),
-        ((*FIDELITY, "--ctx", "many"), "--ctx: 'many' is not a whole number. Give 1 to 1,073,741,824, like 8192 or 32k.\n"),
+        (
+            (*FIDELITY, "--ctx", "many"),
+            "--ctx: 'many' is not a whole number. Give 1 to 1,073,741,824, like 8192 or 32k.\n",
+        ),
         ((*FIDELITY, "--plot", "kl.pdf"), ".svg nor .png"),
         ((*FIDELITY, "--record", "/no/such/folder/kl.jsonl"), "--record: cannot write"),
         ((*RECALL, "--task", "haystack"), "--task: no such choice 'haystack'. Choose from passkey"),
@@ -322,7 +331,10 @@ def test_mistakes_in_files(model: str, book: str, tmp_path: Path) -> None:
     assert "c.jsonl: prompt 2 has 1,6" in told and "Leave it out, or raise --ctx." in told
     told = refused(*asked, "--count", "1", "--window", "250", "--quiet", model=model)
     assert "window and sinks hold all rows of its prompts: nothing is in the store. Lower --window." in told
-    assert "tokens, and 5,001 are needed" in refused(*FIDELITY, "--ctx", "5000", "--quiet", "--text", book, model=model)
+    told = refused(*FIDELITY, "--ctx", "5000", "--quiet", "--text", book, model=model)
+    assert "tokens, and 5,001 are needed. Name a longer text, or lower --ctx." in told
+    told = refused(*DRIFT, "--skip", "9k", "--quiet", "--text", book, model=model)
+    assert "9,276 are needed. Name a longer text, or lower --skip or --length." in told
     assert "fewer than --length 5,000" in refused(*RECALL, "--length", "5000", "--quiet", "--text", book, model=model)
     assert "the context is 200" in refused(*RECALL, "--ctx", "200", "--length", "400", "--quiet", model=model)
 

@@ -77,7 +77,7 @@ def drift(
         check_files(record, None)
         documents = read_texts(text)
         run = start_run({**given, "ctx": str(read + written)})
-    texts = {one.name: ids_of(run.engine, one, passed, read) for one in documents}
+    texts = {one.name: ids_of(run.engine, one, passed, read, "--length") for one in documents}
     run.machine |= {"length": read, "tokens": written, "temp": temp, "seed": seed}
     from hgca_cli.measure.drift import measure_drift
     from hgca_cli.measure.fidelity import exact_settings

@@ -78,7 +78,7 @@ def fidelity(
         check_files(record, plot)
         documents = read_texts(text)
         run = start_run(given)
-    texts = {one.name: ids_of(run.engine, one, passed, tokens + 1) for one in documents}
+    texts = {one.name: ids_of(run.engine, one, passed, tokens + 1, "--ctx") for one in documents}
     run.machine |= {"ctx": tokens, "positions": scored}
     try:
         with run:

@@ -28,14 +28,17 @@ def one_name_each(names: Sequence[str]) -> list[str]:
     return [f"{one} #{before + 1}" if (before := names[:index].count(one)) else one for index, one in enumerate(names)]
 
 
-def ids_of(engine: Engine, document: Document, skip: int, count: int) -> list[int]:
-    """The text's tokens skip .. skip + count - 1, what the model puts before a text first. Raises UsageError."""
+def ids_of(engine: Engine, document: Document, skip: int, count: int, flag: str) -> list[int]:
+    """The text's tokens skip .. skip + count - 1, what the model puts before a text first. Raises UsageError.
+
+    flag  that says how many, to be lowered where there are fewer
+    """
     tokenizer = engine.loaded.tokenizer
     ids = tokenizer.encode(document.text)
     if len(ids) < skip + count:
         raise UsageError(
             f"{document.name} has {len(ids):,} tokens, and {skip + count:,} are needed.",
-            "Name a longer text, or ask for fewer tokens.",
+            f"Name a longer text, or lower {'--skip or ' if skip else ''}{flag}.",
         )
     ids = ids[skip : skip + count]
     first = tokenizer.encode_prompt("")[:1]
