@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hgca_cli.ui.eval_table import (
     RECALL_LEGEND,
     Column,
     EvalTable,
+    fitted,
 )
 
 WORST: dict[str, Any] = {
@@ -38,15 +40,30 @@ WORST: dict[str, Any] = {
     "growth": 123.456,
     "distinct": 1.0,
 }
+FAR: dict[str, Any] = {  # a model that is lost in a text
+    "kl": 12.3456789,
+    "kl_error": 10.0,
+    "perplexity": 80349.93,
+    "perplexity_change": 12345.6,
+    "seconds": 123.456,
+    "log_prob": -12345.6,
+    "quarters": [0.5, 10.0, 100.0, 12.3456789],
+    "growth": 34567.8,
+}
 TABLES = {"fidelity": (FIDELITY, FIDELITY_LEGEND), "recall": (RECALL, RECALL_LEGEND), "drift": (DRIFT, DRIFT_LEGEND)}
 TITLE = "a_book_with_a_very_long_name_of_its_own.txt"
 
 
 def shown(
-    columns: tuple[Column, ...], legend: str, screen: int | None, policy: str = WORST["policy"], title: str = TITLE
+    columns: tuple[Column, ...],
+    legend: str,
+    screen: int | None,
+    policy: str = WORST["policy"],
+    title: str = TITLE,
+    worst: dict[str, Any] = WORST,
 ) -> tuple[list[str], list[str]]:
     table = EvalTable(columns, [title, "all texts"], ["exact", policy], legend, screen)
-    record = WORST | {"policy": policy}
+    record = worst | {"policy": policy}
     lines = [*table.lines(title, record), *table.lines(title, record), *table.lines("all texts", record)]
     return lines, table.ending().splitlines()
 
@@ -62,13 +79,20 @@ def test_a_terminal_of_80_columns_is_wide_enough(name: str, policy: str) -> None
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_figure_stands_below_the_name_of_its_column(name: str) -> None:
+@pytest.mark.parametrize("worst", [WORST, WORST | FAR], ids=["worst", "far"])
+def test_a_figure_stands_below_the_name_of_its_column(name: str, worst: dict[str, Any]) -> None:
     for screen in (40, 80, 120, None):
-        lines, _ = shown(*TABLES[name], screen)
+        lines, _ = shown(*TABLES[name], screen, worst=worst)
         heads = [line for line in lines if all(one.name in line for one in TABLES[name][0])]
         figures = [line for line in lines if "100.0%" in line]
         assert len(heads) == 2 and len(figures) == 3
         assert {len(line) for line in heads + figures} == {len(heads[0])}
+
+
+def test_a_large_figure_has_fewer_places() -> None:
+    assert [fitted(one, 2, 6) for one in (9.876, 999.994, 1234.56, 80349.93, 1.5e7, math.inf)] == [
+        "9.88", "999.99", "1234.6", "80350", "2e+07", "inf",
+    ]  # fmt: skip
 
 
 def test_groups_begin_with_their_title() -> None:

@@ -24,25 +24,33 @@ class Column:
     show: Callable[[Record], str]
 
 
+def fitted(value: float, places: int, width: int) -> str:
+    """A number in so many characters at most: fewer places where it is large, then a power of ten."""
+    for fewer in range(places, -1, -1):
+        if len(text := f"{value:.{fewer}f}") <= width:
+            return text
+    return f"{value:.0e}"
+
+
 def _share(name: str) -> Callable[[Record], str]:
     return lambda record: f"{record[name]:.1%}"
 
 
 def _change(record: Record) -> str:
     change = record["perplexity_change"]
-    return f"{change:+.2%}" if abs(change) < 1 else f"{change:+.0%}"
+    return f"{change:+.2%}" if abs(change) < 1 else f"{change:+.0%}" if change < 999 else f"{change * 100:+.0e}%"
 
 
 READ = (Column("rows", 6, _share("read_share")), Column("bytes", 6, _share("bytes_share")))
-MS = Column("ms", 5, lambda record: f"{record['seconds'] * 1e3:.1f}")
-KL = Column("KL", 7, lambda record: f"{record['kl']:.5f}")
+MS = Column("ms", 5, lambda record: fitted(record["seconds"] * 1e3, 1, 5))
+KL = Column("KL", 7, lambda record: fitted(record["kl"], 5, 7))
 AGREE = Column("agree", 6, _share("agreement"))
 
 FIDELITY = (
     KL,
-    Column("+-", 7, lambda record: f"{record['kl_error']:.5f}"),
+    Column("+-", 7, lambda record: fitted(record["kl_error"], 5, 7)),
     AGREE,
-    Column("ppl", 6, lambda record: f"{record['perplexity']:.2f}"),
+    Column("ppl", 6, lambda record: fitted(record["perplexity"], 2, 6)),
     Column("change", 7, _change),
     *READ,
     MS,
@@ -62,7 +70,7 @@ RECALL = (
     Column("right", 9, lambda record: f"{record['right']}/{record['count']}"),
     Column("lost", 5, lambda record: str(record["lost"])),
     Column("first", 9, _first),
-    Column("ln p", 7, lambda record: "-" if record["log_prob"] is None else f"{record['log_prob']:.2f}"),
+    Column("ln p", 7, lambda record: "-" if record["log_prob"] is None else fitted(record["log_prob"], 2, 7)),
     *READ,
     Column("MB/token", 8, lambda record: f"{record['bytes_read'] / 1e6:.2f}"),
 )
@@ -74,8 +82,8 @@ RECALL_LEGEND = (
 
 DRIFT = (
     KL,
-    Column("by quarter", 31, lambda record: " ".join(f"{one:.5f}" for one in record["quarters"])),
-    Column("growth", 6, lambda record: "inf" if record["growth"] is None else f"{record['growth']:.2f}"),
+    Column("by quarter", 31, lambda record: " ".join(fitted(one, 5, 7) for one in record["quarters"])),
+    Column("growth", 6, lambda record: "inf" if record["growth"] is None else fitted(record["growth"], 2, 6)),
     AGREE,
     Column("new", 4, lambda record: f"{record['distinct']:.0%}"),
     *READ,
