@@ -99,7 +99,7 @@ def edit_file(context: typer.Context, debug: options.Debug = False) -> None:
     """Open the user's file in $VISUAL or $EDITOR. What is no config is not kept."""
     file = user_file()
     text = file.read_text(encoding="utf-8") if file.is_file() else "# hgca: see docs/cli.md, Configuration\n"
-    _write(context, file, edited_elsewhere(text))
+    _write(context, file, edited_elsewhere(text, file.name, f"change {file} with hgca config set KEY VALUE"))
 
 
 def _files(context: typer.Context) -> list[Path]:

@@ -90,21 +90,35 @@ class Editor:
         return without_quotes(self._session.prompt(PROMPT))
 
 
-def edited_elsewhere(text: str) -> str:
-    """What a person makes of a text in the editor of their choice. Raises UsageError without one, or if it fails."""
+def edited_elsewhere(
+    text: str, name: str = "message.md", instead: str = "write several lines between triple quotes"
+) -> str:
+    """What a person makes of a text in the editor of their choice. Raises UsageError without one, or if it fails.
+
+    name     the file has in the editor
+    instead  what can be done without an editor
+    """
     chosen = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     words = shlex.split(chosen) if chosen else [next((one for one in EDITORS if shutil.which(one)), "")]
-    if not words or not words[0] or not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
-        why = "there is no terminal to edit in" if words and words[0] else "there is no editor"
-        raise UsageError(f"{why}.", "Set EDITOR, or write several lines between triple quotes.")
+    if not words or not words[0]:
+        raise UsageError("there is no editor.", f"Set EDITOR, or {instead}.")
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
+        raise UsageError("there is no terminal to edit in.", f"{instead[0].upper()}{instead[1:]}.")
     with tempfile.TemporaryDirectory(prefix="hgca-") as folder:
-        file = Path(folder) / "message.md"
+        file = Path(folder) / name
         file.write_text(text, encoding="utf-8")
         try:
             subprocess.run([*words, str(file)], check=True)
             return file.read_text(encoding="utf-8")
-        except (OSError, subprocess.CalledProcessError, UnicodeDecodeError) as error:
-            raise UsageError(f"{words[0]} failed: {error}.", "Set EDITOR to one that works.") from error
+        except subprocess.CalledProcessError as error:
+            raise UsageError(
+                f"{words[0]} ended with {error.returncode}: what it wrote is not taken.",
+                "Set EDITOR to one that works.",
+            ) from error
+        except OSError as error:
+            raise UsageError(f"{words[0]}: {error.strerror}.", "Set EDITOR to one that works.") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"what {words[0]} wrote is not UTF-8 text.", "Set EDITOR to one that works.") from error
 
 
 def make_reader(
