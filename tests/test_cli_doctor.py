@@ -68,6 +68,7 @@ def test_plain(model: str, tmp_path: Path) -> None:
         ("instructions", native.isa()),
         ("memory", "GiB", "free"),
         ("ctx", "512", "plan"),
+        ("json-schema", " - ", "default"),
     ):
         assert any(all(word in line for word in words) for line in text.splitlines()), words
     assert "warning" in text.split("findings\n")[1] and "top_p = 7.0" in text.split("findings\n")[1]

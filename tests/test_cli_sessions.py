@@ -73,6 +73,7 @@ def test_weights_are_packed_as_the_sessions_were(data: Path, tmp_path: Path) -> 
         "weights in q4" in shown
         and '"quant": "q4"' in run(data, "sessions", "show", "packed", "--json").stdout.decode()
     )
+    assert "json_schema -, " in shown and "in 1 file, " in shown
     for words in ((), ("-m", model)):
         told = records(run(data, "chat", "-C", *FLAGS, *words, "--json", "why?"))
         assert told[0]["quant"] == "q4" and told[-1]["usage"]["prompt_tokens_details"]["cached_tokens"] > 0

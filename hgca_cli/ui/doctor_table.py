@@ -144,7 +144,7 @@ def _origin(setting: Any) -> str:
 
 
 def _value(value: Any) -> str:
-    if value is None or value == ():
+    if value in (None, (), ""):
         return "-"
     if isinstance(value, bool):
         return "on" if value else "off"

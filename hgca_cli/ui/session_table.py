@@ -8,7 +8,7 @@ from typing import Any
 
 from hgca_cli.config import HELD, NO_LIMIT
 from hgca_cli.ui.inert import inert
-from hgca_cli.units import format_age, format_bytes
+from hgca_cli.units import counted, format_age, format_bytes
 
 BEGINNING = 40  # characters of the first question
 
@@ -71,7 +71,10 @@ def session_lines(session: Any, messages: Sequence[dict[str, Any]], now: float) 
         else:
             numbers = f"{saved.identity.dtype} in the window, {saved.identity.kv_dtype} in the store"
             pairs += [
-                ("tokens", f"{saved.count:,}, rows of {saved.rows:,} in {len(saved.shards)} files, {numbers}"),
+                (
+                    "tokens",
+                    f"{saved.count:,}, rows of {saved.rows:,} in {counted(len(saved.shards), 'file')}, {numbers}",
+                ),
                 ("attention", f"window {saved.window:,}, sinks {saved.sinks}, select {saved.select}"),
             ]
     return [inert(f"{name:<10}{value}") for name, value in pairs]
