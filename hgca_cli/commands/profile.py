@@ -89,8 +89,11 @@ def profile(
     if names:
         _list(json)
         return
-    found, file = _found(given, StageSink(sink, style, quiet=quiet or json))
     from hgca_cli.commands.describe import describe_config
+
+    choice = ModelChoice(model, revision, trust_remote_code, offline)
+    shape = describe_config(choice, sink.show)  # a model that nobody has is told before a minute of measuring
+    found, file = _found(given, StageSink(sink, style, quiet=quiet or json))
     from hgca_cli.hardware.place import Case
     from hgca_cli.hardware.probe import probe_machine
     from hgca_cli.hardware.profiles import machine_of
@@ -103,8 +106,6 @@ def profile(
         sink.show(Notice(text))
     if file is not None:
         sink.note(f"kept in {file}")
-    choice = ModelChoice(model, revision, trust_remote_code, offline)
-    shape = describe_config(choice, sink.show)
     machine = machine_of(found) if profile is not None else probe_machine()
     _plans(Case(shape, machine, request, found), model, odd, as_json=json, plot=plot)
 
