@@ -40,7 +40,7 @@ def describe_config(choice: ModelChoice, notify: Callable[[Event], None]) -> Mod
 
     Raises ModelError.
     """
-    from hgca_cli.hardware.shapes import known_model
+    from hgca_cli.hardware.shapes import known_model, near_model
     from hgca_cli.hf.load import read_config
     from hgca_cli.hf.registry import ModelFiles, resolve, resolve_config
 
@@ -48,7 +48,12 @@ def describe_config(choice: ModelChoice, notify: Callable[[Event], None]) -> Mod
         return known
     folder = resolve_config(choice.name, revision=choice.revision, offline=choice.offline)
     if folder is None:
-        files = resolve(choice.name, revision=choice.revision, offline=choice.offline, notify=notify)
+        try:
+            files = resolve(choice.name, revision=choice.revision, offline=choice.offline, notify=notify)
+        except ModelError as error:
+            if near := near_model(choice.name):
+                error.hint = f"Did you mean {near}? {error.hint}"
+            raise
         return describe(files, choice.trust_remote_code)
     files = ModelFiles(choice.name, folder)
     if any(folder.glob("*.safetensors")):

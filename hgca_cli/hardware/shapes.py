@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from typing import Any
 
@@ -16,10 +17,23 @@ def known_model(name: str) -> Model | None:
     return next((model for known, model in known_models().items() if wanted in (known, known.rpartition("/")[2])), None)
 
 
+def near_model(name: str) -> str:
+    """The known hub id whose last part is most like a name that is no hub id itself; "" if none is."""
+    if "/" in name:
+        return ""
+    lasts = {known.rpartition("/")[2].lower(): known for known in _shapes()}
+    near = difflib.get_close_matches(name.strip().lower(), lasts, n=1)
+    return lasts[near[0]] if near else ""
+
+
 def known_models() -> dict[str, Model]:
     """All of profiles/models/models.toml, by their hub ids in small letters."""
+    return {name.lower(): _model(shape) for name, shape in _shapes().items()}
+
+
+def _shapes() -> dict[str, Any]:
     with (shipped_dir() / "models" / "models.toml").open("rb") as file:
-        return {name.lower(): _model(shape) for name, shape in tomllib.load(file).items()}
+        return tomllib.load(file)
 
 
 def _model(shape: dict[str, Any]) -> Model:
