@@ -46,7 +46,7 @@ def describe_config(choice: ModelChoice, notify: Callable[[Event], None]) -> Mod
 
     if (known := known_model(choice.name)) is not None:
         return known
-    folder = resolve_config(choice.name, revision=choice.revision, offline=choice.offline)
+    folder = resolve_config(choice.name, revision=choice.revision, offline=choice.offline, notify=notify)
     if folder is None:
         try:
             files = resolve(choice.name, revision=choice.revision, offline=choice.offline, notify=notify)

@@ -74,7 +74,7 @@ def no_safetensors(name: str) -> NoSafetensorsError:
     )
 
 
-def config_file(name: str, *, revision: str | None, offline: bool) -> Path:
+def config_file(name: str, *, revision: str | None, offline: bool, notify: Notify) -> Path:
     """The config.json of a hub model, from the cache or fetched alone. Raises ModelError as `snapshot`."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
@@ -94,6 +94,7 @@ def config_file(name: str, *, revision: str | None, offline: bool) -> Path:
                 f"the config of model {name} is not on this machine, and the hub may not be asked (offline).",
                 f"Where there is a network: hf download {name} config.json, or name a config.json you have.",
             )
+        notify(Notice(f"fetching the config of {name} from the hub"))
         try:
             return Path(hf_hub_download(name, "config.json", revision=revision))
         except Exception as error:  # the hub's client raises its own errors, its HTTP library's and OSError

@@ -14,7 +14,9 @@ def quiet() -> Iterator[None]:
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
     from transformers.utils import logging as hf_logging
 
-    before = hf_logging.get_verbosity()
+    hub = logging.getLogger("huggingface_hub")  # tells of every time it tries again
+    before, level = hf_logging.get_verbosity(), hub.level
+    hub.setLevel(logging.CRITICAL)
     hf_logging.set_verbosity(logging.CRITICAL)
     hf_logging.disable_progress_bar()
     disable_progress_bars()
@@ -23,4 +25,5 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        hub.setLevel(level)
         hf_logging.set_verbosity(before)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -100,7 +101,9 @@ def resolve(
         return ModelFiles(name, _converted(file, file.stat(), convert, notify))
 
 
-def resolve_config(spec: str, *, revision: str | None = None, offline: bool = False) -> Path | None:
+def resolve_config(
+    spec: str, *, revision: str | None = None, offline: bool = False, notify: Notify = ignore
+) -> Path | None:
     """A directory that holds a model's config.json, its weights or not; of a hub model only that file is fetched.
 
     None for a model whose config is made with its weights: the default model before its first use, a `.gguf` file, here or
@@ -122,7 +125,7 @@ def resolve_config(spec: str, *, revision: str | None = None, offline: bool = Fa
         return None
     from hgca_cli.hf.hub import config_file
 
-    return config_file(target, revision=revision, offline=offline).parent
+    return config_file(target, revision=revision, offline=offline, notify=notify).parent
 
 
 def _looks_like_path(spec: str) -> bool:
@@ -151,7 +154,9 @@ def _local(spec: str, convert: bool, notify: Notify) -> Path:
             path /= _only_gguf(path, names)
             found = path.stat()
     except FileNotFoundError as error:
-        raise ModelError(f"{spec}: no such file or directory.", "A hub id looks like org/name.") from error
+        page = re.match(r"(?:https?://)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)", spec)
+        hint = f"Name it {page[1]}." if page else "A hub id looks like org/name."
+        raise ModelError(f"{spec}: no such file or directory.", hint) from error
     except (OSError, ValueError, RuntimeError) as error:  # not permitted, too long, a NUL, no such ~user
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelError(f"{spec[:200]!r}: {reason}.", "Name a directory of a model, or a .gguf file.") from error
