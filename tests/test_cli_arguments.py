@@ -227,6 +227,12 @@ def test_packings_by_any_of_their_names(word: str, want: str) -> None:
     assert flags.quant_of(word) == want
 
 
+@pytest.mark.parametrize("group", ["sessions", "models"])
+def test_names_that_may_be_several_are_written_once(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([group, "rm", "--help"]) == 0
+    assert f"hgca {group} rm [OPTIONS] {{NAME}}...\n" in capsys.readouterr().out
+
+
 def test_spellings_of_other_tools() -> None:
     words = ["--num-ctx=4k", "--temperature", "1", "--", "--num-ctx"]
     assert aliases.rename_aliases(words) == ["--ctx=4k", "--temp", "1", "--", "--num-ctx"]

@@ -61,7 +61,7 @@ def list_models(json: options.JsonDocument = False, quiet: options.Quiet = False
 def remove_models(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="Models to remove, as `ls` shows them.", autocompletion=complete_model),
+        typer.Argument(metavar="NAME", help="Models to remove, as `ls` shows them.", autocompletion=complete_model),
     ],
     packed: Annotated[bool, typer.Option("--packed", help="Only the weights that --quant packed.")] = False,
     quiet: options.Quiet = False,

@@ -60,7 +60,7 @@ def show_session(name: Name, json: options.JsonDocument = False, debug: options.
 
 @sessions.command("rm")
 def remove_sessions(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Sessions to remove.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Sessions to remove.")],
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
