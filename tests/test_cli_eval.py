@@ -317,7 +317,13 @@ def test_mistakes_in_files(model: str, book: str, tmp_path: Path) -> None:
     file = tmp_path / "c.jsonl"
     file.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n')
     assert "c.jsonl, line 2: there is no answer" in refused(*GIVEN, "--cases", str(file))
-    assert "not a gzip" in refused(*GIVEN, "--cases", str(_copy(file, "c.gz"))).lower()
+    told = refused(*GIVEN, "--cases", str(_copy(file, "c.gz")))
+    assert "not a gzip" in told.lower() and "name it without .gz if it is not packed" in told.lower()
+    packed = bytearray(gzip.compress(file.read_bytes()))
+    packed[10] ^= 0xFF  # the first block's kind
+    (tmp_path / "e.gz").write_bytes(packed)
+    assert "while decompressing" in (told := refused(*GIVEN, "--cases", str(tmp_path / "e.gz"))) and "again" in told
+    assert "No such file or directory. Check the path." in refused(*GIVEN, "--cases", str(tmp_path / "d.gz"))
     assert "no such file" in refused(*GIVEN, "--cases", str(tmp_path / "d.jsonl"), code=5)
     (tmp_path / "kl.svg").mkdir()
     assert "--plot: cannot write" in refused(*FIDELITY, "--plot", str(tmp_path / "kl.svg"))

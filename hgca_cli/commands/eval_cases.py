@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +28,10 @@ def read_cases(path: str) -> list[Case]:
     try:
         with gzip.open(file) as stream:
             text = decode_text(stream.read(), path)
-    except (OSError, EOFError) as error:
-        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}.", "Check the path.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        wrong = isinstance(error, (gzip.BadGzipFile, EOFError, zlib.error))
+        hint = "Fetch it again, or name it without .gz if it is not packed." if wrong else "Check the path."
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}.", hint) from error
     return parse_cases(text, file.name)
 
 
