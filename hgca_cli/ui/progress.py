@@ -8,6 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from hgca_cli.events import PrefillProgress
 from hgca_cli.units import format_seconds
 
+SPARE = 5  # columns beside a WorkBar's words: the spinner and its blank, the ^C that a terminal shows, and the last one
+
 
 class Bar:
     """A transient bar on stderr; it must be closed, or the cursor stays hidden."""
@@ -39,15 +41,16 @@ class WorkBar:
     """A transient line with a spinner on stderr; it must be closed, too."""
 
     def __init__(self, *, color: bool) -> None:
-        console = Console(stderr=True, no_color=not color)
+        console = self._console = Console(stderr=True, no_color=not color)
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
         self._progress = Progress(*columns, console=console, transient=True)
         self._task = self._progress.add_task("")
         self._progress.start()
 
     def show(self, text: str) -> None:
-        """Say how far it is."""
-        self._progress.update(self._task, description=text)
+        """Say how far it is; of what is too long for the line the end. A full one would stay after Ctrl-C: ^C wraps."""
+        room = max(2, self._console.width - SPARE)
+        self._progress.update(self._task, description=text if len(text) <= room else f"…{text[1 - room :]}")
 
     def close(self) -> None:
         """Take the line away, and show the cursor again."""
