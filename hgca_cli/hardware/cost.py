@@ -18,7 +18,7 @@ from hgca_cli.kv.layout import LayerLayout, as_in_store
 CHUNK_LAYERS = 3.0  # times what a token's layer costs, a chunk's does beyond its products: larger small operations
 WIDENED = 1.07  # products of weights that are made fp32 for each of them, beside those that are (docs/log.md)
 FLASH_SHARE, CUDNN_SHARE = 0.5, 0.68  # of a GPU's products, what attention of a prompt reaches
-# of a GPU's memory rate, at which packed weights are multiplied with one vector; and what a vector more adds to that (hf/grid_gpu.py)
+# of a GPU's memory rate, at which packed weights are multiplied with one vector; what one more adds to that (reckoned, docs/log.md)
 GRID_SHARE, GRID_VECTOR = {"grid8": 0.6, "grid4": 0.5}, 0.25
 FEW = 16  # vectors beyond which they are made numbers of 16 bits first
 # which attend with cuDNN (attention/cudnn.py), to chunks that are a multiple of this, in prompts most of which is beyond its LONG
