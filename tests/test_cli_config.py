@@ -246,3 +246,24 @@ def test_where_config_may_stand(capsys: pytest.CaptureFixture[str]) -> None:
     assert config_first(["chat", "--config=a", "x"]) == ["--config=a", "chat", "x"]
     assert config_first(["chat", "--", "--config", "a"]) == ["chat", "--", "--config", "a"]
     assert run(["chat", "--config"]) == 2 and "--config" in capsys.readouterr().err
+
+
+def test_an_edit_that_is_no_config_is_opened_again(user: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    opened: list[str] = []
+
+    def writes(new: str) -> None:
+        def edited(text: str, *_: str) -> str:
+            opened.append(text)
+            return new
+
+        monkeypatch.setattr("hgca_cli.commands.config.edited_elsewhere", edited)
+
+    monkeypatch.setenv("HGCA_CONFIG", str(user))
+    user.write_text("[sampling]\ntemp = 0.25\n")
+    broken = "[sampling]\ntemp = \n# long work\n"
+    writes(broken)
+    assert run(["config", "edit"]) == 2 and user.read_text() == "[sampling]\ntemp = 0.25\n"
+    assert "What you wrote is not lost: hgca config edit opens it again." in capsys.readouterr().err
+    writes("[sampling]\ntemp = 0.5\n# long work\n")
+    assert run(["config", "edit"]) == 0 and opened == ["[sampling]\ntemp = 0.25\n", broken]
+    assert user.read_text() == "[sampling]\ntemp = 0.5\n# long work\n" and [*user.parent.glob("*.rejected")] == []

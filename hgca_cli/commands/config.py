@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as jsons
 import os
 import tomllib
@@ -96,10 +97,21 @@ def set_setting(
 
 @config.command("edit")
 def edit_file(context: typer.Context, debug: options.Debug = False) -> None:
-    """Open the user's file in $VISUAL or $EDITOR. What is no config is not kept."""
+    """Open the user's file in $VISUAL or $EDITOR. What is no config is kept beside it, for the next edit to begin with."""
     file = user_file()
-    text = file.read_text(encoding="utf-8") if file.is_file() else "# hgca: see docs/cli.md, Configuration\n"
-    _write(context, file, edited_elsewhere(text, file.name, f"change {file} with hgca config set KEY VALUE"))
+    rejected = file.with_name(f"{file.name}.rejected")
+    begin = next((one for one in (rejected, file) if one.is_file()), None)
+    text = "# hgca: see docs/cli.md, Configuration\n" if begin is None else begin.read_text(encoding="utf-8")
+    text = edited_elsewhere(text, file.name, f"change {file} with hgca config set KEY VALUE")
+    try:
+        _write(context, file, text)
+    except UsageError as error:
+        with contextlib.suppress(OSError):  # the error is what there is to say
+            rejected.parent.mkdir(parents=True, exist_ok=True)
+            durable.replace(rejected, text.encode(), PRIVATE)
+            error.hint += " What you wrote is not lost: hgca config edit opens it again."
+        raise
+    rejected.unlink(missing_ok=True)
 
 
 def _files(context: typer.Context) -> list[Path]:
