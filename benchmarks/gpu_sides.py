@@ -17,7 +17,7 @@ from hgca_cli.hardware.memory import Model
 from hgca_cli.hf.attention import NAME
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.graph import GraphStep
-from hgca_cli.hf.grid import BLOCK, TILE, Grid
+from hgca_cli.hf.grid import TILE, Grid, tiles_shape
 from hgca_cli.hf.grid_gpu import hold_on_grid
 from hgca_cli.hf.load import forward
 from hgca_cli.hf.packed import Embedded
@@ -67,7 +67,7 @@ def put_on_grid(module: Any, bits: int, device: torch.device) -> None:
     outputs, inputs = (
         (module.out_features, module.in_features) if linear else (module.num_embeddings, module.embedding_dim)
     )
-    shape = -(-outputs // TILE), inputs // BLOCK, TILE * (20 if bits == 4 else 34)
+    shape = tiles_shape(torch.empty(outputs, inputs, device="meta"), bits)
     tiles = torch.randint(256, shape, dtype=torch.uint8, device=device)
     step = SPREAD * 12**0.5 / (1 << bits)
     factors = tiles[..., : 2 * TILE * (2 if bits == 4 else 1)].view(torch.float16)

@@ -19,6 +19,8 @@ KV_DTYPES = (*DTYPES, "int8")
 QUANTS = ("none", "file", "q8", "q4")  # how weights are packed while they are loaded (hf/packed.py)
 NO_LIMIT = 1 << 30  # tokens: an answer ends where the context does
 MINUS_ONE = {"max_tokens": NO_LIMIT, "top_k": 0, "seed": None, "reasoning_budget": None}  # what -1 means in other tools
+GRID_FEW = 16  # vectors that packed weights are multiplied with as they lie on a GPU; for more they are numbers of 16 bits first
+GRID_WIDE_BYTES = 64 << 20  # of these at a time (hf/grid_gpu.py)
 HELD = dict(zip(QUANTS, ("", ", weights as in the file", ", weights in q8", ", weights in q4"), strict=True))
 
 

@@ -122,13 +122,7 @@ const hgca_kernel *hgca_kernel_for(const hgca_attention *job) {
     static _Atomic int dots_pay;
     if (!asked_once(&dots_pay, hgca_bf16_dots_pay)) return plain;
 #endif
-    uint32_t rest = 0;
-    for (int64_t i = 0; i < (int64_t)job->tokens * job->heads * job->key_dim; i++) {
-        uint32_t bits;
-        memcpy(&bits, job->query + i, sizeof bits);
-        rest |= bits & 0xffff;
-    }
-    return rest ? plain : &isa->bf16_exact;
+    return hgca_are_bf16(job->query, (int64_t)job->tokens * job->heads * job->key_dim) ? &isa->bf16_exact : plain;
 }
 
 static int in_use(void) {

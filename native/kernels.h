@@ -3,6 +3,7 @@
 #define HGCA_KERNELS_H
 
 #include <stdint.h>
+#include <string.h>
 
 #include "hgca.h"
 
@@ -31,6 +32,17 @@ static inline int64_t hgca_padded(int64_t width) { return (width + HGCA_PAD - 1)
 /* Floats from one placed query to the next. */
 static inline int64_t hgca_query_width(int64_t dim, int dtype) {
     return dtype == HGCA_I8 ? (dim + 63) / 64 * 64 + HGCA_PAD : hgca_padded(dim);
+}
+
+/* Whether all are numbers of bf16: a float's lower half is empty then. */
+static inline int hgca_are_bf16(const float *number, int64_t count) {
+    uint32_t any = 0;
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, number + i, sizeof bits);
+        any |= bits;
+    }
+    return (any & 0xffff) == 0;
 }
 
 /* Rows of one KV head, for `heads` queries (query heads times tokens) that read the same rows.

@@ -38,10 +38,7 @@ static void cut_queries(const hgca_piece *p, const float *query, int heads, tile
     const int64_t width = hgca_query_width(p->key_dim, HGCA_BF16);
     memset(to->pair[0], 0, sizeof to->pair[0]);
     to->rest = 0;
-    uint32_t any = 0;
-    for (int h = 0; h < heads; h++)
-        for (int d = 0; d < p->key_dim; d++) any |= bits_of(query[h * width + d]);
-    if ((any & 0xffff) == 0) { /* as a model of 16 bits gives them */
+    if (hgca_are_bf16(query, heads * width)) { /* as a model of 16 bits gives them; keys are of whole steps, so nothing is between queries */
         for (int h = 0; h < heads; h++) {
             uint32_t *to_head = to->pair[0][0][0] + h;
             for (int d = 0; d < p->key_dim; d += 2, to_head += TILE_LINES)
@@ -49,7 +46,7 @@ static void cut_queries(const hgca_piece *p, const float *query, int heads, tile
         }
         return;
     }
-    any = 0;
+    uint32_t any = 0;
     for (int h = 0; h < heads; h++) {
         uint32_t *first = to->pair[0][0][0] + h;
         for (int d = 0; d < p->key_dim; d += 2, first += TILE_LINES) {

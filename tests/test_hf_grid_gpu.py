@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,28 @@ def test_numbers_of_some_rows(outputs: int, blocks: int, bits: int, rng: torch.G
         assert torch.equal(widen(grid, first, rows, torch.float16).cpu(), want[first : first + rows].half())
 
 
+@on_device
+@pytest.mark.parametrize("bits", [8, 4])
+def test_kernels_are_taken_if_they_give_what_torch_does(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hgca_cli.hf import grid_triton
+
+    monkeypatch.setattr(grid_gpu, "works_on", lambda _: True)
+    assert kernels_work.__wrapped__(DEVICE, bits, torch.float16)
+    assert not kernels_work.__wrapped__(DEVICE, bits, torch.float32)
+    monkeypatch.setattr(grid_triton, "product", lambda grid, outputs, x, bias: x.new_zeros(len(x), outputs))
+    assert not kernels_work.__wrapped__(DEVICE, bits, torch.float16)
+
+
+@pytest.mark.skipif(find_spec("triton") is not None, reason="Triton is there")
+def test_without_triton_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid_gpu, "works_on", lambda _: True)
+    assert not kernels_work.__wrapped__(torch.device("cpu"), 4, torch.float16)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("at_once", [1 << 20, 2 * 3 * BLOCK * 7])
 def test_a_layer_without_triton(bits: int, at_once: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid_gpu, "WIDE_BYTES", at_once)  # all rows, or 7
+    monkeypatch.setattr(grid_gpu, "GRID_WIDE_BYTES", at_once)  # all rows, or 7
     layer = nn.Linear(3 * BLOCK, 50, dtype=torch.bfloat16).requires_grad_(False)
     assert layer.bias is not None
     bias, grid = layer.bias.clone(), made(50, 3, bits, rng, torch.device("cpu"))

@@ -50,8 +50,7 @@ class Output:
 
     def of(self, told: Mapping[str, Any]) -> None:
         """This is what the output is to be the output of. Raises UsageError, naming what differs, if it is another's."""
-        old = self._manifest.read() if self._manifest is not None and self.done else None
-        if old is not None and (what := difference(old, told)):
+        if (old := self.began()) and (what := difference(old, told)):
             raise UsageError(
                 f"{self._journals[0].path} is the output of another job: {what}.",
                 "Name another file with -o, or give --overwrite.",

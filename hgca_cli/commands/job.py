@@ -174,10 +174,8 @@ class Job:
 
         elsewhere = self.given["engine"] == "ray"
         planned: list[Any]
-        asked = self.request.quant
-        if (
-            (began := output.began()) and asked is None and not elsewhere
-        ):  # whatever fits now: rows are of the same weights
+        asked, began = self.request.quant, output.began()
+        if began and asked is None and not elsewhere:  # whatever would fit now, rows are of the same weights
             self.request = replace(self.request, quant=began.get("quant chosen"), may_round=False)
         choice, files, *planned = self.found() if elsewhere else self.plan()
         fingerprint = told["fingerprint"] = fingerprint_of(files, asked or "none")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from hgca_cli.config import GRID_FEW
 from hgca_cli.hardware.expected import rows_read, scored_rows
 from hgca_cli.hardware.memory import Choice, Model, device_codes_bytes, stored_rows
 from hgca_cli.hardware.rates import GPU_SHARE, GRIDS, WEIGHT_BYTES, GpuRates, Profile
@@ -20,7 +21,6 @@ WIDENED = 1.07  # products of weights that are made fp32 for each of them, besid
 FLASH_SHARE, CUDNN_SHARE = 0.5, 0.68  # of a GPU's products, what attention of a prompt reaches
 # of a GPU's memory rate, at which packed weights are multiplied with one vector; what one more adds to that (reckoned, docs/log.md)
 GRID_SHARE, GRID_VECTOR = {"grid8": 0.6, "grid4": 0.5}, 0.25
-FEW = 16  # vectors beyond which they are made numbers of 16 bits first
 # which attend with cuDNN (attention/cudnn.py), to chunks that are a multiple of this, in prompts most of which is beyond its LONG
 CUDNN_CARDS = frozenset({"H20", "H100", "H200", "GH200", "B200", "GB200"})
 CUDNN_CHUNK, CUDNN_TOKENS = 1024, 32768
@@ -138,7 +138,7 @@ class Costs:
             if choice.quant == "none":
                 read = numbers * ITEMSIZE[choice.dtype] / (gpu.memory_gb_s * GPU_SHARE * 1e9)
                 return max(read, self._products(choice, numbers, batch))
-            if batch > FEW:
+            if batch > GRID_FEW:
                 return self._widened(choice, numbers, gpu) + self._products(choice, numbers, batch)
             each = sum(share * WEIGHT_BYTES[kind] / GRID_SHARE[kind] for kind, share in self._kinds(choice))
             times = max(1.0, batch * GRID_VECTOR)

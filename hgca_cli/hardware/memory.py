@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from hgca_cli.config import GRID_WIDE_BYTES
 from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.weights import ITEMSIZE, weights_bytes
 from hgca_cli.kv.layout import KVLayout, LayerLayout
@@ -15,7 +16,6 @@ CUDA_RUNTIME = 1 << 30  # what a CUDA context takes of the host besides
 DISK_SHARE = 0.95  # of what is free on the disk the store is on: others write there, too
 CODED_MORE = 256  # rows: a block on its way out of the window, and what the last block of codes lacks
 SCORED = 6  # bytes of a row and query head while rows are scored: the score, and a share of bins and lists
-WIDENED = 64 << 20  # bytes of packed weights that are numbers of 16 bits at a time, on a GPU (hf/grid_gpu.py)
 SCORES = 192 << 20  # plain attention, where flash kernels do not apply, holds at most 64 MiB of scores three times
 
 
@@ -123,7 +123,7 @@ def work_bytes(model: Model, choice: Choice) -> int:
     at_once = 3 if choice.device == "cpu" else 1  # parts: chunk, window and store
     partials = at_once * 3 * 4 * layer.heads * layer.value_dim
     per_token = item * (4 * model.hidden + max(attention, 3 * model.intermediate)) + partials
-    widened = WIDENED if choice.quant != "none" and choice.device != "cpu" else 0
+    widened = GRID_WIDE_BYTES if choice.quant != "none" and choice.device != "cpu" else 0
     flash = (
         choice.device == "cpu" and layer.key_dim == layer.value_dim
     )  # but for softcap, which the host's share covers

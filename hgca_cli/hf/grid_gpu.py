@@ -12,11 +12,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from hgca_cli.hf.grid import BLOCK, TILE, Grid, floats
+from hgca_cli.config import GRID_FEW, GRID_WIDE_BYTES
+from hgca_cli.hf.grid import BLOCK, TILE, Grid, floats, round_to_grid, tiles_shape
 from hgca_cli.hf.quicken_gpu import works_on
 
-FEW = 16  # vectors that are multiplied with the grid itself (docs/log.md)
-WIDE_BYTES = 64 << 20  # of 16-bit numbers at a time
 TORCH_BYTES = 12  # of a number, while torch makes it of its code
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -30,7 +29,7 @@ class GridLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs] of its dtype."""
         vectors = input.reshape(-1, self.in_features)
-        few = self.kernels and 0 < len(vectors) <= FEW and input.dtype in HALVES
+        few = self.kernels and 0 < len(vectors) <= GRID_FEW and input.dtype in HALVES
         out = self._few(vectors) if few else self._many(vectors)
         return out.view(*input.shape[:-1], self.out_features)
 
@@ -40,7 +39,7 @@ class GridLinear(nn.Linear):
         return product(self.grid, self.out_features, vectors.contiguous(), self.bias)
 
     def _many(self, vectors: Tensor) -> Tensor:
-        rows = max(1, WIDE_BYTES // (2 if self.kernels else TORCH_BYTES) // self.in_features)
+        rows = max(1, GRID_WIDE_BYTES // (2 if self.kernels else TORCH_BYTES) // self.in_features)
         if rows >= self.out_features:
             return nn.functional.linear(vectors, self._numbers(0, self.out_features, vectors.dtype), self.bias)
         out = vectors.new_empty(len(vectors), self.out_features)
@@ -75,10 +74,10 @@ def kernels_work(device: torch.device, bits: int, dtype: torch.dtype) -> bool:
     """Whether Triton's kernels are there for such grids and 16-bit numbers, and give what torch does: found by trying."""
     if dtype not in HALVES or not works_on(device):
         return False
-    size = TILE * (20 if bits == 4 else 34)
-    tiles = (torch.arange(8 * size) * 37 % 251).to(torch.uint8).view(1, 8, size)
-    tiles[..., 1 : 2 * TILE * (2 if bits == 4 else 1) : 2] = 0x2C  # factors about a sixteenth, all positive
-    grid = Grid(tiles.to(device), bits)
+    weight = torch.linspace(-1.0, 1.0, TILE * 8 * BLOCK).view(TILE, -1).sin()
+    grid = Grid(torch.empty(tiles_shape(weight, bits), dtype=torch.uint8), bits)
+    round_to_grid(weight, bits, grid.tiles)
+    grid = grid._replace(tiles=grid.tiles.to(device))
     few = torch.linspace(-1.0, 1.0, 3 * 8 * BLOCK, device=device).to(dtype).view(3, -1)
     try:
         from hgca_cli.hf.grid_triton import product, widen

@@ -21,8 +21,8 @@ COLUMNS = 512
 
 
 @triton.jit
-def _words(words, x, line, lines, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of words [lines, rows], one line's after the other's: sums of their codes times a vector's numbers, and of these [lines, 1].
+def _added(total, words, scale, smallest, x, line, lines, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """total + a vector's products with words [lines, rows], whose numbers are scale * code, with 4 bits + smallest.
 
     A code is made a float by putting it into one's digits: 128 + code, or of 8 bits 256 + 128 + code. That is taken off again.
     """
@@ -44,7 +44,10 @@ def _words(words, x, line, lines, BITS: tl.constexpr):  # type: ignore[no-untype
             code = (moved & 0x007F8000) | 0x43800000
         part += code.to(tl.float32, bitcast=True) * number[:, None]
     wide = whole[:, None]
-    return part - wide * (128.0 if BITS == 4 else 384.0), wide
+    product = (part - wide * (128.0 if BITS == 4 else 384.0)) * scale
+    if BITS == 4:
+        product += wide * smallest
+    return total + product
 
 
 @triton.jit
@@ -85,16 +88,12 @@ def _product(  # type: ignore[no-untyped-def]
             smallest = tl.load(scales + 16, mask=there, other=0.0).to(tl.float32)
         else:
             words ^= -2139062144  # 0x80 in each byte: signed codes are 128 more then
-        part, whole = _words(words, x, line, lines, BITS)
-        sum0 += part * scale + (whole * smallest if BITS == 4 else 0.0)
+        sum0 = _added(sum0, words, scale, smallest, x, line, lines, BITS)
         if VECTORS > 1:
-            part, whole = _words(words, x + inputs, line, tl.where(left > 1, lines, 0), BITS)
-            sum1 += part * scale + (whole * smallest if BITS == 4 else 0.0)
+            sum1 = _added(sum1, words, scale, smallest, x + inputs, line, tl.where(left > 1, lines, 0), BITS)
         if VECTORS > 2:
-            part, whole = _words(words, x + 2 * inputs, line, tl.where(left > 2, lines, 0), BITS)
-            sum2 += part * scale + (whole * smallest if BITS == 4 else 0.0)
-            part, whole = _words(words, x + 3 * inputs, line, tl.where(left > 3, lines, 0), BITS)
-            sum3 += part * scale + (whole * smallest if BITS == 4 else 0.0)
+            sum2 = _added(sum2, words, scale, smallest, x + 2 * inputs, line, tl.where(left > 2, lines, 0), BITS)
+            sum3 = _added(sum3, words, scale, smallest, x + 3 * inputs, line, tl.where(left > 3, lines, 0), BITS)
     output = tile * 16 + tl.arange(0, 16)
     more = tl.zeros([16], dtype=tl.float32)
     if BIAS:

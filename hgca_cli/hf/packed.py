@@ -215,7 +215,7 @@ class Packing:
         ):
             self._packed.add(module)
             self._give_up(weight)
-        else:  # `_rest` makes it float32
+        else:  # `_rest` makes it what is computed
             module.padding_idx = padding
             as_it_was: nn.Module = module
             as_it_was.__class__ = of

@@ -23,7 +23,7 @@ static const int queries[] = {1, 4, 8, 16};
 typedef struct {
     const hgca_kernel *kernel;
     pthread_barrier_t *together;
-    int rows, queries, first;
+    int rows, queries;
     double ns;
 } work;
 
