@@ -36,10 +36,15 @@ typedef struct {
     float *out;
 } hgca_linear_rows;
 
-/* 32 numbers as several vectors are multiplied with grids: scale * number, in each eight in the order 0 2 1 3 4 6 5 7.
+/* 32 numbers as several vectors are multiplied with grids: scale * number, in each eight in the order 0 2 1 3 4 6 5 7; of a few vectors
+ * scale * (256 * level[0] + level[1]), and sum, of these.
  * whole: of the numbers. */
 typedef struct {
-    int16_t number[32];
+    union {
+        int16_t number[32];
+        int8_t level[2][32];
+    };
+    int32_t sum;
     float scale;
     float whole;
 } hgca_numbers;
@@ -79,6 +84,7 @@ typedef void (*hgca_linear_kernel)(const hgca_linear_rows *rows);
  * place  blocks of 32 numbers
  * several        grid of 8 bits, grid of 4 bits
  * place_several  a vector's blocks, `stride` apart
+ * few, place_few  likewise, of up to few_vectors vectors; 0: there are no such kernels
  * most_vectors   so many at once are worth it, beside a product of floats
  * gate   gate[i] *= up[i] / (1 + exp(-gate[i]))
  * pack   onto a grid of 8 bits, of 4 bits: the share of their squares that is lost; infinity if a number is one that the grid cannot hold */
@@ -87,6 +93,9 @@ typedef struct {
     void (*place)(const float *in, int64_t blocks, hgca_placed_block *to);
     void (*several[2])(const hgca_several_rows *rows);
     void (*place_several)(const float *in, int64_t inputs, hgca_numbers *to, int64_t stride);
+    void (*few[2])(const hgca_several_rows *rows);
+    void (*place_few)(const float *in, int64_t inputs, hgca_numbers *to, int64_t stride);
+    int64_t few_vectors;
     int64_t most_vectors;
     void (*gate)(float *gate, const float *up, int64_t count);
     float (*pack[2])(const hgca_packed_rows *rows);

@@ -12,7 +12,7 @@
  *   vdots4(sum, a, b)        sum + the four products of a lane, codes 0 .. 15 and levels, 16 times at most; vnone() none
  *   vcode8(bytes)            int8 codes as vdots8 wants them: OFFSET8 is added;  vdots8(sum, a, b)  likewise, onto a VI
  *   vsums(sum) as a VI;  vint(x)  in all lanes;  vlevels(a, b) = 128 * a + b;  vlanes(x) as floats */
-enum { PARTS = HGCA_TILE / VW, MOST_LEVEL = 63, UNITS = MOST_LEVEL * (128 * 128 + 128 + 1), MOST_NUMBER = 32767 };
+enum { PARTS = HGCA_TILE / VW, MOST_LEVEL = 63, UNITS = MOST_LEVEL * (128 * 128 + 128 + 1), MOST_NUMBER = 127 * 256 + 127 };
 
 /* Sums of a block, in units of the placed scale, of the rows of all vectors: what a level is spread over serves them all. */
 INLINE void dot_block4(const char *codes, const int8_t *level, VF *dots) {

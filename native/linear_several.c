@@ -27,6 +27,7 @@ typedef struct {
     int64_t vectors;
     int64_t inputs;
     int64_t each; /* vectors that a piece of placing has */
+    int few; /* vectors, for the kernels of a few */
     const float *in;
     hgca_around around;
     hgca_numbers *numbers;
@@ -48,9 +49,11 @@ static void make(const products *p, int64_t v, float inverse, int64_t first, int
 }
 
 static void place_vector(const products *p, int64_t v, hgca_numbers *to, int64_t stride) {
+    const hgca_isa_linear *kernels = hgca_linear_kernels();
+    void (*const place)(const float *, int64_t, hgca_numbers *, int64_t) = p->few ? kernels->place_few : kernels->place_several;
     const float *in = p->in + v * p->inputs;
     if (!p->around.norm && !p->around.up) {
-        hgca_linear_kernels()->place_several(in, p->inputs, to, stride);
+        place(in, p->inputs, to, stride);
         return;
     }
     const float inverse = p->around.norm ? hgca_norm_inverse(p->around.norm, in, p->inputs) : 0.0f;
@@ -58,7 +61,7 @@ static void place_vector(const products *p, int64_t v, hgca_numbers *to, int64_t
         float made[MADE];
         const int64_t count = lesser(MADE, p->inputs - first);
         make(p, v, inverse, first, count, made);
-        hgca_linear_kernels()->place_several(made, count, to + first / BLOCK * stride, stride);
+        place(made, count, to + first / BLOCK * stride, stride);
     }
 }
 
@@ -89,7 +92,8 @@ static void run_products(hgca_batch *batch, int32_t piece) {
         .out = l->out + chunk * HGCA_SEVERAL * l->w.outputs + first,
         .out_stride = l->w.outputs,
     };
-    hgca_linear_kernels()->several[l->w.kind == HGCA_GRID4](&rows);
+    const hgca_isa_linear *kernels = hgca_linear_kernels();
+    (p->few ? kernels->few : kernels->several)[l->w.kind == HGCA_GRID4](&rows);
 }
 
 static void run(products *p, void (*piece)(hgca_batch *, int32_t), int64_t pieces) {
@@ -115,6 +119,7 @@ int hgca_linear_around(const hgca_weights *weights, int32_t count, int64_t vecto
     if (weights == NULL || !in || !out || count < 1 || count > HGCA_MOST_LAYERS || vectors < 1 || vectors > MOST) return HGCA_BAD_ARGUMENT;
     products p = {.layers = count, .vectors = vectors, .inputs = weights[0].inputs, .in = in, .around = *around};
     const int64_t chunks = pieces_of(vectors, HGCA_SEVERAL);
+    p.few = vectors <= hgca_linear_kernels()->few_vectors;
     float *to = out;
     int64_t pieces = 0, outputs = 0;
     for (int32_t i = 0; i < count; i++) outputs += weights[i].outputs;

@@ -4,7 +4,7 @@
  *   vload_rows(p, dtype)      VW numbers (f32, bf16, f16, i8) as floats
  *   vtail_rows(p, dtype, n)   n < VW of them, then zeros
  * and what linear_grid.h, linear_several.h, linear_pack.h and kernels_exp2.h need besides.
- *   MOST_VECTORS              as in hgca_isa_linear
+ *   MOST_VECTORS              as in hgca_isa_linear; so is FEW_VECTORS, if it is defined
  *
  * A layer's weights are read once a token and are far more than the caches hold, so what counts is that memory never
  * waits: four rows are added up at a time, and those that come next are fetched meanwhile, in the order of memory. */
@@ -57,6 +57,13 @@ INLINE void dot_rows(const hgca_linear_rows *p, int64_t first, int rows, int dty
 
 #include "linear_several.h"
 
+#ifdef FEW_VECTORS
+#include "linear_few.h"
+#define OF_FEW {few_grid8, few_grid4}, place_few, FEW_VECTORS
+#else
+#define OF_FEW {NULL, NULL}, NULL, 0
+#endif
+
 #include "linear_pack.h"
 
 #include "kernels_exp2.h"
@@ -105,6 +112,7 @@ HGCA_LINEAR(linear_f16, dot_rows(p, r, AT_ONCE, HGCA_F16), dot_rows(p, r, 1, HGC
         place,                                                                   \
         {several_grid8, several_grid4},                                          \
         place_several,                                                           \
+        OF_FEW,                                                                  \
         MOST_VECTORS,                                                            \
         gate,                                                                    \
         {pack_grid8, pack_grid4},                                                \

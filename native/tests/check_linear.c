@@ -3,6 +3,7 @@
 #include "check_linear.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "half.h"
 #include "hgca.h"
@@ -155,6 +156,25 @@ static int check_several(int inputs, const int *outputs, int count, int vectors,
     return failures;
 }
 
+/* What becomes of a vector is the same to the last bit, whoever is multiplied beside it. */
+static int check_company(int inputs, int outputs, int kind, uint64_t *state) {
+    enum { TOGETHER = 20 };
+    layer l = make_layer(outputs, inputs, kind, 1, state);
+    const size_t numbers = (size_t)TOGETHER * (size_t)inputs, all = (size_t)TOGETHER * (size_t)outputs;
+    float *in = must(malloc(sizeof(float) * numbers)), *out = must(malloc(sizeof(float) * 2 * all)), *some = out + all;
+    for (size_t i = 0; i < numbers; i++) in[i] = (float)uniform(state);
+    int failures = hgca_linear_several(&l.w, 1, TOGETHER, (uintptr_t)in, (uintptr_t)out) != HGCA_OK;
+    for (int count = 1; count < TOGETHER; count++) {
+        const int status = hgca_linear_several(&l.w, 1, count, (uintptr_t)in, (uintptr_t)some);
+        if (status == HGCA_OK && !memcmp(out, some, sizeof(float) * (size_t)count * (size_t)outputs)) continue;
+        printf("%d of %d vectors differ: kind %d, %d x %d\n", count, TOGETHER, kind, outputs, inputs);
+        failures++;
+    }
+    drop_layer(&l);
+    free(in), free(out);
+    return failures;
+}
+
 /* In place of a layer's floats, blocks of 16 numbers that lie evenly, from the lowest of them to the top or less, rounded to 16 bits. */
 static void put_onto_grid(layer *l, uint64_t *state) {
     const int size = l->w.kind == HGCA_F32 ? 4 : 2;
@@ -226,6 +246,7 @@ int check_linear(void) {
             const int alike[] = {kind[0], kind[1], (turn + 2) % kinds, kind[3]};
             failures += check_together(inputs[i], several, alike, 1 + turn % HGCA_MOST_LAYERS, &state);
             if (kinds == 5) failures += check_several(inputs[i], several, 1 + turn % HGCA_MOST_LAYERS, 1 + turn * 7 % 140, &own);
+            if (kinds == 5) failures += check_company(inputs[i], outputs[o], HGCA_GRID8 + turn % 2, &own);
             failures += check_gated(inputs[i], hidden, outputs[o], kind, &state);
             if (kinds == 5) failures += check_packing(outputs[o], inputs[i], turn % 3, HGCA_GRID8 + turn % 2, 0, &own);
             if (kinds == 5) failures += check_packing(outputs[o], inputs[i], turn % 3, HGCA_GRID4, 1, &own);
