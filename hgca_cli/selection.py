@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,13 +219,9 @@ class Selection:
     ) -> None:
         self.heads = heads
         self.kv_heads, _, self.value_dim = values.shape
-        self.job = ffi.new("hgca_selection *")
-        self._stats = ffi.new("hgca_selection_stats *")
         self._keep: list[Tensor | None] = [codes, block_means]
-        self.rows_read = torch.zeros(self.kv_heads, dtype=torch.int64)
-        self.read_lse = torch.zeros(heads)
-        self._near = ffi.new("hgca_attention[1]")
         self._rows = native.Rows(keys, values, *(() if scales is None else scales.unbind(-1)))
+        self._make_own()
         job = self.job
         job.rows = self._rows.described[0]
         job.rows.heads = heads
@@ -233,8 +230,27 @@ class Selection:
         if block_means is not None:
             job.block_mean, job.block_mean_head_stride = address(block_means), block_means.stride(0) * 2
         job.mass, job.least, job.most = mass, least, most
+        self._tell_own()
+
+    def _make_own(self) -> None:
+        self.job = ffi.new("hgca_selection *")
+        self._stats = ffi.new("hgca_selection_stats *")
+        self.rows_read = torch.zeros(self.kv_heads, dtype=torch.int64)
+        self.read_lse = torch.zeros(self.heads)
+        self._near = ffi.new("hgca_attention[1]")
+
+    def _tell_own(self) -> None:
+        job = self.job
         job.stats = self._stats
         job.rows_read, job.read_lse = address(self.rows_read, "int64_t *"), address(self.read_lse)
+
+    def beside(self) -> Selection:
+        """The same choice as it stands, for another query at the same time: its figures are its own."""
+        one = copy(self)
+        one._make_own()
+        one.job[0] = self.job[0]
+        one._tell_own()
+        return one
 
     def hold(self, rows: int, indexed: int) -> None:
         """So many rows are in the store, and so many of them have codes."""

@@ -71,7 +71,7 @@ class _Layers:
         self._end = min(window.start + window.ring - 1, first.settings.context)
         if any(state.unsettled or (state.store is None and window.start != window.sinks) for _, state in readings):
             self._end = 0
-        self._all = [(one, state, state.window, _facts(one, state)) for one, state in readings]
+        self._all = [(one, state, state.window, one.looked, facts_of(state)) for one, state in readings]
         self._to = [(one.described, one.described.near) for one, _ in readings]
         self._read = [(state, one.chosen) for one, state in readings if state.store is not None and state.store.rows]
         self.chosen = sum(isinstance(one.chosen, Selection) for one, _ in readings)
@@ -84,15 +84,15 @@ class _Layers:
         end = self._window.end
         if end >= self._end:
             return False
-        for one, state, window, facts in self._all:
-            if window.end != end or window.start != self._start or _facts(one, state) != facts:
+        for one, state, window, looked, facts in self._all:
+            if window.end != end or window.start != self._start or one.looked != looked or facts_of(state) != facts:
                 return False
         return True
 
     def take(self) -> None:
         """A slot for the row in every window."""
         slot = self._window.take()
-        for _, _, other, _ in self._all:
+        for _, _, other, *_ in self._all:
             other.end = self._window.end
         rows, self._lists = slots_in_use(self._all[0][1])  # lists: kept as long as they are read
         for to, near in self._to:
@@ -105,8 +105,8 @@ class _Layers:
             count_read(state, chosen)
 
 
-def _facts(reading: Reading, state: LayerState) -> tuple[Any, ...]:
+def facts_of(state: LayerState) -> tuple[Any, ...]:
     """What is another if anything but a token was done to a layer, its window's positions apart."""
     store = state.store
     mass = getattr(state.selector, "mass", None)
-    return state.reading, reading.looked, state.prompt_left, state.read_all, None if store is None else store.rows, mass
+    return state.reading, state.prompt_left, state.read_all, None if store is None else store.rows, mass

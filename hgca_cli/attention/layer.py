@@ -198,6 +198,15 @@ class LayerState:
         end = window.end + tokens
         return self._in_one_piece and end <= window.sinks + window.ring and end <= (sliding or end)
 
+    @property
+    def free_rows(self) -> int:
+        """Rows that can be put after which none leaves, or gets out of sight, at once."""
+        window, left = self.window, self.settings.context - self.length
+        free = window.ring - window.ring_rows
+        if self.layout.sliding is not None:
+            return min(left, free, self.layout.sliding - window.end)
+        return min(left, free - 1)  # with the ring full its oldest block leaves
+
     def make_room(self) -> None:
         """One more row fits into the window.
 

@@ -48,9 +48,14 @@ class QualityMeter:
         self._left -= layers - 1 - at
         return at
 
+    @property
+    def free(self) -> int:
+        """So many layers, of the next tokens, are not to be measured."""
+        return self._left - 1
+
     def is_free(self, layers: int) -> bool:
         """Whether none of the next so many layers is to be measured."""
-        return self._left > layers
+        return layers <= self.free
 
     def add(self, read: Tensor, store: Tensor, near: Tensor | None) -> None:
         """Log-sum-exps f32 [heads]: of the store's rows read, of all of them, of rows elsewhere (None: there are none)."""

@@ -53,17 +53,20 @@ class Reading:
         """The hgca_reading of one more token, for whose row there is a slot then; None: its rows are named in Python."""
         return self.take(layer) if self.choose(layer) else None
 
-    def choose(self, layer: LayerState) -> bool:
-        """What one more token reads of the store, and whether the library knows how: the first half of `begin`."""
+    def choose(self, layer: LayerState, *, metered: bool = True) -> bool:
+        """What one more token reads of the store, and whether the library knows how: the first half of `begin`.
+
+        metered  a token is about to be read: the meter counts it, and may measure it
+        """
         layer.settle()
-        self.looked += 1
+        self.looked += metered
         store, to = layer.store, self._described
         stored = store is not None and store.rows > 0
         chosen = self.chosen = layer.choose(UNKNOWN, store) if stored else None  # type: ignore[arg-type]
         to.chosen, to.query, to.far.rows, self._metered = native.ffi.NULL, native.ffi.NULL, 0, False
         if isinstance(chosen, Selection):
             to.chosen = chosen.job
-            if layer.meter.due():
+            if metered and layer.meter.due():
                 self._metered = True
                 to.query = native.address(self._query)
         elif chosen is not None:

@@ -14,6 +14,7 @@ from hgca_cli.config import FOLLOWING, CacheSettings, SamplingSettings
 from hgca_cli.engine.choosing import Chooser
 from hgca_cli.engine.decode import decode
 from hgca_cli.engine.feedback import Feedback
+from hgca_cli.engine.lookup import PromptLookup
 from hgca_cli.engine.prefill import check_characters, prefill
 from hgca_cli.engine.reasoning import BEGIN
 from hgca_cli.engine.sequence import Sequence
@@ -33,17 +34,25 @@ class Engine:
 
     context        most tokens of a sequence, prompt and answer together
     prefill_chunk  prompt tokens read at once
+    guesses        most tokens of an answer that are guessed at once from the text before (engine/lookup.py); 0: none
     balance        threads, and the mass that is aimed at, follow what is measured while answers are written
     sequence       of the latest answer; None before the first
     """
 
     def __init__(
-        self, loaded: LoadedModel, settings: CacheSettings, *, prefill_chunk: int = 512, balance: bool = False
+        self,
+        loaded: LoadedModel,
+        settings: CacheSettings,
+        *,
+        prefill_chunk: int = 512,
+        balance: bool = False,
+        guesses: int = 0,
     ) -> None:
         self.loaded = loaded
         self.settings = settings
         self.prefill_chunk = prefill_chunk
         self.context = settings.context
+        self.guesses = guesses
         self._feedback = Feedback(loaded.device) if balance else None
         self.sequence: Sequence | None = None
         self._told_no_graph = self._told_staged = False
@@ -130,13 +139,15 @@ class Engine:
         thinks = before is None and self.loaded.tokenizer.ends_with(sequence.tokens[-32:] + new, BEGIN)
         chooser = Chooser(sampling, self.loaded.tokenizer, guide=self.guide(sampling), thinks=thinks)
         stream = TextStream(self.loaded.tokenizer.decode, sampling.stop, before or ())
+        lookup = PromptLookup(self.guesses) if self.guesses else None
         reading = time.perf_counter()
         logits = yield from prefill(self.loaded, sequence, new, self.context, self.prefill_chunk, stop)
         first = last = prefilled = time.perf_counter()
         written = 0
         reason = "interrupted"
         if logits is not None:
-            ids = decode(self.loaded, sequence, logits, chooser, sampling.max_tokens, self.context, stop)
+            most = sampling.max_tokens
+            ids = decode(self.loaded, sequence, logits, chooser, most, self.context, stop, lookup)
             with closing(self._watched(ids, sequence, sampling, fresh=cached == 0)) as tokens:
                 while True:
                     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.graph import GraphStep
 from hgca_cli.hf.known import Known, know, known
 from hgca_cli.hf.load import LoadedModel
-from hgca_cli.hf.straight import next_logits
+from hgca_cli.hf.straight import following_logits, next_logits
+from hgca_cli.hf.threads import one_thread
 from hgca_cli.native import OutOfMemoryError
 
 GRAPHS = os.environ.get("HGCA_CUDA_GRAPHS", "1") != "0"
@@ -47,6 +50,7 @@ class Sequence:
     """Token ids and their rows.
 
     tokens   everything read and written so far; the last may not be in the cache yet
+    alone    the latest forward pass was of one token
     on_disk  which of the rows were saved, or come from there; None: none
     """
 
@@ -54,6 +58,7 @@ class Sequence:
         self.cache = cache
         self.tokens: list[int] = []
         self.on_disk: OnDisk | None = None
+        self.alone = True
         self._step: GraphStep | None = None
         self._trouble: str | None = None
 
@@ -74,12 +79,40 @@ class Sequence:
 
         Whatever interrupts it (no memory, Ctrl-C) leaves no row of these tokens in any layer. Raises DeviceFullError.
         """
+        with self._undone_if_refused(loaded, ids.shape[1]), torch.inference_mode():
+            self.alone = ids.shape[1] == 1
+            if self.alone and (step := self._graph_step(loaded)) is not None:
+                return step.step(ids)[0]
+            return next_logits(loaded.model, ids, self.cache)
+
+    def forward_following(self, loaded: LoadedModel, tokens: list[int]) -> Tensor | None:
+        """Compute the rows of the next tokens in one pass as they would be computed one by one, or of as many of them as that can be done
+        for: logits [2 or more, vocabulary] after each. None, and nothing was done, where it cannot. Errors as of `forward`.
+
+        Those behind the first may be guesses: until `drop_newest` of the wrong ones the cache holds more than the sequence.
+        """
+        if loaded.device.type != "cpu":
+            return None
+        if (following := self.cache.following) is not None:
+            tokens = tokens[: following.room]
+        if len(tokens) < 2:
+            return None
+        with self._undone_if_refused(loaded, len(tokens)), torch.inference_mode(), one_thread():
+            logits = following_logits(loaded.model, torch.tensor(tokens)[:, None], self.cache)
+            self.alone = logits is None
+            return logits
+
+    def drop_newest(self, count: int) -> None:
+        """Of the tokens of the latest `forward_following` these, the last ones, did not come."""
+        if count and self.cache.following is not None:
+            self.cache.following.keep(self.cached - count)
+
+    @contextmanager
+    def _undone_if_refused(self, loaded: LoadedModel, tokens: int) -> Iterator[None]:
+        """Whatever interrupts a forward pass of so many tokens leaves no row of them. Raises DeviceFullError."""
         before = self.mark()
         try:
-            with torch.inference_mode():
-                if ids.shape[1] == 1 and (step := self._graph_step(loaded)) is not None:
-                    return step.step(ids)[0]
-                return next_logits(loaded.model, ids, self.cache)
+            yield
         except BaseException as error:
             self.forget_beyond(before)
             if not memory_ran_out(error):
@@ -87,7 +120,7 @@ class Sequence:
             if loaded.device.type == "cuda":
                 torch.cuda.empty_cache()
             raise DeviceFullError(
-                f"{loaded.device} ran out of memory at token {before.length + ids.shape[1]:,}.",
+                f"{loaded.device} ran out of memory at token {before.length + tokens:,}.",
                 "Choose a smaller --prefill-chunk, --window or --ctx.",
             ) from error
 

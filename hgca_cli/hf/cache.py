@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 
 from hgca_cli.attention.ahead import Ahead
 from hgca_cli.attention.clock import Clock
+from hgca_cli.attention.following import Following
 from hgca_cli.attention.meter import QualityMeter
 from hgca_cli.attention.select import make_selector
 from hgca_cli.attention.select.exact import Unwatching
@@ -45,6 +46,7 @@ class HybridCache(Cache):
         self.settings = settings or CacheSettings()
         policy = policy or partial(make_selector, self.settings)
         self.ahead: Ahead | None = None  # once a token was computed in one call
+        self.following: Following | None = None  # once several, one behind the other, were
         self.meter = QualityMeter(sum(layer.sliding is None for layer in layout.layers))
         self.clock = Clock()
         self.pieces = Pieces()
@@ -261,7 +263,7 @@ class HybridCache(Cache):
         """Windows give their device's memory back until `bring_back`; nothing may be computed until then. Errors as of
         Window.put_away.
         """
-        self.ahead = None
+        self.ahead = self.following = None
         for layer in self.layers:
             for state in layer.states:
                 state.put_away()
@@ -278,5 +280,5 @@ class HybridCache(Cache):
 
     def reset(self) -> None:
         """As `close`."""
-        self.ahead = None
+        self.ahead = self.following = None
         super().reset()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hgca_cli import native
 from hgca_cli.attention.ahead import Ahead
+from hgca_cli.attention.following import Following
 from hgca_cli.errors import HgcaError
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.watched import Watched
@@ -98,6 +99,30 @@ class Stack:
             return None
         same = self._watched.partly() if looked else self._unchanged()
         return self._through(x, named) if same else None
+
+    def follow(self, x: Tensor, named: dict[str, Any], looked: bool) -> Tensor | None:
+        """As `compute`, of several tokens [tokens, 1, width] of one sequence, one behind the other: each as it would be by itself. None,
+        too, where one of them cannot be read with the others (attention/following.py).
+        """
+        self._next = 0
+        if not (self.proven and self._parts[0].serves(x, named)) or x.size(0) > self._most:
+            return None
+        cache: HybridCache = named["cache"]
+        if len(cache.layers) != len(self._parts) or not (self._watched.partly() if looked else self._unchanged()):
+            return None
+        layers: list[tuple[Reading, LayerState]] = []
+        for part in self._parts:
+            layer = cache.layers[part.index]
+            layers += [(one, state) for state in layer.states if (one := part.reading(layer, state)) is not None]
+        if len(layers) != len(self._parts):
+            return None
+        if cache.following is None or not cache.following.of(layers):
+            cache.following = Following(layers)
+        if (taken := cache.following.take(x.size(0))) is None:
+            return None
+        out = called(self._several, taken, len(layers) * x.size(0), x, named["position_embeddings"])
+        cache.following.end()
+        return out
 
     def _through(self, x: Tensor, named: dict[str, Any]) -> Tensor | None:
         cache: HybridCache = named.get("cache") or named["past_key_values"]

@@ -73,6 +73,18 @@ class Straight:
         self._looked = out is not None
         return None if out is None else self._after(out)
 
+    def run_following(self, ids: Tensor, cache: HybridCache) -> Tensor | None:
+        """Logits [tokens, vocabulary] after each of several tokens [tokens, 1] of one sequence, one behind the other; None, and no row
+        was put, where they are to be computed one by one.
+        """
+        if not self._seen[0].enough or not self._turns.fixed or not self._unchanged():
+            return None
+        x = self._embed(ids)  # type: ignore[misc]
+        turns = self._turns.of_several(x, cache.get_seq_length())
+        out = self._stack.follow(x, {"cache": cache, "position_embeddings": turns}, self._looked)
+        self._looked = out is not None
+        return None if out is None else self._after(out)
+
     def forget(self) -> None:
         """The model's own forward is about to run."""
         self._stack.last, self._looked = None, False
@@ -102,11 +114,15 @@ class Straight:
 
 
 class Turns:
-    """Cosine and sine of positions, of many at once where they depend on nothing else: six operations on a few numbers each."""
+    """Cosine and sine of positions, of many at once where they depend on nothing else: six operations on a few numbers each.
+
+    fixed  they depend on nothing else
+    """
 
     def __init__(self, rotary: Callable[..., Any]) -> None:
         self._rotary = rotary
-        self._many = MANY if getattr(rotary, "rope_type", None) in FIXED else 1
+        self.fixed = getattr(rotary, "rope_type", None) in FIXED
+        self._many = MANY if self.fixed else 1
         self._first, self._made = 0, (torch.empty(0, 0), torch.empty(0, 0))
 
     def __call__(self, x: Tensor, position: int) -> tuple[Tensor, Tensor]:
@@ -117,6 +133,16 @@ class Turns:
             self._first, at = position, 0
         cosine, sine = self._made
         return cosine[:, at : at + 1], sine[:, at : at + 1]
+
+    def of_several(self, x: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """Of positions one behind the other, as those of several sequences: [tokens, 1, dim]. Only if the angles are `fixed`."""
+        count = x.shape[0]
+        if not 0 <= position - self._first <= self._made[0].shape[1] - count:
+            self._made = self._rotary(x, torch.arange(position, position + self._many + count, device=x.device)[None])
+            self._first = position
+        at = position - self._first
+        cosine, sine = (part[0, at : at + count, None] for part in self._made)
+        return cosine, sine
 
 
 def straighten(model: nn.Module) -> None:
@@ -143,6 +169,14 @@ def next_logits(model: Any, ids: Tensor, cache: HybridCache) -> Tensor:
 def next_of_each(model: Any, ids: Tensor, cache: HybridCache, places: Tensor) -> Tensor:
     """Compute the row of the next token [sequences, 1] of each sequence in a cache, at its position: logits [sequences, vocabulary]."""
     return _straight(model, ids, cache, position_ids=places)
+
+
+def following_logits(model: Any, ids: Tensor, cache: HybridCache) -> Tensor | None:
+    """Logits [tokens, vocabulary] after each of several tokens [tokens, 1], the next ones of the sequence in a cache; None, and no row was
+    put, where they cannot be computed in one pass as they would be one by one.
+    """
+    straight: Straight | None = getattr(model, NAME, None)
+    return None if straight is None else straight.run_following(ids, cache)
 
 
 def _straight(model: Any, ids: Tensor, cache: HybridCache, position_ids: Tensor | None = None) -> Tensor:
