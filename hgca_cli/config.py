@@ -21,6 +21,8 @@ NO_LIMIT = 1 << 30  # tokens: an answer ends where the context does
 MINUS_ONE = {"max_tokens": NO_LIMIT, "top_k": 0, "seed": None, "reasoning_budget": None}  # what -1 means in other tools
 GRID_FEW = 16  # vectors that packed weights are multiplied with as they lie on a GPU; for more they are numbers of 16 bits first
 GRID_WIDE_BYTES = 64 << 20  # of these at a time (hf/grid_gpu.py)
+GUESSES = 7  # tokens that are guessed at once: with the newest they are as many as a pass takes at little more than one (docs/log.md)
+MOST_GUESSES = 63
 HELD = dict(zip(QUANTS, ("", ", weights as in the file", ", weights in q8", ", weights in q4"), strict=True))
 
 

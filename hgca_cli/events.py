@@ -97,6 +97,8 @@ class Done(Event):
     decode_seconds: float  # from the first token to the last
     rows: Rows
     seed: int = 0  # what the tokens were drawn with
+    guessed: int = 0  # tokens that were computed before they were known to come (engine/lookup.py)
+    guessed_right: int = 0  # and came
     text: str = field(default="", repr=False)  # the whole answer
     thought: str = field(default="", repr=False)  # what the model thought before it
 

@@ -134,7 +134,8 @@ int hgca_linear_around(const hgca_weights *weights, int32_t count, int64_t vecto
         pieces += chunks * l->row_pieces, to += vectors * w->outputs;
     }
     if (pieces > INT32_MAX) return HGCA_BAD_ARGUMENT;
-    p.each = PIECE_NUMBERS / p.inputs ? PIECE_NUMBERS / p.inputs : 1;
+    p.each = lesser(PIECE_NUMBERS / p.inputs, pieces_of(vectors, hgca_threads()));
+    if (p.each < 1) p.each = 1;
     p.numbers = hgca_take_memory(sizeof(hgca_numbers) * (size_t)(vectors * (p.inputs / BLOCK)));
     if (p.numbers == NULL) return HGCA_NO_MEMORY;
     run(&p, run_placing, pieces_of(vectors, p.each));

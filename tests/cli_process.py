@@ -81,9 +81,9 @@ def records(done: subprocess.CompletedProcess[bytes] | Done) -> list[dict[str, A
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def save_tiny(path: Path) -> str:
-    """A tiny random model that never ends by itself, saved to a directory."""
-    model = tiny_model()
+def save_tiny(path: Path, model: Any = None) -> str:
+    """A tiny random model, or this one, that never ends by itself, saved to a directory."""
+    model = model or tiny_model()
     for config in (model.config, model.generation_config):
         config.bos_token_id = config.eos_token_id = None
     model.save_pretrained(path)

@@ -121,6 +121,7 @@ BAD = [
     ("--sinks", "-1"), ("--sinks", str(10**12)),
     ("--dtype", "int3"), ("--kv-dtype", "int3"), ("--dtype", "int8"), ("--select", "best"), ("--color", "mauve"),
     ("--ram-limit", "lots"), ("--gpu-mem", "-1"), ("--quant", "nf4"), ("--quant", "q5"), ("--balance", "maybe"),
+    ("--prompt-lookup", "64"), ("--prompt-lookup", "-1"), ("--prompt-lookup", "some"), ("--prompt-lookup", "1.5"),
 ]  # fmt: skip
 
 

@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from hgca_cli import native
 from hgca_cli.engine.balance import Balance
 from hgca_cli.engine.sample import Sample
 from hgca_cli.events import Balanced
@@ -123,6 +126,40 @@ def test_packed_weights_answer(quant: str, model: str, tmp_path: Path) -> None:
     assert again.returncode == 0 and b"of another model or --quant" in again.stderr
     told = records(here("chat", "-m", model, "--plan", "--json", HGCA_QUANT=quant))[0]
     assert told["quant"] == ("q8" if quant == "q8" else "q4")
+
+
+def test_tokens_that_are_guessed(tmp_path: Path) -> None:
+    """A model whose layers are one call of the library, packed; one of others says that it computes tokens one by one."""
+    if native.lib.hgca_most_vectors() < 8:
+        pytest.skip("floats are faster here")
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512,
+    )  # fmt: skip
+    grids, others = save_tiny(tmp_path / "64", LlamaForCausalLM(config)), save_tiny(tmp_path / "48")
+    words = (
+        "chat",
+        "-p",
+        "the cat sat on the mat. " * 9,
+        "--temp",
+        "0",
+        "-n",
+        "60",
+        "--json",
+        "--quant",
+        "q8",
+        "--no-save",
+    )
+    done = [
+        records(here(*words, "-m", grids, *more))[-1] for more in ((), ("--draft", "3"), ("--prompt-lookup", "off"))
+    ]
+    guessed = [one["timings"]["draft_n"] for one in done]
+    assert guessed[0] >= guessed[1] > guessed[2] == 0 and done[0]["timings"]["draft_n_accepted"] <= guessed[0]
+    assert {one["usage"]["completion_tokens"] for one in done} == {60}
+    told = records(here(*words, "-m", others, "--prompt-lookup", "3"))
+    assert "one token of an answer at a time" in next(one["text"] for one in told if one["type"] == "notice")
+    assert told[-1]["timings"]["draft_n"] == 0
 
 
 def test_rows_in_files(model: str, tmp_path: Path) -> None:

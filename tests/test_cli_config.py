@@ -181,6 +181,7 @@ def test_what_is_no_config_is_not_written(user: Path) -> None:
         ("select", "nothing", "--select: no such choice 'nothing'"),
         ("dashboard", "never", "--dashboard: no such choice 'never'"),
         ("balance", "sometimes", "--balance: no such choice 'sometimes'"),
+        ("prompt_lookup", "99", "--prompt-lookup: '99' is no number of tokens"),
         ("sessions.kv_disk_limit", "much", "--kv-disk-limit: 'much' is not an amount"),
         ("verbose", "true", "--quiet and --verbose exclude each other"),
         ('models."org/name".window', "0", "--window: 0 is out of range"),

@@ -1,8 +1,8 @@
 """Tokens of a sequence one behind the other in one pass, each of which reads what it would read by itself.
 
-Each puts a row into the window, which only those behind it see; of the store each reads what is chosen for its own query. So what comes of a
-token does not depend on those behind it, and these may be guesses at what will be written (speculative decoding, arXiv:2211.17192): the rows of
-wrong ones are given back. No row leaves a window meanwhile.
+Each puts a row into the window, which only those behind it see; of the store each reads what is chosen for its own query. So what comes
+of a token does not depend on those behind it, and these may be guesses at what will be written (speculative decoding,
+arXiv:2211.17192): the rows of wrong ones are given back. No row leaves a window meanwhile.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hgca_cli.commands import options
-from hgca_cli.commands.flags import balance_of, dashboard_of, naming_variables, sampling_of
+from hgca_cli.commands.flags import balance_of, dashboard_of, guesses_of, guesses_on, naming_variables, sampling_of
 from hgca_cli.commands.inputs import read_text
 from hgca_cli.commands.keeping import DISK_LIMIT, Keeper, anywhere, latest_session
 from hgca_cli.commands.origins import setter
@@ -58,6 +58,7 @@ def chat(
     budget: options.Budget = "auto",
     dense_layers: options.DenseLayers = 0,
     balance: options.Balance = "auto",
+    prompt_lookup: options.PromptLookup = "auto",
     threads: options.Threads = "auto",
     prefill_chunk: options.PrefillChunk = "auto",
     gpu_mem: options.GpuMem = None,
@@ -121,7 +122,7 @@ def chat(
     given = dict(locals())  # the options, by name
     with naming_variables(context):
         style, request, sampling = checked(given)
-        balanced = balance_of(balance)
+        balanced, guesses = balance_of(balance), guesses_of(prompt_lookup)
         shown = dashboard_of(given)
         made_with = template_options(given)
         template = read_text(chat_template.expanduser(), str(chat_template)) if chat_template else None
@@ -143,6 +144,7 @@ def chat(
                 keeper.open(name)  # refused before minutes of loading
         measure = plan or sampling.get("max_tokens") != 0  # for an answer that is to be fast
         files, planned = plan_model(choice, request, sink.show, profile=profile, elsewhere=plan, measure=measure)
+        most = guesses_on(guesses, planned.device)
     if plan:
         sink.plan(planned, model, detailed=True) if json else typer.echo(plan_table(planned, model))
         return
@@ -150,7 +152,9 @@ def chat(
         sink.plan(planned, model, detailed=True)
     elif json or is_terminal(sys.stderr):
         sink.plan(planned, model)
-    engine = start_engine(choice, files, planned, balance=balanced, notify=sink.show)
+    engine = start_engine(choice, files, planned, balance=balanced, guesses=most, notify=sink.show)
+    if guesses and not engine.may_guess:
+        sink.show(Notice("this model computes one token of an answer at a time: --prompt-lookup has no effect."))
     check_template(engine.loaded.tokenizer, sampling, think, made_with)
     settings, origins, wrong = sampling_of(sampling, engine.loaded.model.generation_config.to_diff_dict())
     for text in wrong:

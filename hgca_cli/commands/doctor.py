@@ -15,6 +15,7 @@ from hgca_cli.commands.flags import (
     OVERFLOW,
     balance_of,
     exclude_prompt_flags,
+    guesses_of,
     naming_variables,
     one_of,
     plan_request,
@@ -52,6 +53,7 @@ def doctor(
     budget: options.Budget = "auto",
     dense_layers: options.DenseLayers = 0,
     balance: options.Balance = "auto",
+    prompt_lookup: options.PromptLookup = "auto",
     threads: options.Threads = "auto",
     prefill_chunk: options.PrefillChunk = "auto",
     gpu_mem: options.GpuMem = None,
@@ -117,6 +119,7 @@ def _checked(given: Mapping[str, Any]) -> tuple[Style, PlanRequest, dict[str, An
     """What can be refused without looking at anything, as chat would."""
     exclude_prompt_flags(given)
     balance_of(given["balance"])
+    guesses_of(given["prompt_lookup"])
     one_of(given["overflow"], "--overflow", OVERFLOW)
     template_options(given)
     request, sampling = plan_request(given), sampling_flags(given)

@@ -14,6 +14,7 @@ INPUT = "The input is a word of its own: hgca batch prompts.jsonl -o answers.jso
 ROWS = "--kv-dtype chooses the numbers of keys and values, int8 the smallest."
 ATTENTION = "Leave it out: there is one attention here, and --window, --quality, --exact say what it reads."
 MAPPED = "Leave it out: weights are mapped as far as that helps; --plan shows what is where."
+GUESSED = "No second model guesses here: --prompt-lookup N guesses tokens from the text so far."
 ONE = "One process uses one device, which --device names."
 FLAGS = {
     "-ngl": PLANNED,
@@ -46,6 +47,14 @@ FLAGS = {
     "--split-mode": ONE,
     "-tp": ONE,
     "--tensor-parallel-size": ONE,
+    "-md": GUESSED,
+    "--model-draft": GUESSED,
+    "--assistant-model": GUESSED,
+    "--draft-model": GUESSED,
+    "--num-draft-tokens": GUESSED,
+    "--spec-type": GUESSED,
+    "--speculative-config": GUESSED,
+    "--num-speculative-tokens": GUESSED,
     "-b": "It is --prefill-chunk here: prompt tokens read at once.",
     "--batch-size": "It is --prefill-chunk here, prompt tokens read at once; hgca batch --concurrency says how many rows.",
     "-ub": "It is --prefill-chunk here: prompt tokens read at once.",

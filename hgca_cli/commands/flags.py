@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hgca_cli.commands.config_file import Config
-from hgca_cli.config import DTYPES, KV_DTYPES, NO_LIMIT, QUANTS, SELECTORS, SamplingSettings, minus_one
+from hgca_cli.config import (
+    DTYPES,
+    GUESSES,
+    KV_DTYPES,
+    MOST_GUESSES,
+    NO_LIMIT,
+    QUANTS,
+    SELECTORS,
+    SamplingSettings,
+    minus_one,
+)
 from hgca_cli.errors import HgcaError, UsageError
 from hgca_cli.units import parse_bytes, parse_count, parse_share
 
@@ -213,6 +223,31 @@ def one_of(text: str, flag: str, choices: tuple[str, ...]) -> str:
 def balance_of(text: str) -> bool:
     """Whether settings may follow what is measured. Raises UsageError naming the choices."""
     return choice_of(text, "--balance", ("off",)) is None
+
+
+def guesses_of(text: str) -> int | None:
+    """Most tokens that --prompt-lookup guesses at once, 0 for off; None for auto. Raises UsageError saying what may be written."""
+    if text in ("auto", "on"):
+        return None
+    if text in ("off", "0"):
+        return 0
+    if not text.isdecimal() or int(text) > MOST_GUESSES:
+        raise UsageError(
+            f"--prompt-lookup: {text!r} is no number of tokens.", f"Give 1 to {MOST_GUESSES}, auto or off."
+        )
+    return int(text)
+
+
+def guesses_on(guesses: int | None, device: str) -> int:
+    """The same for a device. Raises UsageError where that many were asked for and none can be checked."""
+    if device == "cpu":
+        return GUESSES if guesses is None else guesses
+    if guesses:
+        raise UsageError(
+            f"--prompt-lookup {guesses}: {device} computes one token of an answer at a time.",
+            "Drop it, or give --device cpu.",
+        )
+    return 0
 
 
 def dashboard_of(given: Mapping[str, Any], without: tuple[str, ...] = ("json", "quiet")) -> str:

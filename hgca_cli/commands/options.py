@@ -159,6 +159,14 @@ Balance = Annotated[
         help="Threads, and how much is read, follow what is measured, never below --quality. Off with --seed and --temp 0.",
     ),
 ]  # fmt: skip
+PromptLookup = Annotated[
+    str,
+    typer.Option(
+        "--prompt-lookup", envvar="HGCA_PROMPT_LOOKUP", metavar="auto|off|N",
+        help="Guess up to N next tokens from the text so far, and compute them with the newest one: fewer passes, the same answer."
+        " auto: 7 on the CPU, off on a GPU.",
+    ),
+]  # fmt: skip
 Threads = Annotated[
     str,
     typer.Option("--threads", "-t", envvar="HGCA_THREADS", metavar="N", help="CPU threads. auto: all it may use."),

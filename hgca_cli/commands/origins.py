@@ -106,6 +106,7 @@ def _chosen(by: By, given: Mapping[str, Any]) -> Iterator[Setting]:
         "ram_limit",
         "store_dir",
         "balance",
+        "prompt_lookup",
     ):
         value = given[name]
         yield Setting(name, value, *(by(name) or ("default", "")), reason=AFTER.get(name, "") if value is None else "")

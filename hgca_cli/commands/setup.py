@@ -82,9 +82,10 @@ def start_engine(
     plan: Plan,
     *,
     balance: bool = False,
+    guesses: int = 0,
     notify: Callable[[Event], None] = lambda _: None,
 ) -> Engine:
-    """Load the model by plan; balance: as of Engine, notify: of load_model. Raises ModelError, DoesNotFitError."""
+    """Load the model by plan; balance, guesses: as of Engine, notify: of load_model. Raises ModelError, DoesNotFitError."""
     import torch
 
     from hgca_cli import native
@@ -106,7 +107,7 @@ def start_engine(
     if choice.template is not None:
         loaded.tokenizer.with_template(choice.template)
     end_if_asked()
-    return Engine(loaded, plan.cache, prefill_chunk=plan.chunk, balance=balance)
+    return Engine(loaded, plan.cache, prefill_chunk=plan.chunk, balance=balance, guesses=guesses)
 
 
 def lost_options(tokenizer: Tokenizer, told: Iterable[str]) -> str | None:

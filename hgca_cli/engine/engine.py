@@ -27,6 +27,7 @@ from hgca_cli.hf.load import LoadedModel
 from hgca_cli.hf.quicken import quicken
 from hgca_cli.hf.quicken_gpu import quicken_gpu
 from hgca_cli.hf.shape import kv_layout
+from hgca_cli.hf.straight import takes_following
 
 
 class Engine:
@@ -67,6 +68,11 @@ class Engine:
     def watches(self) -> bool:
         """Whether the policy looks at attention weights, so that a prompt must be read to it."""
         return HybridCache(self.layout, self.settings).watches
+
+    @property
+    def may_guess(self) -> bool:
+        """Whether several tokens of an answer can be computed in one pass."""
+        return self.loaded.device.type == "cpu" and takes_following(self.loaded.model)
 
     @cached_property
     def _grammars(self) -> Grammars:
@@ -189,6 +195,8 @@ class Engine:
             decode_seconds=last - first,
             rows=sequence.cache.rows(),
             seed=chooser.seed,
+            guessed=lookup.guessed if lookup else 0,
+            guessed_right=lookup.right if lookup else 0,
             text=stream.text,
         )
 

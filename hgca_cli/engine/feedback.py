@@ -56,7 +56,9 @@ class Feedback:
                 seconds = time.perf_counter() - asked
                 yield token
                 written += 1
-                if active and written > 1 and sequence.alone:  # of tokens that came together none took a time of its own
+                if (
+                    active and written > 1 and sequence.alone
+                ):  # of tokens that came together none took a time of its own
                     yield from self._after(sequence, seconds)
                     sequence.cache.clock.on = written % TIMED == 0
         finally:

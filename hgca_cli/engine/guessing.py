@@ -1,9 +1,9 @@
 """The logits an answer goes on with: of one token, or of several at once where these can be guessed.
 
-A model reads its weights once for all tokens of a pass, which is most of what a token costs. So the next ones are guessed, and computed behind
-the newest as if they had been written; whichever the model then writes itself is right. Tokens are drawn by the same numbers, in the same
-order, as without (speculative decoding, arXiv:2211.17192, for guesses that are certain): what differs is rounding, as between a
-sequence by itself and in a batch.
+A model reads its weights once for all tokens of a pass, which is most of what a token costs. So the next ones are guessed, and computed
+behind the newest as if they had been written; whichever the model then writes itself is right. Tokens are drawn by the same numbers, in
+the same order, as without (speculative decoding, arXiv:2211.17192, for guesses that are certain): what differs is rounding, as between
+a sequence by itself and in a batch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Guesses at the next tokens, from the text itself: what came after its last tokens when they stood there before.
 
-Prompt lookup decoding (Saxena, 2023): a question about a document is answered in its words, code is written again with a line changed, names
-come back. A guess costs no model; whoever makes one checks it (engine/guessing.py).
+Prompt lookup decoding (Saxena, 2023): a question about a document is answered in its words, code is written again with a line changed,
+names come back. A guess costs no model; whoever makes one checks it (engine/guessing.py).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class PromptLookup:
 
     most  tokens of a guess
 
-    The next guess is as long as the last ones were right: twice a guess that was right as a whole, one more than was right of another, and half
-    of one that was wrong from the beginning. Nothing here reads a clock: the same text gives the same guesses.
+    The next guess is as long as the last ones were right: twice a guess that was right as a whole, one more than was right of another,
+    and half of one that was wrong from the beginning. Nothing here reads a clock: the same text gives the same guesses.
     """
 
     def __init__(self, most: int) -> None:

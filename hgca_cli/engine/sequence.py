@@ -86,8 +86,8 @@ class Sequence:
             return next_logits(loaded.model, ids, self.cache)
 
     def forward_following(self, loaded: LoadedModel, tokens: list[int]) -> Tensor | None:
-        """Compute the rows of the next tokens in one pass as they would be computed one by one, or of as many of them as that can be done
-        for: logits [2 or more, vocabulary] after each. None, and nothing was done, where it cannot. Errors as of `forward`.
+        """Compute the rows of the next tokens in one pass as they would be computed one by one, or of as many of them as that can be
+        done for: logits [2 or more, vocabulary] after each. None, and nothing was done, where it cannot. Errors as of `forward`.
 
         Those behind the first may be guesses: until `drop_newest` of the wrong ones the cache holds more than the sequence.
         """

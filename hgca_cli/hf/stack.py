@@ -42,6 +42,7 @@ class Stack:
     """The layers of a model, in their order.
 
     proven  a token was seen to go through all of them, one after the other
+    most    tokens of a call
     last    the token that did so in one call; whoever wants to know of one sets it to None before
     """
 
@@ -52,7 +53,7 @@ class Stack:
         self._described = native.ffi.new("hgca_layer *[]", [part.described for part in parts])
         self._watched = Watched([layers, *(inner for part in parts for inner in part.inner)], parts=PARTS)
         self._own = [one.__dict__ for one in layers]
-        self._most = min(part.most for part in parts)
+        self.most = min(part.most for part in parts)
         self._passed = 0  # layers of the token at hand, one after the other
         self._at: Tensor | None = None  # what the last of them made
         self._turns: Any = None  # the positions they were given
@@ -101,11 +102,11 @@ class Stack:
         return self._through(x, named) if same else None
 
     def follow(self, x: Tensor, named: dict[str, Any], looked: bool) -> Tensor | None:
-        """As `compute`, of several tokens [tokens, 1, width] of one sequence, one behind the other: each as it would be by itself. None,
-        too, where one of them cannot be read with the others (attention/following.py).
+        """As `compute`, of several tokens [tokens, 1, width] of one sequence, one behind the other: each as it would be by itself.
+        None, too, where one of them cannot be read with the others (attention/following.py).
         """
         self._next = 0
-        if not (self.proven and self._parts[0].serves(x, named)) or x.size(0) > self._most:
+        if not (self.proven and self._parts[0].serves(x, named)) or x.size(0) > self.most:
             return None
         cache: HybridCache = named["cache"]
         if len(cache.layers) != len(self._parts) or not (self._watched.partly() if looked else self._unchanged()):
@@ -126,7 +127,7 @@ class Stack:
 
     def _through(self, x: Tensor, named: dict[str, Any]) -> Tensor | None:
         cache: HybridCache = named.get("cache") or named["past_key_values"]
-        if len(cache.layers) != len(self._parts) or x.size(0) > self._most:  # a model of fewer layers than there are
+        if len(cache.layers) != len(self._parts) or x.size(0) > self.most:  # a model of fewer layers than there are
             return None
         turns = named["position_embeddings"]
         call = self._one if x.size(0) == 1 else self._several

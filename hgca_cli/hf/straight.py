@@ -62,6 +62,11 @@ class Straight:
         """Tokens of one sequence that came out the same; None: one did not."""
         return self._seen[0].alike
 
+    @property
+    def may_follow(self) -> bool:
+        """Whether several tokens of one sequence can go through in one pass."""
+        return self._turns.fixed and self._stack.most > 1
+
     def run(self, ids: Tensor, cache: HybridCache, places: Tensor | None = None) -> Tensor | None:
         """Logits [sequences, vocabulary] after one more token [sequences, 1] of each; None, and no row was put, where the model must be
         asked. places: of several, their positions [sequences, 1].
@@ -77,7 +82,7 @@ class Straight:
         """Logits [tokens, vocabulary] after each of several tokens [tokens, 1] of one sequence, one behind the other; None, and no row
         was put, where they are to be computed one by one.
         """
-        if not self._seen[0].enough or not self._turns.fixed or not self._unchanged():
+        if not self._seen[0].enough or not self.may_follow or not self._unchanged():
             return None
         x = self._embed(ids)  # type: ignore[misc]
         turns = self._turns.of_several(x, cache.get_seq_length())
@@ -171,9 +176,15 @@ def next_of_each(model: Any, ids: Tensor, cache: HybridCache, places: Tensor) ->
     return _straight(model, ids, cache, position_ids=places)
 
 
+def takes_following(model: Any) -> bool:
+    """Whether `following_logits` may have an answer, once some tokens were computed one by one."""
+    straight: Straight | None = getattr(model, NAME, None)
+    return straight is not None and straight.may_follow
+
+
 def following_logits(model: Any, ids: Tensor, cache: HybridCache) -> Tensor | None:
-    """Logits [tokens, vocabulary] after each of several tokens [tokens, 1], the next ones of the sequence in a cache; None, and no row was
-    put, where they cannot be computed in one pass as they would be one by one.
+    """Logits [tokens, vocabulary] after each of several tokens [tokens, 1], the next ones of the sequence in a cache; None, and no row
+    was put, where they cannot be computed in one pass as they would be one by one.
     """
     straight: Straight | None = getattr(model, NAME, None)
     return None if straight is None else straight.run_following(ids, cache)

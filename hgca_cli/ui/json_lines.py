@@ -114,6 +114,8 @@ def done_record(done: Done) -> dict[str, Any]:
             "predicted_ms": round(done.decode_seconds * 1000, 1),
             "predicted_per_second": round(done.tokens_per_second, 2),
             "ttft_ms": round(done.ttft_seconds * 1000, 1),
+            "draft_n": done.guessed,
+            "draft_n_accepted": done.guessed_right,
         },
         "hgca": {
             "window": done.rows.window,
