@@ -36,8 +36,8 @@ typedef struct {
 
 int hgca_linear(const hgca_weights *weights, int32_t count, uintptr_t in, uintptr_t out);
 
-/* As hgca_linear with several vectors, of grids and floats: in [vectors][inputs], out of each layer [vectors][outputs], one layer
- * after the other. Vectors are rounded to 16 bits by blocks of 32: the product is that with numbers that differ by up to 1.6e-5 of
+/* As hgca_linear with several vectors of float32: in [vectors][inputs], out of each layer [vectors][outputs], one layer after the
+ * other. For grids vectors are rounded to 16 bits by blocks of 32: the product is that with numbers that differ by up to 1.6e-5 of
  * their block's largest. Results do not depend on what other vectors there are. */
 int hgca_linear_several(const hgca_weights *weights, int32_t count, int64_t vectors, uintptr_t in, uintptr_t out);
 /* With so many vectors at most that is faster than a product of floats, by the instruction set in use. */
@@ -96,7 +96,7 @@ typedef struct {
 int hgca_before_attention(const hgca_layer *layer, uintptr_t in, uintptr_t cosine, uintptr_t sine, uintptr_t out);
 int hgca_after_attention(const hgca_layer *layer, uintptr_t in, uintptr_t attention, uintptr_t out);
 
-/* Both of several tokens, with layers that are all grids: in and out of `after` [tokens][inputs], cosine and sine [tokens][rotated],
+/* Both of several tokens: in and out of `after` [tokens][inputs], cosine and sine [tokens][rotated],
  * out of `before` the queries of all tokens, [tokens][heads][dim], then their keys, then their values; attention
  * [tokens][heads][numbers of a value]. Products as of hgca_linear_several. in and out of `after` must not be the same. */
 int hgca_before_attention_several(const hgca_layer *layer, int64_t tokens, uintptr_t in, uintptr_t cosine, uintptr_t sine,
@@ -135,7 +135,7 @@ int hgca_decode_layer(const hgca_layer *layer, const hgca_reading *reading, uint
  * their rows. */
 int hgca_decode_layers(const hgca_layer *const *layers, const hgca_reading *const *readings, int32_t count, uintptr_t in,
                        uintptr_t cosine, uintptr_t sine, uintptr_t out);
-/* As hgca_decode_layer of the tokens of `count` sequences, one sequence's after another's, where all weights are grids: in and out [tokens
+/* As hgca_decode_layer of the tokens of `count` sequences, one sequence's after another's: in and out [tokens
  * of all][inputs], cosine and sine [tokens of all][rotated]; products as of hgca_linear_several, the attention of all in one job. */
 int hgca_decode_layer_several(const hgca_layer *layer, const hgca_reading *const *readings, int32_t count, uintptr_t in,
                               uintptr_t cosine, uintptr_t sine, uintptr_t out);

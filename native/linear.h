@@ -51,16 +51,19 @@ typedef struct {
 
 enum { HGCA_SEVERAL = 64 }; /* vectors that share what is unpacked */
 
-/* Rows of a grid with 1 .. HGCA_SEVERAL vectors: out[v * out_stride + i] = bias[i] + sum_j row_i[j] in_v[j].
- *   weight     whole tiles
- *   numbers    block b of vector v is numbers[b * vectors + v]
+/* Rows of weights with 1 .. HGCA_SEVERAL vectors: out[v * out_stride + i] = bias[i] + sum_j row_i[j] in_v[j].
+ *   weight     of a grid whole tiles; else rows `row_bytes` apart
+ *   numbers    of a grid: block b of vector v is numbers[b * vectors + v]
+ *   in         else: [vectors][inputs]
  *   bias       [rows], or NULL
  *   onto       as out, what is added to it; or NULL */
 typedef struct {
     const char *weight;
     int64_t rows;
     int64_t inputs;
+    int64_t row_bytes;
     const hgca_numbers *numbers;
+    const float *in;
     int64_t vectors;
     const float *bias;
     const float *onto;
@@ -82,16 +85,16 @@ typedef void (*hgca_linear_kernel)(const hgca_linear_rows *rows);
 
 /* By kind of weights: f32, bf16, f16, grid of 8 bits, grid of 4 bits.
  * place  blocks of 32 numbers
- * several        grid of 8 bits, grid of 4 bits
+ * several        by kind as rows
  * place_several  a vector's blocks, `stride` apart
- * few, place_few  likewise, of up to few_vectors vectors; 0: there are no such kernels
+ * few, place_few  of grids of 8 and of 4 bits with up to few_vectors vectors; 0: there are no such kernels
  * most_vectors   so many at once are worth it, beside a product of floats
  * gate   gate[i] *= up[i] / (1 + exp(-gate[i]))
  * pack   onto a grid of 8 bits, of 4 bits: the share of their squares that is lost; infinity if a number is one that the grid cannot hold */
 typedef struct {
     hgca_linear_kernel rows[5];
     void (*place)(const float *in, int64_t blocks, hgca_placed_block *to);
-    void (*several[2])(const hgca_several_rows *rows);
+    void (*several[5])(const hgca_several_rows *rows);
     void (*place_several)(const float *in, int64_t inputs, hgca_numbers *to, int64_t stride);
     void (*few[2])(const hgca_several_rows *rows);
     void (*place_few)(const float *in, int64_t inputs, hgca_numbers *to, int64_t stride);

@@ -38,7 +38,7 @@ static inline VI vdots8(VI sum, VI a, VI b) {
 }
 
 /* Two numbers of 16 bits of each row: these are whole, so that a block of 32 is added up in 32 bits without an error. */
-enum { SEVERAL = 4, TILES = 1, MOST_VECTORS = 1 << 30 };
+enum { SEVERAL = 4, TILES = 1, VECTORS_AT_ONCE = 2, MOST_VECTORS = 1 << 30 };
 
 static inline void vpairs4(VI x, VI to[4]) {
     const __m256i low = _mm256_set1_epi32(0x000f000f);

@@ -25,7 +25,7 @@ static inline VI vcode8(VI x) { return _mm512_xor_si512(x, _mm512_set1_epi8(-128
 static inline VI vlevels(VI a, VI b) { return _mm512_add_epi32(_mm512_slli_epi32(a, 7), b); }
 static inline VF vlanes(VI x) { return _mm512_cvtepi32_ps(x); }
 
-enum { SEVERAL = 4, TILES = 4 };
+enum { SEVERAL = 4, TILES = 4, VECTORS_AT_ONCE = 4 };
 
 static inline void vpairs4(VI x, VI to[4]) {
     const __m512i low = _mm512_set1_epi32(0x000f000f);

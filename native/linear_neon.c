@@ -41,7 +41,7 @@ static inline VI vlevels(VI a, VI b) { return vaddq_s32(vshlq_n_s32(a, 7), b); }
 static inline VF vlanes(VI x) { return vcvtq_f32_s32(x); }
 
 /* Not tried on hardware: by count of instructions floats are no slower. */
-enum { SEVERAL = 4, TILES = 1, MOST_VECTORS = 0 };
+enum { SEVERAL = 4, TILES = 1, VECTORS_AT_ONCE = 4, MOST_VECTORS = 0 };
 
 static inline void vpairs4(VI x, VI to[4]) {
     const uint32x4_t bytes = vreinterpretq_u32_s32(x), low = vdupq_n_u32(0x000f000f);

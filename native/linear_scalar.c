@@ -74,7 +74,7 @@ static inline VI vsums(VS sum) { return sum; }
 static inline VI vlevels(VI a, VI b) { return 128 * a + b; }
 static inline VF vlanes(VI x) { return (float)x; }
 
-enum { SEVERAL = 1, TILES = 1, MOST_VECTORS = 0 };
+enum { SEVERAL = 1, TILES = 1, VECTORS_AT_ONCE = 2, MOST_VECTORS = 0 };
 
 static inline VI two(int first, int second) { return (VI)((uint32_t)first & 0xffff) | (VI)((uint32_t)second << 16); }
 

@@ -3,6 +3,7 @@
  *   vzero vset1 vload vstore vadd vmul vsum vfma(a, b, c) = a * b + c
  *   vload_rows(p, dtype)      VW numbers (f32, bf16, f16, i8) as floats
  *   vtail_rows(p, dtype, n)   n < VW of them, then zeros
+ *   VECTORS_AT_ONCE           1 to 4, whose sums with AT_ONCE rows the registers hold
  * and what linear_grid.h, linear_several.h, linear_pack.h and kernels_exp2.h need besides.
  *   MOST_VECTORS              as in hgca_isa_linear; so is FEW_VECTORS, if it is defined
  *
@@ -57,6 +58,8 @@ INLINE void dot_rows(const hgca_linear_rows *p, int64_t first, int rows, int dty
 
 #include "linear_several.h"
 
+#include "linear_floats.h"
+
 #ifdef FEW_VECTORS
 #include "linear_few.h"
 #define OF_FEW {few_grid8, few_grid4}, place_few, FEW_VECTORS
@@ -110,7 +113,7 @@ HGCA_LINEAR(linear_f16, dot_rows(p, r, AT_ONCE, HGCA_F16), dot_rows(p, r, 1, HGC
     {                                                                            \
         {linear_f32, linear_bf16, linear_f16, linear_grid8, linear_grid4},       \
         place,                                                                   \
-        {several_grid8, several_grid4},                                          \
+        {several_f32, several_bf16, several_f16, several_grid8, several_grid4},  \
         place_several,                                                           \
         OF_FEW,                                                                  \
         MOST_VECTORS,                                                            \

@@ -8,7 +8,7 @@ from typing import Any
 from hgca_cli.engine.batch import Batch
 from hgca_cli.engine.member import Member
 from hgca_cli.engine.metrics import read_metrics, watch
-from hgca_cli.hf.joint import one_call_a_layer
+from hgca_cli.hf.joint import most_in_a_call
 from hgca_cli.metrics import Metrics, Places, Slot, Spent
 
 PARTS = ("window", "selection", "attention", "hidden")  # of a token's time
@@ -19,16 +19,14 @@ class BatchReadings:
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
-        self._told_jointly = one_call_a_layer(
-            batch.engine.loaded
-        )  # how long attention took, also of tokens in one pass
+        self._in_a_call = most_in_a_call(batch.engine.loaded)  # tokens of one pass of which it is told how long attention took
         self._evicted: dict[int, int] = {}  # bytes, by member
         self._left = 0  # bytes evicted of those that are gone
 
     def take(self) -> Metrics | None:
         """One reading of all together; None where nobody has a row."""
-        told = self._told_jointly or not self._batch.joint
         members = self._batch.members
+        told = not self._batch.joint or sum(writes for _, writes in members) <= self._in_a_call
         found = [(member, writes, self._of(member, told)) for member, writes in members]
         known = [(writes, one) for _, writes, one in found if one is not None]
         still = {id(member) for member in self._batch.refused}

@@ -11,7 +11,7 @@ import torch
 from hgca_cli.engine.member import Member
 from hgca_cli.engine.sequence import GRAPHS, is_refusal
 from hgca_cli.errors import HgcaError
-from hgca_cli.hf.joint import JointCache, Prompts, joint_forward, one_call_a_layer, pays_from
+from hgca_cli.hf.joint import JointCache, Prompts, joint_forward, most_in_a_call, pays_from
 from hgca_cli.hf.joint_graph import graphs_of
 from hgca_cli.hf.load import LoadedModel
 from hgca_cli.hf.threads import one_thread
@@ -24,7 +24,7 @@ class Together:
         self._loaded = loaded
         self._graphs = graphs_of(loaded) if GRAPHS else None
         self._least = 2 if self._graphs is not None else pays_from(loaded)
-        self._calls = one_call_a_layer(loaded)
+        self._in_a_call = most_in_a_call(loaded)
         self._joint: tuple[list[Member], JointCache] | None = None
         self._prompts = Prompts(loaded)
         self.joint = False  # whether the latest tokens were computed in one pass
@@ -47,7 +47,7 @@ class Together:
                 logits = self._graphs.step(joint, tokens)
                 self._give_up_graphs()
             else:
-                with one_thread() if self._calls else nullcontext():
+                with one_thread() if len(members) <= self._in_a_call else nullcontext():
                     logits = joint_forward(self._loaded, joint, tokens, lengths)
         except BaseException as error:
             self.let_go()

@@ -27,10 +27,14 @@ def pays_from(loaded: LoadedModel) -> int:
     return 2 if one_call_a_layer(loaded) else FLOATS_PAY
 
 
+def most_in_a_call(loaded: LoadedModel) -> int:
+    """Sequences of which the C library does a layer together, at most; 1: of each by itself."""
+    return min((part.most for part in _parts(loaded)), default=1)
+
+
 def one_call_a_layer(loaded: LoadedModel) -> bool:
     """Whether the C library does a layer of all sequences together, their attention included."""
-    layers = _parts(loaded)
-    return bool(layers) and all(part.most > 1 for part in layers)
+    return most_in_a_call(loaded) > 1
 
 
 def _parts(loaded: LoadedModel) -> list[Parts]:

@@ -2,16 +2,17 @@
 
 torch's product of a matrix and one vector reads weights on one thread here, at a third of the rate two threads reach.
 A loaded model's linear layers hand single tokens to the C library (hf/quicken.py); everything else about them stays as
-it is (name, parameters, what several tokens do, but on a grid). float32 weights that 16 bits hold exactly, as most models are
+it is (name, parameters, what many tokens do, but on a grid). float32 weights that 16 bits hold exactly, as most models are
 published, or a grid of 4 or 8 bits, as those of a converted GGUF file, get a second copy in that form: half or a sixth is read then.
 Results differ by rounding alone; of a grid's that is what rounding a vector to 21 bits by blocks of 32 makes of them: 1e-6
 of the result's norm in the default model's layers, 1.3e-5 where a vector has numbers a thousand times the others.
 
 Weights may be held on a grid alone, or in 16 bits (hf/packed.py): whatever such a layer is given is multiplied with that.
 
-Several vectors, of a prompt or of a batch, are torch's, in float32 that of its two libraries which is faster here (hf/products.py).
-They are multiplied with a grid by the library too, where the processor's whole numbers are faster than torch's floats: rounded to
-16 bits by blocks of 32, which moves the default model's distributions by 5e-8 (KL).
+A few vectors are multiplied by the library, too, which reads the weights once for all of them. Many, of a prompt or of a large batch,
+are torch's, in float32 that of its two libraries which is faster here (hf/products.py); with a grid they are the library's where the
+processor's whole numbers are faster than torch's floats: rounded to 16 bits by blocks of 32, which moves the default model's
+distributions by 5e-8 (KL).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from hgca_cli.hf.siblings import Siblings
 
 AT_ONCE, FEWEST_ROWS = 1 << 21, 64  # numbers, at least so many rows, that are widened at once (docs/log.md)
+FEW = 16  # vectors that rows of floats, or of 16 bits, are read once for; for more torch is faster (docs/log.md)
 TURNS = 1024  # vectors that weights held on a grid alone are multiplied with before making floats of them can pay (docs/log.md)
 
 
@@ -124,8 +126,8 @@ class Weights:
         self._kept = (weight, bias, read)
         self.copied = 0 if copy is None else read.numel() * read.element_size()
         self._at, self._held, self.dtype = weight.data_ptr(), weight.dtype, dtype
-        several = isinstance(copy, Grid) and dtype is torch.float32
-        self.most = max(1, native.lib.hgca_most_vectors()) if several else 1
+        of_grid = max(1, native.lib.hgca_most_vectors()) if isinstance(copy, Grid) else FEW
+        self.most = of_grid if dtype is torch.float32 else 1
         self.outputs, self.inputs = shape
 
     @staticmethod

@@ -136,7 +136,7 @@ static int check_several(int inputs, const int *outputs, int count, int vectors,
     hgca_weights w[HGCA_MOST_LAYERS] = {0};
     int total = 0, failures = 0;
     for (int i = 0; i < count; i++) {
-        l[i] = make_layer(outputs[i], inputs, HGCA_GRID8 + (vectors + i) % 2, i % 2, state);
+        l[i] = make_layer(outputs[i], inputs, inputs % BLOCK ? (vectors + i) % 3 : (vectors + i) % 5, i % 2, state);
         w[i] = l[i].w, total += outputs[i];
     }
     const size_t numbers = (size_t)vectors * (size_t)inputs;
@@ -245,8 +245,8 @@ int check_linear(void) {
             const int kind[] = {turn % kinds, (turn + 1) % kinds, (turn + turn / 3) % (hidden % BLOCK ? 3 : 5), turn / 2 % kinds};
             const int alike[] = {kind[0], kind[1], (turn + 2) % kinds, kind[3]};
             failures += check_together(inputs[i], several, alike, 1 + turn % HGCA_MOST_LAYERS, &state);
-            if (kinds == 5) failures += check_several(inputs[i], several, 1 + turn % HGCA_MOST_LAYERS, 1 + turn * 7 % 140, &own);
-            if (kinds == 5) failures += check_company(inputs[i], outputs[o], HGCA_GRID8 + turn % 2, &own);
+            failures += check_several(inputs[i], several, 1 + turn % HGCA_MOST_LAYERS, 1 + turn * 7 % 140, &own);
+            failures += check_company(inputs[i], outputs[o], turn % kinds, &own);
             failures += check_gated(inputs[i], hidden, outputs[o], kind, &state);
             if (kinds == 5) failures += check_packing(outputs[o], inputs[i], turn % 3, HGCA_GRID8 + turn % 2, 0, &own);
             if (kinds == 5) failures += check_packing(outputs[o], inputs[i], turn % 3, HGCA_GRID4, 1, &own);
