@@ -10,18 +10,22 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+import hgca_cli.hf.attention
 from hgca_cli import native
 from hgca_cli.config import CacheSettings, SamplingSettings
+from hgca_cli.engine import together
 from hgca_cli.engine.batch import Batch
 from hgca_cli.engine.batch_metrics import BatchReadings
 from hgca_cli.engine.engine import Engine
-from hgca_cli.engine.member import Request
+from hgca_cli.engine.member import Answer, Request
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.errors import ContextOverflowError
 from hgca_cli.hf import decoder, straight
 from hgca_cli.hf.cache import HybridCache
-from hgca_cli.hf.joint import JointCache, joint_forward, pays_from
+from hgca_cli.hf.joint import JointCache, joint_forward, most_in_a_call, pays_from
+from hgca_cli.hf.linear import FEW
 from hgca_cli.hf.load import LoadedModel
+from hgca_cli.hf.quicken import quicken
 from hgca_cli.hf.stack import Stack
 from tests.tiny_engine import tiny_loaded
 from tests.tiny_grids import grid_loaded
@@ -209,3 +213,41 @@ def test_how_long_attention_took_is_told_of_tokens_in_one_pass(loaded: LoadedMod
         found = readings.take()
         told += batch.joint and found is not None and (found.spent.attention or 0.0) > 0.0
     assert told > 5
+
+
+def test_more_than_a_call_takes_are_several_passes(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, joined: list[int]
+) -> None:
+    def answers(most: int) -> dict[int, str]:
+        monkeypatch.setattr(together, "most_in_a_call", lambda _: most)
+        batch = Batch(Engine(loaded, CacheSettings(window=64, sinks=2, context=512), prefill_chunk=64), 7)
+        requests = [
+            Request(key, [5 + key, 6, 7], SamplingSettings(max_tokens=12 + 3 * key, temperature=0)) for key in range(7)
+        ]
+        told = [one for one in batch.run(iter(requests), threading.Event()) if isinstance(one, Answer)]
+        return {one.request.key: one.done.text for one in told if one.done is not None}
+
+    wanted = answers(100)
+    assert max(joined) == 7 and len(wanted) == 7
+    joined.clear()
+    assert answers(3) == wanted
+    assert set(joined) == {2, 3}, "7 are 2, 2 and 3, 6 are 3 and 3, 5 are 2 and 3, 4 are 2 and 2"
+
+
+def test_a_model_without_grids_is_one_call_a_layer_of_few(joined: list[int]) -> None:
+    made = []
+    for _ in range(2):
+        one = tiny_loaded()
+        quicken(one.model)
+        one.model.set_attn_implementation(hgca_cli.hf.attention.NAME)
+        made.append(one)
+    one = made[0]
+    assert pays_from(one) == 2 and most_in_a_call(one) == FEW
+    alone, others = (sequences(of, torch.Generator().manual_seed(5), select="exact") for of in made)
+    joint = JointCache([each.cache for each in others])
+    for step in range(STEPS):
+        tokens = [7 + step + at for at in range(len(LENGTHS))]
+        got = joint_forward(made[1], joint, tokens, [length + step for length in LENGTHS])
+        want = [each.forward(one, torch.tensor([[token]])) for each, token in zip(alone, tokens, strict=True)]
+        assert (got - torch.stack(want)).abs().max() < 1e-4
+    assert len(joined) >= STEPS

@@ -123,7 +123,7 @@ def test_what_several_vectors_are_refused(rng: torch.Generator) -> None:
     weight, vectors = on_grid(8, 20, 64, rng), torch.randn(3, 64, generator=rng)
     floats, grid = Weights(weight), Weights(weight, None, find_grid(weight))
     halves = weight.half()
-    assert floats.serves(weight, vectors) and not floats.serves(weight, vectors.repeat(6, 1))
+    assert floats.serves(weight, vectors) and not floats.serves(weight, vectors.repeat(11, 1))
     assert Weights(halves).serves(halves, vectors[0].half()) and not Weights(halves).serves(halves, vectors.half())
     assert grid.serves(weight, vectors) == (native.lib.hgca_most_vectors() >= 3)
     assert not grid.serves(weight, vectors.t()) and not grid.serves(weight, vectors[:0])

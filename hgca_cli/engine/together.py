@@ -25,7 +25,7 @@ class Together:
         self._graphs = graphs_of(loaded) if GRAPHS else None
         self._least = 2 if self._graphs is not None else pays_from(loaded)
         self._in_a_call = most_in_a_call(loaded)
-        self._joint: tuple[list[Member], JointCache] | None = None
+        self._joints: list[tuple[list[Member], JointCache]] = []  # of members that are one pass
         self._prompts = Prompts(loaded)
         self.joint = False  # whether the latest tokens were computed in one pass
 
@@ -35,6 +35,10 @@ class Together:
         if len(fit) < len(members):
             rest = [member for member in members if member not in fit]
             return [*self.forward(fit), *(failure for member in rest for failure in self._alone(member))]
+        if self._graphs is None and len(members) > self._in_a_call >= self._least:
+            passes, all_of = -(-len(members) // self._in_a_call), len(members)
+            ends = [all_of * at // passes for at in range(passes + 1)]  # as even as can be
+            return [failure for at in range(passes) for failure in self.forward(members[ends[at] : ends[at + 1]])]
         self.joint = len(members) >= self._least
         if not self.joint:
             self.let_go()
@@ -65,7 +69,7 @@ class Together:
 
     def _fit(self, members: list[Member]) -> list[Member]:
         """Those that may be computed together."""
-        if self._graphs is None or (self._joint is not None and self._joint[0] == members):
+        if self._graphs is None or any(members == kept for kept, _ in self._joints):
             return members
         return [member for member in members if self._graphs.serves(member.sequence.cache)]
 
@@ -77,7 +81,7 @@ class Together:
 
     def let_go(self) -> None:
         """Nobody's memory is held: somebody is about to give it back."""
-        self._joint = None
+        self._joints = []
         if self._graphs is not None:
             self._graphs.let_go()
 
@@ -125,6 +129,10 @@ class Together:
         return []
 
     def _of(self, members: list[Member]) -> JointCache:
-        if self._joint is None or self._joint[0] != members:
-            self._joint = list(members), JointCache([member.sequence.cache for member in members])
-        return self._joint[1]
+        for kept, joint in self._joints:
+            if kept == members:
+                return joint
+        joint = JointCache([member.sequence.cache for member in members])
+        self._joints = [one for one in self._joints if not any(member in members for member in one[0])]
+        self._joints.append((list(members), joint))
+        return joint

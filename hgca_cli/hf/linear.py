@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hgca_cli.hf.siblings import Siblings
 
 AT_ONCE, FEWEST_ROWS = 1 << 21, 64  # numbers, at least so many rows, that are widened at once (docs/log.md)
-FEW = 16  # vectors that rows of floats, or of 16 bits, are read once for; for more torch is faster (docs/log.md)
+FEW = 32  # vectors that rows of floats, or of 16 bits, are read once for; for more torch is faster (docs/log.md)
 TURNS = 1024  # vectors that weights held on a grid alone are multiplied with before making floats of them can pay (docs/log.md)
 
 
