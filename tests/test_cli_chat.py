@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from hgca_cli import native
 from hgca_cli.engine.balance import Balance
@@ -137,7 +137,9 @@ def test_tokens_that_are_guessed(tmp_path: Path) -> None:
         vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512,
     )  # fmt: skip
-    grids, others = save_tiny(tmp_path / "64", LlamaForCausalLM(config)), save_tiny(tmp_path / "48")
+    grids = save_tiny(tmp_path / "llama", LlamaForCausalLM(config))
+    shape = GPT2Config(vocab_size=320, n_positions=512, n_embd=32, n_layer=2, n_head=4)
+    others = save_tiny(tmp_path / "gpt2", GPT2LMHeadModel(shape))
     words = (
         "chat",
         "-p",
@@ -157,7 +159,7 @@ def test_tokens_that_are_guessed(tmp_path: Path) -> None:
     guessed = [one["timings"]["draft_n"] for one in done]
     assert guessed[0] >= guessed[1] > guessed[2] == 0 and done[0]["timings"]["draft_n_accepted"] <= guessed[0]
     assert {one["usage"]["completion_tokens"] for one in done} == {60}
-    told = records(here(*words, "-m", others, "--prompt-lookup", "3"))
+    told = records(here(*words[:-3], "--no-save", "-m", others, "--prompt-lookup", "3"))
     assert "one token of an answer at a time" in next(one["text"] for one in told if one["type"] == "notice")
     assert told[-1]["timings"]["draft_n"] == 0
 

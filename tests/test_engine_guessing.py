@@ -10,18 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from hgca_cli import native
 from hgca_cli.attention.following import Following
 from hgca_cli.config import CacheSettings, SamplingSettings
+from hgca_cli.engine.batch import Batch
 from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.guessing import Guessing
 from hgca_cli.engine.lookup import PromptLookup
+from hgca_cli.engine.member import Answer, Request
 from hgca_cli.engine.sequence import DeviceFullError, Sequence
 from hgca_cli.events import Done
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.load import LoadedModel
-from tests.tiny_engine import Endless, tiny_engine, tiny_loaded
+from tests.tiny_engine import Endless, tiny_loaded, tiny_tokenizer
 from tests.tiny_grids import grid_loaded
 
 POLICIES = ["exact", "scan", "two-level", "page", "window"]
@@ -212,16 +215,56 @@ def test_nothing_leaves_a_window_in_a_pass_of_several(loaded: LoadedModel, toget
 
 
 def test_who_computes_one_token_at_a_time_is_not_asked_for_more(loaded: LoadedModel) -> None:
-    engine = Engine(replace(tiny_loaded()), CacheSettings(window=16, sinks=2, context=200), guesses=7)
+    shape = GPT2Config(vocab_size=320, n_positions=512, n_embd=32, n_layer=2, n_head=4)
+    torch.manual_seed(3)
+    other = replace(tiny_loaded(Endless(tiny_tokenizer())), model=GPT2LMHeadModel(shape).eval())  # type: ignore[arg-type]
+    engine = Engine(other, CacheSettings(window=16, sinks=2, context=200), guesses=7)
     assert not engine.may_guess and Engine(loaded, CacheSettings(context=100)).may_guess
-    plain = tiny_engine(context=200)
-    for one in (engine, plain):
-        one.loaded = replace(one.loaded, tokenizer=Endless(one.loaded.tokenizer))  # type: ignore[arg-type]
     told = []
-    for one in (engine, plain):
-        sequence = one.new_sequence()
+    for guesses in (7, 0):
+        engine.guesses = guesses
+        sequence = engine.new_sequence()
         sampling = SamplingSettings(temperature=0, max_tokens=40)
-        *_, done = one.answer(sequence, [60, 61, 62] * 12, sampling, threading.Event())
+        *_, done = engine.answer(sequence, [60, 61, 62] * 12, sampling, threading.Event())
         assert isinstance(done, Done) and done.guessed == 0
         told.append(sequence.tokens)
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("sliding", [None, 40])
+def test_weights_that_are_no_grids_and_layers_that_slide(sliding: int | None, together: list[int]) -> None:
+    """Of layers that slide tokens are guessed as long as they see all."""
+    written = []
+    for guesses in (0, 7):
+        engine = Engine(
+            tiny_loaded(Endless(tiny_tokenizer()), sliding),  # type: ignore[arg-type]
+            CacheSettings(window=64, sinks=2, context=200),
+            guesses=guesses,
+        )
+        assert engine.may_guess
+        sequence = engine.new_sequence()
+        sampling = SamplingSettings(temperature=0, max_tokens=100)
+        *_, done = engine.answer(sequence, [60, 61, 62] * 4, sampling, threading.Event())
+        assert isinstance(done, Done) and done.completion_tokens == 100
+        written.append(sequence.tokens)
+    assert written[0] == written[1]
+    assert together and (sliding is None or sum(together) < sliding)
+
+
+def test_rows_of_a_job_are_guessed_while_they_run_alone(loaded: LoadedModel, together: list[int]) -> None:
+    """One after the other, or the last one of several, whose guesses are given up whenever another comes."""
+    loaded = replace(loaded, tokenizer=Endless(loaded.tokenizer))  # type: ignore[arg-type]
+    texts: list[dict[int, str]] = []
+    guessed: list[int] = []
+    for guesses, slots in ((0, 1), (7, 1), (7, 2)):
+        engine = Engine(loaded, CacheSettings(window=64, sinks=2, context=300, select="exact"), guesses=guesses)
+        requests = [
+            Request(key, [60 + key, 61, 62] * 8, SamplingSettings(max_tokens=30 + 40 * key, temperature=0))
+            for key in range(3)
+        ]
+        told = [one for one in Batch(engine, slots).run(iter(requests), threading.Event()) if isinstance(one, Answer)]
+        assert all(one.done is not None and one.error is None for one in told)
+        texts.append({one.request.key: one.done.text for one in told if one.done is not None})
+        guessed.append(sum(one.done.guessed for one in told if one.done is not None))
+    assert texts[0] == texts[1] == texts[2] and len(texts[0]) == 3
+    assert guessed[0] == 0 < guessed[2] < guessed[1] and together

@@ -15,6 +15,7 @@ from hgca_cli.commands.flags import (
     dashboard_of,
     exclude,
     exclude_prompt_flags,
+    guesses_of,
     naming_variables,
     one_of,
     plan_request,
@@ -138,6 +139,7 @@ def batch(
     quality: options.Quality = "auto",
     budget: options.Budget = "auto",
     dense_layers: options.DenseLayers = 0,
+    prompt_lookup: options.JobLookup = "auto",
     threads: options.Threads = "auto",
     prefill_chunk: options.PrefillChunk = "auto",
     gpu_mem: options.GpuMem = None,
@@ -188,6 +190,7 @@ def batch(
             raise UsageError("--address names a Ray cluster.", "Add --engine ray.")
         one_of(output_format, "--output-format", FORMATS)
         share = shard_of(shard)
+        given["guesses"] = guesses_of(prompt_lookup)
         slots = count_of(concurrency, "--concurrency", 4096)
         given["max_tokens"] = tokens_of(max_tokens, "--max-tokens", endless=False)
         style, request, sampling = style_of(color, plain=plain), plan_request(given), sampling_flags(given)

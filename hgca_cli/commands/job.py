@@ -241,6 +241,7 @@ class Job:
             shared=self.shared_length(good),
             watched=self.dashboard == "full",
             told_template=tuple(self.told_template),
+            guesses=given["guesses"],
         )
         elsewhere = Elsewhere(work, self.view, begin)
         elsewhere.run(recipe, fingerprint, given["address"], good, stop)

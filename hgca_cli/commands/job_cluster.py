@@ -14,7 +14,7 @@ from hgca_cli.batch.cluster import Calls, Cluster
 from hgca_cli.batch.hand import Finished, Given, Ready, Started, Told
 from hgca_cli.batch.rows import Reader, RowError
 from hgca_cli.batch.work import Terms, Work
-from hgca_cli.commands.flags import sampling_of
+from hgca_cli.commands.flags import guesses_on, sampling_of
 from hgca_cli.commands.setup import ModelChoice
 from hgca_cli.engine.batch_metrics import together
 from hgca_cli.events import Event, Notice
@@ -52,6 +52,7 @@ class Recipe:
     shared: int
     watched: bool = False
     told_template: tuple[str, ...] = ()
+    guesses: int | None = None
 
 
 def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
@@ -75,7 +76,8 @@ def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
     files, plan = plan_model(choice, request, notify, profile=recipe.profile)
     profile = profile_for(recipe.profile, machine, notify)
     sizes = sizes_of(describe(files, choice.trust_remote_code), machine, request, profile, plan)
-    engine = start_engine(choice, files, plan, notify=notify)
+    guesses = guesses_on(recipe.guesses if plan.device == "cpu" else None, plan.device)  # machines of any kind
+    engine = start_engine(choice, files, plan, guesses=guesses, notify=notify)
     check_template(engine.loaded.tokenizer, recipe.sampling, recipe.think, recipe.options)
     sampling, _, wrong = sampling_of(recipe.sampling, engine.loaded.model.generation_config.to_diff_dict())
     for text in wrong:

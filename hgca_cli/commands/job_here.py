@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hgca_cli.batch.check import Entry
+from hgca_cli.commands.flags import guesses_on
 from hgca_cli.events import Event, Notice
 from hgca_cli.units import counted
 
@@ -44,7 +45,8 @@ def here(
         else:
             job.view.progress(work.tally)
 
-    engine = start_engine(choice, files, plan, notify=show)
+    guesses = guesses_on(job.given["guesses"], plan.device)
+    engine = start_engine(choice, files, plan, guesses=guesses, notify=show)
     check_template(engine.loaded.tokenizer, job.sampling, job.given["think"], job.template_options)
     if lost := lost_options(engine.loaded.tokenizer, job.told_template):
         job.view.note(lost)

@@ -167,6 +167,14 @@ PromptLookup = Annotated[
         " auto: 7 on the CPU, off on a GPU.",
     ),
 ]  # fmt: skip
+JobLookup = Annotated[
+    str,
+    typer.Option(
+        "--prompt-lookup", envvar="HGCA_PROMPT_LOOKUP", metavar="auto|off|N",
+        help="Of a row that runs by itself, guess up to N next tokens from its text, and compute them with the newest one."
+        " auto: 7 on the CPU, off on a GPU.",
+    ),
+]  # fmt: skip
 Threads = Annotated[
     str,
     typer.Option("--threads", "-t", envvar="HGCA_THREADS", metavar="N", help="CPU threads. auto: all it may use."),

@@ -19,7 +19,9 @@ class BatchReadings:
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
-        self._in_a_call = most_in_a_call(batch.engine.loaded)  # tokens of one pass of which it is told how long attention took
+        self._in_a_call = most_in_a_call(
+            batch.engine.loaded
+        )  # tokens of one pass of which it is told how long attention took
         self._evicted: dict[int, int] = {}  # bytes, by member
         self._left = 0  # bytes evicted of those that are gone
 

@@ -39,13 +39,14 @@ class Guessing:
                 self._right += 1
                 return self._rows[self._right]
             self._end()
-        if self._lookup is not None and left > 1:
+        waiting = self._sequence.waiting  # more than the newest, where all is read again
+        if self._lookup is not None and left > 1 and len(waiting) == 1:
             most = min(left - 1, self._context - len(self._sequence.tokens))
             guess = self._lookup.guess(self._sequence.tokens, most)
             if guess and (rows := self._sequence.forward_following(self._loaded, [token, *guess])) is not None:
                 self._guess, self._rows, self._right = guess[: len(rows) - 1], rows, 0
                 return rows[0]
-        return self._sequence.forward(self._loaded, torch.tensor([[token]], device=self._loaded.device))
+        return self._sequence.forward(self._loaded, torch.tensor([waiting], device=self._loaded.device))
 
     def close(self) -> None:
         """Nothing is left in the sequence but what was written."""

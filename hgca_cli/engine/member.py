@@ -16,6 +16,8 @@ from hgca_cli.engine.beginnings import Beginning
 from hgca_cli.engine.chances import Chance, chance_of
 from hgca_cli.engine.choosing import Chooser
 from hgca_cli.engine.engine import Engine
+from hgca_cli.engine.guessing import Guessing
+from hgca_cli.engine.lookup import PromptLookup
 from hgca_cli.engine.prefill import check_room, prefill
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.engine.text import TextStream
@@ -88,6 +90,8 @@ class Member:
         self._stream = TextStream(
             engine.loaded.tokenizer.decode, request.sampling.stop, request.ids if request.continues else ()
         )
+        self._lookup = PromptLookup(engine.guesses) if engine.guesses else None
+        self._guessing: Guessing | None = None  # while its tokens are computed by itself
         self._ends = engine.loaded.tokenizer.end_ids
         self._prefill: Generator[Event, None, Tensor | None] | None = None
         self._began = self._read = self._first = self._last = time.perf_counter()
@@ -210,6 +214,20 @@ class Member:
             self._finish("length")
         return 1
 
+    def compute_alone(self) -> None:
+        """Its token by itself, and with it what can be guessed: the logits after it. Errors as of Sequence.forward."""
+        engine, sequence = self._engine, self.sequence
+        if self._guessing is None:
+            self._guessing = Guessing(engine.loaded, sequence, self._lookup, engine.context)
+        left = self.request.sampling.max_tokens - self._written
+        self.logits, self.owed = self._guessing.after(left), False
+
+    def settle(self) -> None:
+        """What was guessed is given up: it is computed with others, or waits."""
+        if self._guessing is not None:
+            self._guessing.close()
+            self._guessing = None
+
     def fail(self, error: HgcaError) -> None:
         """An error is the answer, and the text until here."""
         self._stream.finish()
@@ -233,6 +251,7 @@ class Member:
         self._stream.finish()
         if self._stream.stopped:  # the last piece, given up as a whole, held a stop string
             reason = "stop"
+        self.settle()
         done = Done(
             finish_reason=reason,
             prompt_tokens=len(self.request.ids),
@@ -243,6 +262,8 @@ class Member:
             decode_seconds=self._last - self._first,
             rows=self.sequence.cache.rows(),
             seed=self._chooser.seed,
+            guessed=self._lookup.guessed if self._lookup else 0,
+            guessed_right=self._lookup.right if self._lookup else 0,
             text=self._stream.text,
         )
         self.answer = Answer(self.request, done, None, done.text, tuple(self._chances))

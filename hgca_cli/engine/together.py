@@ -43,6 +43,8 @@ class Together:
         if not self.joint:
             self.let_go()
             return [failure for member in members for failure in self._alone(member)]
+        for member in members:
+            member.settle()
         before = [member.sequence.mark() for member in members]
         tokens, lengths = [one.token for one in members], [mark.length for mark in before]
         try:
@@ -121,9 +123,8 @@ class Together:
         return self._alone(members[0]) if len(members) == 1 else self.forward(members)
 
     def _alone(self, member: Member) -> list[tuple[Member, HgcaError]]:
-        ids = torch.tensor([member.sequence.waiting], device=self._loaded.device)
         try:
-            member.logits, member.owed = member.sequence.forward(self._loaded, ids), False
+            member.compute_alone()
         except HgcaError as error:
             return [(member, error)]
         return []
