@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hgca_cli.commands import eval_options, options
+from hgca_cli.commands import answer_options, eval_options, options
 from hgca_cli.commands.eval_asked import check_candidates, lengths_and_depths
 from hgca_cli.commands.eval_cases import made_cases, prompt_ids, question_tokens, read_cases
 from hgca_cli.commands.eval_policies import Policy, policies_of
@@ -86,7 +86,7 @@ def recall(
     appended: Annotated[
         bool, typer.Option("--appended", help="The question is a turn of its own, after the rest was read.")
     ] = False,
-    raw: options.Raw = False,
+    raw: answer_options.Raw = False,
     window: options.Window = "256",
     sinks: options.Sinks = None,
     select: eval_options.SelectSeveral = None,
