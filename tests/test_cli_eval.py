@@ -142,6 +142,10 @@ def test_what_is_lost_is_told(model: str, monkeypatch: pytest.MonkeyPatch) -> No
     done = evaluate(*RECALL, "--count", "3", "--json", model=model)
     lines = [line for line in records(done) if line["type"] == "recall"]
     assert [(line["policy"], line["right"], line["lost"]) for line in lines] == [("exact", 2, 0), ("window", 2, 1)]
+    told = b"full attention answers none of these"
+    for whole, said in (([False, True], False), ([False, False], True)):
+        right |= {"exact": whole, "window": [True, False]}
+        assert (told in evaluate(*RECALL, "--count", "2", model=model).stdout) == said
 
 
 def test_the_question_is_found_in_its_prompt(model: str) -> None:
@@ -306,6 +310,9 @@ def test_qualities(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*DRIFT, "--tokens", "3"), "--tokens: 3 is too few"),
         ((*DRIFT, "--temp", "-1"), "--temp: -1.0 is out of range"),
         ((*DRIFT[:-1], "exact"), "does not drift from itself"),
+        (("fidelity", "book.txt"), "Texts are named by --text FILE."),
+        (("recall", "cases.jsonl"), "Prompts are named by --cases FILE."),
+        ((*RECALL, "--limit", "3"), "no such option: --limit. It is --count here."),
         ((*DRIFT, "--window", "60"), "--window 60 and 4 sinks hold all of --length 60"),
     ],
 )

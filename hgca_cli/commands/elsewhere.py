@@ -107,6 +107,12 @@ INSIDE = {
     "models": {"list": "hgca models ls lists them.", "delete": GONE, "remove": GONE},
     "config": {"list": SHOWN, "ls": SHOWN, "unset": OUT, "delete": OUT, "remove": OUT, "rm": OUT},
 }  # by group of commands, for a word after it
+EVALS = {
+    "fidelity": "Texts are named by --text FILE.",
+    "recall": "Prompts are named by --cases FILE.",
+    "drift": "Texts are named by --text FILE.",
+}  # for a word after it
+LIMITS = {"fidelity": "It is --positions here.", "recall": "It is --count here.", "drift": "It is --tokens here."}
 FIRST = "The command comes first: hgca chat -m MODEL -p 'your question'."
 OFTEN = ("-m", "--model", "-p", "--prompt", "-f", "--file", "-c", "--ctx", "-n", "--max-tokens", "--temp")
 COMMANDS = {
@@ -127,7 +133,12 @@ COMMANDS = {
 
 
 def refuse_foreign(words: list[str]) -> None:
-    """Raises UsageError for an option of a chat or a job that only another tool has; an abbreviation of ours may look like it."""
+    """Raises UsageError for an option of a chat, a job or an evaluation that only another tool has; an abbreviation of ours may look
+    like it.
+    """
+    limits = [word for word in words if word.partition("=")[0] == "--limit"]
+    if words[:1] == ["eval"] and words[1:2] and words[1] in LIMITS and limits:
+        raise UsageError("no such option: --limit.", LIMITS[words[1]])
     command = next((word for word in words if word in ("chat", "batch")), None)
     if command is None:
         return
@@ -139,7 +150,10 @@ def refuse_foreign(words: list[str]) -> None:
 
 
 def hint_for(message: str, hint: str) -> str:
-    """A better hint, if what was told is that there is no command of a name that other tools have."""
+    """A better hint, if what was told is that there is no command, word or option of a name that other tools have."""
+    evaluation = re.match(r"See hgca eval (\w+) --help\.", hint)
+    if evaluation and message.startswith("Got unexpected extra argument"):
+        return EVALS.get(evaluation[1], hint)
     found = re.match(r"No such command '(.+?)'(?=[.?!]|$)", message, re.DOTALL)
     if found and " " in found[1]:
         return "hgca chat 'your question' asks a model."

@@ -163,6 +163,10 @@ def ask_all(run: EvalRun, groups: list[Group], policies: list[Policy], given: Ma
                 _tell(run, name, case, policy, one, verbose=given["verbose"])
         for policy, answers in found.items():
             run.result(title, recall_record(name, wanted, _length(asked), policy, answers, found["exact"]))
+        if not any(one.right for one in found["exact"]):
+            run.say(
+                "  full attention answers none of these, so no policy can lose one: shorter prompts or another model tell more"
+            )
     run.end()
 
 
