@@ -49,9 +49,10 @@ class Guessing:
         return self._sequence.forward(self._loaded, torch.tensor([waiting], device=self._loaded.device))
 
     def close(self) -> None:
-        """Nothing is left in the sequence but what was written."""
+        """Nothing is left in the cache but what was written, whatever interrupted it."""
         if self._rows is not None:
             self._end()
+        self._sequence.drop_newest(self._sequence.cached - len(self._sequence.tokens))
 
     def _end(self) -> None:
         """A guess is over: rows of the tokens that did not come are given back."""

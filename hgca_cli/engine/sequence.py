@@ -104,7 +104,7 @@ class Sequence:
 
     def drop_newest(self, count: int) -> None:
         """Of the tokens of the latest `forward_following` these, the last ones, did not come."""
-        if count and self.cache.following is not None:
+        if count > 0 and self.cache.following is not None:
             self.cache.following.keep(self.cached - count)
 
     @contextmanager
