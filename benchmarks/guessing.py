@@ -62,7 +62,7 @@ def main() -> None:
     if options.record:
         line = {
             **where_and_when(plan.threads),
-            "model": options.model,
+            "model": Path(options.model).name,
             "select": plan.select,
             "window": plan.window,
             "guesses": options.guesses,
