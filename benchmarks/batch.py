@@ -73,7 +73,12 @@ def main() -> None:
     results = rows(options) if options.rows else questions(options)
     print(json.dumps(results, indent=1))
     if options.record:
-        line = {"benchmark": "batch", **where_and_when(options.threads), "model": Path(options.model).name, "new": options.new}
+        line = {
+            "benchmark": "batch",
+            **where_and_when(options.threads),
+            "model": Path(options.model).name,
+            "new": options.new,
+        }
         line["cpu_time"] = options.cpu_time
         with RESULTS.open("a") as file:
             file.write(json.dumps(line | results) + "\n")

@@ -8,9 +8,9 @@
 #include "pool.h"
 #include "tickets.h"
 
-/* Pieces become smaller towards the end (guided self-scheduling, Polychronopoulos and Kuck, 1987): where a piece begins,
- * memory has to be waited for, and what was fetched beyond its end is another thread's; the last ones take a microsecond,
- * so that no thread waits for another. All are multiples of 32 rows: a block of the layer that follows. */
+/* A thread reads one piece: where a piece begins memory has to be waited for, and what was fetched beyond its end is another thread's. Of
+ * many threads some are slower than others, or have neighbours: there a piece is three quarters of a thread's share, and the rest goes to
+ * whoever is there first. All are multiples of 32 rows: a block of the layer that follows. */
 enum { PIECE_BYTES = 16 << 10, MOST_PIECES = 256, MOST = 1 << 28, BLOCK = 32, PATIENCE = 2000 };
 
 typedef struct {
@@ -60,7 +60,9 @@ static void cut(int32_t blocks, int64_t bytes, pieces *to) {
         least = least < 1 ? 1 : least;
         to->count = at = 0;
         while (at < blocks && to->count < MOST_PIECES) {
-            const int32_t left = blocks - at, share = left / (2 * threads), size = share < least ? least : share;
+            const int32_t left = blocks - at, even = (blocks + threads - 1) / threads;
+            const int32_t uneven = 4 * at < 3 * blocks ? 3 * even / 4 : (left + threads - 1) / threads;
+            const int32_t share = threads > HGCA_FEW_THREADS ? uneven : even, size = share < least ? least : share;
             to->first[to->count++] = at;
             at += size < left ? size : left;
         }

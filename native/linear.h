@@ -49,6 +49,7 @@ typedef struct {
     float whole;
 } hgca_numbers;
 
+enum { HGCA_FEW_THREADS = 4 }; /* that are likely to be alike, so that each may have as much to do */
 enum { HGCA_SEVERAL = 64 }; /* vectors that share what is unpacked */
 
 /* Rows of weights with 1 .. HGCA_SEVERAL vectors: out[v * out_stride + i] = bias[i] + sum_j row_i[j] in_v[j].

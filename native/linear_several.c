@@ -9,7 +9,7 @@
 #include "tickets.h"
 
 /* A piece is some ten microseconds of products, or of placing. */
-enum { PIECE_PRODUCTS = 1 << 20, PIECE_NUMBERS = 16 << 10, MOST = 1 << 28, BLOCK = 32, FEW = 64, MADE = 256, PIECE_ROWS = 4 * HGCA_TILE };
+enum { PIECE_PRODUCTS = 1 << 20, PIECE_NUMBERS = 16 << 10, MOST = 1 << 28, BLOCK = 32, FEW = 64, AT_MEMORY = 8, MADE = 256, PIECE_ROWS = 4 * HGCA_TILE };
 
 typedef struct {
     hgca_weights w;
@@ -117,9 +117,12 @@ int hgca_linear_several(const hgca_weights *weights, int32_t count, int64_t vect
     return hgca_linear_around(weights, count, vectors, (const float *)in, &none, (float *)out);
 }
 
-/* Whole tiles, as many as a kernel takes at once, and every thread has two pieces at least. */
-static int64_t rows_of_piece(int64_t products, int64_t rows) {
-    const int64_t share = rows / (2 * hgca_threads()), most = lesser(PIECE_PRODUCTS / products, share);
+/* Whole tiles. With a few vectors, which come at the rate of memory, a piece is all that a thread reads (linear.c); else as many as a
+ * kernel takes at once, and every thread has two pieces at least. */
+static int64_t rows_of_piece(int64_t inputs, int64_t vectors, int64_t rows) {
+    const int32_t threads = hgca_threads();
+    if (vectors <= AT_MEMORY && threads <= HGCA_FEW_THREADS) return pieces_of(rows, threads * HGCA_TILE) * HGCA_TILE;
+    const int64_t share = rows / (2 * threads), most = lesser(PIECE_PRODUCTS / (inputs * vectors), share);
     if (most >= PIECE_ROWS) return most / PIECE_ROWS * PIECE_ROWS;
     return share < HGCA_TILE ? HGCA_TILE : lesser(share / HGCA_TILE * HGCA_TILE, PIECE_ROWS);
 }
@@ -140,7 +143,7 @@ int hgca_linear_around(const hgca_weights *weights, int32_t count, int64_t vecto
         const int on_grid = w->kind >= HGCA_GRID8;
         grids += on_grid;
         layer *l = &p.layer[i];
-        const int64_t rows = rows_of_piece(p.inputs * lesser(vectors, HGCA_SEVERAL), chunks * outputs);
+        const int64_t rows = rows_of_piece(p.inputs, lesser(vectors, HGCA_SEVERAL), chunks * outputs);
         *l = (layer){.w = *w, .rows = rows, .first_piece = pieces, .out = to};
         l->row_bytes = on_grid ? hgca_grid_row_bytes(w) : w->row_bytes;
         l->row_pieces = pieces_of(w->outputs, l->rows);
