@@ -17,10 +17,10 @@ def figures(done: Done) -> str:
         read += f", {rows.quality:.1%} of the attention kept"
     cached = f" ({done.cached_tokens:,} cached)" if done.cached_tokens else ""
     cut = "" if done.finish_reason == "stop" else f" | {done.finish_reason}"
-    speed = f"{done.tokens_per_second:.1f} tok/s, first after {format_seconds(done.ttft_seconds)}"
     guessed = f" ({done.guessed_right:,} guessed)" if done.guessed_right else ""
+    speed = f"{done.tokens_per_second:.1f} tok/s{guessed}, first after {format_seconds(done.ttft_seconds)}"
     return (
-        f"{counted(done.completion_tokens, 'token')}{guessed}{f', {speed}' if done.completion_tokens else ''} | "
+        f"{counted(done.completion_tokens, 'token')}{f', {speed}' if done.completion_tokens else ''} | "
         f"prompt {done.prompt_tokens:,}{cached} | "
         f"rows: window {rows.window:,}, store {rows.store:,}{read} | seed {done.seed}{cut}"
     )
