@@ -114,10 +114,12 @@ class Parts:
 
     def run(self, x: Tensor, named: dict[str, Any]) -> Tensor | None:
         """[sequences, 1, width], or [1, tokens, width] -> likewise. Only if it `serves`; None, and nothing was done, where the
-        attention of several sequences is not the library's.
+        attention of several sequences is not the library's, or all of it is recorded.
         """
         cosine, sine = named["position_embeddings"]
         layer: HybridLayer = (named.get("cache") or named["past_key_values"]).layers[self.index]
+        if layer.recorder is not None:  # a graph's: its operations are torch's
+            return None
         if layer.several is not None:
             return self._run_prompts(x, named["position_embeddings"], layer, layer.several)
         if x.size(1) > 1:
