@@ -118,7 +118,7 @@ def test_answers_are_given_again_gone_on_with_and_taken_back(spawn, tmp_path: Pa
         ("/undo", "there is no answer to take back"),
         ("/copy", "there is no answer yet"),
         (f"/glob '{tmp_path}/*.txt'", r"one.txt: \d+ tokens?.*two.txt: \d+ tokens?"),
-        ("/detach", "no longer attached: .*one.txt, .*two.txt"),
+        ("/detach", r"no longer attached: .*one.txt,\s+.*two.txt"),
         ("/ctx", r"\n  0 of \d+ tokens"),
         ("/detach", "nothing is attached"),
         (f"/glob '{tmp_path}/*.txt'", r"one.txt: \d+ tokens?.*two.txt: \d+ tokens?"),
