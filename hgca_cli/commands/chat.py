@@ -15,7 +15,7 @@ from hgca_cli.commands.inputs import read_text
 from hgca_cli.commands.keeping import DISK_LIMIT, Keeper, anywhere, latest_session
 from hgca_cli.commands.origins import setter
 from hgca_cli.commands.question import checked, inputs_of, keeping_of, meant_otherwise, system_message
-from hgca_cli.commands.setup import ModelChoice, check_template, plan_model, start_engine
+from hgca_cli.commands.setup import ModelChoice, check_template, lost_guesses, plan_model, start_engine
 from hgca_cli.commands.wanted import template_options
 from hgca_cli.engine.sessions import find_session
 from hgca_cli.errors import UsageError
@@ -153,8 +153,8 @@ def chat(
     elif json or is_terminal(sys.stderr):
         sink.plan(planned, model)
     engine = start_engine(choice, files, planned, balance=balanced, guesses=most, notify=sink.show)
-    if guesses and not engine.may_guess:
-        sink.show(Notice("this model computes one token of an answer at a time: --prompt-lookup has no effect."))
+    if lost := lost_guesses(engine, guesses):
+        sink.show(Notice(lost))
     check_template(engine.loaded.tokenizer, sampling, think, made_with)
     settings, origins, wrong = sampling_of(sampling, engine.loaded.model.generation_config.to_diff_dict())
     for text in wrong:

@@ -59,7 +59,7 @@ def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
     """An engine on this node, by a plan for this node. Raises HgcaError."""
     from hgca_cli.commands.describe import describe
     from hgca_cli.commands.machine import profile_for
-    from hgca_cli.commands.setup import check_template, lost_options, plan_model, start_engine
+    from hgca_cli.commands.setup import check_template, lost_guesses, lost_options, plan_model, start_engine
     from hgca_cli.engine.batch import Batch
     from hgca_cli.engine.room import Room
     from hgca_cli.hardware.probe import probe_machine
@@ -82,8 +82,9 @@ def start(recipe: Recipe, beside: int, tell: Callable[[str], None]) -> Started:
     sampling, _, wrong = sampling_of(recipe.sampling, engine.loaded.model.generation_config.to_diff_dict())
     for text in wrong:
         tell(text)
-    if lost := lost_options(engine.loaded.tokenizer, recipe.told_template):
-        tell(lost)
+    for lost in (lost_options(engine.loaded.tokenizer, recipe.told_template), lost_guesses(engine, recipe.guesses)):
+        if lost:
+            tell(lost)
     terms = Terms(sampling, choice.name, recipe.form, dict(recipe.options), recipe.seconds)
     slots = recipe.slots or sizes.sequences(recipe.common, recipe.read + 1, recipe.shared)
     batch = Batch(engine, slots, Room(sizes.limits, sizes.takes, sizes.holds, sizes.free, sizes.shares))

@@ -35,7 +35,7 @@ def here(
     sizes: Together,
 ) -> int:
     """Answer these rows in this process; returns how many ran at once, at most. begin: called once the model is loaded."""
-    from hgca_cli.commands.setup import check_template, lost_options, start_engine
+    from hgca_cli.commands.setup import check_template, lost_guesses, lost_options, start_engine
     from hgca_cli.engine.batch import Batch
     from hgca_cli.engine.room import Room
 
@@ -48,8 +48,9 @@ def here(
     guesses = guesses_on(job.given["guesses"], plan.device)
     engine = start_engine(choice, files, plan, guesses=guesses, notify=show)
     check_template(engine.loaded.tokenizer, job.sampling, job.given["think"], job.template_options)
-    if lost := lost_options(engine.loaded.tokenizer, job.told_template):
-        job.view.note(lost)
+    for lost in (lost_options(engine.loaded.tokenizer, job.told_template), lost_guesses(engine, job.given["guesses"])):
+        if lost:
+            job.view.note(lost)
     common = job.common_length(good)
     slots = job.slots or sizes.sequences(common, common - job.given["max_tokens"] + 1, job.shared_length(good))
     job.view.note(f"{counted(len(good), 'row')}, up to {slots} at once")

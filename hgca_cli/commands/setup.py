@@ -110,6 +110,13 @@ def start_engine(
     return Engine(loaded, plan.cache, prefill_chunk=plan.chunk, balance=balance, guesses=guesses)
 
 
+def lost_guesses(engine: Engine, asked: int | None) -> str | None:
+    """What to say of --prompt-lookup, if so many guesses were asked for (None: by nobody) and a model's cannot be checked."""
+    if not asked or engine.may_guess:
+        return None
+    return "this model computes one token of an answer at a time: --prompt-lookup has no effect."
+
+
 def lost_options(tokenizer: Tokenizer, told: Iterable[str]) -> str | None:
     """A notice about options rows tell a chat template that does not look at them; None: it knows them all."""
     from hgca_cli.batch.check import shown
