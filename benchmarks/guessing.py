@@ -21,11 +21,11 @@ from statistics import geometric_mean, median
 from typing import Any
 
 import torch
+from balance import read
 
 from hgca_cli.commands.setup import ModelChoice, plan_model, start_engine
 from hgca_cli.config import GUESSES, SamplingSettings
 from hgca_cli.engine.engine import Engine
-from hgca_cli.engine.prefill import prefill
 from hgca_cli.engine.sequence import Sequence
 from hgca_cli.events import Done
 from hgca_cli.hardware.settings import PlanRequest
@@ -99,22 +99,11 @@ def prompts_of(path: Path | None) -> list[tuple[str, list[dict[str, str]]]]:
     return [(kind, [{"role": "user", "content": text}]) for kind, text in asked]
 
 
-def read(engine: Engine, sequence: Sequence, ids: list[int]) -> torch.Tensor:
-    reading = prefill(engine.loaded, sequence, ids, engine.context, engine.prefill_chunk, threading.Event())
-    while True:
-        try:
-            next(reading)
-        except StopIteration as end:
-            logits: torch.Tensor = end.value
-            return logits
-
-
 def time_passes(engine: Engine, rows: int, turns: int) -> dict[str, float]:
     """Milliseconds of a pass of so many tokens; "alone": of a token as it is computed without guesses."""
     text = "\n".join(path.read_text() for path in sorted((HERE.parent / "docs").glob("*.md")))
     ids = engine.loaded.tokenizer.encode(text)[: rows + ALONE + max(PASSES)]
-    sequence = engine.new_sequence()
-    read(engine, sequence, ids[:rows])
+    sequence = read(engine, ids[:rows])
     for at in range(rows, rows + ALONE):
         sequence.tokens.append(ids[at])
         sequence.forward(engine.loaded, torch.tensor([[ids[at]]]))

@@ -24,9 +24,7 @@ class Ahead:
         """readings  of a token that was computed"""
         alike: dict[tuple[Any, ...], list[tuple[Reading, LayerState]]] = {}
         for one, state in readings:
-            window = state.window
-            where = window.sinks, window.ring, window.start, window.end, state.layout.kv_heads
-            alike.setdefault((id(state.meter), where, state.store is None), []).append((one, state))
+            alike.setdefault((id(state.meter), place_of(state), state.store is None), []).append((one, state))
         self._groups = [_Layers(group) for group in alike.values()]
         counts: dict[int, tuple[QualityMeter, int]] = {}
         for group in self._groups:
@@ -103,6 +101,12 @@ class _Layers:
         """It was read."""
         for state, chosen in self._read:
             count_read(state, chosen)
+
+
+def place_of(state: LayerState) -> tuple[int, ...]:
+    """What layers have in common whose windows move together."""
+    window = state.window
+    return window.sinks, window.ring, window.start, window.end, state.layout.kv_heads
 
 
 def facts_of(state: LayerState) -> tuple[Any, ...]:

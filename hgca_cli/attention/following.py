@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hgca_cli import native
-from hgca_cli.attention.ahead import facts_of
+from hgca_cli.attention.ahead import facts_of, place_of
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.reading import Reading, tell_slots
 from hgca_cli.attention.sparse import count_read, slots_in_use
@@ -49,16 +49,11 @@ class Following:
         """Slots for the rows of so many tokens, and the hgca_readings of them, one layer's after another's; None, and nothing was
         taken: they are to be read one by one, as a row is about to leave, one of them is to be measured, or Python names rows.
         """
-        if min(state.free_rows for _, state in self._layers) < tokens:
-            return None
-        if self._facts != self._now() and not self._describe():
-            return None
-        meter = self._layers[0][1].meter
-        if not meter.is_free(self._chosen * tokens):
+        if (self._facts != self._now() and not self._describe()) or tokens > self.room:
             return None
         while len(self._tokens) < tokens:
             self._tokens.append(_Token(self._layers))
-        meter.next_of(self._chosen * tokens)
+        self._layers[0][1].meter.next_of(self._chosen * tokens)
         self._lists = []
         for token in self._tokens[:tokens]:
             self._put(token)
@@ -91,9 +86,7 @@ class Following:
         self._chosen = sum(isinstance(reading.chosen, Selection) for reading, _ in self._layers)
         alike: dict[Any, list[int]] = {}
         for at, (_, state) in enumerate(self._layers):
-            window = state.window
-            where = window.sinks, window.ring, window.start, window.end, state.layout.kv_heads
-            alike.setdefault(where, []).append(at)
+            alike.setdefault(place_of(state), []).append(at)
         self._groups = list(alike.values())
         return True
 

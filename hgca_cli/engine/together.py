@@ -71,7 +71,7 @@ class Together:
 
     def _fit(self, members: list[Member]) -> list[Member]:
         """Those that may be computed together."""
-        if self._graphs is None or any(members == kept for kept, _ in self._joints):
+        if self._graphs is None or self._kept(members) is not None:
             return members
         return [member for member in members if self._graphs.serves(member.sequence.cache)]
 
@@ -130,10 +130,12 @@ class Together:
         return []
 
     def _of(self, members: list[Member]) -> JointCache:
-        for kept, joint in self._joints:
-            if kept == members:
-                return joint
+        if (kept := self._kept(members)) is not None:
+            return kept
         joint = JointCache([member.sequence.cache for member in members])
         self._joints = [one for one in self._joints if not any(member in members for member in one[0])]
         self._joints.append((list(members), joint))
         return joint
+
+    def _kept(self, members: list[Member]) -> JointCache | None:
+        return next((joint for kept, joint in self._joints if kept == members), None)

@@ -95,27 +95,14 @@ class Stack:
 
         looked  all were looked at for a token before this one of the same text: now one of PARTS is
         """
-        self._next = 0
-        if not (self.proven and self._parts[0].serves(x, named)):
-            return None
-        same = self._watched.partly() if looked else self._unchanged()
-        return self._through(x, named) if same else None
+        return self._through(x, named) if self._may(x, named, looked) else None
 
     def follow(self, x: Tensor, named: dict[str, Any], looked: bool) -> Tensor | None:
         """As `compute`, of several tokens [tokens, 1, width] of one sequence, one behind the other: each as it would be by itself.
         None, too, where one of them cannot be read with the others (attention/following.py).
         """
-        self._next = 0
-        if not (self.proven and self._parts[0].serves(x, named)) or x.size(0) > self.most:
-            return None
         cache: HybridCache = named["cache"]
-        if len(cache.layers) != len(self._parts) or not (self._watched.partly() if looked else self._unchanged()):
-            return None
-        layers: list[tuple[Reading, LayerState]] = []
-        for part in self._parts:
-            layer = cache.layers[part.index]
-            layers += [(one, state) for state in layer.states if (one := part.reading(layer, state)) is not None]
-        if len(layers) != len(self._parts):
+        if not self._may(x, named, looked) or (layers := self._readings(cache, 1, x.size(0))) is None:
             return None
         if cache.following is None or not cache.following.of(layers):
             cache.following = Following(layers)
@@ -125,23 +112,36 @@ class Stack:
         cache.following.end()
         return out
 
-    def _through(self, x: Tensor, named: dict[str, Any]) -> Tensor | None:
-        cache: HybridCache = named.get("cache") or named["past_key_values"]
-        if len(cache.layers) != len(self._parts) or x.size(0) > self.most:  # a model of fewer layers than there are
+    def _may(self, x: Tensor, named: dict[str, Any], looked: bool) -> bool:
+        """Whether who asks no layer may have all of them computed; what some layer was to hand on is forgotten."""
+        self._next = 0
+        if not (self.proven and self._parts[0].serves(x, named)):
+            return False
+        return self._watched.partly() if looked else self._unchanged()
+
+    def _readings(self, cache: HybridCache, sequences: int, tokens: int) -> list[tuple[Reading, LayerState]] | None:
+        """What so many sequences read in all layers, for so many tokens of one pass; None where the library cannot do it."""
+        if len(cache.layers) != len(self._parts) or tokens > self.most:  # a model of fewer layers than there are
             return None
-        turns = named["position_embeddings"]
-        call = self._one if x.size(0) == 1 else self._several
-        if (ahead := cache.ahead) is not None and (taken := ahead.take()) is not None:
-            out = called(call, taken, len(ahead), x, turns)
-            ahead.end()
-            return out
         readings: list[tuple[Reading, LayerState]] = []
         for part in self._parts:
             layer = cache.layers[part.index]
             of_layer = [(one, state) for state in layer.states if (one := part.reading(layer, state)) is not None]
-            if len(of_layer) != x.size(0):
+            if len(of_layer) != sequences:
                 return None
             readings += of_layer
+        return readings
+
+    def _through(self, x: Tensor, named: dict[str, Any]) -> Tensor | None:
+        cache: HybridCache = named.get("cache") or named["past_key_values"]
+        turns, sequences = named["position_embeddings"], x.size(0)
+        call = self._one if sequences == 1 else self._several
+        if (ahead := cache.ahead) is not None and (taken := ahead.take()) is not None:
+            out = called(call, taken, len(ahead), x, turns)
+            ahead.end()
+            return out
+        if (readings := self._readings(cache, sequences, sequences)) is None:
+            return None
         result = through(call, readings, x, turns)
         cache.ahead = None if result is None else Ahead(readings)
         return result

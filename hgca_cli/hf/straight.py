@@ -84,8 +84,7 @@ class Straight:
         """
         if not self._seen[0].enough or not self.may_follow or not self._unchanged():
             return None
-        x = self._embed(ids)  # type: ignore[misc]
-        turns = self._turns.of_several(x, cache.get_seq_length())
+        x, turns = self._before(ids, cache.get_seq_length(), None)
         out = self._stack.follow(x, {"cache": cache, "position_embeddings": turns}, self._looked)
         self._looked = out is not None
         return None if out is None else self._after(out)
@@ -131,21 +130,14 @@ class Turns:
         self._first, self._made = 0, (torch.empty(0, 0), torch.empty(0, 0))
 
     def __call__(self, x: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """x: of the model's dtype, on its device; cosine, sine [1, 1, dim] of the position."""
-        at = position - self._first
-        if not 0 <= at < self._made[0].shape[1]:
-            self._made = self._rotary(x, torch.arange(position, position + self._many, device=x.device)[None])
+        """x: [tokens, ...] of the model's dtype, on its device; cosine, sine [tokens, 1, dim] of positions one behind the other, from
+        this one on. Several only if the angles are `fixed`.
+        """
+        count, at = x.shape[0], position - self._first
+        if not 0 <= at <= self._made[0].shape[1] - count:
+            many = max(self._many, count)
+            self._made = self._rotary(x, torch.arange(position, position + many, device=x.device)[None])
             self._first, at = position, 0
-        cosine, sine = self._made
-        return cosine[:, at : at + 1], sine[:, at : at + 1]
-
-    def of_several(self, x: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Of positions one behind the other, as those of several sequences: [tokens, 1, dim]. Only if the angles are `fixed`."""
-        count = x.shape[0]
-        if not 0 <= position - self._first <= self._made[0].shape[1] - count:
-            self._made = self._rotary(x, torch.arange(position, position + self._many + count, device=x.device)[None])
-            self._first = position
-        at = position - self._first
         cosine, sine = (part[0, at : at + count, None] for part in self._made)
         return cosine, sine
 
