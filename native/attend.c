@@ -92,7 +92,8 @@ static void join(const hgca_attention *to, const hgca_attention *more) {
         const float *other = more->out + q * to->value_dim;
         if (b == -INFINITY) continue;
         float share = a == -INFINITY ? 0.0f : expf(a - top), other_share = expf(b - top), sum = share + other_share;
-        for (int32_t d = 0; d < to->value_dim; d++) out[d] = (out[d] * share + other[d] * other_share) / sum;
+        share /= sum, other_share /= sum;
+        for (int32_t d = 0; d < to->value_dim; d++) out[d] = out[d] * share + other[d] * other_share;
         to->lse[q] = top + logf(sum);
     }
 }

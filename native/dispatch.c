@@ -107,21 +107,31 @@ static int asked_once(_Atomic int *known, int (*ask)(void)) { /* 0 not known, 1 
 }
 #endif
 
+/* Only of a processor that has them. */
+static int dots_pay(void) {
+#if defined(__x86_64__)
+    static _Atomic int known;
+    return has_avx512bf16() && asked_once(&known, hgca_bf16_dots_pay);
+#else
+    return 1;
+#endif
+}
+
 const hgca_kernel *hgca_kernel_for(const hgca_attention *job) {
     if (job->only_read) return hgca_only_read(job->dtype);
     const hgca_isa_kernels *isa = hgca_kernels();
     const hgca_kernel *plain = &isa->kernel[job->dtype];
     const int many = job->tokens > HGCA_FEW_TOKENS && job->key_dim <= HGCA_MANY_DIM && job->value_dim <= HGCA_MANY_DIM;
+    if (many && job->key_dim % 2 == 0 && dots_pay()) {
+        if (job->dtype == HGCA_BF16 && isa->bf16_many.piece) return &isa->bf16_many;
+        if (job->dtype == HGCA_I8 && isa->i8_pairs.piece) return &isa->i8_pairs;
+    }
     if (job->dtype == HGCA_I8 && many && isa->i8_many.piece) return &isa->i8_many;
 #ifdef HGCA_TILES
     static _Atomic int tiles_pay;
     if (isa->bf16_tiles.piece && suits_tiles(job) && asked_once(&tiles_pay, hgca_tiles_pay)) return &isa->bf16_tiles;
 #endif
-    if (job->dtype != HGCA_BF16 || isa->bf16_exact.piece == NULL) return plain;
-#if defined(__x86_64__)
-    static _Atomic int dots_pay;
-    if (!asked_once(&dots_pay, hgca_bf16_dots_pay)) return plain;
-#endif
+    if (job->dtype != HGCA_BF16 || isa->bf16_exact.piece == NULL || !dots_pay()) return plain;
     return hgca_are_bf16(job->query, (int64_t)job->tokens * job->heads * job->key_dim) ? &isa->bf16_exact : plain;
 }
 

@@ -6,6 +6,7 @@
 #define I8_DOTS
 #define BF16_DOTS
 #include "kernels_template.h"
+#include "kernels_many_pairs.h"
 
 static double seconds(void) {
     struct timespec now;
@@ -40,7 +41,7 @@ int hgca_bf16_dots_pay(void) {
     return dots < 1.6 * fma;
 }
 
-const hgca_isa_kernels hgca_avx512bf16 = {"avx512bf16", HGCA_TEMPLATE_KERNELS, {piece_bf16_dots, place_bf16_dots}, MANY_I8, {0}};
+const hgca_isa_kernels hgca_avx512bf16 = {"avx512bf16", HGCA_TEMPLATE_KERNELS, {piece_bf16_dots, place_bf16_dots}, MANY_I8, {0}, MANY_PAIRS};
 
 #ifdef HGCA_TILES
 #include "kernels_tiles.h"
@@ -83,5 +84,5 @@ int hgca_tiles_pay(void) {
 #endif
 }
 
-const hgca_isa_kernels hgca_amx = {"avx512amx", HGCA_TEMPLATE_KERNELS, {piece_bf16_dots, place_bf16_dots}, MANY_I8, {piece_tiles, place_tiles}};
+const hgca_isa_kernels hgca_amx = {"avx512amx", HGCA_TEMPLATE_KERNELS, {piece_bf16_dots, place_bf16_dots}, MANY_I8, {piece_tiles, place_tiles}, MANY_PAIRS};
 #endif

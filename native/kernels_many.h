@@ -30,17 +30,21 @@ INLINE float number_of(const char *at) {
     return x;
 }
 
+/* What a block begins with: nothing seen by any lane. */
+INLINE void begin_many(const hgca_piece *p, many *m, int first, int count, int lanes) {
+    memset(m->out, 0, sizeof(float) * (size_t)(hgca_padded(p->value_dim) * lanes));
+    for (int i = 0; i < lanes; i++) m->max[i] = NOTHING_SEEN, m->sum[i] = 0.0f, m->edge[i] = INT64_MAX;
+    for (int i = 0; i < count && p->unseen != INT64_MAX; i++) m->edge[i] = p->unseen + (first + i) / p->group;
+}
+
 /* Transposed, and zeros where there is no query. */
 INLINE void place_many(const hgca_piece *p, many *m, int first, int count, int lanes, int dtype) {
     const int64_t width = hgca_query_width(p->key_dim, dtype), numbers = dtype == BF16_QUERY ? p->key_dim / 2 : p->key_dim;
     const float *from = p->query + first * width;
     memset(m->query, 0, sizeof(float) * (size_t)(numbers * lanes));
-    memset(m->out, 0, sizeof(float) * (size_t)(hgca_padded(p->value_dim) * lanes));
-    for (int i = 0; i < lanes; i++) m->max[i] = NOTHING_SEEN, m->sum[i] = 0.0f, m->edge[i] = INT64_MAX;
-    for (int i = 0; i < count; i++, from += width) {
+    for (int i = 0; i < count; i++, from += width)
         for (int64_t d = 0; d < numbers; d++) m->query[d * lanes + i] = from[d];
-        if (p->unseen != INT64_MAX) m->edge[i] = p->unseen + (first + i) / p->group;
-    }
+    begin_many(p, m, first, count, lanes);
 }
 
 /* A row as floats, in the order its query is placed in; zeros up to a padded width. `scale` counts for int8. */
@@ -118,10 +122,10 @@ INLINE void score_many(const hgca_piece *p, many *m, int rows, int vectors, int 
     }
 }
 
-/* Scores become weights 2^(s - max); sums shrink where there is a larger score. */
-INLINE void weigh_many(many *m, int rows, int64_t value_width, int vectors) {
+/* The largest scores there are now, to `top`; where these are larger than before, sums shrink: those of weights to `total`. */
+INLINE void raise_many(many *m, int rows, int64_t value_width, int vectors, VF *top, VF *total) {
     const int lanes = vectors * VW;
-    VF shift[MANY_VECTORS], top[MANY_VECTORS], total[MANY_VECTORS];
+    VF shift[MANY_VECTORS];
     UNROLL
     for (int v = 0; v < vectors; v++) top[v] = shift[v] = vload(m->max + v * VW);
     for (int r = 0; r < rows; r++)
@@ -139,6 +143,13 @@ INLINE void weigh_many(many *m, int rows, int64_t value_width, int vectors) {
         total[v] = vmul(total[v], factor);
         vstore(m->max + v * VW, top[v]);
     }
+}
+
+/* Scores become weights 2^(s - max). */
+INLINE void weigh_many(many *m, int rows, int64_t value_width, int vectors) {
+    const int lanes = vectors * VW;
+    VF top[MANY_VECTORS], total[MANY_VECTORS];
+    raise_many(m, rows, value_width, vectors, top, total);
     for (int r = 0; r < rows; r++)
         UNROLL
         for (int v = 0; v < vectors; v++) {
@@ -204,12 +215,24 @@ static void leave_many(const hgca_piece *p, const many *m, int first, int count,
     }
 }
 
+/* How many rows a block reads: such as lie one behind the other end with the last one a query sees. */
+INLINE int64_t rows_of_many(const hgca_piece *p, const many *m, int count) {
+    const int64_t seen = p->row == NULL && p->unseen != INT64_MAX ? m->edge[count - 1] - p->first : p->count;
+    return seen < p->count ? seen : p->count;
+}
+
+/* Scores that were made, capped and hidden as they are to be. */
+INLINE void limit_many(const hgca_piece *p, many *m, const tile_rows *tile, int rows, int lanes) {
+    if (p->softcap > 0.0f)
+        for (int r = 0; r < rows; r++) cap_scores(m->weight + r * lanes, lanes, p->softcap);
+    if (p->unseen != INT64_MAX && (p->row != NULL || tile->at[rows - 1] >= m->edge[0])) hide_from_many(m, tile, rows, lanes, m->weight);
+}
+
 INLINE void block_of_many(const hgca_piece *p, many *m, int first, int count, int vectors, int dtype) {
     const int lanes = vectors * VW;
     const int64_t size = hgca_number_bytes(dtype == BF16_QUERY ? HGCA_BF16 : dtype);
     place_many(p, m, first, count, lanes, dtype);
-    int64_t left = p->count; /* rows one behind the other end with the last one a query sees */
-    if (p->row == NULL && p->unseen != INT64_MAX && m->edge[count - 1] - p->first < left) left = m->edge[count - 1] - p->first;
+    int64_t left = rows_of_many(p, m, count);
     tile_rows tiles[2];
     row_cursor at = {p->row, p->run, p->first};
     int rows = left < MANY_TILE ? (int)left : MANY_TILE;
@@ -223,9 +246,7 @@ INLINE void block_of_many(const hgca_piece *p, many *m, int first, int count, in
         tile_as_floats(p, m, tile, rows, dtype);
         line_cursor lines = {next, 2 * next_rows, 0, 0, {p->key_dim * size, p->value_dim * size}};
         score_many(p, m, rows, vectors, dtype);
-        if (p->softcap > 0.0f)
-            for (int r = 0; r < rows; r++) cap_scores(m->weight + r * lanes, lanes, p->softcap);
-        if (p->unseen != INT64_MAX && (p->row != NULL || tile->at[rows - 1] >= m->edge[0])) hide_from_many(m, tile, rows, lanes, m->weight);
+        limit_many(p, m, tile, rows, lanes);
         weigh_many(m, rows, hgca_padded(p->value_dim), vectors);
         add_many(m, rows, p->value_dim, vectors, &lines);
         rows = next_rows;

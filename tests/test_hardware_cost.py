@@ -156,6 +156,10 @@ def test_a_prompt_takes_its_products_its_pairs_and_its_stream() -> None:
     short, long = costs.prefill(CPU, 1024, 4), costs.prefill(CPU, 32768, 4)
     assert short == pytest.approx(2 * MODEL.body * 1024 / 0.2e12, rel=0.1)
     assert long > 33 * short
+    narrow = replace(HERE, host=replace(HERE.host, prefill_attention_bf16_tflop_s=0.5))
+    assert (half := Costs(narrow, MODEL).prefill(CPU, 32768, 4)) < long, "twice the rate over rows of bf16"
+    assert Costs(narrow, MODEL).prefill(replace(CPU, kv_dtype="int8"), 32768, 4) == half
+    assert Costs(narrow, MODEL).prefill(replace(CPU, kv_dtype="fp32"), 32768, 4) == long
     packed = replace(CPU, dtype="fp32", quant="q4")
     for rates, rate in (
         ({"fp32": 0.3, "bf16": 0.1}, 0.3),

@@ -61,6 +61,7 @@ def test_a_whole_profile(quick: bool, tmp_path: Path) -> None:
     assert {one.dtype for one in made.host.rows} == {"bf16", "fp32"} | (set() if quick else {"int8"})
     assert all(0 < one.ns < 1e6 for one in made.host.rows)
     assert set(made.host.linear_gb_s) == {"fp32", "bf16", "grid8", "grid4"}
+    assert made.host.prefill_attention_tflop_s > 0 and (made.host.prefill_attention_bf16_tflop_s or 0) > 0
     for rates in (made.host.read_gb_s, made.host.attention_gb_s, made.host.linear_gb_s, made.host.matmul_tflop_s):
         assert rates and all(0 < rate < math.inf for rate in rates.values())
     assert (

@@ -43,10 +43,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layer: LayerState, scale: 
     returns out f32 [heads, n, value_dim], lse f32 [heads, n]
     """
     asked = query.transpose(0, 1).float().contiguous()
-    itself = native.Attention(asked, _packed(key), _packed(value), scale, softcap, causal=True)
-    others = [
-        native.Attention(asked, *both, scale=scale, softcap=softcap, joins=True) for both in layer.window.pieces()
-    ]
+    near, far = _beside(key, value, layer.window.pieces())
+    itself = native.Attention(asked, *near, scale, softcap, causal=True)
+    others = [native.Attention(asked, *both, scale=scale, softcap=softcap, joins=True) for both in far]
     if (store := layer.store) is not None and store.rows > 0:
         rows = slice(store.rows)
         scales = (None, None) if store.scales is None else store.scales[:, rows].unbind(-1)
@@ -55,6 +54,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layer: LayerState, scale: 
         others.append(read)
     out, lse = native.start([itself, *others]).wait()[0]
     return Partial(out.transpose(0, 1), lse.transpose(0, 1))
+
+
+def _beside(
+    key: Tensor, value: Tensor, pieces: list[tuple[Tensor, Tensor]]
+) -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor]]]:
+    """The chunk's rows behind those of pieces that have no more, and the other pieces: to copy a few rows takes less than to merge
+    what is found in them, for all queries."""
+    few = [both[0].shape[1] <= key.shape[1] and both[0].dtype == key.dtype for both in pieces]
+    if not any(few):
+        return (_packed(key), _packed(value)), pieces
+    keys, values = zip(*(both for both, small in zip(pieces, few, strict=True) if small), strict=True)
+    near = torch.cat([*keys, key], dim=1), torch.cat([*values, value], dim=1)
+    return near, [both for both, small in zip(pieces, few, strict=True) if not small]
 
 
 def _packed(rows: Tensor) -> Tensor:

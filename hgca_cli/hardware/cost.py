@@ -101,7 +101,8 @@ class Costs:
             products += -(-tokens // choice.chunk) * self._widened(choice, numbers, gpu)
         seen = sum(layer.heads * (layer.key_dim + layer.value_dim) * _pairs(tokens, layer.sliding) for layer in layers)
         share = CUDNN_SHARE if gpu and _on_cudnn(gpu, choice, tokens) else FLASH_SHARE
-        attention_rate = _of(gpu.matmul_tflop_s, choice.dtype) * share if gpu else host.prefill_attention_tflop_s
+        reached = host.prompt_attention_tflop_s(choice.kv_dtype)
+        attention_rate = _of(gpu.matmul_tflop_s, choice.dtype) * share if gpu else reached
         attention = 2.0 * seen * factor / (attention_rate * 1e12)
         chunks = -(-tokens // choice.chunk)
         fixed = chunks * len(layers) * CHUNK_LAYERS * (gpu.launch_us if gpu else host.layer_us) * 1e-6

@@ -43,7 +43,8 @@ class HostRates:
     attention_gb_s      our kernel's, dense bf16 rows of 32/8/128, by number of threads
     linear_gb_s         weights times one vector, by what holds the weights (WEIGHTS); bytes are those held
     matmul_tflop_s      weights times a prompt's chunk, by dtype; by grid, where the library multiplies with those
-    prefill_attention_tflop_s  attention of a prompt's chunk
+    prefill_attention_tflop_s  attention of a prompt's chunk to rows of fp32
+    prefill_attention_bf16_tflop_s  to rows of bf16, or int8; None: not told apart
     layer_us            what a layer costs one token beyond its weights and its rows: Python, small operations, calls
     store_us            beyond that where rows of the store are chosen
     token_us            what a token costs beyond its layers and weights
@@ -68,7 +69,13 @@ class HostRates:
     token_us: float
     quota: float | None = None
     noise: float = 0.0
+    prefill_attention_bf16_tflop_s: float | None = None
     rows: tuple[RowRate, ...] = ()
+
+    def prompt_attention_tflop_s(self, kv_dtype: str) -> float:
+        """Of a prompt's chunk to rows of a store."""
+        narrow = self.prefill_attention_bf16_tflop_s if kv_dtype in ("bf16", "int8") else None
+        return narrow or self.prefill_attention_tflop_s
 
     @property
     def best_read_gb_s(self) -> float:

@@ -31,8 +31,10 @@ def profile_lines(profile: Any) -> list[str]:
         lines.append(f"         {one.how:6}{one.dtype:5}{shape:10} {one.ns:6.1f} ns a row and KV head{rate}")
     lines.append(f"  token  weights {_by_kind(host.linear_gb_s)} GB/s; a layer {host.layer_us:.0f} us, choosing its rows "
                  f"{host.store_us:.0f} us more, a token {host.token_us:.0f} us")  # fmt: skip
+    narrow = host.prefill_attention_bf16_tflop_s
     lines.append(
         f"  prompt {_by_kind(host.matmul_tflop_s)} Tflop/s, attention {host.prefill_attention_tflop_s:.3g} Tflop/s"
+        + (f" (rows of bf16 {narrow:.3g})" if narrow else "")
     )
     for gpu in profile.gpus:
         lines.append(

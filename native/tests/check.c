@@ -64,6 +64,26 @@ static void check_shapes(const char *isa) {
             }
 }
 
+/* So many tokens that queries are shared out, and are lanes. */
+static void check_prompts(const char *isa) {
+    static const int dims[] = {2, 6, 17, 40, 64, 96, 128, 250, 256}, groups[] = {1, 3, 4, 7}, rows[] = {0, 1, 47, 48, 49, 131};
+    uint64_t turn = 0;
+    for (int d = 0; d < COUNT(dims); d++)
+        for (int dtype = HGCA_F32; dtype <= HGCA_I8; dtype++)
+            for (int exact = 0; exact < 2; exact++, turn++) {
+                shape s = {.kv_heads = 1 + (int)(turn % 2), .group = groups[turn % COUNT(groups)], .rows = rows[(turn / 3 + turn) % COUNT(rows)],
+                           .key_dim = dims[d], .value_dim = dims[(d + turn / 7) % COUNT(dims)], .dtype = dtype, .lists = turn % 5 == 4 ? 1 : 0,
+                           .runs = (int)(turn / 5 % 2), .tokens = 65 + (int)(turn % 40), .exact = exact, .gap = (int)(turn / 2 % 4),
+                           .softcap = turn % 7 == 0 ? 2.0f : 0.0f};
+                s.causal = s.rows >= s.tokens && turn % 3 != 0;
+                problem p = make(&s, turn);
+                int64_t ticket;
+                expect(hgca_start(&p.job, 1, &ticket) == HGCA_OK && hgca_wait(ticket) == HGCA_OK, "start, wait of a prompt", isa);
+                compare(&p, isa, &s);
+                drop(&p);
+            }
+}
+
 /* One thread's share of the pool test: three tickets at once, waited for out of order. */
 static void *several(void *argument) {
     uint64_t seed = (uint64_t)(uintptr_t)argument;
@@ -239,6 +259,7 @@ int main(int argc, char **argv) {
     while ((isa = strsep(&rest, ",")) != NULL) {
         expect(hgca_use_isa(isa) == HGCA_OK && strcmp(hgca_isa(), isa) == 0, "use", isa);
         check_shapes(isa);
+        check_prompts(isa);
         failures += check_listing(300, 1);
         for (int threads = 1; threads <= 3; threads++) {
             expect(hgca_set_threads(threads) == HGCA_OK, "threads", isa);

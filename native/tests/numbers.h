@@ -38,4 +38,13 @@ static inline float put(char *at, int dtype, uint64_t *state) {
     return x;
 }
 
+/* The nearest number of bf16. */
+static inline float as_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
 #endif

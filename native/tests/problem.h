@@ -116,17 +116,28 @@ static int32_t *listed(const hgca_attention *job, int list, int64_t *count) {
     return row;
 }
 
+/* Whether queries and weights may be rounded to bf16: kernels_many_pairs.h. */
+static int of_pairs(const hgca_attention *job) {
+    const int dots = strcmp(hgca_isa(), "avx512bf16") == 0 || strcmp(hgca_isa(), "avx512amx") == 0;
+    return dots && job->tokens > HGCA_FEW_TOKENS && (job->dtype == HGCA_BF16 || job->dtype == HGCA_I8) && job->key_dim % 2 == 0 &&
+           job->key_dim <= HGCA_MANY_DIM && job->value_dim <= HGCA_MANY_DIM;
+}
+
 /* What rounding a query may move a score by: over int8 rows kernels keep 15 bits of it, so each number is off by up to half a step,
- * and a sum of as many errors hardly ever by six times its standard deviation. 0 for other rows. */
+ * and a sum of as many errors hardly ever by six times its standard deviation; likewise where it is made bf16. 0 for other rows. */
 static double score_error(const problem *p, int64_t query, int64_t row) {
     const hgca_attention *job = &p->job;
-    double most = 0.0, square = 0.0;
-    if (job->dtype != HGCA_I8) return 0.0;
+    const int pairs = of_pairs(job);
+    double most = 0.0, square = 0.0, rounded = 0.0;
+    if (job->dtype != HGCA_I8 && !pairs) return 0.0;
     for (int d = 0; d < job->key_dim; d++) {
-        most = fmax(most, fabs(job->query[query * job->key_dim + d]));
-        square += (double)p->keys[row * job->key_dim + d] * p->keys[row * job->key_dim + d];
+        const float number = job->query[query * job->key_dim + d];
+        const double key = p->keys[row * job->key_dim + d], off = pairs ? number - as_bf16(number) : 0.0;
+        most = fmax(most, fabs(number));
+        square += key * key;
+        rounded += off * off * key * key;
     }
-    return 6.0 * job->scale * sqrt(square) * most / (127 * 128) / sqrt(12.0);
+    return 6.0 * job->scale * (job->dtype == HGCA_I8 ? sqrt(square) * most / (127 * 128) / sqrt(12.0) : 0.0) + 6.0 * job->scale * sqrt(rounded);
 }
 
 /* The larger error; what is no number stays. */
@@ -134,11 +145,15 @@ static double worse(double a, double b) { return a != a || a > b ? a : b; }
 
 static double beyond(double error, double allowed) { return error <= allowed ? 0.0 : error - allowed; }
 
+/* The standard deviation of what rounding to bf16 changes a number by, of the number. */
+static const double BF16_ERROR = 1.0 / 256 / 1.7320508;
+
 /* Largest error of a head's output and lse against the textbook formula, over all tokens, beyond what rounding the query explains;
  * lists as they are. */
 static double error_of(const problem *p, int head) {
     const hgca_attention *job = &p->job;
     int kv_head = head / (job->heads / job->kv_heads), list = job->lists ? head / (job->heads / job->lists) : 0;
+    const int pairs = of_pairs(job);
     int64_t n = job->rows;
     int32_t *rows = job->lists ? listed(job, list, &n) : NULL;
     double *score = must(malloc(sizeof(double) * (size_t)(2 * n + 1))), *error = score + n, worst = 0.0;
@@ -156,22 +171,28 @@ static double error_of(const problem *p, int head) {
             top = score[i] > top ? score[i] : top;
         }
         for (int64_t i = 0; i < n && top > -INFINITY; i++) sum += exp(score[i] - top);
-        double moved = 0.0; /* what rounding makes of the sum, and below of each number */
+        double weights = 0.0, moved = 0.0; /* what rounding makes of the sum, and below of each number */
         for (int64_t i = 0; i < n && top > -INFINITY; i++) {
             int64_t row = kv_head * job->rows + (rows ? rows[i] : i);
             score[i] = exp(score[i] - top) / sum;
             if (score[i] > 0.0) moved += score[i] * (error[i] = score_error(p, query, row));
+            weights += score[i] * score[i];
         }
+        if (pairs && job->dtype == HGCA_BF16) moved += 6.0 * BF16_ERROR * sqrt(weights);
         for (int d = 0; d < job->value_dim; d++) {
             double want = 0.0, allowed = 0.0;
             for (int64_t i = 0; i < n && top > -INFINITY; i++) {
                 int64_t row = kv_head * job->rows + (rows ? rows[i] : i);
                 want += score[i] * p->values[row * job->value_dim + d];
             }
-            for (int64_t i = 0; i < n && job->dtype == HGCA_I8 && top > -INFINITY; i++) {
+            double square = 0.0;
+            for (int64_t i = 0; i < n && (job->dtype == HGCA_I8 || pairs) && top > -INFINITY; i++) {
                 int64_t row = kv_head * job->rows + (rows ? rows[i] : i);
-                if (score[i] > 0.0) allowed += score[i] * error[i] * fabs(p->values[row * job->value_dim + d] - want);
+                const double value = p->values[row * job->value_dim + d], off = fabs(value - want);
+                if (score[i] > 0.0) allowed += score[i] * error[i] * off;
+                square += pow(score[i] * (job->dtype == HGCA_I8 ? fmax(off, fabs(value)) : off), 2.0);
             }
+            if (pairs) allowed += 6.0 * BF16_ERROR * sqrt(square);
             worst = worse(worst, beyond(fabs(want - job->out[query * job->value_dim + d]), allowed));
         }
         double lse = job->lse[query];

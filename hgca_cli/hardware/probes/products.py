@@ -67,17 +67,19 @@ def grid_tflop_s(times: int) -> dict[str, float]:
     return rates
 
 
-def prefill_attention_tflop_s(times: int) -> float:
-    """1e12 operations a second of a chunk's attention to 4,096 rows, fp32, by the library or torch, as prefill on the CPU runs it."""
+def prefill_attention_tflop_s(times: int, dtype: torch.dtype) -> float:
+    """1e12 operations a second of a chunk's attention (fp32) to 4,096 rows of a dtype, by the library or torch, as prefill on the
+    CPU runs it."""
     query = torch.randn(HEADS, CHUNK, HEAD_DIM)
-    key, value = torch.randn(2, HEADS, PAST, HEAD_DIM)
+    key, value = torch.randn(2, HEADS, PAST, HEAD_DIM).to(dtype)
     ours = native.Attention(query.transpose(0, 1).contiguous(), key, value, HEAD_DIM**-0.5)
 
     def run() -> None:
         if in_place.pays():
             native.attend(ours)
         else:
-            dense.attend(query, key, value, scale=HEAD_DIM**-0.5)
+            rows = key.float(), value.float()  # torch's wants the queries' dtype
+            dense.attend(query, *rows, scale=HEAD_DIM**-0.5)
 
     seconds = typical(repeat(run, times))
     return 4.0 * HEADS * HEAD_DIM * CHUNK * PAST / seconds / 1e12

@@ -58,7 +58,7 @@ def measure_profile(*, quick: bool, threads: int | None = None, tell: Tell = lam
     begin("weights, many vectors")
     matmul = products.matmul_tflop_s(times) | products.grid_tflop_s(times)
     begin("attention of a prompt")
-    prefill = products.prefill_attention_tflop_s(times)
+    prefill, narrow = (products.prefill_attention_tflop_s(times, kind) for kind in (torch.float32, torch.bfloat16))
     begin("layers")
     physical, logical = cores()
     total, free = host_memory()
@@ -76,6 +76,7 @@ def measure_profile(*, quick: bool, threads: int | None = None, tell: Tell = lam
         linear_gb_s=linear,
         matmul_tflop_s=matmul,
         prefill_attention_tflop_s=prefill,
+        prefill_attention_bf16_tflop_s=narrow,
         layer_us=0.0,
         store_us=0.0,
         token_us=0.0,
