@@ -136,3 +136,16 @@ def test_rounded_queries_are_mended_where_keys_are_large(isa: str, kind: torch.d
     wanted = [torch.stack(both) for both in zip(*(reference.attend(q, k, v, scale) for q in query), strict=True)]
     crude = [reference.attend(q.bfloat16(), k, v, scale)[0] for q in query]
     assert nmse(got.out, wanted[0]) < 0.3 * nmse(torch.stack(crude), wanted[0])
+
+
+def test_a_store_knows_how_much_of_a_prompt_will_be_its_own(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer: LayerState = state(LARGE, store=torch.bfloat16, window=40, sinks=4, context=90)
+    told = list[int]()
+    assert layer.store is not None
+    monkeypatch.setattr(layer.store, "expect", told.append)
+    layer.expect(90)
+    layer.expect(0)
+    layer.expect(10)
+    assert told == [90 - layer.window.sinks - layer.window.ring, 0, 0]

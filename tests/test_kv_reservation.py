@@ -93,6 +93,21 @@ def test_rows_that_nearly_fill_a_huge_page_get_one(capacity: int) -> None:
 
 
 @pytest.mark.skipif(not gives_huge_pages(), reason="the system has no huge pages")
+@pytest.mark.parametrize(("coming", "huge"), [(7000, False), (7168, True), (8192, True), (15_000, True)])
+def test_a_page_that_a_prompt_will_fill_is_huge_from_its_first_row_on(coming: int, huge: bool) -> None:
+    """Nothing is copied later; and the next page only once it is begun."""
+    array = GrowingArray(2, 40_000, 128, torch.bfloat16)
+    array.expect(coming)
+    array.commit(512, 0)
+    array.whole[:, :512] = 1
+    assert [huge_bytes(head.data_ptr()) for head in array.whole] == [HUGE_PAGE if huge else 0] * 2
+    array.commit(8000, 512)
+    array.whole[:, 512:8000] = 2
+    assert [huge_bytes(head.data_ptr()) for head in array.whole] == [HUGE_PAGE] * 2
+    assert array.whole[:, :512].eq(1).all() and array.whole[:, 512:8000].eq(2).all()
+
+
+@pytest.mark.skipif(not gives_huge_pages(), reason="the system has no huge pages")
 def test_heads_get_their_next_huge_page_one_after_another() -> None:
     """Before they need it, as all of them, of all layers, need it in the same token."""
     array = GrowingArray(8, 20_000, 128, torch.bfloat16)  # 8,192 rows a page

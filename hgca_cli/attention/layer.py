@@ -170,8 +170,11 @@ class LayerState:
         self.stay()
         self.prompt_left = tokens
         self.first_turn = self.store is None or self.store.rows == 0
-        if self.store is not None and tokens:
-            self.store.advise(True)
+        if self.store is not None:
+            stays = self.window.sinks + self.window.ring  # or less
+            self.store.expect(max(0, self.length + tokens - stays) if tokens else 0)
+            if tokens:
+                self.store.advise(True)
 
     def read_on(self, tokens: int) -> None:
         """So many more tokens of the turn's prompt were attended to. A prompt reads the store from end to end, a token as its

@@ -57,6 +57,7 @@ class GrowingArray:
         self._part: Part | None = None  # of a file: what others may begin with. It holds what is here
         self._mapped = False  # there are pages that others have, too
         self._joined = 0  # bytes per head in huge pages, if the system has them
+        self._coming = 0  # bytes per head that a prompt is going to fill
         self._touching = self._touched = 0  # where huge pages begin that so many heads have before they need them
         # what does not nearly fill a huge page is committed whole, heads one behind the other: a process may have only so many
         # stretches of memory (65,530 on Linux), and each border of what is committed makes one
@@ -105,7 +106,7 @@ class GrowingArray:
         needed = rows * self._row_bytes
         if needed > self._committed:
             self._grow(needed)
-        if needed >= self._joined + NEARLY and self._folder is None:
+        if max(needed, self._coming) >= self._joined + NEARLY and self._folder is None:
             self._join_pages(needed)
         if 0 < rows - first <= FEW and not self._small and self._folder is None:
             self._touch_next(needed)
@@ -146,9 +147,16 @@ class GrowingArray:
                 raise self._no_space(grown, head) from error
         self._committed = grown
 
+    def expect(self, rows: int) -> None:
+        """So many rows, those that are here counted, there will be when a prompt has been read: pages that they nearly fill are huge
+        ones from the first row on, and nothing is copied later. 0: nobody knows.
+        """
+        self._coming = rows * self._row_bytes
+
     def _join_pages(self, needed: int) -> None:
-        """Huge pages under what was written before; what is committed now may be the rest of one."""
-        while needed >= self._joined + NEARLY and self._joined + HUGE_PAGE <= self._head_bytes:
+        """Huge pages under what was written before, and what is now; what is committed now may be the rest of one."""
+        full = max(needed, self._coming)
+        while needed > self._joined and full >= self._joined + NEARLY and self._joined + HUGE_PAGE <= self._head_bytes:
             for head in range(self._heads):
                 with contextlib.suppress(native.OutOfMemoryError):  # it goes without
                     self._memory.join_pages(head * self._head_bytes + self._joined)

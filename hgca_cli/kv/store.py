@@ -106,6 +106,11 @@ class Store:
             part.commit(rows, first)
         return slice(first, rows)
 
+    def expect(self, rows: int) -> None:
+        """How many rows there will be when a prompt has been read: as of GrowingArray.expect."""
+        for part in self._parts:
+            part.expect(min(rows, self.capacity))
+
     def share(self, files: SharedFiles) -> None:
         """The rows are what others begin with: errors and all else as of GrowingArray.share."""
         for part in self._parts:
