@@ -28,8 +28,9 @@ def logits(seed: int = 0, spread: float = 3.0, size: int = VOCABULARY) -> torch.
 
 
 def shares(row: torch.Tensor, chosen: SamplingSettings) -> torch.Tensor:
-    share, ids = candidates(row - row.max(), chosen)
-    return torch.zeros(len(row)).scatter(0, ids, share)
+    weights, ids = candidates((row - row.max()).numpy(), chosen)
+    share = torch.from_numpy(weights / weights.sum())
+    return share if ids is None else torch.zeros(len(row)).scatter(0, torch.from_numpy(ids), share)
 
 
 def theirs(row: torch.Tensor, chosen: SamplingSettings) -> torch.Tensor:
@@ -77,7 +78,8 @@ def test_same_penalty_as_transformers(seen: list[int], penalty: float) -> None:
     mask = torch.zeros(100, dtype=torch.bool)
     mask[seen] = True
     wanted = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([seen], dtype=torch.long), row[None].clone())[0]
-    torch.testing.assert_close(penalise(row, mask, penalty), wanted)
+    torch.testing.assert_close(torch.from_numpy(penalise(row.numpy(), mask.numpy(), penalty)), wanted)
+    assert torch.equal(row, logits(3, size=100)), "the model's own stay as they are"
 
 
 def test_penalty_follows_the_growing_text() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
+
+from hgca_cli.engine.sampling import as_row
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,10 @@ class Chance:
 
 def chance_of(logits: Tensor, token: int, count: int) -> Chance:
     """logits [vocabulary] that a token was drawn from; count: of the likeliest."""
-    known = torch.log_softmax(logits.float(), 0)
-    values, ids = known.topk(min(count, len(known)))
-    return Chance(token, float(known[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+    row = as_row(logits)
+    peak = row.max()
+    total = peak + np.log(np.exp(row - peak).sum(dtype=np.float64))
+    most = min(count, len(row))
+    ids = np.argpartition(row, len(row) - most)[len(row) - most :] if most else np.empty(0, dtype=np.int64)
+    ids = ids[np.lexsort((ids, -row[ids]))]
+    return Chance(token, float(row[token] - total), tuple((int(one), float(row[one] - total)) for one in ids))

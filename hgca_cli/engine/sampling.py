@@ -2,21 +2,29 @@
 
 Own code rather than transformers' processors: the engine does not know transformers, and theirs take
 milliseconds per token (torch sorts slowly on the CPU). That ours draw from the same distribution is tested.
+
+All of it is numpy's, on the thread that asks: torch wakes its own threads for rows as long as a vocabulary, where the
+library's still wait for the next layer, and then both wait for each other (docs/log.md).
 """
 
 from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hgca_cli.config import SamplingSettings
 from hgca_cli.errors import ModelError
 
+Row = NDArray[np.float32]
+
 COLDEST = 1e-30  # a temperature below would be 0 in float32; this one is greedy already
+BLOCK = 256  # weights that are added up first
 
 
 class Sampler:
@@ -30,9 +38,9 @@ class Sampler:
         self.seed = settings.seed if settings.seed is not None else random.SystemRandom().randrange(2**31)
         self._generator = torch.Generator().manual_seed(self.seed)
         self._marked = 0  # how many of the seen ids are in the mask
-        self._mask: Tensor | None = None
+        self._mask: NDArray[np.bool_] | None = None
         self._counted = 0  # how many of the seen ids are counted, or of the prompt
-        self._counts: Tensor | None = None
+        self._counts: Row | None = None
 
     def __call__(self, logits: Tensor, seen: list[int]) -> int:
         """One token id for logits [vocabulary], any device.
@@ -43,13 +51,14 @@ class Sampler:
         Raises ModelError for NaN, +inf, or logits that leave no token to choose.
         """
         settings = self.settings
-        logits = logits.float()
+        row = as_row(logits)
         if settings.repetition_penalty != 1.0:
-            logits = penalise(logits, self._seen(logits, seen), settings.repetition_penalty)
+            row = penalise(row, self._seen(row, seen), settings.repetition_penalty)
         if settings.presence_penalty or settings.frequency_penalty:
-            counts = self._written(logits, seen)
-            logits = logits - settings.frequency_penalty * counts - settings.presence_penalty * (counts > 0)
-        first, peak = largest(logits)  # NaN and +inf show in the maximum, and so does a row of nothing but -inf
+            counts = self._written(row, seen)
+            row = row - settings.frequency_penalty * counts - settings.presence_penalty * (counts > 0)
+        first = int(row.argmax())  # of equals the first; NaN and +inf show in it, and so does a row of nothing but -inf
+        peak = float(row[first])
         if not math.isfinite(peak):
             raise ModelError(
                 "the model computed logits that are not finite.",
@@ -57,97 +66,98 @@ class Sampler:
             )
         if settings.temperature == 0.0:
             return first
-        share, ids = candidates(logits - peak, settings)
-        return int(ids[draw(share, self._generator)])
+        weights, ids = candidates(row - row[first], settings)
+        at = draw(weights, self._generator)
+        return at if ids is None else int(ids[at])
 
-    def _seen(self, logits: Tensor, seen: list[int]) -> Tensor:
+    def _seen(self, row: Row, seen: list[int]) -> NDArray[np.bool_]:
         if self._mask is None:
-            self._mask = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-        if fresh := seen[self._marked :]:
-            self._mask[torch.tensor(fresh, device=logits.device)] = True
-            self._marked = len(seen)
+            self._mask = np.zeros(len(row), dtype=np.bool_)
+        self._mask[seen[self._marked :]] = True
+        self._marked = len(seen)
         return self._mask
 
-    def _written(self, logits: Tensor, seen: list[int]) -> Tensor:
+    def _written(self, row: Row, seen: list[int]) -> Row:
         """How often each id is in the answer, f32 [vocabulary]."""
         if self._counts is None:
-            self._counts, self._counted = torch.zeros_like(logits), len(seen)
-        if fresh := seen[self._counted :]:
-            ids = torch.tensor(fresh, device=logits.device)
-            self._counts.index_add_(0, ids, torch.ones(len(fresh), device=logits.device))
-            self._counted = len(seen)
+            self._counts, self._counted = np.zeros(len(row), dtype=np.float32), len(seen)
+        np.add.at(self._counts, seen[self._counted :], 1)
+        self._counted = len(seen)
         return self._counts
 
 
-def largest(row: Tensor) -> tuple[int, float]:
-    """Where the largest number of a row [n] is, of equals the first, and what it is; a NaN counts as largest.
-
-    numpy looks on this thread: torch wakes its own for 49,152 floats, which then spin beside the library's for milliseconds.
-    """
-    if row.device.type != "cpu":
-        top, first = row.max(0)
-        return int(first), float(top)
-    numbers = row.numpy()
-    at = int(numbers.argmax())
-    return at, float(numbers[at])
+def as_row(logits: Tensor) -> Row:
+    """Logits [vocabulary] of any dtype and device for numpy, f32; the same memory where they are such. Not to be written to."""
+    here = logits.detach().cpu()
+    if here.dtype is torch.bfloat16:  # which numpy does not have: a float's upper half
+        return (here.contiguous().view(torch.int16).numpy().astype(np.uint32) << 16).view(np.float32)
+    row: Row = here.numpy().astype(np.float32, copy=False)
+    return row
 
 
-def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def penalise(row: Row, seen: NDArray[np.bool_], penalty: float) -> Row:
     """Logits of seen ids divided by the penalty if positive, multiplied if not. Source: CTRL, arXiv:1909.05858.
 
-    seen  bool [vocabulary]
+    seen  [vocabulary]
     """
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    row, some = row.copy(), row[seen]
+    row[seen] = np.where(some > 0, some / np.float32(penalty), some * np.float32(penalty))
+    return row
 
 
-def candidates(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
+def candidates(row: Row, settings: SamplingSettings) -> tuple[Row, NDArray[Any] | None]:
     """What may be drawn: temperature, then top-k, top-p and min-p on what is left. At least one token stays.
 
-    logits   f32 [vocabulary], the largest of them 0
-    returns  shares f32 [n] that sum to 1, and their ids [n], ascending; on the CPU
+    row      logits [vocabulary], the largest of them 0
+    returns  weights f32 [n], the largest of them 1, and their ids [n], ascending; None: all
 
     Each filter keeps the tokens above some logit, so together they are one threshold; equals of the last one kept stay.
     """
-    scaled = logits / max(settings.temperature, COLDEST)
-    least = float("-inf")
-    if 0 < settings.top_k < len(scaled) or settings.top_p < 1.0:
-        ordered = descending(scaled)
-        if 0 < settings.top_k < len(scaled):
-            least = float(ordered[settings.top_k - 1])
-            ordered = ordered[: int((ordered >= least).sum())]
-        if settings.top_p < 1.0:
-            least = nucleus(ordered, settings.top_p)
+    with np.errstate(over="ignore"):  # almost no temperature: everything else is infinitely far below
+        scaled = row / np.float32(max(settings.temperature, COLDEST))
+    least = -math.inf
+    left = scaled
+    if 0 < settings.top_k < len(scaled):
+        least = float(np.partition(scaled, -settings.top_k)[-settings.top_k])
+        left = scaled[scaled >= least]
+    if settings.top_p < 1.0:
+        least = nucleus(left, settings.top_p)
     if settings.min_p > 0.0:
         least = max(least, math.log(settings.min_p))  # the largest is exp(0)
-    if least == float("-inf"):
-        return torch.softmax(scaled.cpu(), 0), torch.arange(len(scaled))
-    ids = (scaled >= least).nonzero().flatten()
-    return torch.softmax(scaled[ids].cpu(), 0), ids.cpu()
+    if least == -math.inf:
+        return np.exp(scaled), None
+    ids = np.flatnonzero(scaled >= np.float32(least))
+    return np.exp(scaled[ids]), ids
 
 
-def descending(row: Tensor) -> Tensor:
-    """Sorted, largest first. numpy sorts with SIMD: 0.13 ms against torch's 2.9 for 49,152 floats (one thread)."""
-    if row.device.type != "cpu":
-        return torch.sort(row, descending=True).values
-    return torch.from_numpy(np.sort(row.numpy())).flip(0)
-
-
-def nucleus(ordered: Tensor, mass: float) -> float:
+def nucleus(row: Row, mass: float) -> float:
     """The smallest logit of the fewest tokens that hold `mass`. Source: Holtzman et al., arXiv:1904.09751.
 
-    ordered  logits, largest first
+    row  logits, the largest of them 0
+
+    Only those are sorted whose weight is more than what all others may lack on average: together these hold more than `mass`.
     """
-    reached = torch.softmax(ordered, 0).cumsum(0)
-    missing = int((reached < mass).sum())  # tokens that do not hold it yet; one more does
+    weights = np.exp(row)
+    total = float(weights.sum(dtype=np.float64))
+    ordered = np.sort(row[weights >= 0.999 * (1.0 - mass) * total / len(row)])[::-1]
+    reached = np.cumsum(np.exp(ordered), dtype=np.float64)
+    missing = int(np.searchsorted(reached, mass * total))  # tokens that do not hold it yet; one more does
     return float(ordered[min(missing, len(ordered) - 1)])
 
 
-def draw(share: Tensor, generator: torch.Generator) -> int:
-    """An index with the probability it has: one random number against the running sum.
+def draw(weights: Row, generator: torch.Generator) -> int:
+    """An index with the probability its weight has: one random number against running sums, of blocks and of the numbers in one.
 
-    torch.multinomial draws one number per token of the vocabulary: 1.1 ms against 0.2 for 49,152 tokens (one thread).
+    torch.multinomial draws one number per token of the vocabulary, which takes milliseconds.
     """
-    reached = share.double().cumsum(0)
-    mark = torch.rand(1, dtype=torch.float64, generator=generator) * reached[-1]
-    index = int(torch.searchsorted(reached, mark, right=True))
-    return index if index < len(share) else int(share.argmax())  # the product was rounded up to the whole sum
+    whole = len(weights) // BLOCK * BLOCK
+    blocks = weights[:whole].reshape(-1, BLOCK).sum(axis=1)
+    reached = np.cumsum(np.append(blocks, weights[whole:].sum()), dtype=np.float64)
+    mark = float(torch.rand(1, dtype=torch.float64, generator=generator)) * reached[-1]
+    block = int(np.searchsorted(reached, mark, side="right"))
+    if block < len(reached):
+        inside = np.cumsum(weights[block * BLOCK : (block + 1) * BLOCK], dtype=np.float64)
+        at = int(np.searchsorted(inside, mark - (reached[block - 1] if block else 0.0), side="right"))
+        if at < len(inside):
+            return block * BLOCK + at
+    return int(weights.argmax())  # a product, or a block's sum, was rounded up

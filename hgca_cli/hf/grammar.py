@@ -103,11 +103,14 @@ class Guide:
 
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
-        allowed = np.unpackbits(bits, bitorder="little")[: len(logits)].astype(bool)
-        known = torch.from_numpy(allowed).to(logits.device)
-        if len(known) < len(logits):  # models round vocabularies up
-            known = torch.nn.functional.pad(known, (0, len(logits) - len(known)))
-        return logits.masked_fill(~known, float("-inf"))
+        allowed = np.zeros(len(logits), dtype=bool)  # models round vocabularies up
+        known = np.unpackbits(bits, bitorder="little")[: len(logits)]
+        allowed[: len(known)] = known
+        if (
+            logits.device.type == "cpu" and logits.dtype is torch.float32
+        ):  # numpy does it on this thread, torch wakes others
+            return torch.from_numpy(np.where(allowed, logits.numpy(), np.float32("-inf")))
+        return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), float("-inf"))
 
     def take(self, token: int) -> None:
         """This one came next."""

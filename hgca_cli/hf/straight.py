@@ -22,7 +22,9 @@ from hgca_cli.hf.watched import Watched
 
 INSIDE = ("embed_tokens", "layers", "norm", "rotary_emb")  # of what is below the output layer
 ALIKE = 3  # tokens that must come out the same
-MANY = 64  # positions
+ANGLES = (
+    2048  # of more torch wakes its threads, for which one token in so many waits milliseconds beside busy neighbours
+)
 FIXED = ("default", "linear", "llama3", "yarn")  # kinds of rotation whose angles are a matter of the position alone
 NAME = "hgca_straight"  # of a model's attribute
 
@@ -126,7 +128,7 @@ class Turns:
     def __init__(self, rotary: Callable[..., Any]) -> None:
         self._rotary = rotary
         self.fixed = getattr(rotary, "rope_type", None) in FIXED
-        self._many = MANY if self.fixed else 1
+        self._many = 1
         self._first, self._made = 0, (torch.empty(0, 0), torch.empty(0, 0))
 
     def __call__(self, x: Tensor, position: int) -> tuple[Tensor, Tensor]:
@@ -138,6 +140,8 @@ class Turns:
             many = max(self._many, count)
             self._made = self._rotary(x, torch.arange(position, position + many, device=x.device)[None])
             self._first, at = position, 0
+            if self.fixed:
+                self._many = max(1, ANGLES // self._made[0].shape[-1])
         cosine, sine = (part[0, at : at + count, None] for part in self._made)
         return cosine, sine
 
