@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaConfig, PreTrainedModel
 
 from hgca_cli.hf.quicken import quicken
-from hgca_cli.hf.straight import ALIKE, ANGLES, NAME, Turns, next_logits
+from hgca_cli.hf.straight import ALIKE, MANY, NAME, Turns, next_logits
 from tests.test_hf_decoder import cache_of
 from tests.test_hf_families import SMALL, TOKENS, ids, tiny
 
@@ -142,8 +142,20 @@ def test_a_change_between_two_tokens_is_seen_within_eight() -> None:
 def test_angles_of_many_positions_at_once() -> None:
     rotary, x = tiny("llama").model.rotary_emb, torch.zeros(1, 1, 48)
     turns = Turns(rotary)
-    many = ANGLES // rotary(x, torch.tensor([[0]]))[0].shape[-1]
-    for position in (0, 1, many - 1, many, many + 1, 5 * many + 3, 5 * many + 4, 2):
+    for position in (0, 1, MANY - 1, MANY, 5 * MANY + 3, 2):
         wanted = rotary(x, torch.tensor([[position]]))
         got = turns(x, position)
         assert all(torch.equal(one, other) and one.is_contiguous() for one, other in zip(got, wanted, strict=True))
+
+
+def test_angles_wake_no_threads() -> None:
+    """MKL wakes torch's for 128 sines, and they wait beside the library's."""
+    rotary, before = tiny("llama").model.rotary_emb, torch.get_num_threads()
+    seen: list[int] = []
+    rotary.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    try:
+        Turns(rotary)(torch.zeros(1, 1, 48), 5)
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

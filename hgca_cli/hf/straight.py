@@ -18,13 +18,12 @@ from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.linear import QuickLinear
 from hgca_cli.hf.load import forward
 from hgca_cli.hf.stack import Stack, stack_of
+from hgca_cli.hf.threads import one_thread
 from hgca_cli.hf.watched import Watched
 
 INSIDE = ("embed_tokens", "layers", "norm", "rotary_emb")  # of what is below the output layer
 ALIKE = 3  # tokens that must come out the same
-ANGLES = (
-    2048  # of more torch wakes its threads, for which one token in so many waits milliseconds beside busy neighbours
-)
+MANY = 64  # positions
 FIXED = ("default", "linear", "llama3", "yarn")  # kinds of rotation whose angles are a matter of the position alone
 NAME = "hgca_straight"  # of a model's attribute
 
@@ -128,7 +127,7 @@ class Turns:
     def __init__(self, rotary: Callable[..., Any]) -> None:
         self._rotary = rotary
         self.fixed = getattr(rotary, "rope_type", None) in FIXED
-        self._many = 1
+        self._many = MANY if self.fixed else 1
         self._first, self._made = 0, (torch.empty(0, 0), torch.empty(0, 0))
 
     def __call__(self, x: Tensor, position: int) -> tuple[Tensor, Tensor]:
@@ -138,10 +137,9 @@ class Turns:
         count, at = x.shape[0], position - self._first
         if not 0 <= at <= self._made[0].shape[1] - count:
             many = max(self._many, count)
-            self._made = self._rotary(x, torch.arange(position, position + many, device=x.device)[None])
+            with one_thread():
+                self._made = self._rotary(x, torch.arange(position, position + many, device=x.device)[None])
             self._first, at = position, 0
-            if self.fixed:
-                self._many = max(1, ANGLES // self._made[0].shape[-1])
         cosine, sine = (part[0, at : at + count, None] for part in self._made)
         return cosine, sine
 
