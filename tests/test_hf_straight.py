@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaConfig, MixtralConfig, PreTrainedModel
 
 from hgca_cli.hf.quicken import quicken
 from hgca_cli.hf.straight import ALIKE, MANY, NAME, Turns, next_logits
@@ -148,14 +148,23 @@ def test_angles_of_many_positions_at_once() -> None:
         assert all(torch.equal(one, other) and one.is_contiguous() for one, other in zip(got, wanted, strict=True))
 
 
-def test_angles_wake_no_threads() -> None:
-    """MKL wakes torch's for 128 sines, and they wait beside the library's."""
-    rotary, before = tiny("llama").model.rotary_emb, torch.get_num_threads()
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize(("family", "threads"), [("llama", 1), ("gemma2", 1), ("mixtral", 2)])
+def test_a_token_wakes_no_threads_where_the_library_reads_nearly_all_weights(family: str, threads: int) -> None:
+    """MKL wakes torch's for 128 sines, and they wait beside the library's; experts are torch's."""
+    model = AutoModelForCausalLM.from_config(MixtralConfig(**SMALL | EXPERTS)) if family == "mixtral" else tiny(family)
+    model.set_attn_implementation("hgca")
+    quicken(model)
     seen: list[int] = []
-    rotary.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    model.get_input_embeddings().register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    before, cache = torch.get_num_threads(), cache_of(model)
     torch.set_num_threads(2)
     try:
-        Turns(rotary)(torch.zeros(1, 1, 48), 5)
-        assert seen == [1] and torch.get_num_threads() == 2
+        with torch.inference_mode():
+            for some in (ids()[:, :8], ids()[:, 8:9]):
+                next_logits(model, some, cache)
+        assert seen == [2, threads] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

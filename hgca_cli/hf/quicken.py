@@ -16,9 +16,11 @@ from hgca_cli.hf.pages import Pages
 from hgca_cli.hf.siblings import join
 from hgca_cli.hf.stack import stack
 from hgca_cli.hf.straight import straighten
+from hgca_cli.hf.threads import NAME as ALONE
 from hgca_cli.hf.threads import one_thread
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of a module's layers that share a vector
+LITTLE = 1 / 16  # of the weights
 SEARCHERS = 4  # threads that look for copies, each with some 2^19 numbers in a few forms: memory gives no more
 
 
@@ -36,7 +38,16 @@ def quicken(model: nn.Module) -> int:
             quicken_decoder(module)
         stack(model, parts_of)
         straighten(model)
+        setattr(model, ALONE, _does_nearly_all(model))
         return taken
+
+
+def _does_nearly_all(model: nn.Module) -> bool:
+    """Whether the library reads nearly all weights that a token does: not experts, which are torch's."""
+    quick = {id(one.weight): one.weight.numel() for one in model.modules() if isinstance(one, QuickLinear)}
+    looked_up = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)}
+    others = sum(one.numel() for one in model.parameters() if id(one) not in quick and id(one) not in looked_up)
+    return others <= LITTLE * sum(quick.values())
 
 
 def _quicken(model: nn.Module, searchers: int) -> int:

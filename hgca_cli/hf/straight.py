@@ -18,7 +18,7 @@ from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.linear import QuickLinear
 from hgca_cli.hf.load import forward
 from hgca_cli.hf.stack import Stack, stack_of
-from hgca_cli.hf.threads import one_thread
+from hgca_cli.hf.threads import alone
 from hgca_cli.hf.watched import Watched
 
 INSIDE = ("embed_tokens", "layers", "norm", "rotary_emb")  # of what is below the output layer
@@ -137,8 +137,7 @@ class Turns:
         count, at = x.shape[0], position - self._first
         if not 0 <= at <= self._made[0].shape[1] - count:
             many = max(self._many, count)
-            with one_thread():
-                self._made = self._rotary(x, torch.arange(position, position + many, device=x.device)[None])
+            self._made = self._rotary(x, torch.arange(position, position + many, device=x.device)[None])
             self._first, at = position, 0
         cosine, sine = (part[0, at : at + count, None] for part in self._made)
         return cosine, sine
@@ -159,7 +158,8 @@ def straighten(model: nn.Module) -> None:
 def next_logits(model: Any, ids: Tensor, cache: HybridCache) -> Tensor:
     """Compute the rows of the next tokens [1, n] of the sequence in a cache: logits [vocabulary] after the last."""
     if ids.shape[1] == 1:
-        return _straight(model, ids, cache)[0]
+        with alone(model):
+            return _straight(model, ids, cache)[0]
     if (straight := getattr(model, NAME, None)) is not None:
         straight.forget()
     return _own(model, ids, cache)[0]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
+
+NAME = "hgca_alone"  # of a model's attribute
 
 
 @contextmanager
@@ -19,3 +22,10 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def alone(model: Any) -> AbstractContextManager[None]:
+    """For a token of a model: its torch operations stay on this thread if the library does all that is much (`quicken`). What is left,
+    norms and angles, woke threads up to 24 times a token.
+    """
+    return one_thread() if getattr(model, NAME, False) else nullcontext()
