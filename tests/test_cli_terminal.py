@@ -190,6 +190,21 @@ def test_a_document_that_does_not_fit_can_be_taken_away(spawn, tmp_path: Path) -
     leave(child)
 
 
+def test_turns_are_not_said_to_go_where_it_is_a_document_that_does_not_fit(spawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "long.txt").write_text("the cat sat on the mat. " * 40)
+    child = spawn("--plain", "-n", "2", "--ctx", "128", "--overflow", "trim-oldest")
+    child.sendline("why?")
+    child.expect(r"2 tokens, ")
+    child.sendline(f"/file {tmp_path / 'long.txt'}")
+    child.expect(r" too many: /detach, /undo or /clear make room, a larger --ctx has more\r\n")
+    child.expect(PROMPT)
+    child.sendline("why?")
+    child.expect(r"error: prompt is")
+    assert "dropped" not in child.before
+    child.sendline("/exit")
+    leave(child)
+
+
 def test_what_begins_with_a_slash_can_be_said(spawn) -> None:  # type: ignore[no-untyped-def]
     child = spawn("--plain", "-n", "2")
     for said in ("//hepl", " /hepl", '"""', "one", '/two"""'):

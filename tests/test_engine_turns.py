@@ -167,10 +167,21 @@ def test_rows_can_all_be_read_from_the_next_token_on_and_back() -> None:
 
 def test_a_full_context_is_refused_with_choices() -> None:
     conversation = Conversation(tiny_engine(context=120))
-    ask(conversation, "the cat")
+    ask(conversation, "the cat sat on the mat. " * 7)
     with pytest.raises(ContextOverflowError, match=r"--ctx .*or use --overflow trim-oldest, /undo or /clear"):
-        ask(conversation, "東京 " * 60)
+        ask(conversation, "the cat sat on the mat. " * 7)
     assert len(conversation.messages) == 2
+
+
+@pytest.mark.parametrize("trim", [False, True])
+def test_what_is_too_long_without_any_turn_drops_none_and_is_told_no_such_remedy(trim: bool) -> None:
+    conversation = Conversation(tiny_engine(context=120), trim=trim)
+    ask(conversation, "the cat")
+    conversation.attach("a.txt", "東京 " * 60)
+    told: list[Event] = []
+    with pytest.raises(ContextOverflowError, match=r"--ctx .*or use /detach, /undo or /clear") as caught:
+        told.extend(conversation.ask("why?", GREEDY, threading.Event()))
+    assert "trim-oldest" not in str(caught.value) and told == [] and len(conversation.messages) == 2
 
 
 @pytest.mark.parametrize("trim", [False, True])

@@ -227,11 +227,13 @@ class Talk:
             else "no room is left"
         )
         turns = sum(message["role"] == "user" for message in self.conversation.messages)
-        if self.conversation.trim and turns:
+        stay = used + waiting - self.conversation.droppable_tokens() if turns else 0
+        if self.conversation.trim and turns and stay < context:
             remedy = "the oldest turns will be dropped"
         elif turns:
             room_by = "/detach, /undo or /clear" if waiting else "/undo or /clear"
-            remedy = f"{room_by} make room, a larger --ctx has more, --overflow trim-oldest drops the oldest turns"
+            drop = "" if stay >= context else ", --overflow trim-oldest drops the oldest turns"
+            remedy = f"{room_by} make room, a larger --ctx has more{drop}"
         else:
             remedy = "/detach takes away what is attached, a larger --ctx has more"
         self.sink.show(Notice(f"the context is {(used + waiting) / context:.0%} full, {room}: {remedy}"))

@@ -19,7 +19,6 @@ from hgca_cli.engine.turns import Document, Messages
 from hgca_cli.engine.wording import Wording, ids_of
 from hgca_cli.errors import UsageError
 from hgca_cli.events import Done, Event, Notice, Text
-from hgca_cli.units import counted
 
 LONG = 256  # tokens of a prompt whose time is worth knowing
 FREE_SHARE = 4  # a quarter of the context is free again once turns were dropped: not every question drops some
@@ -141,6 +140,13 @@ class Conversation:
     def _check_length(self, what: str, text: str) -> None:
         check_characters(what, len(text), self._engine.loaded.tokenizer, self._engine.context)
 
+    def droppable_tokens(self) -> int:
+        """Tokens that are free once all turns are dropped: documents and the system message stay."""
+        said = [
+            size for one, size in zip(self.messages, self._sizes(self.messages), strict=True) if one["role"] != "system"
+        ]
+        return sum(said)
+
     def clear(self, system: str | None = None) -> None:
         """Forget everything; the system message stays unless another is given."""
         kept = self.messages[:1] if self.messages and self.messages[0]["role"] == "system" else []
@@ -203,19 +209,30 @@ class Conversation:
         self._check_length("the prompt", text)
         asked = [*self.messages, turns.question(text, self._documents)]
         prompt = self._wording.prompt(asked)
-        if self.trim and len(prompt) >= self._engine.context:
-            before = len(prompt)
-            gone: list[str] = []
-            free = max(1, min(sampling.max_tokens, self._engine.context // FREE_SHARE))
-            while len(prompt) >= self._engine.context:
-                shorter = turns.trim_oldest(asked, self._sizes(asked), len(prompt) + free - self._engine.context)
-                if not shorter.gone:
-                    break
-                asked, gone = shorter.messages, gone + shorter.gone
-                prompt = self._wording.encoded(asked)
-            if gone:
-                yield Notice(_told(gone, before - len(prompt)))
-        yield from self._answer(asked, prompt, sampling, stop, began, [])
+        remedy = ""
+        if len(prompt) >= self._engine.context and any(one["role"] == "assistant" for one in self.messages):
+            kept, shorter, gone = self._trimmed(asked, prompt, sampling)
+            helps = len(shorter) < self._engine.context  # documents stay, and may be what is too long
+            if helps and self.trim:
+                yield Notice(_told(gone, len(prompt) - len(shorter)))
+                asked, prompt = kept, shorter
+            by = "--overflow trim-oldest, " if helps else "/detach, " if self._documents else ""
+            remedy = f"use {by}/undo or /clear"
+        yield from self._answer(asked, prompt, sampling, stop, began, [], remedy=remedy)
+
+    def _trimmed(
+        self, asked: Messages, prompt: list[int], sampling: SamplingSettings
+    ) -> tuple[Messages, list[int], list[str]]:
+        """Messages without the oldest turns, their prompt, and what those turns asked: as short as it takes, or as it gets."""
+        gone: list[str] = []
+        free = max(1, min(sampling.max_tokens, self._engine.context // FREE_SHARE))
+        while len(prompt) >= self._engine.context:
+            shorter = turns.trim_oldest(asked, self._sizes(asked), len(prompt) + free - self._engine.context)
+            if not shorter.gone:
+                break
+            asked, gone = shorter.messages, gone + shorter.gone
+            prompt = self._wording.encoded(asked)
+        return asked, prompt, gone
 
     def _answer(
         self,
@@ -226,16 +243,16 @@ class Conversation:
         began: float,
         waiting: list[Document],
         said: tuple[str, str] | None = None,
+        remedy: str = "use /undo or /clear",
     ) -> Generator[Event, None, None]:
         """Read a prompt and write what follows.
 
         waiting  documents before the next question, once this one is answered
         said     thought and text of the answer whose end the prompt is
+        remedy   what makes room where the context has none
         """
         context, trained = self._engine.context, self._engine.loaded.trained_context
-        turns_before = any(message["role"] == "assistant" for message in asked)  # else there is none to take away
-        droppable = turns_before and not self.trim
-        check_room(len(prompt), context, trained, "use --overflow trim-oldest, /undo or /clear" if droppable else "")
+        check_room(len(prompt), context, trained, remedy)
         if notice := self._rewind_to(prompt):
             yield notice
         if self.reuse is not None:
@@ -320,8 +337,11 @@ class Conversation:
 def _told(gone: list[str], tokens: int) -> str:
     """Which turns were dropped."""
     begins = ", ".join(f"'{' '.join(text.split())[:40]}'" for text in (gone if len(gone) < 4 else [gone[0], gone[-1]]))
-    between = f"{len(gone):,} turns, from first to last" if len(gone) >= 4 else counted(len(gone), "turn")
+    between = (
+        f"{len(gone):,} turns, from first to last" if len(gone) >= 4 else f"{len(gone)} turns" if gone[1:] else "turn"
+    )
+    verb = "is" if len(gone) == 1 else "are"
     return (
-        f"the context is full: the oldest {between} ({begins}; {tokens:,} tokens) are dropped. "
+        f"the context is full: the oldest {between} ({begins}; {tokens:,} tokens) {verb} dropped. "
         "System message and documents stay."
     )
