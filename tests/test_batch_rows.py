@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from pathlib import Path
@@ -241,6 +242,12 @@ def test_every_line_is_looked_at_and_bad_ones_keep_their_ids(tmp_path: Path) -> 
         check(written(tmp_path / "in2", content.replace(b',"odd":1', b"")), Reader(), strict=True)
     with pytest.raises(UsageError, match="odd"):
         check(written(tmp_path / "in", content), Reader(), strict=True)
+
+
+def test_a_packed_input_is_no_text(tmp_path: Path) -> None:
+    lines = written(tmp_path / "in.jsonl.gz", gzip.compress(b'{"prompt": "hi"}\n'))
+    with pytest.raises(UsageError, match=r"in.jsonl.gz is packed by gzip. .*zcat FILE \| hgca batch -"):
+        check(lines, Reader())
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hgca_cli.batch.rows import Reader, Row, RowError, bad_row, parse, text_of
 from hgca_cli.errors import UsageError
 
 MOST_SHOWN = 40
+GZIP = b"\x1f\x8b"  # begins a packed file
 FIRST = 8  # lines by which an input is known
 BEGINNINGS = tuple(512 << at for at in range(14))  # characters
 
@@ -79,9 +80,13 @@ def check(lines: Lines, reader: Reader, *, limit: int | None = None, strict: boo
 
 
 def _refuse_no_lines(lines: Lines) -> None:
-    """Raises UsageError for a text, and for JSON that goes over several lines: each of them would be a row that failed."""
+    """Raises UsageError for a packed file, a text, and JSON that goes over several lines: each line would be a row that failed."""
     first = list(islice(lines, FIRST))
     begin = (first[0].content or b"").replace(b" ", b"") if first else b""
+    if begin.startswith(GZIP):
+        raise UsageError(
+            f"{lines.name} is packed by gzip.", "Pipe its lines in: zcat FILE | hgca batch - -o answers.jsonl"
+        )
     if begin.startswith(b"[{") or begin in (b"[", b"{"):
         each = "." if begin == b"{" else ".[]"
         raise UsageError(
