@@ -40,6 +40,17 @@ def draft(model: Model = BIG, machine: Machine = HOST, **wanted: Any) -> Plan:
     return draw_up(Case(model, machine, PlanRequest(**wanted), assume(machine)))
 
 
+def test_rows_that_are_rounded_are_told_as_such_whether_the_plan_chooses_among_them_or_not() -> None:
+    by_itself, chosen, exact = (plan(SMALL, context=2048, select=select) for select in (None, "scan", "exact"))
+    assert by_itself.select == "exact" and (by_itself.kv_dtype, chosen.kv_dtype, exact.kv_dtype) == (
+        "bf16",
+        "bf16",
+        "fp32",
+    )
+    assert "--exact, or --kv-dtype fp32, rounds nothing" in by_itself.reasons["kv_dtype"]
+    assert "a choice of rows" in chosen.reasons["kv_dtype"] and "nothing is rounded" in exact.reasons["kv_dtype"]
+
+
 def test_what_was_asked_for_is_kept() -> None:
     wanted = {"dtype": "bf16", "kv_dtype": "fp16", "context": 4096, "window": 100, "sinks": 7, "threads": 3}
     made = plan(SMALL, chunk=33, device="cpu", select="window", **wanted)

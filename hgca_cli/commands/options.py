@@ -111,7 +111,7 @@ KvDtype = Annotated[
     typer.Option(
         "--kv-dtype", envvar="HGCA_KV_DTYPE", metavar="auto|fp32|bf16|fp16|int8",
         help="Numbers of the rows in the store, and on the CPU of those on their way there; int8: with a scale per row."
-        " auto: those of the weights; bf16 in place of fp32 where a chat's policy chooses rows.",
+        " auto: those of the weights; bf16 in place of fp32 where a chat may choose rows (on the CPU without --exact).",
     ),
 ]  # fmt: skip
 Window = Annotated[

@@ -82,6 +82,8 @@ def draw_up(case: Case) -> Plan:
         reasons["kv_dtype"] = "given"
     elif choice.kv_dtype == choice.dtype:
         reasons["kv_dtype"] = "the model's own numbers: nothing is rounded"
+    elif choice.select == "exact":
+        reasons["kv_dtype"] = "half the bytes; --exact, or --kv-dtype fp32, rounds nothing"
     else:
         reasons["kv_dtype"] = "half the bytes; what rounding changes is far below what a choice of rows does"
     if model.trained_context and choice.context > model.trained_context and not request.yarn:
