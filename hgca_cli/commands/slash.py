@@ -53,7 +53,7 @@ def _help(talk: Talk, rest: str) -> None:
     lines += [
         '  """ ... """           a message of several lines; Esc Enter or Alt-Enter begins a new line, too',
         "  //...                 a message that begins with a slash; so does a leading space",
-        "  Ctrl-C                stops the answer and keeps the session; twice leaves. Ctrl-D leaves",
+        "  Ctrl-C                stops the answer and keeps the session; again, before it has stopped, leaves. Ctrl-D leaves",
     ]
     talk.sink.tell("\n".join(lines))
 
