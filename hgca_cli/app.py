@@ -15,7 +15,7 @@ import typer
 
 from hgca_cli import __version__
 from hgca_cli.commands import options
-from hgca_cli.commands.aliases import config_first, rename_aliases, split_words
+from hgca_cli.commands.aliases import config_first, dashed, rename_aliases, split_words
 from hgca_cli.commands.batch import batch
 from hgca_cli.commands.bench import bench
 from hgca_cli.commands.chat import chat
@@ -101,6 +101,7 @@ def _before_any_command(
 
 def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code (docs/cli.md)."""
+    arguments = dashed(arguments)
     words, _ = split_words(arguments)
     debug = "--debug" in words or os.environ.get("HGCA_DEBUG", "").lower() in TRUE
     as_json = "--json" in words or os.environ.get("HGCA_JSON", "").lower() in TRUE

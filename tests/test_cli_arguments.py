@@ -239,6 +239,27 @@ def test_spellings_of_other_tools() -> None:
     assert aliases.rename_aliases(words) == ["--ctx=4k", "--temp", "1", "--", "--num-ctx"]
 
 
+def test_underscores_of_other_tools_are_dashes(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["chat", "--max_new_tokens", "5", "--top_p=a_b", "-p", "--a_b", "c_d", "--", "--e_f"]
+    assert aliases.dashed(words) == [
+        "chat",
+        "--max-new-tokens",
+        "5",
+        "--top-p=a_b",
+        "-p",
+        "--a_b",
+        "c_d",
+        "--",
+        "--e_f",
+    ]
+    handed_on = ["eval", "harness", "--model_args", "window=8"]
+    assert aliases.dashed(handed_on) == handed_on
+    assert run(["chat", "--attn_implementation", "sdpa", "hi"]) == 2
+    assert "there is one attention here" in capsys.readouterr().err
+    assert run(["chat", "--max_new_tokens", "x", "hi"]) == 2
+    assert "--max-tokens" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("other", "ours"), aliases.ALIASES.items())
 def test_every_alias_is_an_option(other: str, ours: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["batch" if ours == "--concurrency" else "chat", "--help"]) == 0

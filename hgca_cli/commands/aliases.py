@@ -46,6 +46,24 @@ ALIASES = {
 }
 
 
+SAID = ("-p", "--prompt", "-s", "--system", "--stop")  # the next word is a text, whatever it looks like
+
+
+def dashed(arguments: list[str]) -> list[str]:
+    """Long options in dashes where they were written with underscores, as Python's tools take them (--max_new_tokens). What
+    `hgca eval harness` hands on is left alone, and so is what follows `--`.
+    """
+    own, rest = split_words(arguments)
+    if "harness" in own:
+        return arguments
+    spelled: list[str] = []
+    for before, word in zip(["", *own], own, strict=False):
+        name, equals, value = word.partition("=")
+        option = name.startswith("--") and before not in SAID
+        spelled.append((name.replace("_", "-") if option else name) + equals + value)
+    return spelled + rest
+
+
 def rename_aliases(arguments: list[str]) -> list[str]:
     """Arguments in our own spelling; what follows `--` is left alone."""
     own, rest = split_words(arguments)

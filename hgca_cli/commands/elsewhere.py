@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hgca_cli.commands.aliases import ALIASES
+from hgca_cli.commands.aliases import ALIASES, SAID
 from hgca_cli.errors import UsageError
 
 PLANNED = "The plan decides what the GPU gets; --gpu-mem SIZE caps it, --plan shows it."
@@ -145,7 +145,7 @@ def refuse_foreign(words: list[str]) -> None:
     flags = FLAGS | (CHAT if command == "chat" else JOB)
     for before, word in zip(["", *words], words, strict=False):
         name = word.partition("=")[0]
-        if name in flags and before not in ("-p", "--prompt", "-s", "--system", "--stop"):
+        if name in flags and before not in SAID:
             raise UsageError(f"no such option: {name}.", flags[name])
 
 
