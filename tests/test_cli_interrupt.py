@@ -48,6 +48,24 @@ def test_twice_in_an_answer_that_a_slash_command_asked_for_leaves_too(monkeypatc
         talk._do("/regen")
 
 
+def test_ctrl_c_that_meets_a_finaliser_prints_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pressed:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    class Broken:
+        def __del__(self) -> None:
+            raise OSError("its own")
+
+    told: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", lambda lost: told.append(lost.exc_type))
+    with pytest.raises(KeyboardInterrupt), interrupt.endings():
+        Pressed()
+        Broken()
+        interrupt.end_if_asked()
+    assert told == [OSError]
+
+
 def test_interrupted_before_there_is_an_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

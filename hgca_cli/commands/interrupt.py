@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 TWICE_SECONDS = 2.0
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -22,12 +23,23 @@ class Twice(KeyboardInterrupt):
 
 @contextmanager
 def endings() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a hangup raise KeyboardInterrupt and SystemExit, and what there is is kept."""
+    """Ctrl-C, SIGTERM and a hangup raise KeyboardInterrupt and SystemExit, and what there is is kept.
+
+    Where they meet a finaliser Python throws them away, and would print a traceback: `end_if_asked` raises them again.
+    """
     _asked.clear()
     before = {number: signal.signal(number, _end) for number in ENDING}
+    told = sys.unraisablehook
+
+    def tell(lost: Any) -> None:
+        if not (_asked and isinstance(lost.exc_value, (KeyboardInterrupt, SystemExit))):
+            told(lost)
+
+    sys.unraisablehook = tell
     try:
         yield
     finally:
+        sys.unraisablehook = told
         for number, handler in before.items():
             signal.signal(number, handler)
 
