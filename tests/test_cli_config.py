@@ -11,6 +11,8 @@ import pytest
 
 from hgca_cli.app import run
 from hgca_cli.commands.aliases import config_first
+from hgca_cli.commands.config_file import read_config
+from hgca_cli.errors import UsageError
 from tests.cli_process import Done, environment, here, records, save_tiny, shell
 
 
@@ -268,3 +270,18 @@ def test_an_edit_that_is_no_config_is_opened_again(user: Path, monkeypatch: pyte
     writes("[sampling]\ntemp = 0.5\n# long work\n")
     assert run(["config", "edit"]) == 0 and opened == ["[sampling]\ntemp = 0.25\n", broken]
     assert user.read_text() == "[sampling]\ntemp = 0.5\n# long work\n" and [*user.parent.glob("*.rejected")] == []
+
+
+def test_a_file_of_the_directory_is_not_said_to_be_opened_by_edit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HGCA_CONFIG", str(tmp_path / "mine.toml"))
+    (tmp_path / "hgca.toml").write_text("x = [")
+    (tmp_path / "mine.toml").write_text("")
+    with pytest.raises(UsageError, match=r"hgca.toml is not TOML.* Mend it"):
+        read_config(None, ["ctx"])
+    (tmp_path / "hgca.toml").unlink()
+    (tmp_path / "mine.toml").write_text("x = [")
+    with pytest.raises(UsageError, match=r"mine.toml is not TOML.* hgca config edit opens it"):
+        read_config(None, ["ctx"])

@@ -106,7 +106,8 @@ def _read(path: Path, named: bool) -> dict[str, Any] | None:
             raise ModelError(f"{path}: no such file.", "Check --config and HGCA_CONFIG.") from error
         return None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}.", "hgca config edit opens it.") from error
+        hint = "hgca config edit opens it." if path == user_file() else "Mend it, or move it away."
+        raise UsageError(f"{path} is not TOML: {error}.", hint) from error
     except (OSError, RuntimeError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         if not named and not path.is_file():
