@@ -296,6 +296,11 @@ def test_every_alias_is_an_option(other: str, ours: str, capsys: pytest.CaptureF
         (["-m", "x", "chat"], "The command comes first"),
         (["--temperature", "0", "chat"], "The command comes first"),
         (["chat", "-V"], "hgca chat --help"),
+        (["chat", "--cpu", "hi"], "--device cpu"),
+        (["chat", "--stream", "hi"], "--no-stream gives them whole"),
+        (["chat", "--image", "cat.png", "hi"], "text only"),
+        (["chat", "--lora", "x", "hi"], "no adapters"),
+        (["chat", "--do_sample", "hi"], "--temp above 0"),
     ],
 )
 def test_what_other_tools_have_is_answered_with_what_is_here(
