@@ -251,6 +251,26 @@ def test_weights_that_are_no_grids_and_layers_that_slide(sliding: int | None, to
     assert together and (sliding is None or sum(together) < sliding)
 
 
+def test_a_guess_is_cut_to_what_a_pass_takes(together: list[int]) -> None:
+    """Of floats that is less than the longest guess: one pass goes on after another."""
+
+    class Known(PromptLookup):
+        def guess(self, tokens: list[int], most: int) -> list[int]:
+            return text[len(tokens) :][: min(self._length, most)]
+
+    loaded = tiny_loaded(Endless(tiny_tokenizer()))  # type: ignore[arg-type]
+    Engine(loaded, CacheSettings(context=400))
+    text = random.Random(3).choices(range(300), k=300)
+    sequence = sequence_of(loaded, text[:20], window=256)
+    guessing = Guessing(loaded, sequence, Known(63), 400)
+    for token in text[20:200]:
+        sequence.tokens.append(token)
+        guessing.after(99)
+    guessing.close()
+    assert sequence.cached == 200
+    assert together[:5] == [3, 5, 9, 17, 32] and together.count(32) >= 4
+
+
 def test_rows_of_a_job_are_guessed_while_they_run_alone(loaded: LoadedModel, together: list[int]) -> None:
     """One after the other, or the last one of several, whose guesses are given up whenever another comes."""
     loaded = replace(loaded, tokenizer=Endless(loaded.tokenizer))  # type: ignore[arg-type]

@@ -80,12 +80,12 @@ class Straight:
         return None if out is None else self._after(out)
 
     def run_following(self, ids: Tensor, cache: HybridCache) -> Tensor | None:
-        """Logits [tokens, vocabulary] after each of several tokens [tokens, 1] of one sequence, one behind the other; None, and no row
-        was put, where they are to be computed one by one.
+        """Logits [tokens, vocabulary] after each of several tokens [tokens, 1] of one sequence, one behind the other, or of the first
+        ones, where they are more than a call takes; None, and no row was put, where they are to be computed one by one.
         """
         if not self._seen[0].enough or not self.may_follow or not self._unchanged():
             return None
-        x, turns = self._before(ids, cache.get_seq_length(), None)
+        x, turns = self._before(ids[: self._stack.most], cache.get_seq_length(), None)
         out = self._stack.follow(x, {"cache": cache, "position_embeddings": turns}, self._looked)
         self._looked = out is not None
         return None if out is None else self._after(out)
@@ -177,8 +177,8 @@ def takes_following(model: Any) -> bool:
 
 
 def following_logits(model: Any, ids: Tensor, cache: HybridCache) -> Tensor | None:
-    """Logits [tokens, vocabulary] after each of several tokens [tokens, 1], the next ones of the sequence in a cache; None, and no row
-    was put, where they cannot be computed in one pass as they would be one by one.
+    """Logits [tokens, vocabulary] after each of several tokens [tokens, 1], the next ones of the sequence in a cache, or of as many of
+    them as a pass takes; None, and no row was put, where they cannot be computed in one pass as they would be one by one.
     """
     straight: Straight | None = getattr(model, NAME, None)
     return None if straight is None else straight.run_following(ids, cache)
