@@ -251,6 +251,30 @@ def test_weights_that_are_no_grids_and_layers_that_slide(sliding: int | None, to
     assert together and (sliding is None or sum(together) < sliding)
 
 
+@pytest.mark.parametrize("more", [0, 1, 3])  # of the guess came before the last token
+@pytest.mark.parametrize("last", [True, False])  # whether that one was guessed
+def test_the_token_that_ends_an_answer_may_have_been_guessed(more: int, last: bool, loaded: LoadedModel) -> None:
+    text = random.Random(1).choices(range(300), k=80)
+    sequence = sequence_of(loaded, text[:40])
+    for token in text[40 : 40 + ALONE]:
+        sequence.tokens.append(token)
+        Guessing(loaded, sequence, None, 500).after(99)
+
+    class Four(PromptLookup):
+        def guess(self, tokens: list[int], most: int) -> list[int]:
+            return text[len(tokens) :][:4]
+
+    lookup = Four(7)
+    guessing = Guessing(loaded, sequence, lookup, 500)
+    for token in text[48 : 49 + more]:
+        sequence.tokens.append(token)
+        guessing.after(99)
+    sequence.tokens.append(text[49 + more] if last else 301)
+    guessing.close()
+    assert (lookup.guessed, lookup.right) == (4, more + last)
+    assert sequence.cached == len(sequence.tokens) - 1
+
+
 def test_a_guess_is_cut_to_what_a_pass_takes(together: list[int]) -> None:
     """Of floats that is less than the longest guess: one pass goes on after another."""
 

@@ -55,8 +55,11 @@ class Guessing:
         self._sequence.drop_newest(self._sequence.cached - len(self._sequence.tokens))
 
     def _end(self) -> None:
-        """A guess is over: rows of the tokens that did not come are given back."""
+        """A guess is over: rows of the tokens that did not come are given back, and of one that ends the answer, as of any."""
         assert self._lookup is not None
-        self._lookup.tell(len(self._guess), self._right)
-        self._sequence.drop_newest(len(self._guess) - self._right)
+        tokens, left = self._sequence.tokens, len(self._guess) - self._right
+        drawn = len(tokens) > self._sequence.cached - left  # one more, of which nobody asked what comes after
+        came = drawn and self._guess[self._right :][:1] == tokens[-1:]
+        self._lookup.tell(len(self._guess), self._right + came)
+        self._sequence.drop_newest(left)
         self._guess, self._rows = [], None
