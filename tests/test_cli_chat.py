@@ -162,6 +162,9 @@ def test_tokens_that_are_guessed(tmp_path: Path) -> None:
     told = records(here(*words[:-3], "--no-save", "-m", others, "--prompt-lookup", "3"))
     assert "one token of an answer at a time" in next(one["text"] for one in told if one["type"] == "notice")
     assert told[-1]["timings"]["draft_n"] == 0
+    watching = ("-m", grids, "--select", "moving-average", "--prompt-lookup", "3")
+    told = records(here(*words[:-3], "--no-save", *watching))
+    assert "--select moving-average computes one token" in next(one["text"] for one in told if one["type"] == "notice")
     (tmp_path / "rows.jsonl").write_text('"the cat"\n')
     job = here("batch", str(tmp_path / "rows.jsonl"), "-m", others, "--prompt-lookup", "3", "-n", "4", "--raw")
     assert job.returncode == 0 and b"--prompt-lookup has no effect" in job.stderr

@@ -111,10 +111,13 @@ def start_engine(
 
 
 def lost_guesses(engine: Engine, asked: int | None) -> str | None:
-    """What to say of --prompt-lookup, if so many guesses were asked for (None: by nobody) and a model's cannot be checked."""
-    if not asked or engine.may_guess:
+    """What to say of --prompt-lookup, if so many guesses were asked for (None: by nobody) and a model's, or a policy's, cannot be
+    checked.
+    """
+    if not asked or (engine.may_guess and not engine.watches):
         return None
-    return "this model computes one token of an answer at a time: --prompt-lookup has no effect."
+    who = f"--select {engine.settings.select}" if engine.may_guess else "this model"
+    return f"{who} computes one token of an answer at a time: --prompt-lookup has no effect."
 
 
 def lost_options(tokenizer: Tokenizer, told: Iterable[str]) -> str | None:

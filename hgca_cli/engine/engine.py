@@ -71,7 +71,7 @@ class Engine:
 
     @property
     def may_guess(self) -> bool:
-        """Whether several tokens of an answer can be computed in one pass."""
+        """Whether the model takes several tokens of an answer in one pass; a policy that `watches` does not."""
         return self.loaded.device.type == "cpu" and takes_following(self.loaded.model)
 
     @cached_property
