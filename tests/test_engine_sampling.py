@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,7 +29,7 @@ def logits(seed: int = 0, spread: float = 3.0, size: int = VOCABULARY) -> torch.
 
 
 def shares(row: torch.Tensor, chosen: SamplingSettings) -> torch.Tensor:
-    weights, ids = candidates((row - row.max()).numpy(), chosen)
+    weights, ids = candidates((row - row.max()).numpy(), chosen, np.empty(len(row), dtype=np.float32))
     share = torch.from_numpy(weights / weights.sum())
     return share if ids is None else torch.zeros(len(row)).scatter(0, torch.from_numpy(ids), share)
 

@@ -41,6 +41,9 @@ class Sampler:
         self._mask: NDArray[np.bool_] | None = None
         self._counted = 0  # how many of the seen ids are counted, or of the prompt
         self._counts: Row | None = None
+        self._room = np.empty(
+            (2, 0), dtype=np.float32
+        )  # kept: memory of this size is given back to the system each time
 
     def __call__(self, logits: Tensor, seen: list[int]) -> int:
         """One token id for logits [vocabulary], any device.
@@ -66,7 +69,9 @@ class Sampler:
             )
         if settings.temperature == 0.0:
             return first
-        weights, ids = candidates(row - row[first], settings)
+        if self._room.shape[1] != len(row):
+            self._room = np.empty((2, len(row)), dtype=np.float32)
+        weights, ids = candidates(np.subtract(row, row[first], out=self._room[0]), settings, self._room[1])
         at = draw(weights, self._generator)
         return at if ids is None else int(ids[at])
 
@@ -105,39 +110,43 @@ def penalise(row: Row, seen: NDArray[np.bool_], penalty: float) -> Row:
     return row
 
 
-def candidates(row: Row, settings: SamplingSettings) -> tuple[Row, NDArray[Any] | None]:
+def candidates(row: Row, settings: SamplingSettings, room: Row) -> tuple[Row, NDArray[Any] | None]:
     """What may be drawn: temperature, then top-k, top-p and min-p on what is left. At least one token stays.
 
-    row      logits [vocabulary], the largest of them 0
+    row      logits [vocabulary], the largest of them 0; they are scaled where they are
+    room     as many numbers, that are written over
     returns  weights f32 [n], the largest of them 1, and their ids [n], ascending; None: all
 
     Each filter keeps the tokens above some logit, so together they are one threshold; equals of the last one kept stay.
     """
     with np.errstate(over="ignore"):  # almost no temperature: everything else is infinitely far below
-        scaled = row / np.float32(max(settings.temperature, COLDEST))
+        scaled = np.divide(row, np.float32(max(settings.temperature, COLDEST)), out=row)
     least = -math.inf
     left = scaled
     if 0 < settings.top_k < len(scaled):
-        least = float(np.partition(scaled, -settings.top_k)[-settings.top_k])
+        np.copyto(room, scaled)
+        room.partition(-settings.top_k)
+        least = float(room[-settings.top_k])
         left = scaled[scaled >= least]
     if settings.top_p < 1.0:
-        least = nucleus(left, settings.top_p)
+        least = nucleus(left, settings.top_p, room[: len(left)])
     if settings.min_p > 0.0:
         least = max(least, math.log(settings.min_p))  # the largest is exp(0)
     if least == -math.inf:
-        return np.exp(scaled), None
+        return np.exp(scaled, out=room), None
     ids = np.flatnonzero(scaled >= np.float32(least))
     return np.exp(scaled[ids]), ids
 
 
-def nucleus(row: Row, mass: float) -> float:
+def nucleus(row: Row, mass: float, room: Row) -> float:
     """The smallest logit of the fewest tokens that hold `mass`. Source: Holtzman et al., arXiv:1904.09751.
 
-    row  logits, the largest of them 0
+    row   logits, the largest of them 0
+    room  as many numbers, that are written over
 
     Only those are sorted whose weight is more than what all others may lack on average: together these hold more than `mass`.
     """
-    weights = np.exp(row)
+    weights = np.exp(row, out=room)
     total = float(weights.sum(dtype=np.float64))
     ordered = np.sort(row[weights >= 0.999 * (1.0 - mass) * total / len(row)])[::-1]
     reached = np.cumsum(np.exp(ordered), dtype=np.float64)
