@@ -18,7 +18,7 @@ from transformers.generation.logits_process import (
 )
 
 from hgca_cli.config import SamplingSettings
-from hgca_cli.engine.sampling import Sampler, candidates, penalise
+from hgca_cli.engine.sampling import Sampler, candidates, largest, penalise
 from hgca_cli.errors import ModelError
 
 VOCABULARY = 3000
@@ -144,6 +144,7 @@ def test_greedy_takes_the_lowest_of_equals() -> None:
     row[[77, 300, 999]] = 4.0
     for dtype in (torch.float32, torch.bfloat16):
         assert Sampler(SamplingSettings(temperature=0))(row.to(dtype), []) == 77
+        assert largest(row.to(dtype)) == 77, "as it is found on a GPU"
 
 
 @pytest.mark.parametrize("temperature", [1e-9, 1e-30, 1e-300])
@@ -179,6 +180,8 @@ def test_numbers_that_are_none_are_an_error(bad: float, temperature: float) -> N
     row[1234] = bad
     with pytest.raises(ModelError, match=r"not finite.*fp32"):
         Sampler(SamplingSettings(temperature=temperature))(row, [])
+    with pytest.raises(ModelError, match="not finite"):
+        largest(row)
     with pytest.raises(ModelError):
         Sampler(SamplingSettings(temperature=temperature))(torch.full((10,), -math.inf), [])
 

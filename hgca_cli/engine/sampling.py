@@ -36,14 +36,14 @@ class Sampler:
     def __init__(self, settings: SamplingSettings) -> None:
         self.settings = settings
         self.seed = settings.seed if settings.seed is not None else random.SystemRandom().randrange(2**31)
+        penalties = (settings.repetition_penalty != 1.0, settings.presence_penalty, settings.frequency_penalty)
+        self._greedy = settings.temperature == 0.0 and not any(penalties)
         self._generator = torch.Generator().manual_seed(self.seed)
         self._marked = 0  # how many of the seen ids are in the mask
         self._mask: NDArray[np.bool_] | None = None
         self._counted = 0  # how many of the seen ids are counted, or of the prompt
         self._counts: Row | None = None
-        self._room = np.empty(
-            (2, 0), dtype=np.float32
-        )  # kept: memory of this size is given back to the system each time
+        self._room = np.empty((2, 0), np.float32)  # kept: the system gets memory of this size back each time otherwise
 
     def __call__(self, logits: Tensor, seen: list[int]) -> int:
         """One token id for logits [vocabulary], any device.
@@ -54,23 +54,20 @@ class Sampler:
         Raises ModelError for NaN, +inf, or logits that leave no token to choose.
         """
         settings = self.settings
+        if self._greedy and logits.device.type != "cpu":
+            return largest(logits)
         row = as_row(logits)
         if settings.repetition_penalty != 1.0:
             row = penalise(row, self._seen(row, seen), settings.repetition_penalty)
         if settings.presence_penalty or settings.frequency_penalty:
             counts = self._written(row, seen)
-            row = row - settings.frequency_penalty * counts - settings.presence_penalty * (counts > 0)
+            row = row - settings.frequency_penalty * counts - np.float32(settings.presence_penalty) * (counts > 0)
         first = int(row.argmax())  # of equals the first; NaN and +inf show in it, and so does a row of nothing but -inf
-        peak = float(row[first])
-        if not math.isfinite(peak):
-            raise ModelError(
-                "the model computed logits that are not finite.",
-                "Its weights are damaged or its dtype overflows: try --dtype fp32.",
-            )
+        check_finite(float(row[first]))
         if settings.temperature == 0.0:
             return first
         if self._room.shape[1] != len(row):
-            self._room = np.empty((2, len(row)), dtype=np.float32)
+            self._room = np.empty((2, len(row)), np.float32)
         weights, ids = candidates(np.subtract(row, row[first], out=self._room[0]), settings, self._room[1])
         at = draw(weights, self._generator)
         return at if ids is None else int(ids[at])
@@ -78,7 +75,7 @@ class Sampler:
     def _seen(self, row: Row, seen: list[int]) -> NDArray[np.bool_]:
         if self._mask is None:
             self._mask = np.zeros(len(row), dtype=np.bool_)
-        self._mask[seen[self._marked :]] = True
+        self._mask[np.array(seen[self._marked :], dtype=np.int64)] = True
         self._marked = len(seen)
         return self._mask
 
@@ -86,9 +83,25 @@ class Sampler:
         """How often each id is in the answer, f32 [vocabulary]."""
         if self._counts is None:
             self._counts, self._counted = np.zeros(len(row), dtype=np.float32), len(seen)
-        np.add.at(self._counts, seen[self._counted :], 1)
+        np.add.at(self._counts, np.array(seen[self._counted :], dtype=np.int64), 1)
         self._counted = len(seen)
         return self._counts
+
+
+def largest(logits: Tensor) -> int:
+    """Where the largest of logits [vocabulary] is, found on their device: two numbers come from there. Raises ModelError."""
+    top, at = logits.float().max(0)
+    check_finite(float(top))
+    return int(at)
+
+
+def check_finite(peak: float) -> None:
+    """The largest logit is a number. Raises ModelError."""
+    if not math.isfinite(peak):
+        raise ModelError(
+            "the model computed logits that are not finite.",
+            "Its weights are damaged or its dtype overflows: try --dtype fp32.",
+        )
 
 
 def as_row(logits: Tensor) -> Row:
