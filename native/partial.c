@@ -63,13 +63,6 @@ void hgca_merge(const hgca_partial *parts, size_t stride, int32_t count, int32_t
     int64_t width = hgca_padded(job->value_dim);
     float *out = job->out + to * job->value_dim;
     float top = largest(parts, stride, count, query), sum = 0.0f;
-    if (count == 1 && at(parts, stride, 0)->sum[query] != 0.0f) { /* one of a prompt's many */
-        const float *from = at(parts, stride, 0)->out + query * width;
-        sum = at(parts, stride, 0)->sum[query];
-        for (int32_t d = 0; d < job->value_dim; d++) out[d] = from[d] / sum;
-        job->lse[to] = natural(top, sum);
-        return;
-    }
     memset(out, 0, sizeof(float) * (size_t)job->value_dim);
     for (int32_t i = 0; i < count; i++) {
         const hgca_partial *part = at(parts, stride, i);
