@@ -68,12 +68,6 @@ INLINE void score_tile_bf16(const hgca_piece *p, const float *query, const tile_
 }
 
 /* What kernels_many.h wants. */
-INLINE VF vpair_of(const char *pair) {
-    int32_t both;
-    memcpy(&both, pair, sizeof both);
-    return _mm512_castsi512_ps(_mm512_set1_epi32(both));
-}
-
 INLINE VF vpair_dots(VF sum, VF a, VF b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
 }

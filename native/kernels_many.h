@@ -4,7 +4,7 @@
  *
  * The vocabulary has besides:
  *   MANY_ROWS, MANY_VECTORS    rows (of a value: numbers) and vectors of queries whose sums the registers hold
- *   vpair_dots(sum, a, b)      where BF16_DOTS: sum + the two products of a lane's bf16 numbers; vpair_of(p) such two, in all lanes */
+ *   vpair_dots(sum, a, b)      where BF16_DOTS: sum + the two products of a lane's bf16 numbers */
 enum { MANY_TILE = 48, MANY_DIM = HGCA_MANY_DIM, MANY_LANES = MANY_VECTORS * VW, MANY_LEAST = 12 };
 
 /* What lanes begin with that have seen nothing: finite, so that no difference of two is NaN. No score of a sane model is below. */
@@ -82,6 +82,15 @@ INLINE void tile_as_floats(const hgca_piece *p, many *m, const tile_rows *tile, 
     for (int r = rows; r < rows + MANY_ROWS; r++) m->key_row[r] = m->key_row[rows - 1];
 }
 
+/* sum + what a lane's number, or pair of bf16 numbers, gives: of a row, in all lanes, and of a query. */
+INLINE VF add_product(VF sum, VF number, VF x, int pairs) {
+#ifdef BF16_DOTS
+    if (pairs) return vpair_dots(sum, number, x);
+#endif
+    (void)pairs;
+    return vfma(number, x, sum);
+}
+
 /* weight[row][lane] = the products of all rows and queries. */
 INLINE void score_many(const hgca_piece *p, many *m, int rows, int vectors, int dtype) {
     const int lanes = vectors * VW, numbers = dtype == BF16_QUERY ? p->key_dim / 2 : p->key_dim;
@@ -100,17 +109,9 @@ INLINE void score_many(const hgca_piece *p, many *m, int rows, int vectors, int 
             for (int v = 0; v < vectors; v++) x[v] = vload(query + v * VW);
             UNROLL
             for (int j = 0; j < MANY_ROWS; j++) {
-#ifdef BF16_DOTS
-                if (dtype == BF16_QUERY) {
-                    const VF both = vpair_of(key[j] + 4 * d);
-                    UNROLL
-                    for (int v = 0; v < vectors; v++) sum[j][v] = vpair_dots(sum[j][v], both, x[v]);
-                    continue;
-                }
-#endif
                 const VF number = vset1(number_of(key[j] + 4 * d));
                 UNROLL
-                for (int v = 0; v < vectors; v++) sum[j][v] = vfma(number, x[v], sum[j][v]);
+                for (int v = 0; v < vectors; v++) sum[j][v] = add_product(sum[j][v], number, x[v], dtype == BF16_QUERY);
             }
         }
         const VF by = vset1(dtype == BF16_QUERY ? p->scale : 1.0f);
@@ -162,13 +163,14 @@ INLINE void weigh_many(many *m, int rows, int64_t value_width, int vectors) {
     for (int v = 0; v < vectors; v++) vstore(m->sum + v * VW, total[v]);
 }
 
-/* out[number][lane] += sum_r value[r][number] * weight[r][lane], while the next tile is fetched, a line with a row of every `each`-th
- * numbers: all at once is more than a processor has room for. */
-INLINE void add_many(many *m, int rows, int dim, int vectors, line_cursor *next) {
-    const int lanes = vectors * VW, blocks = (dim + MANY_ROWS - 1) / MANY_ROWS;
-    const int64_t lines = (next->bytes[0] + next->bytes[1]) / LINE, each = lines && blocks > lines ? blocks / lines : 1;
+/* out[number][lane] += sum_r value[r][number] * weight[r][lane], while the next tile is fetched, some lines with a row (two rows, where
+ * values and weights are pairs) of every `each`-th numbers: all at once is more than a processor has room for. */
+INLINE void add_many(many *m, int rows, int dim, int vectors, int pairs, line_cursor *next) {
+    const int lanes = vectors * VW, blocks = (dim + MANY_ROWS - 1) / MANY_ROWS, step = pairs ? 2 : 1;
+    const int64_t lines = step * ((next->bytes[0] + next->bytes[1]) / LINE), each = lines && blocks > lines ? blocks / lines : 1;
+    const int64_t at_once = pairs ? (lines * each + blocks - 1) / blocks : 1;
     for (int d = 0; d < dim; d += MANY_ROWS) {
-        const int fetches = d / MANY_ROWS % each == 0;
+        const int64_t fetches = d / MANY_ROWS % each == 0 ? at_once : 0;
         float *out = m->out + d * lanes;
         const float *weight = m->weight;
         VF sum[MANY_ROWS][MANY_VECTORS];
@@ -176,9 +178,9 @@ INLINE void add_many(many *m, int rows, int dim, int vectors, line_cursor *next)
         for (int j = 0; j < MANY_ROWS; j++)
             UNROLL
             for (int v = 0; v < vectors; v++) sum[j][v] = vload(out + j * lanes + v * VW);
-        for (int r = 0; r < rows; r++, weight += lanes) {
+        for (int r = 0; r < rows; r += step, weight += lanes) {
             const char *value = m->value_row[r] + 4 * d;
-            if (fetches) fetch_next_line(next);
+            for (int64_t i = 0; i < fetches; i++) fetch_next_line(next);
             VF x[MANY_VECTORS];
             UNROLL
             for (int v = 0; v < vectors; v++) x[v] = vload(weight + v * VW);
@@ -186,7 +188,7 @@ INLINE void add_many(many *m, int rows, int dim, int vectors, line_cursor *next)
             for (int j = 0; j < MANY_ROWS; j++) {
                 const VF number = vset1(number_of(value + 4 * j));
                 UNROLL
-                for (int v = 0; v < vectors; v++) sum[j][v] = vfma(number, x[v], sum[j][v]);
+                for (int v = 0; v < vectors; v++) sum[j][v] = add_product(sum[j][v], number, x[v], pairs);
             }
         }
         UNROLL
@@ -215,10 +217,38 @@ static void leave_many(const hgca_piece *p, const many *m, int first, int count,
     }
 }
 
-/* How many rows a block reads: such as lie one behind the other end with the last one a query sees. */
-INLINE int64_t rows_of_many(const hgca_piece *p, const many *m, int count) {
+/* The tiles of a block, one after the other: this one's rows, and the next one's, which are fetched meanwhile. */
+typedef struct {
+    tile_rows tiles[2];
+    const tile_rows *tile;
+    line_cursor lines; /* of the next one */
+    row_cursor at;
+    int64_t left;
+    int turn, rows, next_rows;
+} many_tiles;
+
+INLINE int some_of_many(int64_t left) { return left < MANY_TILE ? (int)left : MANY_TILE; }
+
+/* A block's rows: such as lie one behind the other end with the last one a query sees. */
+INLINE void begin_tiles(const hgca_piece *p, const many *m, int count, int dtype, many_tiles *t) {
     const int64_t seen = p->row == NULL && p->unseen != INT64_MAX ? m->edge[count - 1] - p->first : p->count;
-    return seen < p->count ? seen : p->count;
+    t->at = (row_cursor){p->row, p->run, p->first};
+    t->left = seen < p->count ? seen : p->count;
+    t->turn = -1, t->next_rows = some_of_many(t->left);
+    if (t->next_rows > 0) find_rows(p, &t->at, t->next_rows, dtype, &t->tiles[0]);
+}
+
+/* Whether there is another tile. */
+INLINE int next_tile(const hgca_piece *p, int dtype, many_tiles *t) {
+    const int64_t size = hgca_number_bytes(dtype == BF16_QUERY ? HGCA_BF16 : dtype);
+    t->rows = t->next_rows;
+    if (t->rows <= 0) return 0;
+    t->turn++, t->left -= t->rows;
+    tile_rows *next = &t->tiles[(t->turn + 1) % 2];
+    t->tile = &t->tiles[t->turn % 2], t->next_rows = some_of_many(t->left);
+    find_rows(p, &t->at, t->next_rows, dtype, next);
+    t->lines = (line_cursor){next, 2 * t->next_rows, 0, 0, {p->key_dim * size, p->value_dim * size}};
+    return 1;
 }
 
 /* Scores that were made, capped and hidden as they are to be. */
@@ -230,26 +260,14 @@ INLINE void limit_many(const hgca_piece *p, many *m, const tile_rows *tile, int 
 
 INLINE void block_of_many(const hgca_piece *p, many *m, int first, int count, int vectors, int dtype) {
     const int lanes = vectors * VW;
-    const int64_t size = hgca_number_bytes(dtype == BF16_QUERY ? HGCA_BF16 : dtype);
     place_many(p, m, first, count, lanes, dtype);
-    int64_t left = rows_of_many(p, m, count);
-    tile_rows tiles[2];
-    row_cursor at = {p->row, p->run, p->first};
-    int rows = left < MANY_TILE ? (int)left : MANY_TILE;
-    if (rows > 0) find_rows(p, &at, rows, dtype, &tiles[0]);
-    for (int turn = 0; rows > 0; turn++) {
-        const tile_rows *tile = &tiles[turn % 2];
-        tile_rows *next = &tiles[(turn + 1) % 2];
-        left -= rows;
-        const int next_rows = left < MANY_TILE ? (int)left : MANY_TILE;
-        find_rows(p, &at, next_rows, dtype, next);
-        tile_as_floats(p, m, tile, rows, dtype);
-        line_cursor lines = {next, 2 * next_rows, 0, 0, {p->key_dim * size, p->value_dim * size}};
-        score_many(p, m, rows, vectors, dtype);
-        limit_many(p, m, tile, rows, lanes);
-        weigh_many(m, rows, hgca_padded(p->value_dim), vectors);
-        add_many(m, rows, p->value_dim, vectors, &lines);
-        rows = next_rows;
+    many_tiles t;
+    for (begin_tiles(p, m, count, dtype, &t); next_tile(p, dtype, &t);) {
+        tile_as_floats(p, m, t.tile, t.rows, dtype);
+        score_many(p, m, t.rows, vectors, dtype);
+        limit_many(p, m, t.tile, t.rows, lanes);
+        weigh_many(m, t.rows, hgca_padded(p->value_dim), vectors);
+        add_many(m, t.rows, p->value_dim, vectors, 0, &t.lines);
     }
     leave_many(p, m, first, count, lanes);
 }

@@ -122,9 +122,9 @@ INLINE void score_pairs(const hgca_piece *p, many_pairs *of, const tile_rows *ti
             for (int v = 0; v < vectors; v++) x[v] = vload(query + v * VW);
             UNROLL
             for (int j = 0; j < MANY_ROWS; j++) {
-                const VF both = vpair_of(key[j] + 4 * d);
+                const VF both = vset1(number_of(key[j] + 4 * d));
                 UNROLL
-                for (int v = 0; v < vectors; v++) sum[j][v] = vpair_dots(sum[j][v], both, x[v]);
+                for (int v = 0; v < vectors; v++) sum[j][v] = add_product(sum[j][v], both, x[v], 1);
             }
         }
         UNROLL
@@ -170,64 +170,18 @@ INLINE void weigh_pairs(const hgca_piece *p, many *m, const tile_rows *tile, int
     for (int v = 0; v < vectors; v++) vstore(m->sum + v * VW, total[v]);
 }
 
-/* As add_many; lines of the next tile are spread over all of it. */
-INLINE void add_pairs(many *m, int rows, int dim, int vectors, line_cursor *next) {
-    const int lanes = vectors * VW, blocks = (dim + MANY_ROWS - 1) / MANY_ROWS;
-    const int64_t lines = 2 * ((next->bytes[0] + next->bytes[1] + LINE - 1) / LINE), each = blocks > lines ? blocks / lines : 1;
-    const int64_t at_once = (lines * each + blocks - 1) / blocks;
-    for (int d = 0; d < dim; d += MANY_ROWS) {
-        const int64_t fetches = d / MANY_ROWS % each == 0 ? at_once : 0;
-        float *out = m->out + d * lanes;
-        const float *weight = m->weight;
-        VF sum[MANY_ROWS][MANY_VECTORS];
-        UNROLL
-        for (int j = 0; j < MANY_ROWS; j++)
-            UNROLL
-            for (int v = 0; v < vectors; v++) sum[j][v] = vload(out + j * lanes + v * VW);
-        for (int r = 0; r < rows; r += 2, weight += lanes) {
-            const char *value = m->value_row[r] + 4 * d;
-            for (int64_t i = 0; i < fetches; i++) fetch_next_line(next);
-            VF x[MANY_VECTORS];
-            UNROLL
-            for (int v = 0; v < vectors; v++) x[v] = vload(weight + v * VW);
-            UNROLL
-            for (int j = 0; j < MANY_ROWS; j++) {
-                const VF both = vpair_of(value + 4 * j);
-                UNROLL
-                for (int v = 0; v < vectors; v++) sum[j][v] = vpair_dots(sum[j][v], both, x[v]);
-            }
-        }
-        UNROLL
-        for (int j = 0; j < MANY_ROWS; j++)
-            UNROLL
-            for (int v = 0; v < vectors; v++) vstore(out + j * lanes + v * VW, sum[j][v]);
-    }
-}
-
 INLINE void block_of_pairs(const hgca_piece *p, many_pairs *of, int first, int count, int vectors, int dtype) {
     many *m = &of->m;
     const int lanes = vectors * VW;
-    const int64_t size = hgca_number_bytes(dtype);
     place_pairs(p, of, first, count, lanes, dtype);
-    tile_rows tiles[2];
-    row_cursor at = {p->row, p->run, p->first};
-    int64_t left = rows_of_many(p, m, count);
-    int rows = left < MANY_TILE ? (int)left : MANY_TILE;
-    if (rows > 0) find_rows(p, &at, rows, dtype, &tiles[0]);
-    for (int turn = 0; rows > 0; turn++) {
-        const tile_rows *tile = &tiles[turn % 2];
-        tile_rows *next = &tiles[(turn + 1) % 2];
-        left -= rows;
-        const int next_rows = left < MANY_TILE ? (int)left : MANY_TILE;
-        find_rows(p, &at, next_rows, dtype, next);
-        tile_as_pairs(p, of, tile, rows, dtype);
-        if (turn == 0) mend_pairs(p, of, tile, rows, lanes, dtype);
-        line_cursor lines = {next, 2 * next_rows, 0, 0, {p->key_dim * size, p->value_dim * size}};
-        score_pairs(p, of, tile, rows, vectors, dtype);
-        limit_many(p, m, tile, rows, lanes);
-        weigh_pairs(p, m, tile, rows, vectors, dtype);
-        add_pairs(m, rows, p->value_dim, vectors, &lines);
-        rows = next_rows;
+    many_tiles t;
+    for (begin_tiles(p, m, count, dtype, &t); next_tile(p, dtype, &t);) {
+        tile_as_pairs(p, of, t.tile, t.rows, dtype);
+        if (t.turn == 0) mend_pairs(p, of, t.tile, t.rows, lanes, dtype);
+        score_pairs(p, of, t.tile, t.rows, vectors, dtype);
+        limit_many(p, m, t.tile, t.rows, lanes);
+        weigh_pairs(p, m, t.tile, t.rows, vectors, dtype);
+        add_many(m, t.rows, p->value_dim, vectors, 1, &t.lines);
     }
     leave_many(p, m, first, count, lanes);
 }

@@ -137,7 +137,8 @@ static double score_error(const problem *p, int64_t query, int64_t row) {
         square += key * key;
         rounded += off * off * key * key;
     }
-    return 6.0 * job->scale * (job->dtype == HGCA_I8 ? sqrt(square) * most / (127 * 128) / sqrt(12.0) : 0.0) + 6.0 * job->scale * sqrt(rounded);
+    const double of_levels = job->dtype == HGCA_I8 ? sqrt(square) * most / (127 * 128) / sqrt(12.0) : 0.0;
+    return 6.0 * job->scale * (of_levels + sqrt(rounded));
 }
 
 /* The larger error; what is no number stays. */
