@@ -62,6 +62,17 @@ int hgca_forget(uintptr_t at, int64_t bytes);
  * for |x| < 10, and then in proportion to |x|. */
 int hgca_gated(const hgca_weights *weights, uintptr_t in, uintptr_t out);
 
+/* The experts that a router chose for each of a few tokens: out = sum over c < count of share[c] * down (silu(gate in) * (up in)), of
+ * expert chosen[c], each layer with its bias.
+ *   first    [experts], of each gate and up one behind the other: outputs 2 * width;  last [experts], down: inputs width, a multiple
+ *            of 32. dtype HGCA_F32; of one shape, and of one kind each
+ *   chosen, share [tokens][count], 0 <= chosen < experts
+ *   in, out  addresses of floats [tokens][inputs] and [tokens][outputs]
+ * Silu as of hgca_gated. What a token gets does not depend on other tokens. Each token's experts are read for it: of many tokens that
+ * have the same ones hgca_linear_several reads each once. */
+int hgca_experts(const hgca_weights *first, const hgca_weights *last, int32_t experts, const int64_t *chosen, const float *share,
+                 int32_t count, int32_t tokens, uintptr_t in, uintptr_t out);
+
 /* Root-mean-square norm of each of `rows` rows f32 [rows][width] one after the other (Zhang and Sennrich, arXiv:1910.07467):
  * out = in / sqrt(mean(in^2) + eps) * (weight + shift), weight f32 [width]. Not worked on by several threads. */
 int hgca_rms_norm(uintptr_t in, uintptr_t weight, int64_t rows, int64_t width, float eps, float shift, uintptr_t out);

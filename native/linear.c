@@ -4,62 +4,42 @@
 
 #include "convert.h"
 #include "hgca.h"
-#include "linear.h"
+#include "linear_one.h"
 #include "pool.h"
 #include "tickets.h"
 
-/* A thread reads one piece: where a piece begins memory has to be waited for, and what was fetched beyond its end is another thread's. Of
- * many threads some are slower than others, or have neighbours: there a piece is three quarters of a thread's share, and the rest goes to
- * whoever is there first. All are multiples of 32 rows: a block of the layer that follows. */
-enum { PIECE_BYTES = 16 << 10, MOST_PIECES = 256, MOST = 1 << 28, BLOCK = 32, PATIENCE = 2000 };
-
-typedef struct {
-    int32_t count;
-    int32_t first[MOST_PIECES + 1]; /* blocks; of the last one the end */
-} pieces;
-
-/* One layer of a call, all floats. */
-typedef struct {
-    hgca_weights w;
-    hgca_linear_kernel kernel;
-    int64_t row_bytes; /* of a grid a sixteenth of a tile */
-    const float *in;
-    hgca_placed_block *placed; /* of a grid */
-    const float *bias;
-    float *out;
-} layer;
+enum { PIECE_BYTES = 16 << 10, MOST = 1 << 28, PATIENCE = 2000 };
 
 int hgca_weights_fit(const hgca_weights *w) {
     static const int32_t bytes[] = {[HGCA_F32] = 4, [HGCA_BF16] = 2, [HGCA_F16] = 2};
     if (w->weight == NULL || w->outputs < 1 || w->inputs < 1 || w->outputs > MOST || w->inputs > MOST) return 0;
     if (w->kind < HGCA_F32 || w->kind > HGCA_GRID4 || w->dtype < HGCA_F32 || w->dtype > HGCA_F16) return 0;
-    if (w->kind >= HGCA_GRID8) return w->inputs % BLOCK == 0;
+    if (w->kind >= HGCA_GRID8) return w->inputs % HGCA_GRID_BLOCK == 0;
     return w->row_bytes >= (int64_t)w->inputs * bytes[w->kind];
 }
 
 int64_t hgca_grid_row_bytes(const hgca_weights *w) {
-    return w->inputs / BLOCK * (w->kind == HGCA_GRID4 ? HGCA_GRID4_ROW : HGCA_GRID8_ROW);
+    return w->inputs / HGCA_GRID_BLOCK * (w->kind == HGCA_GRID4 ? HGCA_GRID4_ROW : HGCA_GRID8_ROW);
 }
 
-static layer layer_of(const hgca_weights *w) {
-    layer l = {.w = *w, .kernel = hgca_linear_kernels()->rows[w->kind], .row_bytes = w->row_bytes};
+hgca_one hgca_one_of(const hgca_weights *w) {
+    hgca_one l = {.w = *w, .kernel = hgca_linear_kernels()->rows[w->kind], .row_bytes = w->row_bytes};
     if (w->kind >= HGCA_GRID8) l.row_bytes = hgca_grid_row_bytes(w);
     return l;
 }
 
-static int is_grid(const layer *l) { return l->w.kind >= HGCA_GRID8; }
-static int is_wide(const layer *l) { return l->w.dtype == HGCA_F32; }
+static int is_wide(const hgca_one *l) { return l->w.dtype == HGCA_F32; }
 
-static int32_t blocks_of(int64_t rows) { return (int32_t)((rows + BLOCK - 1) / BLOCK); }
-
-/* Cut blocks of 32 rows, `bytes` for each row. */
-static void cut(int32_t blocks, int64_t bytes, pieces *to) {
+/* A thread reads one piece: where a piece begins memory has to be waited for, and what was fetched beyond its end is another thread's. Of
+ * many threads some are slower than others, or have neighbours: there a piece is three quarters of a thread's share, and the rest goes to
+ * whoever is there first. */
+void hgca_cut(int32_t blocks, int64_t bytes, hgca_pieces *to) {
     const int32_t threads = hgca_threads();
-    int32_t least = (int32_t)(PIECE_BYTES / (BLOCK * bytes)), at;
+    int32_t least = (int32_t)(PIECE_BYTES / (HGCA_GRID_BLOCK * bytes)), at;
     do {
         least = least < 1 ? 1 : least;
         to->count = at = 0;
-        while (at < blocks && to->count < MOST_PIECES) {
+        while (at < blocks && to->count < HGCA_MOST_PIECES) {
             const int32_t left = blocks - at, even = (blocks + threads - 1) / threads;
             const int32_t uneven = 4 * at < 3 * blocks ? 3 * even / 4 : (left + threads - 1) / threads;
             const int32_t share = threads > HGCA_FEW_THREADS ? uneven : even, size = share < least ? least : share;
@@ -77,18 +57,18 @@ static void convert(const void *from, int32_t from_dtype, void *to, int32_t to_d
     hgca_converters()->rows[from_dtype][to_dtype](&row);
 }
 
-static void place(const layer *l, const float *in, int64_t first, int64_t count) {
-    if (is_grid(l)) hgca_linear_kernels()->place(in + first, count / BLOCK, l->placed + first / BLOCK);
+void hgca_place(const hgca_one *l, const float *in, int64_t first, int64_t count) {
+    if (hgca_on_grid(l)) hgca_linear_kernels()->place(in + first, count / HGCA_GRID_BLOCK, l->placed + first / HGCA_GRID_BLOCK);
 }
 
 /* The vector as floats: of 16-bit numbers a copy in `floats`. */
-static const float *floats_of(uintptr_t in, const layer *l, float *floats) {
+static const float *floats_of(uintptr_t in, const hgca_one *l, float *floats) {
     if (is_wide(l)) return (const float *)in;
     convert((const void *)in, l->w.dtype, floats, HGCA_F32, l->w.inputs);
     return floats;
 }
 
-static void take_bias(layer *l, hgca_layout *own) {
+static void take_bias(hgca_one *l, hgca_layout *own) {
     if (l->w.bias == NULL) return;
     if (is_wide(l)) {
         l->bias = l->w.bias;
@@ -99,12 +79,11 @@ static void take_bias(layer *l, hgca_layout *own) {
     l->bias = floats;
 }
 
-static hgca_placed_block *take_blocks(const layer *l, hgca_layout *own) {
-    return hgca_take(own, sizeof(hgca_placed_block) * (size_t)(l->w.inputs / BLOCK));
+static hgca_placed_block *take_blocks(const hgca_one *l, hgca_layout *own) {
+    return hgca_take(own, sizeof(hgca_placed_block) * (size_t)(l->w.inputs / HGCA_GRID_BLOCK));
 }
 
-/* Rows first .. of a piece, with their bias; returns how many. */
-static int64_t run_rows(const layer *l, int64_t first, int64_t most) {
+int64_t hgca_run_rows(const hgca_one *l, int64_t first, int64_t most) {
     const int64_t left = l->w.outputs - first;
     hgca_linear_rows rows = {
         .weight = (const char *)l->w.weight + first * l->row_bytes,
@@ -125,18 +104,18 @@ static int64_t run_rows(const layer *l, int64_t first, int64_t most) {
 
 typedef struct {
     hgca_batch batch; /* first: the pool hands it back */
-    layer layer[HGCA_MOST_LAYERS];
+    hgca_one layer[HGCA_MOST_LAYERS];
     int32_t layers;
-    pieces cut; /* of all layers' blocks, one layer after the other */
+    hgca_pieces cut; /* of all layers' blocks, one layer after the other */
 } products;
 
 static void run_product(hgca_batch *batch, int32_t piece) {
     const products *all = (const products *)(const void *)batch;
     int32_t first = all->cut.first[piece], end = all->cut.first[piece + 1];
     for (int32_t i = 0; i < all->layers && end > 0; i++) {
-        const layer *l = &all->layer[i];
-        const int32_t blocks = blocks_of(l->w.outputs);
-        if (first < blocks) run_rows(l, (int64_t)first * BLOCK, (int64_t)(end - first) * BLOCK);
+        const hgca_one *l = &all->layer[i];
+        const int32_t blocks = hgca_blocks_of(l->w.outputs);
+        if (first < blocks) hgca_run_rows(l, (int64_t)first * HGCA_GRID_BLOCK, (int64_t)(end - first) * HGCA_GRID_BLOCK);
         first = first < blocks ? 0 : first - blocks;
         end -= blocks;
     }
@@ -145,20 +124,20 @@ static void run_product(hgca_batch *batch, int32_t piece) {
 int hgca_linear(const hgca_weights *weights, int32_t count, uintptr_t in, uintptr_t out) {
     if (weights == NULL || in == 0 || out == 0 || count < 1 || count > HGCA_MOST_LAYERS) return HGCA_BAD_ARGUMENT;
     products all = {.batch = {.run = run_product}, .layers = count};
-    const layer *grid = NULL, *first = &all.layer[0];
+    const hgca_one *grid = NULL, *first = &all.layer[0];
     int64_t outputs = 0, bytes = 0;
     int32_t blocks = 0;
     for (int32_t i = 0; i < count; i++) {
         if (!hgca_weights_fit(&weights[i]) || weights[i].inputs != weights[0].inputs || weights[i].dtype != weights[0].dtype)
             return HGCA_BAD_ARGUMENT;
-        layer *l = &all.layer[i];
-        *l = layer_of(&weights[i]);
-        blocks += blocks_of(l->w.outputs);
+        hgca_one *l = &all.layer[i];
+        *l = hgca_one_of(&weights[i]);
+        blocks += hgca_blocks_of(l->w.outputs);
         bytes += l->w.outputs * l->row_bytes;
         outputs += l->w.outputs;
-        if (is_grid(l)) grid = l;
+        if (hgca_on_grid(l)) grid = l;
     }
-    cut(blocks, bytes / outputs, &all.cut);
+    hgca_cut(blocks, bytes / outputs, &all.cut);
     all.batch.pieces = all.cut.count;
     hgca_layout own = {NULL, 0}; /* what is placed for a grid; of 16-bit numbers as floats what comes in and goes out, the biases */
     float *in_floats = NULL, *out_floats = (float *)out;
@@ -173,11 +152,11 @@ int hgca_linear(const hgca_weights *weights, int32_t count, uintptr_t in, uintpt
     const float *numbers = floats_of(in, first, in_floats);
     float *to = out_floats;
     for (int32_t i = 0; i < count; i++) {
-        layer *l = &all.layer[i];
+        hgca_one *l = &all.layer[i];
         l->in = numbers, l->out = to, l->placed = placed;
         to += l->w.outputs;
     }
-    if (grid) place(grid, numbers, 0, grid->w.inputs);
+    if (grid) hgca_place(grid, numbers, 0, grid->w.inputs);
     hgca_pool_run(&all.batch, 0);
     if (!is_wide(first)) convert(out_floats, HGCA_F32, (void *)out, first->w.dtype, outputs);
     if (own.base) hgca_give_memory(own.base);
@@ -188,24 +167,24 @@ int hgca_linear(const hgca_weights *weights, int32_t count, uintptr_t in, uintpt
 
 typedef struct {
     hgca_batch batch; /* first: the pool hands it back */
-    layer gate, up, down;
-    pieces hidden, last;  /* these come last */
+    hgca_one gate, up, down;
+    hgca_pieces hidden, last;  /* these come last */
     _Atomic int32_t left; /* of the hidden ones */
 } block;
 
 static void run_hidden(block *all, int64_t first, int64_t most) {
-    const int64_t rows = run_rows(&all->gate, first, most);
+    const int64_t rows = hgca_run_rows(&all->gate, first, most);
     float *hidden = all->gate.out + first;
-    run_rows(&all->up, first, rows);
+    hgca_run_rows(&all->up, first, rows);
     hgca_linear_kernels()->gate(hidden, all->up.out + first, rows);
-    place(&all->down, all->gate.out, first, rows);
+    hgca_place(&all->down, all->gate.out, first, rows);
 }
 
 static void run_block(hgca_batch *batch, int32_t piece) {
     block *all = (block *)(void *)batch;
     const int is_hidden = piece < all->hidden.count;
     const int32_t *cut = is_hidden ? &all->hidden.first[piece] : &all->last.first[piece - all->hidden.count];
-    const int64_t first = (int64_t)cut[0] * BLOCK, rows = (int64_t)(cut[1] - cut[0]) * BLOCK;
+    const int64_t first = (int64_t)cut[0] * HGCA_GRID_BLOCK, rows = (int64_t)(cut[1] - cut[0]) * HGCA_GRID_BLOCK;
     if (is_hidden) {
         run_hidden(all, first, rows);
         atomic_fetch_sub_explicit(&all->left, 1, memory_order_release);
@@ -213,20 +192,20 @@ static void run_block(hgca_batch *batch, int32_t piece) {
     }
     for (int turn = 0; atomic_load_explicit(&all->left, memory_order_acquire) > 0; turn++) /* others are at work on them */
         if (turn > PATIENCE) sched_yield();
-    run_rows(&all->down, first, rows);
+    hgca_run_rows(&all->down, first, rows);
 }
 
 int hgca_gated(const hgca_weights *weights, uintptr_t in, uintptr_t out) {
     if (weights == NULL || in == 0 || out == 0) return HGCA_BAD_ARGUMENT;
     for (int i = 0; i < 3; i++)
         if (!hgca_weights_fit(&weights[i]) || weights[i].dtype != weights[0].dtype) return HGCA_BAD_ARGUMENT;
-    block all = {.batch = {.run = run_block}, .gate = layer_of(&weights[0]), .up = layer_of(&weights[1]), .down = layer_of(&weights[2])};
-    layer *gate = &all.gate, *up = &all.up, *down = &all.down;
-    const layer *grid = is_grid(gate) ? gate : is_grid(up) ? up : NULL;
+    block all = {.batch = {.run = run_block}, .gate = hgca_one_of(&weights[0]), .up = hgca_one_of(&weights[1]), .down = hgca_one_of(&weights[2])};
+    hgca_one *gate = &all.gate, *up = &all.up, *down = &all.down;
+    const hgca_one *grid = hgca_on_grid(gate) ? gate : hgca_on_grid(up) ? up : NULL;
     const int64_t width = gate->w.outputs;
     if (up->w.outputs != width || down->w.inputs != width || up->w.inputs != gate->w.inputs) return HGCA_BAD_ARGUMENT;
-    cut(blocks_of(width), gate->row_bytes + up->row_bytes, &all.hidden);
-    cut(blocks_of(down->w.outputs), down->row_bytes, &all.last);
+    hgca_cut(hgca_blocks_of(width), gate->row_bytes + up->row_bytes, &all.hidden);
+    hgca_cut(hgca_blocks_of(down->w.outputs), down->row_bytes, &all.last);
     all.batch.pieces = all.hidden.count + all.last.count;
     atomic_init(&all.left, all.hidden.count);
 
@@ -236,7 +215,7 @@ int hgca_gated(const hgca_weights *weights, uintptr_t in, uintptr_t out) {
     for (int pass = 0; pass < 2; pass++) {
         if (pass && (own = (hgca_layout){hgca_take_memory(own.used), 0}).base == NULL) return HGCA_NO_MEMORY;
         if (grid) placed = take_blocks(grid, &own);
-        if (is_grid(down)) down->placed = take_blocks(down, &own);
+        if (hgca_on_grid(down)) down->placed = take_blocks(down, &own);
         gate->out = hgca_take(&own, sizeof(float) * (size_t)width);
         up->out = hgca_take(&own, sizeof(float) * (size_t)width);
         down->out = is_wide(down) ? (float *)out : hgca_take(&own, sizeof(float) * (size_t)down->w.outputs);
@@ -248,7 +227,7 @@ int hgca_gated(const hgca_weights *weights, uintptr_t in, uintptr_t out) {
     gate->in = up->in = floats_of(in, gate, in_floats);
     gate->placed = up->placed = placed;
     down->in = gate->out;
-    if (grid) place(grid, gate->in, 0, gate->w.inputs);
+    if (grid) hgca_place(grid, gate->in, 0, gate->w.inputs);
     hgca_pool_run(&all.batch, 0);
     if (!is_wide(down)) convert(down->out, HGCA_F32, (void *)out, down->w.dtype, down->w.outputs);
     hgca_give_memory(own.base);

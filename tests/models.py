@@ -112,7 +112,7 @@ def write_gguf(
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
     if tokenizer:
-        _add_tokenizer(writer, fast, config.vocab_size)
+        add_tokenizer(writer, fast, config.vocab_size)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
     for name, tensor in model.state_dict().items():
         if name == leave_out:
@@ -148,7 +148,7 @@ def gguf_tensor(name: str, shape: tuple[int, ...], kind: int = 0, offset: int = 
     return gguf_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, fast: Any, rows: int) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, fast: Any, rows: int) -> None:
     spec = json.loads(fast.backend_tokenizer.to_str())
     by_id = {index: token for token, index in fast.get_vocab().items()}
     control = set(fast.all_special_tokens)

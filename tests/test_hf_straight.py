@@ -151,9 +151,9 @@ def test_angles_of_many_positions_at_once() -> None:
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 
-@pytest.mark.parametrize(("family", "threads"), [("llama", 1), ("gemma2", 1), ("mixtral", 2)])
+@pytest.mark.parametrize(("family", "threads"), [("llama", 1), ("gemma2", 1), ("mixtral", 1), ("gpt-oss", 2)])
 def test_a_token_wakes_no_threads_where_the_library_reads_nearly_all_weights(family: str, threads: int) -> None:
-    """MKL wakes torch's for 128 sines, and they wait beside the library's; experts are torch's."""
+    """MKL wakes torch's for 128 sines, and they wait beside the library's; experts in floats that are held turned are torch's."""
     model = AutoModelForCausalLM.from_config(MixtralConfig(**SMALL | EXPERTS)) if family == "mixtral" else tiny(family)
     model.set_attn_implementation("hgca")
     quicken(model)

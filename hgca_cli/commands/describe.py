@@ -75,6 +75,7 @@ def count_parameters(config: Any, folder: Path, trust_remote_code: bool) -> int:
 
 def _model(config: Any, parameters: int, packed: dict[str, int]) -> Model:
     from hgca_cli.hardware.memory import Model
+    from hgca_cli.hf.published import packs_experts
     from hgca_cli.hf.shape import active_share, kv_layout, text_config, trained_context
 
     text = text_config(config)
@@ -89,7 +90,7 @@ def _model(config: Any, parameters: int, packed: dict[str, int]) -> Model:
         tied=bool(getattr(text, "tie_word_embeddings", getattr(config, "tie_word_embeddings", False))),
         packed=tuple(sorted(packed.items())),
         active_share=(share := active_share(text, parameters)),
-        packs=share == 1.0 and getattr(config, "model_type", "") not in NOT_LINEAR,
+        packs=getattr(config, "model_type", "") not in NOT_LINEAR if share == 1.0 else packs_experts(config),
         quantised=getattr(config, "quantization_config", None) is not None,
     )
 

@@ -30,7 +30,7 @@ class Model:
     tied             the embedding is the output layer's weights, too
     packed           of fp32 weights, how many numbers are held in fewer bytes: (kind of hardware/rates.py WEIGHTS, numbers)
     active_share     of the layers' weights, what one token reads: less than all where experts are chosen
-    packs            its layers' weights are linear layers', which is what can be packed
+    packs            its layers' weights are linear layers' and experts', which is what can be packed; experts on the CPU only
     uniform          all numbers of its files are of own_dtype
     quantised        its files hold the weights in a quantised model's own way, in which they stay
     in_file          where a quantised file had fewer bits for them: its matrices' numbers as they can be held, by kind as in packed
@@ -52,9 +52,13 @@ class Model:
     quantised: bool = False
 
     @property
-    def packable(self) -> bool:
+    def mixture(self) -> bool:
+        """Whether a router chooses experts."""
+        return self.active_share < 1.0
+
+    def packable(self, device: str) -> bool:
         """Whether --quant can be."""
-        return self.packs and not self.quantised
+        return self.packs and not self.quantised and (device == "cpu" or not self.mixture)
 
     @property
     def head(self) -> int:

@@ -28,11 +28,12 @@ def choose_packing(
         _check_packing(case, device)
         return request.quant
     found = any(kind in GRIDS for kind, _ in model.packed)  # in fp32 numbers, exactly, and read beside them
-    held = bool(model.in_file) and model.packable
+    packable = model.packable(device)
+    held = bool(model.in_file) and packable
     if request.dtype is None and not found and held:
         reasons["quant"] = "the bits the file has: 4 where its numbers need no more, 8 for finer ones"
         return "file"
-    if device == "cpu" or not model.packable or request.dtype == "fp32":
+    if device == "cpu" or not packable or request.dtype == "fp32":
         return "none"
     here, nearest = case.asking(device=device), "none"
     if (short := _too_small_for_weights(here, draw_up)) is None:
@@ -91,9 +92,11 @@ def _check_packing(case: Case, device: str) -> None:
         raise ModelError(f"{flag}: the weights are quantised already.", "Leave --quant out.")
     if not case.model.packs:
         raise ModelError(
-            f"{flag}: few of this model's weights are linear layers, which is what is packed (not experts, nor GPT-2's layers).",
+            f"{flag}: few of this model's weights are linear layers or experts, which is what is packed (GPT-2's layers are neither).",
             "Choose --quant none, or another model.",
         )
+    if not case.model.packable(device):
+        raise ModelError(f"{flag}: experts are packed on the CPU only.", "Add --device cpu, or choose --quant none.")
     if case.request.quant == "file" and not case.model.in_file:
         raise ModelError(
             f"{flag}: the weights are not known to come from a quantised GGUF file.",

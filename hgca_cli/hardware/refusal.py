@@ -89,7 +89,7 @@ def _on_the_cpu(there: Case, plan: Plan, draw_up: DrawUp, context: int) -> list[
 def _packings(here: Case, plan: Plan, draw_up: DrawUp, context: int) -> list[tuple[str, Case]]:
     """The gentlest way to pack the weights that makes a plan fit, or fit with a context so much longer than any other change."""
     plain = (None, "fp32") if plan.device == "cpu" else (None, "bf16", "fp16")
-    if plan.fits or not here.model.packable or here.request.dtype not in plain:
+    if plan.fits or not here.model.packable(plan.device) or here.request.dtype not in plain:
         return []
     held = plan.memory[0].weights
     tighter = [quant for quant in QUANTS[1:] if quant != "file" or here.model.in_file]

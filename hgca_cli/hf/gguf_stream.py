@@ -18,15 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hgca_cli.hf.experts import FIRST, LAST, expert_weights
 from hgca_cli.hf.gguf_check import Contents
 from hgca_cli.hf.gguf_tensors import Tensors, without_memory
 from hgca_cli.hf.grid import BLOCK
-from hgca_cli.hf.published import mostly_linear
+from hgca_cli.hf.published import mostly
 from hgca_cli.hf.registry import Notify, ignore
 from hgca_cli.hf.slowly import Slowly
 
 WEIGHTS = "model.safetensors"
 FIRST_ROWS = 64  # of a matrix that waits, and is an embedding: they are looked at whatever becomes of it (hf/packed.py)
+WIDTHS = {".ffn_down_exps.weight": "moe_intermediate_size", ".ffn_down_shexp.weight": "shared_expert_intermediate_size"}
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
@@ -52,6 +54,7 @@ def write_weights(
     config = AutoConfig.from_pretrained(
         str(path.parent), gguf_file=path.name, trust_remote_code=False, local_files_only=True
     )
+    _widths(config, contents)
     model = without_memory(config, dtype)
     tensors = Tensors(contents, model)
     if not tensors.known:
@@ -80,18 +83,26 @@ def write_weights(
     return waiting
 
 
+def _widths(config: Any, contents: Contents) -> None:
+    """Widths of experts, which transformers does not read: by their tensors."""
+    for part, name in WIDTHS.items():
+        found = {one.shape[-1] for one in contents.tensors if one.name.endswith(part)}
+        if len(found) == 1 and hasattr(config, name):
+            setattr(config, name, found.pop())
+
+
 def _may_wait(model: Any, tensors: Tensors) -> list[str]:
-    stored, embedding = tensors.stored(), model.get_input_embeddings()
-    found: dict[str, int] = {}
+    embedding = model.get_input_embeddings()
+    found: dict[str, Tensor] = {}
     for at, module in model.named_modules():
-        name = f"{at}.weight"
-        if type(module) is not nn.Linear and not (module is embedding and isinstance(module, nn.Embedding)):
-            continue
-        shape = tensors.wanted.get(name)  # None: tied, and another's
-        if shape is None or name not in stored or stored[name].shape != shape or shape[1] % BLOCK:
-            continue
-        found[name] = id(module.weight)
-    return list(found) if mostly_linear(model, lambda weight: id(weight) in found.values()) else []
+        if type(module) is nn.Linear or (module is embedding and isinstance(module, nn.Embedding)):
+            name = f"{at}.weight"
+            shape = tensors.wanted.get(name)  # None: tied, and another's
+            if shape is not None and tensors.has(name) and shape[1] % BLOCK == 0:
+                found[name] = module.weight
+        elif expert_weights(module, lambda _: True) and all(tensors.has(f"{at}.{part}") for part in (FIRST, LAST)):
+            found |= {f"{at}.{part}": module._parameters[part] for part in (FIRST, LAST)}
+    return list(found) if mostly(model, found.values()) else []
 
 
 def _name_of(model: nn.Module, wanted: nn.Module) -> str:

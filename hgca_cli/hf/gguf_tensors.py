@@ -7,7 +7,8 @@ transformers.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import Any
@@ -17,8 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hgca_cli.hf.experts import FIRST, LAST
 from hgca_cli.hf.gguf_check import HEADS, Contents, Stored
 
+LAYER = re.compile(r"\.layers\.(\d+)\.")  # in a module's name
 AT_ONCE = 1 << 20  # numbers a thread dequantises, in several arrays of floats (docs/log.md)
 
 
@@ -40,15 +43,26 @@ class Tensors:
         self._plainly = theirs.TensorProcessor.process
         self._told: dict[str, Any] = {"config": config, "tensors": {}}
         self.wanted = _names_and_shapes(model)
-        self.known = set(self.wanted) <= set(self._names.values())
+        self._experts = _experts(model, self.wanted, contents)
+        self._part_of = {part.name: name for name, parts in self._experts.items() for part in parts}
+        self.known = set(self.wanted) <= {*self._names.values(), *self._experts}
 
     def stored(self) -> dict[str, Stored]:
-        """Tensors of the file that are a weight of the model's."""
+        """Tensors of the file that are a weight of the model's, as it is there."""
         return {self._names[one.name]: one for one in self._contents.tensors if one.name in self._names}
+
+    def has(self, name: str) -> bool:
+        """Whether `numbers` gives a weight, of the shape that is wanted."""
+        stored = self.stored()
+        return name in self._experts or (name in stored and stored[name].shape == self.wanted.get(name))
 
     def each(self, but: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
         """Name and numbers, f32, of all that are in the file, in its order."""
         for tensor in self._contents.tensors:
+            if (of := self._part_of.get(tensor.name)) is not None:
+                if of not in but and tensor is self._experts[of][0]:
+                    yield of, self.numbers(of, torch.float32)
+                continue
             if self._names.get(tensor.name) in but:
                 continue
             name, weight = self._process(tensor, _floats(tensor))
@@ -56,10 +70,12 @@ class Tensors:
                 yield name, weight
 
     def numbers(self, name: str, dtype: torch.dtype, rows: int | None = None) -> Tensor:
-        """A matrix of `stored`, as `each` has it; of an embedding, if that is asked for, the first rows.
+        """A matrix of `stored`, or a layer's experts, as `each` has it; of an embedding, if that is asked for, the first rows.
 
         Raises what the libraries raise.
         """
+        if (parts := self._experts.get(name)) is not None:
+            return _one_behind_the_other(parts, dtype)
         tensor = self.stored()[name]
         out = torch.empty((min(rows or tensor.shape[0], tensor.shape[0]), tensor.shape[1]), dtype=dtype)
         apart = tensor.name in HEADS or type(self._processor).process is self._plainly  # nothing is done to their rows
@@ -110,6 +126,48 @@ def _names_by_theirs(model: Any, architecture: str, processor: Any) -> dict[str,
         elif theirs := known.get_name(name):
             found[theirs] = name
     return found
+
+
+def _experts(model: Any, wanted: dict[str, tuple[int, ...]], contents: Contents) -> dict[str, tuple[Stored, ...]]:
+    """The tensors of a file that hold a layer's experts, of which the model has gate and up in one, by the model's names."""
+    there, found = {one.name: one for one in contents.tensors}, {}
+    for at, module in model.named_modules():
+        layer = LAYER.search(at)
+        if layer is None or getattr(module, "is_transposed", True) or not getattr(module, "is_concatenated", False):
+            continue
+        for own, choices in ((FIRST, (("gate_up",), ("gate", "up"))), (LAST, (("down",),))):
+            for choice in choices:
+                parts = [there.get(f"blk.{layer[1]}.ffn_{part}_exps.weight") for part in choice]
+                held = tuple(one for one in parts if one is not None and len(one.shape) == 3)
+                if len(held) < len(choice) or wanted.get(f"{at}.{own}") != _stacked(held):
+                    continue
+                found[f"{at}.{own}"] = held
+                break
+    return found
+
+
+def _stacked(parts: Sequence[Stored]) -> tuple[int, ...]:
+    """The shape of [experts, outputs, inputs] whose outputs are one behind the other."""
+    experts, _, inputs = parts[0].shape
+    return experts, sum(one.shape[1] for one in parts), inputs
+
+
+def _one_behind_the_other(parts: Sequence[Stored], dtype: torch.dtype) -> Tensor:
+    out = torch.empty(_stacked(parts), dtype=dtype)
+
+    def fill(experts: slice) -> None:
+        for expert in range(experts.start, experts.stop):
+            first = 0
+            for one in parts:
+                rows = one.shape[1]
+                numbers = _floats(
+                    one._replace(shape=(len(out) * rows, one.shape[2])), slice(expert * rows, (expert + 1) * rows)
+                )
+                out[expert, first : first + rows] = torch.from_numpy(numbers)
+                first += rows
+
+    _in_parts(fill, len(out), 1)
+    return out
 
 
 def _in_parts(fill: Callable[[slice], None], count: int, each: int) -> None:

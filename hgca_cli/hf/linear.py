@@ -184,6 +184,11 @@ class Weights:
         """What the C library reads, hgca_weights."""
         return self._described[0]
 
+    @property
+    def addressed(self) -> object:
+        """Where that is."""
+        return self._described
+
 
 def multiply(described: object, layers: int, vector: Tensor, inputs: int, out: Tensor) -> None:
     """Products of layers that share [..., inputs]: of each all vectors', one layer after the other."""

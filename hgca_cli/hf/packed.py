@@ -1,5 +1,5 @@
-"""A model whose weights are held in fewer bytes only: linear layers on a grid of 8 or 4 bits, embeddings of 8 bits; or, on the CPU,
-all in the 16 bits they were published in, where nothing is rounded.
+"""A model whose weights are held in fewer bytes only: linear layers and experts on a grid of 8 or 4 bits, embeddings of 8 bits; or,
+on the CPU, all in the 16 bits they were published in, where nothing is rounded.
 
 transformers maps a model's files into memory and reads nothing, if its weights may stay what they are in there. Matrix by
 matrix they are rounded (hf/grid.py) and given up, so that what is there at most is what is packed and one matrix. All else (norms,
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from hgca_cli import native
 from hgca_cli.errors import ModelError
 from hgca_cli.hf.checks import FETCH_AGAIN
+from hgca_cli.hf.embedded import Embedded
+from hgca_cli.hf.experts import FIRST, LAST, Experts, Matrices, become_experts, biases_of, expert_weights, outputs_first
 from hgca_cli.hf.gguf_waiting import Waiting
-from hgca_cli.hf.grid import Grid, find_grid, floats, readable, round_to_grid, takes, tiles_shape
+from hgca_cli.hf.grid import Grid, find_grid, readable, round_to_grid, takes, tiles_shape
 from hgca_cli.hf.linear import QuickLinear, Weights
 from hgca_cli.hf.packed_files import PackedFiles
 from hgca_cli.hf.pages import Pages
@@ -37,24 +39,6 @@ ON_GRID = 2**-7  # of the norm: rounding to bf16 takes .0017, 4 bits of numbers 
 IDS, ROUNDED = 8, 3e-2  # of an embedding that are tried, and what rounding may change of them, of the norm
 
 
-class Embedded(nn.Module):
-    """What is put before an embedding's own class: its weights are on a grid or in 16 bits, what it gives is of `gives`."""
-
-    held: Grid | Tensor
-    gives: torch.dtype
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """[...] -> [..., width]."""
-        weight, few = self._parameters["weight"], ids.flatten()
-        rows = self.held[few] if isinstance(self.held, Tensor) else floats(self.held, few)
-        self._parameters["weight"] = nn.Parameter(rows.to(self.gives), requires_grad=False)
-        try:
-            out: Tensor = super().forward(torch.arange(len(rows), device=ids.device).view(ids.shape))
-            return out
-        finally:
-            self._parameters["weight"] = weight
-
-
 class Packing:
     """Packs the weights of a model just loaded from `path` on the CPU, in place.
 
@@ -64,6 +48,7 @@ class Packing:
     """
 
     gives = torch.float32  # what is computed
+    takes_experts, packs = True, "linear layers and experts"
 
     def __init__(
         self, model: Any, path: Path, files: PackedFiles, notify: Notify, waiting: Waiting | None = None
@@ -103,6 +88,9 @@ class Packing:
             if type(module) is nn.Linear and held(module.weight):
                 packed += module.weight.numel() if module is not self._ends[1] else 0
                 self._linear(module)
+            elif self.takes_experts and (weights := expert_weights(module, held)):
+                packed += sum(weight.numel() for weight in weights)
+                self._experts(module)
         left = sum(
             one.numel()
             for module in modules
@@ -113,7 +101,7 @@ class Packing:
         if packed < LEAST_PACKED * (packed + left):
             raise ModelError(
                 f"--quant {quant}: {packed / max(1, packed + left):.0%} of the weights of family "
-                f"{self._model.config.model_type!r} are linear layers, which is what is packed.",
+                f"{self._model.config.model_type!r} are {self.packs}, which is what is packed.",
                 "Choose --quant none.",
             )
         for module in modules:
@@ -132,6 +120,22 @@ class Packing:
         self._packed.add(module)
         self._give_up(weight)
 
+    def _experts(self, module: nn.Module) -> None:
+        layers, where = [], []
+        for name, bias in zip((FIRST, LAST), biases_of(module), strict=True):
+            weight = module._parameters[name]
+            assert weight is not None
+            rows = outputs_first(module, name)
+            held = self._made(f"{self._names[id(module)]}.{name}", rows.flatten(0, 1), BITS.get(self._quant, 0))
+            layers.append(Matrices.held(held, len(rows), bias := None if bias is None else bias.float().clone()))
+            where.append(self._weight(held))
+            module._parameters[name] = where[-1]
+            if bias is not None:
+                module._parameters[f"{name}_bias"] = nn.Parameter(bias, requires_grad=False)
+            self._packed.add(module)
+            self._give_up(weight.detach())
+        become_experts(module, Experts(layers[0], layers[1], where))
+
     def _become(self, module: nn.Linear, held: Grid | Tensor, bias: Tensor | None) -> None:
         """A layer whose weights are held so, with its f32 bias."""
         if isinstance(held, Tensor):
@@ -148,9 +152,15 @@ class Packing:
         """What a weight is from now on, the same for those that are tied."""
         if (known := self._tied.get(weight.data_ptr())) is not None:
             return known
-        held = self._pages.keep(weight) if self._quant == HALF else self._moved(self._grid(module, weight))
+        bits = HEAD_BITS if module in self._ends else BITS.get(self._quant, 0)
+        held = self._made(f"{self._names[id(module)]}.weight", weight, bits)
         if self._users[weight.data_ptr()] > 1:
             self._tied[weight.data_ptr()] = held
+        return held
+
+    def _made(self, name: str, weight: Tensor, bits: int) -> Grid | Tensor:
+        """What a weight [outputs, inputs] becomes; bits: of a grid, at most."""
+        held = self._pages.keep(weight) if self._quant == HALF else self._moved(self._grid(name, weight, bits))
         self._slowly.add(weight.numel())
         return held
 
@@ -162,12 +172,10 @@ class Packing:
         """For so many bytes, uint8 [size], where they stay, or from where they are moved."""
         return self._pages.room(size)
 
-    def _grid(self, module: nn.Module, weight: Tensor) -> Grid:
-        bits = HEAD_BITS if module in self._ends else BITS[self._quant]
-        name = f"{self._names[id(module)]}.weight"
+    def _grid(self, name: str, weight: Tensor, bits: int) -> Grid:
         if (read := self._files.take(name, weight, bits, self._room)) is not None:
             return read
-        weight = self._numbers(name, weight)
+        weight = self._numbers(name, weight).view(weight.shape)
         grid = find_grid(weight)  # as of a GGUF file: nothing is rounded then
         if grid is not None and grid.bits <= bits:
             grid = grid._replace(tiles=self._room(grid.tiles.numel()).view(grid.tiles.shape).copy_(grid.tiles))

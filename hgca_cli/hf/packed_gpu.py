@@ -27,6 +27,8 @@ from hgca_cli.hf.registry import Notify
 class PackingGpu(Packing):
     """As Packing, for layers on a device (of any kind) that computes in `gives`."""
 
+    takes_experts, packs = False, "linear layers"
+
     def __init__(
         self,
         model: Any,

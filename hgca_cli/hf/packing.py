@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def packed_numbers(path: Path) -> dict[str, int]:
     """
     from safetensors import safe_open
 
+    from hgca_cli.hf.experts import FIRST, LAST
+
     found: dict[str, int] = {}
     files = check_weights(path)
     head = any("lm_head" in name for file in files for name in tensor_bytes(file))
@@ -63,20 +66,18 @@ def packed_numbers(path: Path) -> dict[str, int]:
             for name in tensors.keys():  # noqa: SIM118  (safe_open is no dict)
                 part = tensors.get_slice(name)
                 shape = part.get_shape()
-                if len(shape) != 2 or (head and "embed" in name):
+                experts = len(shape) == 3 and name.endswith((FIRST, LAST))
+                if (len(shape) != 2 and not experts) or (head and "embed" in name):
                     continue
-                kind = "bf16" if part.get_dtype() != "F32" else _kind(part[:ROWS, :COLUMNS])
-                found[kind] = found.get(kind, 0) + shape[0] * shape[1]
+                kind = "bf16" if part.get_dtype() != "F32" else _kind(part[0:1][0] if experts else part)
+                found[kind] = found.get(kind, 0) + prod(shape)
     return found
 
 
-def _kind(rows: object) -> str:
-    import torch
-
+def _kind(matrix: Any) -> str:
     from hgca_cli.hf.grid import find_grid, find_halves
 
-    assert isinstance(rows, torch.Tensor)
-    rows = rows.contiguous()
+    rows = matrix[:ROWS, :COLUMNS].contiguous()
     if (grid := find_grid(rows)) is not None:
         return f"grid{grid.bits}"
     return "fp32" if find_halves(rows) is None else "bf16"

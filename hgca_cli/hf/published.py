@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hgca_cli.hf.checks import tensor_dtypes
+from hgca_cli.hf.experts import expert_weights
 from hgca_cli.hf.grid import readable
 
 KINDS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -32,12 +33,26 @@ def only_dtype(files: list[Path]) -> torch.dtype | None:
 
 
 def mostly_linear(model: Any, held: Callable[[Tensor], bool] = readable) -> bool:
-    """Whether most of a model's weights, but for its embedding and output layer, are linear layers', of those that are `held`."""
+    """Whether most of a model's weights are linear layers' and experts', of those that are `held`."""
+    linear = [one.weight for one in model.modules() if type(one) is nn.Linear and held(one.weight)]
+    return mostly(model, [*linear, *(weight for module in model.modules() for weight in expert_weights(module, held))])
+
+
+def packs_experts(config: Any) -> bool:
+    """Whether the mixture of experts that a config describes is one whose weights can be packed."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return mostly_linear(model, lambda _: True)
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, OSError):
+        return False
+
+
+def mostly(model: Any, weights: Iterable[Tensor]) -> bool:
+    """Whether these are most of a model's weights, but for its embedding and output layer."""
     ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None}
+    part = {id(one): one.numel() for one in weights}
     whole = sum(one.numel() for one in model.parameters() if id(one) not in ends)
-    linear = sum(
-        module.weight.numel()
-        for module in model.modules()
-        if type(module) is nn.Linear and held(module.weight) and id(module.weight) not in ends
-    )
-    return linear >= LEAST_PACKED * whole
+    return sum(numel for one, numel in part.items() if one not in ends) >= LEAST_PACKED * whole

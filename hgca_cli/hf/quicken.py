@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hgca_cli.hf.decoder import parts_of, quicken_decoder
+from hgca_cli.hf.experts import FIRST, LAST, Experts, Matrices, QuickExperts, are_experts, become_experts, biases_of
 from hgca_cli.hf.gated import quicken_gated
-from hgca_cli.hf.grid import Grid, find_grid, find_halves
+from hgca_cli.hf.grid import TILE, Grid, find_grid, find_halves
 from hgca_cli.hf.linear import QuickLinear, Weights
 from hgca_cli.hf.norm import quicken_norm
 from hgca_cli.hf.pages import Pages
@@ -30,6 +31,7 @@ def quicken(model: nn.Module) -> int:
     with one_thread():  # 210 matrices, 9 passes each
         taken = _quicken(model, searchers)
         for module in list(model.modules()):
+            taken += _quicken_experts(module)
             for names in TOGETHER:
                 join([layer for name in names if isinstance(layer := module._modules.get(name), QuickLinear)])
             quicken_gated(module)
@@ -43,8 +45,10 @@ def quicken(model: nn.Module) -> int:
 
 
 def _does_nearly_all(model: nn.Module) -> bool:
-    """Whether the library reads nearly all weights that a token does: not experts, which are torch's."""
+    """Whether the library reads nearly all weights that a token does."""
     quick = {id(one.weight): one.weight.numel() for one in model.modules() if isinstance(one, QuickLinear)}
+    experts = [one for one in model.modules() if isinstance(one, QuickExperts)]
+    quick |= {id(one): one.numel() for module in experts for one in module.parameters()}
     looked_up = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)}
     others = sum(one.numel() for one in model.parameters() if id(one) not in quick and id(one) not in looked_up)
     return others <= LITTLE * sum(quick.values())
@@ -77,6 +81,24 @@ def _quicken(model: nn.Module, searchers: int) -> int:
     finally:
         threads.shutdown(cancel_futures=True)  # Ctrl-C, too, waits for no more than is begun
     return taken
+
+
+def _quicken_experts(module: nn.Module) -> int:
+    """Let the library multiply experts that are float32; of what else there is, they are multiplied as they are held."""
+    weights = [module._parameters.get(name) for name in (FIRST, LAST)]
+    if not all(
+        one is not None and one.dtype is torch.float32 and one.is_cpu and one.is_contiguous() for one in weights
+    ):
+        return 0
+    if getattr(module, "is_transposed", False) or not are_experts(module):
+        return 0
+    layers, pages = [], Pages()
+    for one, bias in zip(weights, biases_of(module), strict=True):
+        assert one is not None
+        copy = _kept(copy_of(one.detach().flatten(0, 1)) if one.shape[1] % TILE == 0 else None, pages)
+        layers.append(Matrices.beside(one.detach(), copy, bias))
+    become_experts(module, Experts(layers[0], layers[1], [one for one in weights if one is not None]))
+    return sum(layer.copied for layer in layers)
 
 
 def copy_of(weight: Tensor) -> Tensor | Grid | None:

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "check_convert.h"
+#include "check_experts.h"
 #include "check_layer.h"
 #include "check_linear.h"
 #include "check_listing.h"
@@ -266,6 +267,7 @@ int main(int argc, char **argv) {
             failures += check_select(40, (uint64_t)threads * 1000);
             failures += check_serve(20, (uint64_t)threads * 1000);
             failures += check_linear();
+            failures += check_experts();
             failures += check_layer(60, (uint64_t)threads * 1000);
         }
     }
