@@ -1,12 +1,14 @@
-/* Experts of a few tokens (hgca_experts): the gated blocks that a router chose for each of them, in one job of the pool. */
+/* Experts of a token (hgca_experts), or of so few that each thread would have little to do: the gated blocks that a router chose for each of
+ * them, in one job of the pool. */
 #include <sched.h>
 
+#include "experts.h"
 #include "hgca.h"
 #include "linear_one.h"
 #include "pool.h"
 #include "tickets.h"
 
-enum { PATIENCE = 2000, MOST_PAIRS = 1 << 16 };
+enum { PATIENCE = 2000, MOST_PAIRS = 1 << 24, EACH = 4 };
 
 /* A token and an expert it has. What an expert is read for comes one behind the other, so that it is in a cache for the second token. */
 typedef struct {
@@ -100,6 +102,10 @@ int hgca_experts(const hgca_weights *first, const hgca_weights *last, int32_t ex
     for (int32_t i = 0; i < pairs; i++)
         if (chosen[i] < 0 || chosen[i] >= experts || !fit(&first[chosen[i]], &last[chosen[i]], &first[chosen[0]], &last[chosen[0]]))
             return HGCA_BAD_ARGUMENT;
+    if (tokens > 1 && pairs >= EACH * hgca_threads()) {
+        const hgca_experts_job many = {first, last, experts, chosen, share, count, tokens, (const float *)in, (float *)out};
+        return hgca_experts_many(&many);
+    }
     const hgca_weights *wide = &first[chosen[0]], *narrow = &last[chosen[0]];
     const int64_t inputs = wide->inputs, width = narrow->inputs, outputs = narrow->outputs;
     job all = {.batch = {.run = run}, .share = share, .out = (float *)out, .tokens = tokens, .count = count, .blocks = hgca_blocks_of(width)};

@@ -68,10 +68,24 @@ int hgca_gated(const hgca_weights *weights, uintptr_t in, uintptr_t out);
  *            of 32. dtype HGCA_F32; of one shape, and of one kind each
  *   chosen, share [tokens][count], 0 <= chosen < experts
  *   in, out  addresses of floats [tokens][inputs] and [tokens][outputs]
- * Silu as of hgca_gated. What a token gets does not depend on other tokens. Each token's experts are read for it: of many tokens that
- * have the same ones hgca_linear_several reads each once. */
+ * Silu as of hgca_gated. Where several tokens have four pairs for each thread, each expert is read once for up to 64 of them, and they are
+ * rounded as of hgca_linear_several. How many tokens there are may matter so, what they are does not. */
 int hgca_experts(const hgca_weights *first, const hgca_weights *last, int32_t experts, const int64_t *chosen, const float *share,
                  int32_t count, int32_t tokens, uintptr_t in, uintptr_t out);
+
+/* A layer's experts and who chooses them: of each token the `chosen` largest of softmax(router in), which are their shares; `whole`: times
+ * what makes these add up to one. Of equal ones the first come first. router: dtype HGCA_F32, outputs `experts`; first and last as of
+ * hgca_experts. */
+typedef struct {
+    hgca_weights router;
+    const hgca_weights *first;
+    const hgca_weights *last;
+    int32_t experts;
+    int32_t chosen;
+    int32_t whole;
+} hgca_mixture;
+
+int hgca_mixed(const hgca_mixture *mixture, int32_t tokens, uintptr_t in, uintptr_t out);
 
 /* Root-mean-square norm of each of `rows` rows f32 [rows][width] one after the other (Zhang and Sennrich, arXiv:1910.07467):
  * out = in / sqrt(mean(in^2) + eps) * (weight + shift), weight f32 [width]. Not worked on by several threads. */
@@ -81,7 +95,7 @@ int hgca_rms_norm(uintptr_t in, uintptr_t weight, int64_t rows, int64_t width, f
  *   before   n = norm[0](in); query, key and value = projection(n); heads of query and key through head_norm, if its weight is
  *            not null; their first `rotated` numbers are turned: number d and number d + rotated / 2 of a head, a and b, become
  *            a cosine[d] - b sine[d] and b cosine[d + rotated / 2] + a sine[d + rotated / 2]. 0: none are
- *   after    h = in + out(attention); h + gated(norm[1](h)), as hgca_gated
+ *   after    h = in + out(attention); h + gated(norm[1](h)), as hgca_gated; with a mixture, as hgca_mixed, and `gated` is not looked at
  * norms as hgca_rms_norm. heads, kv_heads: of queries and of keys and values; dim: numbers of a query head.
  *   in       [inputs]: what the layer was given, for both
  *   out      before: query [heads][dim], key [kv_heads][dim] and value one after the other; after: [inputs]
@@ -102,6 +116,7 @@ typedef struct {
     int32_t kv_heads;
     int32_t dim;
     int32_t rotated;
+    const hgca_mixture *mixture; /* or null */
 } hgca_layer;
 
 int hgca_before_attention(const hgca_layer *layer, uintptr_t in, uintptr_t cosine, uintptr_t sine, uintptr_t out);

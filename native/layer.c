@@ -10,11 +10,14 @@ int hgca_layer_fits(const hgca_layer *l) {
     const hgca_weights *query = &l->projection[0], *key = &l->projection[1], *value = &l->projection[2], *gate = &l->gated[0];
     if (l->heads < 1 || l->kv_heads < 1 || l->dim < 1 || l->rotated < 0 || l->rotated > l->dim || l->rotated % 2) return 0;
     for (int i = 0; i < 3; i++)
-        if (l->projection[i].dtype != HGCA_F32 || l->gated[i].dtype != HGCA_F32) return 0;
+        if (l->projection[i].dtype != HGCA_F32 || (!l->mixture && l->gated[i].dtype != HGCA_F32)) return 0;
+    if (l->mixture ? !hgca_mixture_fits(l->mixture, l->out.outputs)
+                   : gate->inputs != l->out.outputs || l->gated[2].outputs != l->out.outputs)
+        return 0;
     if (l->out.dtype != HGCA_F32 || !l->norm[0].weight || !l->norm[1].weight) return 0;
     return query->outputs == (int64_t)l->heads * l->dim && key->outputs == (int64_t)l->kv_heads * l->dim &&
            value->outputs % l->kv_heads == 0 && l->out.inputs == (int64_t)value->outputs / l->kv_heads * l->heads &&
-           query->inputs == l->out.outputs && gate->inputs == l->out.outputs && l->gated[2].outputs == l->out.outputs;
+           query->inputs == l->out.outputs;
 }
 
 int hgca_norm_rows(const hgca_norm *n, const float *in, int64_t rows, int64_t width, float *out) {
@@ -64,7 +67,8 @@ int hgca_after_attention(const hgca_layer *l, uintptr_t in, uintptr_t attention,
     int status = hgca_linear(&l->out, 1, attention, (uintptr_t)whole);
     if (!status) hgca_add((const float *)in, whole, whole, width);
     if (!status) status = hgca_norm_rows(&l->norm[1], whole, 1, width, normed);
-    if (!status) status = hgca_gated(l->gated, (uintptr_t)normed, out);
+    if (!status && l->mixture) status = hgca_mixed(l->mixture, 1, (uintptr_t)normed, out);
+    else if (!status) status = hgca_gated(l->gated, (uintptr_t)normed, out);
     if (!status) hgca_add(whole, to, to, width);
     hgca_give_memory(own.base);
     return status;

@@ -6,6 +6,7 @@
 
 /* What has to fit together; linear layers look at the rest. */
 int hgca_layer_fits(const hgca_layer *layer);
+int hgca_mixture_fits(const hgca_mixture *mixture, int32_t width);
 int hgca_reading_fits(const hgca_layer *layer, const hgca_reading *reading);
 
 static inline void hgca_add(const float *a, const float *b, float *to, int64_t count) {

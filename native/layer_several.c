@@ -9,7 +9,8 @@
 #include "tickets.h"
 
 static int fits_several(const hgca_layer *l) {
-    return hgca_layer_fits(l) && l->gated[0].outputs == l->gated[1].outputs && l->gated[0].outputs == l->gated[2].inputs;
+    if (!hgca_layer_fits(l)) return 0;
+    return l->mixture || (l->gated[0].outputs == l->gated[1].outputs && l->gated[0].outputs == l->gated[2].inputs);
 }
 
 /* What may take a thread microseconds is cut into pieces of so many tokens. */
@@ -64,16 +65,30 @@ static int before(const hgca_layer *l, int64_t tokens, int among_openmp, const f
     return t.status;
 }
 
+/* hidden: [2][tokens][width] */
+static int after_mixture(const hgca_layer *l, int64_t tokens, const hgca_around *add, const float *attended, float *hidden, float *out) {
+    const int64_t width = l->out.outputs;
+    float *mixed = hidden + tokens * width;
+    int status = hgca_linear_around(&l->out, 1, tokens, attended, add, out);
+    if (!status) status = hgca_norm_rows(&l->norm[1], out, tokens, width, hidden);
+    if (!status) status = hgca_mixed(l->mixture, (int32_t)tokens, (uintptr_t)hidden, (uintptr_t)mixed);
+    if (!status) hgca_add(out, mixed, out, tokens * width);
+    return status;
+}
+
 /* hidden: [2][tokens][numbers between the layers of the block] */
 static int after(const hgca_layer *l, int64_t tokens, int among_openmp, const float *in, const float *attended, float *hidden, float *out) {
     const hgca_around add = {.onto = in, .among_openmp = among_openmp}, norm = {.norm = &l->norm[1], .among_openmp = among_openmp};
+    if (l->mixture) return after_mixture(l, tokens, &add, attended, hidden, out);
     const hgca_around gate = {.up = hidden + tokens * l->gated[0].outputs, .onto = out, .among_openmp = among_openmp};
     int status = hgca_linear_around(&l->out, 1, tokens, attended, &add, out);
     if (!status) status = hgca_linear_around(l->gated, 2, tokens, out, &norm, hidden);
     return status ? status : hgca_linear_around(&l->gated[2], 1, tokens, hidden, &gate, out);
 }
 
-static size_t hidden_bytes(const hgca_layer *l, int64_t tokens) { return 2 * sizeof(float) * (size_t)(tokens * l->gated[0].outputs); }
+static size_t hidden_bytes(const hgca_layer *l, int64_t tokens) {
+    return 2 * sizeof(float) * (size_t)(tokens * (l->mixture ? l->out.outputs : l->gated[0].outputs));
+}
 
 int hgca_before_attention_several(const hgca_layer *l, int64_t tokens, uintptr_t in, uintptr_t cosine, uintptr_t sine, uintptr_t out) {
     if (!l || tokens < 1 || !in || !out || !fits_several(l) || (l->rotated && (!cosine || !sine))) return HGCA_BAD_ARGUMENT;

@@ -23,6 +23,7 @@ from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.cache_layer import HybridLayer
 from hgca_cli.hf.gated import Gated
 from hgca_cli.hf.linear import QuickLinear
+from hgca_cli.hf.mixture import Mixed
 from hgca_cli.hf.norm import QuickNorm
 from hgca_cli.hf.probe import Probe
 from hgca_cli.hf.stack import Stack, called, through
@@ -35,6 +36,7 @@ NORMS = ("input_layernorm", "post_attention_layernorm")
 # what a layer is called with; what else there is may mean something
 NAMES = frozenset(
     {"attention_mask", "position_ids", "cache", "past_key_values", "use_cache", "cache_position", "position_embeddings"}
+    | {"output_router_logits"}
 )
 KNOWN = frozenset({"scaling", "softcap", "sliding_window"})  # what a layer may tell its attention
 TOLERANCE = 1e-5  # of the norm, float32
@@ -81,8 +83,11 @@ class Parts:
         for i, one in enumerate(linear[:3]):
             to.projection[i] = one.quick.described
         to.out = linear[3].quick.described
-        for i, one in enumerate(block.gated.layers):
+        gated = block.gated.layers if isinstance(block, Gated) else []
+        for i, one in enumerate(gated):
             to.gated[i] = one.quick.described
+        if isinstance(block, Mixed):
+            to.mixture = block.mixture.described
         for i, one in enumerate(norms):
             one.scale.describe(to.norm[i])
         for i, name in enumerate(HEAD_NORMS):
@@ -90,7 +95,9 @@ class Parts:
                 one.scale.describe(to.head_norm[i])
         self.inner = layer, attention, block
         self._watched = Watched(self.inner)
-        self.most = min(one.quick.most for one in (*linear, *block.gated.layers))
+        self.most = min(one.quick.most for one in (*linear, *gated))
+        if isinstance(block, Mixed):
+            self.most = min(self.most, block.mixture.most)
 
     def serves(self, x: Tensor, named: dict[str, Any]) -> bool:
         """Whether x is a token of each of some texts in a HybridCache, or several tokens of one, and the parts are still the same and
@@ -102,6 +109,7 @@ class Parts:
             not torch.is_grad_enabled()
             and named.keys() <= NAMES
             and named.get("attention_mask") is None
+            and not named.get("output_router_logits")
             and isinstance(named.get("cache") or named.get("past_key_values"), HybridCache)
             and 1 in shape
             and shape.numel() <= self.most
@@ -250,7 +258,7 @@ def _has_parts(layer: nn.Module, attention: nn.Module) -> bool:
         and not (layer._parameters or attention._parameters)
         and all(isinstance(one, QuickLinear) and one.quick.dtype is torch.float32 for one in linear)
         and all(isinstance(one, QuickNorm) for one in (*norms, *heads))
-        and isinstance(layer._modules["mlp"], Gated)
+        and isinstance(layer._modules["mlp"], Gated | Mixed)
         and all(isinstance(getattr(attention, name, None), int) for name in ("head_dim", "layer_idx"))
         and hasattr(attention, "config")
     )

@@ -2,8 +2,8 @@
 
 transformers holds a layer's experts in two tensors, whatever the family (its ExpertsInterface): of each expert gate and up one behind
 the other (or in turns), and down. Whether a module does with them what is done here is found by trying it with small random ones. A
-few tokens of experts gated by silu are one call of the library; of many tokens, and other gates, each expert is multiplied once
-with all vectors that have it.
+few tokens of experts gated by silu, and many whose weights are on a grid, are one call of the library; of others, and of other
+gates, each expert is multiplied once with all vectors that have it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from hgca_cli.hf.trial import put_before
 FIRST, LAST = "gate_up_proj", "down_proj"
 BIASES = (f"{FIRST}_bias", f"{LAST}_bias")
 TOLERANCE = 1e-5  # of the norm, float32
+MANY = 1 << 15  # tokens of a call
 AT_ONCE = 1 << 25  # numbers of vectors between an expert's layers: tokens beyond are taken in turns
-FEW = 4  # tokens that read an expert again for each of them (docs/log.md)
+SHARED = (
+    64  # vectors of an expert, on the average, up to which weights that are no grid's are not torch's (docs/log.md)
+)
 TRIED, CHOSEN, WIDTH, INNER, TOKENS = 3, 2, 64, 32, 5  # experts of a trial, and what they are given
 
 
@@ -119,12 +122,17 @@ class Experts:
         with torch.no_grad():
             given = vectors.float().contiguous()
             chosen, shares = chosen.contiguous(), shares.float().contiguous()
-            if self.at_once and len(given) <= FEW:
+            if self.at_once and len(given) <= self.most(chosen.shape[1]):
                 return self._at_once(given, chosen, shares).to(vectors.dtype)
             each = max(1, AT_ONCE // (chosen.shape[1] * (2 * self.first.inputs + self.first.outputs)))
             several = zip(given.split(each), chosen.split(each), shares.split(each), strict=True)
             parts = [self._by_expert(module, *part) for part in several]
             return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(vectors.dtype)
+
+    def most(self, chosen: int) -> int:
+        """Tokens that one call of the library is best for, if each has so many experts."""
+        grids = all(layer.ones[0].grid is not None for layer in (self.first, self.last))
+        return MANY if grids else max(1, SHARED * self._count // chosen)
 
     def _at_once(self, vectors: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         out = torch.empty((len(vectors), self.last.outputs))

@@ -12,6 +12,7 @@ from hgca_cli.hf.experts import FIRST, LAST, Experts, Matrices, QuickExperts, ar
 from hgca_cli.hf.gated import quicken_gated
 from hgca_cli.hf.grid import TILE, Grid, find_grid, find_halves
 from hgca_cli.hf.linear import QuickLinear, Weights
+from hgca_cli.hf.mixture import quicken_mixture
 from hgca_cli.hf.norm import quicken_norm
 from hgca_cli.hf.pages import Pages
 from hgca_cli.hf.siblings import join
@@ -30,11 +31,12 @@ def quicken(model: nn.Module) -> int:
     searchers = max(1, min(SEARCHERS, torch.get_num_threads()))
     with one_thread():  # 210 matrices, 9 passes each
         taken = _quicken(model, searchers)
+        taken += sum(_quicken_experts(module) for module in list(model.modules()))
         for module in list(model.modules()):
-            taken += _quicken_experts(module)
             for names in TOGETHER:
                 join([layer for name in names if isinstance(layer := module._modules.get(name), QuickLinear)])
             quicken_gated(module)
+            quicken_mixture(module)
             quicken_norm(module)
         for module in list(model.modules()):  # once all their parts are quick
             quicken_decoder(module)

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
+WEIGHTS = ("weight", "gate_up_proj", "down_proj")
+
 
 class Watched:
     """Modules, and the ones directly in them. Asked for every token, so all comparisons are of lists.
@@ -35,11 +37,17 @@ class _Part:
         self._listeners = [
             hooks for _, _, one in found if one for hooks in (one._forward_hooks, one._forward_pre_hooks)
         ]
-        self._weights = [one._parameters for _, _, one in found if one and "weight" in one._parameters]
+        self._weights = [
+            (one._parameters, name)
+            for _, _, one in found
+            if one
+            for name in WEIGHTS
+            if one._parameters.get(name) is not None
+        ]
         self._at = self._where()
 
     def _where(self) -> list[int]:
-        return [own["weight"].data_ptr() for own in self._weights]  # type: ignore[union-attr]
+        return [own[name].data_ptr() for own, name in self._weights]  # type: ignore[union-attr]
 
     def unchanged(self) -> bool:
         return (

@@ -10,7 +10,7 @@
 #include "hgca.h"
 #include "numbers.h"
 
-enum { MOST = 256, MOST_ROWS = 40 };
+enum { MOST = 256, MOST_ROWS = 40, MOST_EXPERTS = 6 };
 
 typedef struct {
     int width, hidden, heads, kv_heads, dim, value_dim, slots, near, far, rotated, head_norms;
@@ -85,9 +85,41 @@ static void attend(const hgca_attention *r, const sizes *s, int head, const doub
     }
 }
 
+static void block(const hgca_weights *gate, const hgca_weights *up, const hgca_weights *down, int hidden, const double *in, double *out) {
+    double a[MOST], b[MOST];
+    multiply(gate, in, a), multiply(up, in, b);
+    for (int i = 0; i < hidden; i++) b[i] *= a[i] / (1.0 + exp(-a[i]));
+    multiply(down, b, out);
+}
+
+static hgca_weights half(const hgca_weights *both, int hidden, int second) {
+    hgca_weights one = *both;
+    one.outputs = hidden;
+    one.weight = (const char *)both->weight + second * hidden * both->row_bytes;
+    one.bias = both->bias ? (const float *)both->bias + second * hidden : NULL;
+    return one;
+}
+
+static void mix(const hgca_mixture *m, const sizes *s, const double *in, double *out) {
+    double logit[MOST], one[MOST], all = 0.0, taken = 0.0;
+    multiply(&m->router, in, logit);
+    for (int e = 0; e < m->experts; e++) all += exp(logit[e]);
+    for (int i = 0; i < s->width; i++) out[i] = 0.0;
+    for (int c = 0; c < m->chosen; c++) {
+        int best = 0;
+        for (int e = 1; e < m->experts; e++) best = logit[e] > logit[best] ? e : best;
+        const double share = exp(logit[best]);
+        const hgca_weights gate = half(&m->first[best], s->hidden, 0), up = half(&m->first[best], s->hidden, 1);
+        block(&gate, &up, &m->last[best], s->hidden, in, one);
+        for (int i = 0; i < s->width; i++) out[i] += share * one[i];
+        logit[best] = -INFINITY, taken += share;
+    }
+    for (int i = 0; i < s->width; i++) out[i] /= m->whole ? taken : all;
+}
+
 static void exactly(const hgca_layer *l, const sizes *s, const hgca_reading *r, const float *in, const float *cosine,
                     const float *sine, double *out) {
-    double x[MOST], n[MOST], query[MOST], key[MOST], value[MOST], all[MOST] = {0}, gate[MOST], up[MOST];
+    double x[MOST], n[MOST], query[MOST], key[MOST], value[MOST], all[MOST] = {0};
     for (int i = 0; i < s->width; i++) x[i] = in[i];
     normalise(&l->norm[0], x, s->width, n);
     multiply(&l->projection[0], n, query), multiply(&l->projection[1], n, key), multiply(&l->projection[2], n, value);
@@ -108,9 +140,8 @@ static void exactly(const hgca_layer *l, const sizes *s, const hgca_reading *r, 
     multiply(&l->out, all, n);
     for (int i = 0; i < s->width; i++) x[i] += n[i];
     normalise(&l->norm[1], x, s->width, n);
-    multiply(&l->gated[0], n, gate), multiply(&l->gated[1], n, up);
-    for (int i = 0; i < s->hidden; i++) up[i] *= gate[i] / (1.0 + exp(-gate[i]));
-    multiply(&l->gated[2], up, out);
+    if (l->mixture) mix(l->mixture, s, n, out);
+    else block(&l->gated[0], &l->gated[1], &l->gated[2], s->hidden, n, out);
     for (int i = 0; i < s->width; i++) out[i] += x[i];
 }
 
@@ -134,8 +165,14 @@ static int one(uint64_t seed) {
     hgca_layer l = {.heads = s.heads, .kv_heads = s.kv_heads, .dim = s.dim, .rotated = s.rotated};
     l.projection[0] = weights(s.heads * s.dim, s.width, &state), l.projection[1] = weights(s.kv_heads * s.dim, s.width, &state);
     l.projection[2] = weights(s.kv_heads * s.value_dim, s.width, &state), l.out = weights(s.width, s.heads * s.value_dim, &state);
-    l.gated[0] = weights(s.hidden, s.width, &state), l.gated[1] = weights(s.hidden, s.width, &state);
-    l.gated[2] = weights(s.width, s.hidden, &state);
+    hgca_weights first[MOST_EXPERTS], last[MOST_EXPERTS];
+    hgca_mixture mixture = {.first = first, .last = last, .experts = pick(&state, 2) ? 1 + pick(&state, MOST_EXPERTS) : 0};
+    if (mixture.experts) s.hidden = 32 * (1 + pick(&state, 2)), l.mixture = &mixture;
+    for (int e = 0; e < mixture.experts; e++)
+        first[e] = weights(2 * s.hidden, s.width, &state), last[e] = weights(s.width, s.hidden, &state);
+    if (mixture.experts) mixture.router = weights(mixture.experts, s.width, &state);
+    mixture.chosen = 1 + pick(&state, mixture.experts), mixture.whole = pick(&state, 2);
+    for (int i = 0; i < 3 && !l.mixture; i++) l.gated[i] = i < 2 ? weights(s.hidden, s.width, &state) : weights(s.width, s.hidden, &state);
     for (int i = 0; i < 2; i++) {
         l.norm[i] = norm(s.width, &state);
         if (s.head_norms) l.head_norm[i] = norm(s.dim, &state);
@@ -158,6 +195,8 @@ static int one(uint64_t seed) {
     r.row = s.slots;
     const int refused = hgca_decode_layer(&l, &r, (uintptr_t)in, (uintptr_t)cosine, (uintptr_t)sine, (uintptr_t)out);
     for (int i = 0; i < 3; i++) drop_weights(&l.projection[i]), drop_weights(&l.gated[i]);
+    for (int e = 0; e < mixture.experts; e++) drop_weights(&first[e]), drop_weights(&last[e]);
+    drop_weights(&mixture.router);
     for (int i = 0; i < 2; i++) free((void *)(uintptr_t)l.norm[i].weight), free((void *)(uintptr_t)l.head_norm[i].weight);
     drop_weights(&l.out), drop_rows(&window), drop_rows(&r.far);
     free(in), free(out), free(cosine), free(sine), free(query);
