@@ -117,6 +117,16 @@ def test_weights_by_what_holds_them() -> None:
     assert decode(model=replace(MODEL, active_share=0.25)).weights < 0.4 * decode().weights
 
 
+def test_sequences_read_more_experts_than_one() -> None:
+    mixture = replace(MODEL, in_experts=0.8, active_share=1 - 0.8 * (1 - 0.125))
+    assert (
+        mixture.read_by(1) == pytest.approx(mixture.active_share) and replace(mixture, in_experts=0.0).read_by(9) < 0.31
+    )
+    assert mixture.read_by(2) == pytest.approx(1 - 0.8 * 0.875**2) and mixture.read_by(1000) == pytest.approx(1.0)
+    one, four = (decode(model=mixture, batch=batch).weights for batch in (1, 4))
+    assert one < four < decode(model=replace(mixture, active_share=1.0), batch=4).weights
+
+
 def test_sliding_layers_read_no_store() -> None:
     sliding = replace(MODEL, layout=KVLayout((replace(LAYER, sliding=512),) * 16 + (LAYER,) * 16))
     step = decode(model=sliding)

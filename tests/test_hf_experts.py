@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hgca_cli import native
@@ -15,12 +16,13 @@ from hgca_cli.errors import HgcaError, ModelError
 from hgca_cli.hf import experts as hf_experts
 from hgca_cli.hf import packed_files
 from hgca_cli.hf.experts import QuickExperts, are_experts, expert_weights
-from hgca_cli.hf.load import load_model
+from hgca_cli.hf.experts_apart import Apart
+from hgca_cli.hf.load import load_model, read_config
 from hgca_cli.hf.published import packs_experts
 from hgca_cli.hf.quicken import quicken
 from hgca_cli.hf.registry import ModelFiles
 from tests.mixtures import CHOSEN, EXPERTS, INNER, SHAPE, tiny_mixture
-from tests.models import change_weights, in_floats, write_model, written
+from tests.models import change_weights, in_floats, shard, write_model, written
 
 SOME = {"num_local_experts": 4, "num_experts_per_tok": 2}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -217,3 +219,46 @@ def test_all_instruction_sets(isa: str) -> None:
     quicken(model)
     assert native.isa() == isa
     assert apart(logits(model, 1), want) < 3e-5
+
+
+@pytest.mark.parametrize("quant", ["none", "q8"])
+@pytest.mark.parametrize("name", ["Qwen3Moe", "Qwen2Moe", "Mixtral"])
+def test_experts_of_a_tensor_each_are_put_together_when_they_are_packed(
+    name: str, quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As publishers' files have them, and transformers writes them."""
+    model = tiny_mixture(config(name), torch.bfloat16)
+    files = ModelFiles("tiny", write_model(tmp_path, model=model))
+    shard(tmp_path)
+    assert any(".experts.3." in one for file in tmp_path.glob("*.safetensors") for one in load_file(file))
+    with monkeypatch.context() as patch:
+        patch.setattr(Apart, "of", lambda *_: None)
+        want = load_model(files, quant=quant)
+    taken: list[str] = []
+    numbers = Apart.numbers
+    monkeypatch.setattr(Apart, "numbers", lambda self, which: taken.append(which) or numbers(self, which))
+    got = load_model(files, quant=quant)
+    assert len(taken) == 2 * SHAPE["num_hidden_layers"]
+    for one, other in zip(got.model.parameters(), want.model.parameters(), strict=True):
+        assert one.dtype is other.dtype and torch.equal(one, other)
+    assert got.model.generation_config.to_dict() == want.model.generation_config.to_dict()
+    assert written(got) == written(want)
+
+
+def test_a_missing_expert_is_told_as_ever(tmp_path: Path) -> None:
+    write_model(tmp_path, model=tiny_mixture(dtype=torch.bfloat16))
+    change_weights(tmp_path, lambda tensors: tensors.pop("model.layers.1.mlp.experts.5.up_proj.weight"))
+    with pytest.raises(ModelError):
+        load_model(ModelFiles("tiny", tmp_path), quant="q8")
+
+
+def test_tensors_in_their_place_take_no_memory(tmp_path: Path) -> None:
+    write_model(tmp_path, model=tiny_mixture(dtype=torch.bfloat16))
+    files = ModelFiles("tiny", tmp_path)
+    apart = Apart.of(tmp_path.glob("*.safetensors"), read_config(files))
+    assert apart is not None
+    state = apart.state()
+    model, _ = apart.load(tmp_path, read_config(files), output_loading_info=True)
+    own = dict(model.named_parameters())
+    assert apart.names <= own.keys() and not any(bool(own[name].any()) for name in apart.names)
+    assert all(isinstance(state[name], Tensor) for name in apart.names) and len(state) == len(own)

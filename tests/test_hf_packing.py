@@ -14,7 +14,7 @@ from hgca_cli.hf.load import load_model
 from hgca_cli.hf.packing import packed_numbers
 from hgca_cli.hf.quicken import quicken
 from hgca_cli.hf.registry import ModelFiles
-from hgca_cli.hf.shape import active_share
+from hgca_cli.hf.shape import experts_share
 from tests.cli_process import save_tiny
 
 EVEN = torch.arange(64, dtype=torch.float32).remainder(16)
@@ -71,5 +71,5 @@ class Experts:
 
 def test_experts_that_are_not_chosen_are_not_read() -> None:
     experts = 3 * 64 * 32 * 8 * 2
-    assert active_share(Experts, 2 * experts) == pytest.approx(1 - 0.5 * 0.75)
-    assert active_share(object(), 100) == 1.0
+    assert experts_share(Experts, 2 * experts) == (0.5, 0.25)
+    assert experts_share(object(), 100) == (0.0, 1.0)

@@ -76,10 +76,10 @@ def count_parameters(config: Any, folder: Path, trust_remote_code: bool) -> int:
 def _model(config: Any, parameters: int, packed: dict[str, int]) -> Model:
     from hgca_cli.hardware.memory import Model
     from hgca_cli.hf.published import packs_experts
-    from hgca_cli.hf.shape import active_share, kv_layout, text_config, trained_context
+    from hgca_cli.hf.shape import experts_share, kv_layout, text_config, trained_context
 
     text = text_config(config)
-    return Model(
+    model = Model(
         layout=kv_layout(config),
         parameters=parameters,
         trained_context=trained_context(config),
@@ -89,10 +89,13 @@ def _model(config: Any, parameters: int, packed: dict[str, int]) -> Model:
         own_dtype=_own_dtype(config),
         tied=bool(getattr(text, "tie_word_embeddings", getattr(config, "tie_word_embeddings", False))),
         packed=tuple(sorted(packed.items())),
-        active_share=(share := active_share(text, parameters)),
-        packs=getattr(config, "model_type", "") not in NOT_LINEAR if share == 1.0 else packs_experts(config),
+        packs=getattr(config, "model_type", "") not in NOT_LINEAR,
         quantised=getattr(config, "quantization_config", None) is not None,
     )
+    held, chosen = experts_share(text, model.body)
+    if chosen == 1.0:
+        return model
+    return replace(model, active_share=1.0 - held * (1.0 - chosen), in_experts=held, packs=packs_experts(config))
 
 
 def _own_dtype(config: Any) -> str:

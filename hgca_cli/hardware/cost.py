@@ -134,10 +134,10 @@ class Costs:
     def _weights(self, choice: Choice, threads: int, batch: int) -> float:
         """Every weight once; several sequences share the reading until their products take longer."""
         model, host, gpu = self.model, self.profile.host, self._gpu(choice.device)
-        numbers = model.body * model.active_share + model.head
+        numbers, there = (model.body * share + model.head for share in (model.active_share, model.read_by(batch)))
         if gpu is not None:
             if choice.quant == "none":
-                read = numbers * ITEMSIZE[choice.dtype] / (gpu.memory_gb_s * GPU_SHARE * 1e9)
+                read = there * ITEMSIZE[choice.dtype] / (gpu.memory_gb_s * GPU_SHARE * 1e9)
                 return max(read, self._products(choice, numbers, batch))
             if batch > GRID_FEW:
                 return self._widened(choice, numbers, gpu) + self._products(choice, numbers, batch)
@@ -150,7 +150,7 @@ class Costs:
                 share * (WEIGHT_BYTES[kind] if kind in GRIDS else ITEMSIZE[choice.dtype])
                 for kind, share in self._kinds(choice)
             )
-            return factor * max(numbers * read / (host.best_read_gb_s * 1e9), self._products(choice, numbers, batch))
+            return factor * max(there * read / (host.best_read_gb_s * 1e9), self._products(choice, numbers, batch))
         each = sum(
             share * WEIGHT_BYTES[kind] / (_of(host.linear_gb_s, kind) * 1e9) for kind, share in self._kinds(choice)
         )

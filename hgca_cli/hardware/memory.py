@@ -30,6 +30,7 @@ class Model:
     tied             the embedding is the output layer's weights, too
     packed           of fp32 weights, how many numbers are held in fewer bytes: (kind of hardware/rates.py WEIGHTS, numbers)
     active_share     of the layers' weights, what one token reads: less than all where experts are chosen
+    in_experts       of the layers' weights, the experts'
     packs            its layers' weights are linear layers' and experts', which is what can be packed; experts on the CPU only
     uniform          all numbers of its files are of own_dtype
     quantised        its files hold the weights in a quantised model's own way, in which they stay
@@ -46,6 +47,7 @@ class Model:
     tied: bool = False
     packed: tuple[tuple[str, int], ...] = ()
     active_share: float = 1.0
+    in_experts: float = 0.0
     packs: bool = True
     uniform: bool = True
     in_file: tuple[tuple[str, int], ...] = ()
@@ -55,6 +57,13 @@ class Model:
     def mixture(self) -> bool:
         """Whether a router chooses experts."""
         return self.active_share < 1.0
+
+    def read_by(self, tokens: int) -> float:
+        """Of the layers' weights, the share that is read for so many tokens, each of which has other experts."""
+        if not self.in_experts:
+            return self.active_share
+        chosen = 1.0 - (1.0 - self.active_share) / self.in_experts
+        return 1.0 - self.in_experts * (1.0 - chosen) ** tokens
 
     def packable(self, device: str) -> bool:
         """Whether --quant can be."""

@@ -28,16 +28,13 @@ def packed_kinds(model: Model, quant: str) -> tuple[tuple[str, int], ...]:
 
 
 def weights_bytes(model: Model, choice: Choice) -> int:
-    """Bytes of the weights once they are loaded, second copies of them too. Packed: an embedding of its own has 8 bits; experts
-    that come from safetensors are all there in 16 bits before.
-    """
+    """Bytes of the weights once they are loaded, second copies of them too. Packed: an embedding of its own has 8 bits."""
     if as_published(model, choice):
         return model.parameters * 2
     if choice.quant == "none":
         return model.parameters * ITEMSIZE[choice.dtype] + second_copies_bytes(model, choice)
     held = sum(count * WEIGHT_BYTES[kind] for kind, count in packed_kinds(model, choice.quant))
-    held += 0 if model.tied else model.head * WEIGHT_BYTES["grid8"]
-    return int(max(held, 2 * model.parameters) if model.mixture and not model.in_file else held)
+    return int(held) + (0 if model.tied else int(model.head * WEIGHT_BYTES["grid8"]))
 
 
 def as_published(model: Model, choice: Choice) -> bool:

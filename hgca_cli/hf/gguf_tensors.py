@@ -86,7 +86,7 @@ class Tensors:
                 raise ValueError(f"{tensor.name} is not the whole of {name}")
             out[part] = weight
 
-        _in_parts(fill, len(out), max(1, AT_ONCE // tensor.shape[1]) if apart else len(out))
+        in_parts(fill, len(out), max(1, AT_ONCE // tensor.shape[1]) if apart else len(out))
         return out
 
     def _process(self, tensor: Stored, numbers: NDArray[np.float32]) -> tuple[str | None, Tensor]:
@@ -166,11 +166,11 @@ def _one_behind_the_other(parts: Sequence[Stored], dtype: torch.dtype) -> Tensor
                 out[expert, first : first + rows] = torch.from_numpy(numbers)
                 first += rows
 
-    _in_parts(fill, len(out), 1)
+    in_parts(fill, len(out), 1)
     return out
 
 
-def _in_parts(fill: Callable[[slice], None], count: int, each: int) -> None:
+def in_parts(fill: Callable[[slice], None], count: int, each: int) -> None:
     """`each` of 0 .. count - 1 at a time, by several threads."""
     parts = [slice(first, min(first + each, count)) for first in range(0, count, each)]
     if len(parts) == 1:
@@ -193,5 +193,5 @@ def _floats(tensor: Stored, part: slice = slice(None)) -> NDArray[np.float32]:
     def fill(rows: slice) -> None:
         out[rows] = dequantize(data[rows], GGMLQuantizationType(tensor.kind))
 
-    _in_parts(fill, len(data), max(1, AT_ONCE // tensor.shape[-1]))
+    in_parts(fill, len(data), max(1, AT_ONCE // tensor.shape[-1]))
     return out if len(tensor.shape) == 2 else out.reshape(tensor.shape)

@@ -16,9 +16,10 @@ from hgca_cli.errors import DoesNotFitError, HgcaError, ModelError
 from hgca_cli.events import Event
 from hgca_cli.hf.checks import FETCH_AGAIN, check_config, check_size, check_weights, read_json, reason
 from hgca_cli.hf.default_model import recommended
+from hgca_cli.hf.experts_apart import Apart
 from hgca_cli.hf.fingerprint import fingerprint
 from hgca_cli.hf.gguf_waiting import Waiting
-from hgca_cli.hf.packed import HALF, Packing
+from hgca_cli.hf.packed import HALF, Elsewhere, Packing
 from hgca_cli.hf.packed_files import PackedFiles
 from hgca_cli.hf.packed_gpu import PackingGpu, packed_layers
 from hgca_cli.hf.published import dtype_of, mostly_linear, only_dtype
@@ -139,18 +140,26 @@ def load_model(
             if waiting is not None and quant == "none":
                 waiting.write(notify)
                 waiting = None
-            how = {
+            told = {
                 "config": config,
+                "output_loading_info": True,
+                "ignore_mismatched_sizes": True,  # they are reported, and refused below with their shapes
+            }
+            how = told | {
                 "use_safetensors": True,
                 "trust_remote_code": trust_remote_code,
                 "local_files_only": True,
-                "output_loading_info": True,
-                "ignore_mismatched_sizes": True,  # they are reported, and refused below with their shapes
             }
             published = only_dtype(shards) if quant == "none" and device == "cpu" and kind is torch.float32 else None
             as_published = published in HALVES and getattr(config, "quantization_config", None) is None
             held = published if as_published else kind if quant == "none" else dtype_of(shards)
-            model, info = AutoModelForCausalLM.from_pretrained(files.path, dtype=held, **how)
+            elsewhere: Elsewhere | None = waiting
+            may = device == "cpu" and waiting is None and not trust_remote_code and (as_published or quant != "none")
+            if may and (apart := Apart.of(shards, config)) is not None and apart.dtype is held:
+                elsewhere = apart
+                model, info = apart.load(files.path, **told)
+            else:
+                model, info = AutoModelForCausalLM.from_pretrained(files.path, dtype=held, **how)
             if as_published and not mostly_linear(model):
                 as_published, model = False, None  # given back before all is read once more
                 model, info = AutoModelForCausalLM.from_pretrained(files.path, dtype=kind, **how)
@@ -159,7 +168,7 @@ def load_model(
             if quant != "none" or as_published:
                 count = 0 if as_published else sum(one.numel() for one in model.parameters())
                 kept = PackedFiles(files, quant, known_by, count, notify, wanted=waiting is not None)
-                given = model, files.path, kept, notify, waiting
+                given = model, files.path, kept, notify, elsewhere
                 there = torch.device(device)
                 packing = Packing(*given) if device == "cpu" else PackingGpu(*given, device=there, gives=kind)
                 packing.run(HALF if as_published else quant)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from hgca_cli.errors import ModelError
 from hgca_cli.hf.checks import FETCH_AGAIN
 from hgca_cli.hf.embedded import Embedded
 from hgca_cli.hf.experts import FIRST, LAST, Experts, Matrices, become_experts, biases_of, expert_weights, outputs_first
-from hgca_cli.hf.gguf_waiting import Waiting
 from hgca_cli.hf.grid import Grid, find_grid, readable, round_to_grid, takes, tiles_shape
 from hgca_cli.hf.linear import QuickLinear, Weights
 from hgca_cli.hf.packed_files import PackedFiles
@@ -39,6 +38,15 @@ ON_GRID = 2**-7  # of the norm: rounding to bf16 takes .0017, 4 bits of numbers 
 IDS, ROUNDED = 8, 3e-2  # of an embedding that are tried, and what rounding may change of them, of the norm
 
 
+class Elsewhere(Protocol):
+    """Has the numbers of some weights, by the model's names."""
+
+    names: frozenset[str]
+
+    def numbers(self, name: str) -> Tensor:
+        """Of one."""
+
+
 class Packing:
     """Packs the weights of a model just loaded from `path` on the CPU, in place.
 
@@ -51,7 +59,7 @@ class Packing:
     takes_experts, packs = True, "linear layers and experts"
 
     def __init__(
-        self, model: Any, path: Path, files: PackedFiles, notify: Notify, waiting: Waiting | None = None
+        self, model: Any, path: Path, files: PackedFiles, notify: Notify, waiting: Elsewhere | None = None
     ) -> None:
         self._model, self._path, self._files = model, path, files
         self._pages, self._waiting = Pages(), waiting
@@ -109,7 +117,9 @@ class Packing:
 
     def _numbers(self, name: str, weight: Tensor) -> Tensor:
         """Those of a weight, wherever they are."""
-        return self._waiting.numbers(name) if self._waiting and name in self._waiting.names else weight
+        return (
+            self._waiting.numbers(name).view(weight.shape) if self._waiting and name in self._waiting.names else weight
+        )
 
     def _linear(self, module: nn.Linear) -> None:
         weight = module.weight.detach()
@@ -160,7 +170,10 @@ class Packing:
 
     def _made(self, name: str, weight: Tensor, bits: int) -> Grid | Tensor:
         """What a weight [outputs, inputs] becomes; bits: of a grid, at most."""
-        held = self._pages.keep(weight) if self._quant == HALF else self._moved(self._grid(name, weight, bits))
+        if self._quant == HALF:
+            held: Grid | Tensor = self._pages.keep(self._numbers(name, weight))
+        else:
+            held = self._moved(self._grid(name, weight, bits))
         self._slowly.add(weight.numel())
         return held
 
@@ -175,7 +188,7 @@ class Packing:
     def _grid(self, name: str, weight: Tensor, bits: int) -> Grid:
         if (read := self._files.take(name, weight, bits, self._room)) is not None:
             return read
-        weight = self._numbers(name, weight).view(weight.shape)
+        weight = self._numbers(name, weight)
         grid = find_grid(weight)  # as of a GGUF file: nothing is rounded then
         if grid is not None and grid.bits <= bits:
             grid = grid._replace(tiles=self._room(grid.tiles.numel()).view(grid.tiles.shape).copy_(grid.tiles))

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from hgca_cli.attention.slots import trouble
 from hgca_cli.events import Notice
-from hgca_cli.hf.gguf_waiting import Waiting
 from hgca_cli.hf.grid import Grid
 from hgca_cli.hf.grid_gpu import GridLinear, hold_on_grid
 from hgca_cli.hf.linear import QuickLinear
-from hgca_cli.hf.packed import Packing
+from hgca_cli.hf.packed import Elsewhere, Packing
 from hgca_cli.hf.packed_files import PackedFiles
 from hgca_cli.hf.registry import Notify
 
@@ -35,7 +34,7 @@ class PackingGpu(Packing):
         path: Path,
         files: PackedFiles,
         notify: Notify,
-        waiting: Waiting | None = None,
+        waiting: Elsewhere | None = None,
         *,
         device: torch.device,
         gives: torch.dtype,

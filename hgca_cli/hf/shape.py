@@ -76,15 +76,17 @@ def trained_context(config: Any) -> int:
     return int(getattr(text_config(config), "max_position_embeddings", 0) or 0)
 
 
-def active_share(text: Any, parameters: int) -> float:
-    """Of all weights, the share that one token reads: less than 1 where a router chooses experts."""
+def experts_share(text: Any, parameters: int) -> tuple[float, float]:
+    """Of so many weights of layers, the share that is experts', and of these the share that a router chooses for a token: 1 where there
+    are none.
+    """
     experts = _first(text, "num_local_experts", "num_experts", "moe_num_experts")
     chosen = _first(text, "num_experts_per_tok", "moe_topk")
     if not experts or not 0 < chosen < experts or not parameters:
-        return 1.0
+        return 0.0, 1.0
     inner = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None) or 0
     in_experts = min(parameters, 3 * text.hidden_size * inner * experts * text.num_hidden_layers)
-    return 1.0 - in_experts / parameters * (1.0 - chosen / experts)
+    return in_experts / parameters, chosen / experts
 
 
 def _first(text: Any, *names: str) -> int:
