@@ -18,6 +18,7 @@ from hgca_cli.hf import packed_files
 from hgca_cli.hf.experts import QuickExperts, are_experts, expert_weights
 from hgca_cli.hf.experts_apart import Apart
 from hgca_cli.hf.load import load_model, read_config
+from hgca_cli.hf.mapped import load
 from hgca_cli.hf.published import packs_experts
 from hgca_cli.hf.quicken import quicken
 from hgca_cli.hf.registry import ModelFiles
@@ -255,10 +256,11 @@ def test_a_missing_expert_is_told_as_ever(tmp_path: Path) -> None:
 def test_tensors_in_their_place_take_no_memory(tmp_path: Path) -> None:
     write_model(tmp_path, model=tiny_mixture(dtype=torch.bfloat16))
     files = ModelFiles("tiny", tmp_path)
-    apart = Apart.of(tmp_path.glob("*.safetensors"), read_config(files))
+    assert Apart.of(tmp_path.glob("*.safetensors"), read_config(files), torch.float32) is None
+    apart = Apart.of(tmp_path.glob("*.safetensors"), read_config(files), torch.bfloat16)
     assert apart is not None
     state = apart.state()
-    model, _ = apart.load(tmp_path, read_config(files), output_loading_info=True)
+    model, _ = load(tmp_path, read_config(files), state, torch.bfloat16, output_loading_info=True)
     own = dict(model.named_parameters())
     assert apart.names <= own.keys() and not any(bool(own[name].any()) for name in apart.names)
     assert all(isinstance(state[name], Tensor) for name in apart.names) and len(state) == len(own)

@@ -108,7 +108,7 @@ def tensor_bytes(file: Path) -> dict[str, tuple[int, int]]:
         raise ModelError(f"{file} is missing.", FETCH_AGAIN)
     sizes: dict[str, tuple[int, int]] = {}
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with safe_open(file, framework="np") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (safe_open is no dict)
                 part = tensors.get_slice(name)
                 count = 1
@@ -125,7 +125,7 @@ def tensor_dtypes(file: Path) -> dict[str, int]:
     from safetensors import safe_open
 
     counts: dict[str, int] = {}
-    with safe_open(file, framework="pt") as tensors:
+    with safe_open(file, framework="np") as tensors:
         for name in tensors.keys():  # noqa: SIM118  (safe_open is no dict)
             part = tensors.get_slice(name)
             counts[part.get_dtype()] = counts.get(part.get_dtype(), 0) + prod(part.get_shape())

@@ -7,7 +7,6 @@ their place, and all others as they are in the files.
 
 from __future__ import annotations
 
-import mmap
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from hgca_cli.hf.experts import FIRST, LAST
 from hgca_cli.hf.gguf_tensors import in_parts, without_memory
+from hgca_cli.hf.mapped import nothing, tensors_of
 from hgca_cli.hf.published import KINDS
 
 NAME = re.compile(r"(?P<at>.*\.layers\.(?P<layer>\d+)\..*experts)\.(?P<expert>\d+)\.(?P<part>\w+)\.weight$")
@@ -35,23 +35,25 @@ class Apart:
     """The experts of a model's files, by the model's names of what they are put together to.
 
     names   of these tensors
-    dtype   of all of them
     """
 
     def __init__(self, found: dict[str, list[list[_Place]]], dtype: torch.dtype, others: dict[str, Path]) -> None:
-        self._found, self._others, self.dtype = found, others, dtype
+        self._found, self._others, self._dtype = found, others, dtype
         self.names = frozenset(found)
 
     @classmethod
-    def of(cls, files: Iterable[Path], config: Any) -> Apart | None:
-        """None if not all experts of the model that a config describes are in its files one by one. Raises what transformers raises."""
+    def of(cls, files: Iterable[Path], config: Any, dtype: torch.dtype) -> Apart | None:
+        """None if not all experts of the model that a config describes are in its files one by one, as numbers of `dtype`.
+
+        Raises what transformers raises.
+        """
         from safetensors import safe_open
 
         there: dict[tuple[int, str, int], _Place] = {}
         others: dict[str, Path] = {}
         kinds = set()
         for file in files:
-            with safe_open(file, framework="pt") as tensors:
+            with safe_open(file, framework="np") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  (safe_open is no dict)
                     if (match := NAME.match(name)) is None:
                         others[name] = file
@@ -60,54 +62,33 @@ class Apart:
                     kinds.add(part.get_dtype())
                     key = int(match["layer"]), match["part"], int(match["expert"])
                     there[key] = _Place(file, name, tuple(part.get_shape()))
-        dtype = KINDS.get(kinds.pop()) if len(kinds) == 1 else None
-        if dtype is None:
+        if len(kinds) != 1 or KINDS.get(kinds.pop()) is not dtype:
             return None
         found = _put_together(without_memory(config, dtype), there)
         return cls(found, dtype, others) if found else None
 
-    def load(self, path: Path, config: Any, **how: Any) -> Any:
-        """What from_pretrained gives, of the directory `path`, but that these tensors hold nothing; how: of its options."""
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
-
-        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        model, info = kind.from_pretrained(None, config=config, state_dict=self.state(), dtype=self.dtype, **how)
-        if (path / "generation_config.json").exists():
-            model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
-        return model, info
-
-    def state(self) -> dict[str, Any]:
-        """What transformers is to load in place of the files: tensors without memory, and of all others where they are."""
-        from safetensors import safe_open
-
-        opened = {file: safe_open(file, framework="pt") for file in {*self._others.values()}}
-        state: dict[str, Any] = {name: opened[file].get_slice(name) for name, file in self._others.items()}
-        return state | {name: self._without_memory(parts) for name, parts in self._found.items()}
+    def state(self) -> dict[str, Tensor]:
+        """What is to be loaded in place of the files' tensors: tensors without memory, and all others where they are."""
+        files = {file: tensors_of(file) for file in {*self._others.values()}}
+        state = {name: files[file][name] for name, file in self._others.items()}
+        return state | {name: nothing(_shape(parts), self._dtype) for name, parts in self._found.items()}
 
     def numbers(self, name: str) -> Tensor:
         """All experts of a layer, [experts, outputs, inputs], in memory of their own."""
-        from safetensors import safe_open
-
         parts = self._found[name]
-        out = torch.empty(_shape(parts), dtype=self.dtype)
-        files = {place.file for places in parts for place in places}
-        opened = {file: safe_open(file, framework="pt") for file in files}
+        out = torch.empty(_shape(parts), dtype=self._dtype)
+        files = {file: tensors_of(file) for file in {place.file for places in parts for place in places}}
 
         def fill(experts: slice) -> None:
             for expert in range(experts.start, experts.stop):
                 first = 0
                 for place in parts[expert]:
                     rows = place.shape[0]
-                    out[expert, first : first + rows] = opened[place.file].get_tensor(place.name)
+                    out[expert, first : first + rows] = files[place.file][place.name]
                     first += rows
 
         in_parts(fill, len(parts), 1)
         return out
-
-    def _without_memory(self, parts: list[list[_Place]]) -> Tensor:
-        shape = _shape(parts)
-        room = mmap.mmap(-1, shape.numel() * self.dtype.itemsize)  # pages nobody writes to take none
-        return torch.frombuffer(room, dtype=self.dtype).view(shape)
 
 
 def _shape(parts: list[list[_Place]]) -> torch.Size:

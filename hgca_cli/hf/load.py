@@ -19,6 +19,7 @@ from hgca_cli.hf.default_model import recommended
 from hgca_cli.hf.experts_apart import Apart
 from hgca_cli.hf.fingerprint import fingerprint
 from hgca_cli.hf.gguf_waiting import Waiting
+from hgca_cli.hf.mapped import all_tensors, load, too_large
 from hgca_cli.hf.packed import HALF, Elsewhere, Packing
 from hgca_cli.hf.packed_files import PackedFiles
 from hgca_cli.hf.packed_gpu import PackingGpu, packed_layers
@@ -140,24 +141,21 @@ def load_model(
             if waiting is not None and quant == "none":
                 waiting.write(notify)
                 waiting = None
-            told = {
-                "config": config,
-                "output_loading_info": True,
-                "ignore_mismatched_sizes": True,  # they are reported, and refused below with their shapes
-            }
-            how = told | {
-                "use_safetensors": True,
-                "trust_remote_code": trust_remote_code,
-                "local_files_only": True,
-            }
-            published = only_dtype(shards) if quant == "none" and device == "cpu" and kind is torch.float32 else None
+            # mismatched sizes are reported, and refused below with their shapes
+            told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            own = {"use_safetensors": True, "trust_remote_code": trust_remote_code, "local_files_only": True}
+            how = {"config": config, **told, **own}
+            plain = quant == "none" and device == "cpu" and kind is torch.float32
+            published = only_dtype(shards) if plain else None
             as_published = published in HALVES and getattr(config, "quantization_config", None) is None
-            held = published if as_published else kind if quant == "none" else dtype_of(shards)
+            held = dtype_of(shards) if as_published or quant != "none" else kind
             elsewhere: Elsewhere | None = waiting
-            may = device == "cpu" and waiting is None and not trust_remote_code and (as_published or quant != "none")
-            if may and (apart := Apart.of(shards, config)) is not None and apart.dtype is held:
-                elsewhere = apart
-                model, info = apart.load(files.path, **told)
+            packed = quant != "none" or as_published
+            if packed and waiting is None and not trust_remote_code and device == "cpu":
+                elsewhere = Apart.of(shards, config, held)
+            if elsewhere is not None or (packed and not trust_remote_code and too_large(shards)):
+                state = elsewhere.state() if isinstance(elsewhere, Apart) else all_tensors(shards)
+                model, info = load(files.path, config, state, held, **told)
             else:
                 model, info = AutoModelForCausalLM.from_pretrained(files.path, dtype=held, **how)
             if as_published and not mostly_linear(model):
