@@ -35,7 +35,7 @@ static void multiply(const hgca_weights *w, const float *in, const hgca_numbers 
     const hgca_several_rows rows = {.weight = w->weight, .rows = w->outputs, .inputs = w->inputs,
                                     .row_bytes = grid ? hgca_grid_row_bytes(w) : w->row_bytes, .numbers = numbers, .in = in,
                                     .vectors = vectors, .bias = w->bias, .out = out, .out_stride = w->outputs};
-    if (grid && vectors <= kernels->few_vectors) kernels->few[w->kind == HGCA_GRID4](&rows);
+    if (grid && vectors <= kernels->few_vectors) kernels->few[w->kind - HGCA_GRID8](&rows);
     else kernels->several[w->kind](&rows);
 }
 

@@ -9,11 +9,12 @@
  * memory is read. Several (1 .. HGCA_MOST_LAYERS) may share a vector, as a model's query, key and value projections do.
  *   weight   [outputs][inputs], rows row_bytes apart, of a `kind`: HGCA_F32, HGCA_BF16, HGCA_F16. Or a grid, where 32
  *            numbers of a row (inputs is a multiple of 32) share a scale s and a smallest number m:
- *            HGCA_GRID8  s * q, q int8;  HGCA_GRID4  s * q + m, q 0 .. 15
+ *            HGCA_GRID8  s * q, q int8;  HGCA_GRID4  s * q + m, q 0 .. 15;  HGCA_FLOAT4  s * v, v of a float of 4 bits (sign, two of an
+ *            exponent, one of a fraction: MXFP4's, OCP Microscaling Formats) twice: 0 1 2 3 4 6 8 12, and from code 8 on less than 0
  *            in tiles of 16 rows (the last one filled up with zeros), [outputs / 16][inputs / 32] blocks of
  *            f16 [16] s, HGCA_GRID4 also f16 [16] m, then lines of 16 times 32 bits, for each row one:
  *            HGCA_GRID8  8 lines, byte k of line l is the row's number 4 l + k of the block
- *            HGCA_GRID4  4 lines, the lower half of byte k is number 8 l + k, the upper half 8 l + 4 + k
+ *            HGCA_GRID4 and HGCA_FLOAT4  4 lines, the lower half of byte k is number 8 l + k, the upper half 8 l + 4 + k
  *            With a grid, `in` is rounded to 21 bits by blocks of 32: the product is that with numbers that differ by up to
  *            5e-7 of their block's largest; nothing else is rounded before sums of float32. Numbers below 1e-30 of a block without
  *            larger ones count as zeros. Where a number is not finite, nothing of out is
@@ -22,7 +23,7 @@
  *   in, out  addresses of [inputs] and [outputs] numbers, of several layers one after the other: addresses as numbers, as
  *            Python would have to make objects of pointers
  * inputs and dtype of several are the same. Returns when all is written. */
-enum { HGCA_GRID8 = 3, HGCA_GRID4 = 4, HGCA_MOST_LAYERS = 4 };
+enum { HGCA_GRID8 = 3, HGCA_GRID4 = 4, HGCA_FLOAT4 = 5, HGCA_MOST_LAYERS = 4 };
 
 typedef struct {
     const void *weight;

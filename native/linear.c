@@ -13,13 +13,14 @@ enum { PIECE_BYTES = 16 << 10, MOST = 1 << 28, PATIENCE = 2000 };
 int hgca_weights_fit(const hgca_weights *w) {
     static const int32_t bytes[] = {[HGCA_F32] = 4, [HGCA_BF16] = 2, [HGCA_F16] = 2};
     if (w->weight == NULL || w->outputs < 1 || w->inputs < 1 || w->outputs > MOST || w->inputs > MOST) return 0;
-    if (w->kind < HGCA_F32 || w->kind > HGCA_GRID4 || w->dtype < HGCA_F32 || w->dtype > HGCA_F16) return 0;
+    if (w->kind < HGCA_F32 || w->kind > HGCA_FLOAT4 || w->dtype < HGCA_F32 || w->dtype > HGCA_F16) return 0;
     if (w->kind >= HGCA_GRID8) return w->inputs % HGCA_GRID_BLOCK == 0;
     return w->row_bytes >= (int64_t)w->inputs * bytes[w->kind];
 }
 
 int64_t hgca_grid_row_bytes(const hgca_weights *w) {
-    return w->inputs / HGCA_GRID_BLOCK * (w->kind == HGCA_GRID4 ? HGCA_GRID4_ROW : HGCA_GRID8_ROW);
+    static const int32_t bytes[] = {[HGCA_GRID8] = HGCA_GRID8_ROW, [HGCA_GRID4] = HGCA_GRID4_ROW, [HGCA_FLOAT4] = HGCA_FLOAT4_ROW};
+    return w->inputs / HGCA_GRID_BLOCK * bytes[w->kind];
 }
 
 hgca_one hgca_one_of(const hgca_weights *w) {

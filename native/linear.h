@@ -7,7 +7,10 @@
 #include "hgca.h"
 
 /* Bytes of a row in a block of a grid: half floats, and 32 codes. */
-enum { HGCA_GRID8_ROW = 2 + 32, HGCA_GRID4_ROW = 4 + 16 };
+enum { HGCA_GRID8_ROW = 2 + 32, HGCA_GRID4_ROW = 4 + 16, HGCA_FLOAT4_ROW = 2 + 16 };
+
+/* By its code: twice a float of 4 bits. */
+#define HGCA_FLOATS4 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12
 
 enum { HGCA_TILE = 16 }; /* rows of a grid that lie together */
 enum { HGCA_LEVELS = 3 };
@@ -84,20 +87,20 @@ typedef struct {
 
 typedef void (*hgca_linear_kernel)(const hgca_linear_rows *rows);
 
-/* By kind of weights: f32, bf16, f16, grid of 8 bits, grid of 4 bits.
+/* By kind of weights: f32, bf16, f16, grid of 8 bits, grid of 4 bits, floats of 4 bits.
  * place  blocks of 32 numbers
  * several        by kind as rows
  * place_several  a vector's blocks, `stride` apart
- * few, place_few  of grids of 8 and of 4 bits with up to few_vectors vectors; 0: there are no such kernels
+ * few, place_few  of grids of 8 and of 4 bits, and floats of 4, with up to few_vectors vectors; 0: there are no such kernels
  * most_vectors   so many at once are worth it, beside a product of floats
  * gate   gate[i] *= up[i] / (1 + exp(-gate[i]))
  * pack   onto a grid of 8 bits, of 4 bits: the share of their squares that is lost; infinity if a number is one that the grid cannot hold */
 typedef struct {
-    hgca_linear_kernel rows[5];
+    hgca_linear_kernel rows[6];
     void (*place)(const float *in, int64_t blocks, hgca_placed_block *to);
-    void (*several[5])(const hgca_several_rows *rows);
+    void (*several[6])(const hgca_several_rows *rows);
     void (*place_several)(const float *in, int64_t inputs, hgca_numbers *to, int64_t stride);
-    void (*few[2])(const hgca_several_rows *rows);
+    void (*few[3])(const hgca_several_rows *rows);
     void (*place_few)(const float *in, int64_t inputs, hgca_numbers *to, int64_t stride);
     int64_t few_vectors;
     int64_t most_vectors;

@@ -1,4 +1,5 @@
 /* AVX2 with FMA and F16C: 8 floats. */
+#include "linear.h"
 #include "vocabulary_avx2.h"
 
 typedef __m256i VI, VS;
@@ -17,6 +18,11 @@ static inline VI vfour(const int8_t *p) {
 static inline void vhalves(VI x, VI *low, VI *high) {
     *low = _mm256_and_si256(x, _mm256_set1_epi8(15));
     *high = _mm256_and_si256(_mm256_srli_epi16(x, 4), _mm256_set1_epi8(15));
+}
+
+static inline VI vfloats(VI x) {
+    const __m128i table = _mm_setr_epi8(HGCA_FLOATS4);
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), x);
 }
 
 static inline VI vcode8(VI x) { return _mm256_xor_si256(x, _mm256_set1_epi8(-128)); }
@@ -52,6 +58,8 @@ static inline void vpairs8(VI x, VI to[2]) {
     to[0] = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8);
     to[1] = _mm256_srai_epi16(x, 8);
 }
+
+static inline VI vfloat_pairs(VI x) { return _mm256_srai_epi16(_mm256_slli_epi16(vfloats(x), 8), 8); }
 
 static inline VI vpair(const int16_t *p) {
     int32_t both;

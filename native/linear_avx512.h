@@ -1,6 +1,7 @@
 /* The words of linear layers in AVX-512, but for products: 16 floats. */
 #include <string.h>
 
+#include "linear.h"
 #include "vocabulary_avx512.h"
 
 typedef __m512i VI, VS;
@@ -21,6 +22,11 @@ static inline void vhalves(VI x, VI *low, VI *high) {
     *high = _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15));
 }
 
+static inline VI vfloats(VI x) {
+    const __m128i table = _mm_setr_epi8(HGCA_FLOATS4);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), x);
+}
+
 static inline VI vcode8(VI x) { return _mm512_xor_si512(x, _mm512_set1_epi8(-128)); }
 static inline VI vlevels(VI a, VI b) { return _mm512_add_epi32(_mm512_slli_epi32(a, 7), b); }
 static inline VF vlanes(VI x) { return _mm512_cvtepi32_ps(x); }
@@ -39,6 +45,8 @@ static inline void vpairs8(VI x, VI to[2]) {
     to[0] = _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8);
     to[1] = _mm512_srai_epi16(x, 8);
 }
+
+static inline VI vfloat_pairs(VI x) { return _mm512_srai_epi16(_mm512_slli_epi16(vfloats(x), 8), 8); }
 
 static inline VI vpair(const int16_t *p) {
     int32_t both;

@@ -16,15 +16,16 @@ INLINE void dot_few(const hgca_several_rows *p, const char *tile, int count, int
     const int64_t blocks = p->inputs / BLOCK, block_bytes = tile_block_bytes(bits);
     const hgca_numbers *x = p->numbers;
     for (int64_t b = 0; b < blocks; b++, x += count, tile += block_bytes) {
-        const char *codes = tile + HGCA_TILE * (bits == 4 ? 4 : 2);
+        const char *codes = tile + HGCA_TILE * factor_bytes(bits);
         for (int64_t at = 0; at < block_bytes; at += LINE) __builtin_prefetch(tile + AHEAD_GRID + at, 0, 2);
         const VF scale = vload_rows(tile, HGCA_F16);
         const VF least = bits == 4 ? vload_rows(tile + 2 * HGCA_TILE, HGCA_F16) : vzero();
         VI code[CODES];
         UNROLL
-        for (int i = 0; i < CODES; i += bits == 4 ? 2 : 1) {
-            if (bits == 4) vhalves(vbytes(codes + i / 2 * LINE), &code[i], &code[i + 1]);
+        for (int i = 0; i < CODES; i += halves(bits) ? 2 : 1) {
+            if (halves(bits)) vhalves(vbytes(codes + i / 2 * LINE), &code[i], &code[i + 1]);
             else code[i] = vcode8(vbytes(codes + i * LINE));
+            if (bits == FLOAT) code[i] = vcode8(vfloats(code[i])), code[i + 1] = vcode8(vfloats(code[i + 1]));
         }
         UNROLL
         for (int v = 0; v < count; v++) {
@@ -80,6 +81,7 @@ INLINE void few_grid(const hgca_several_rows *p, int bits) {
 
 static void few_grid8(const hgca_several_rows *p) { few_grid(p, 8); }
 static void few_grid4(const hgca_several_rows *p) { few_grid(p, 4); }
+static void few_float4(const hgca_several_rows *p) { few_grid(p, FLOAT); }
 
 static void place_few(const float *in, int64_t inputs, hgca_numbers *to, int64_t stride) {
     for (int64_t b = 0; b < inputs / BLOCK; b++, in += BLOCK, to += stride) {

@@ -10,6 +10,7 @@
  *   vbytes(p)                32 bits of each row;  vhalves(bytes, low, high)  of each byte a half, as bytes
  *   vfour(p)                 four levels, for every lane
  *   vdots4(sum, a, b)        sum + the four products of a lane, codes 0 .. 15 and levels, 16 times at most; vnone() none
+ *   vfloats(halves)          floats of 4 bits, in bytes, as twice their value
  *   vcode8(bytes)            int8 codes as vdots8 wants them: OFFSET8 is added;  vdots8(sum, a, b)  likewise, onto a VI
  *   vsums(sum) as a VI;  vint(x)  in all lanes;  vlevels(a, b) = 128 * a + b;  vlanes(x) as floats */
 enum { PARTS = HGCA_TILE / VW, MOST_LEVEL = 63, UNITS = MOST_LEVEL * (128 * 128 + 128 + 1), MOST_NUMBER = 127 * 256 + 127 };
@@ -41,20 +42,37 @@ INLINE void dot_block4(const char *codes, const int8_t *level, VF *dots) {
         dots[part] = vlanes(vlevels(vlevels(vsums(sum[part][0]), vsums(sum[part][1])), vsums(sum[part][2])));
 }
 
-INLINE VF dot_block8(const char *codes, const int8_t *level, const int32_t *sums) {
+/* What a tile has: 8 and 4 are bits of whole numbers, FLOAT floats of 4. */
+enum { FLOAT = 5 };
+INLINE int halves(int bits) { return bits != 8; }
+INLINE int factor_bytes(int bits) { return bits == 4 ? 4 : 2; }
+
+INLINE void dot_four(VI sum[HGCA_LEVELS], VI code, const int8_t *level) {
+    UNROLL
+    for (int n = 0; n < HGCA_LEVELS; n++) sum[n] = vdots8(sum[n], code, vfour(level + n * BLOCK));
+}
+
+/* Of numbers of 8 bits, or floats of 4. */
+INLINE VF dot_block8(const char *codes, const int8_t *level, const int32_t *sums, int bits) {
     VI sum[HGCA_LEVELS];
     UNROLL
     for (int n = 0; n < HGCA_LEVELS; n++) sum[n] = vint(-OFFSET8 * sums[n]);
-    UNROLL
-    for (int line = 0; line < 8; line++) {
-        const VI code = vcode8(vbytes(codes + line * LINE));
+    if (halves(bits)) {
         UNROLL
-        for (int n = 0; n < HGCA_LEVELS; n++) sum[n] = vdots8(sum[n], code, vfour(level + n * BLOCK + 4 * line));
+        for (int line = 0; line < 4; line++) {
+            VI low, high;
+            vhalves(vbytes(codes + line * LINE), &low, &high);
+            dot_four(sum, vcode8(vfloats(low)), level + 8 * line);
+            dot_four(sum, vcode8(vfloats(high)), level + 8 * line + 4);
+        }
+    } else {
+        UNROLL
+        for (int line = 0; line < 8; line++) dot_four(sum, vcode8(vbytes(codes + line * LINE)), level + 4 * line);
     }
     return vfma(vlanes(vlevels(sum[0], sum[1])), vset1(128.0f), vlanes(sum[2])); /* 32 bits do not hold it */
 }
 
-INLINE int64_t tile_block_bytes(int bits) { return HGCA_TILE * (bits == 4 ? HGCA_GRID4_ROW : HGCA_GRID8_ROW); }
+INLINE int64_t tile_block_bytes(int bits) { return HGCA_TILE * (factor_bytes(bits) + (halves(bits) ? BLOCK / 2 : BLOCK)); }
 
 INLINE void dot_tile(const hgca_linear_rows *p, const char *tile, int bits, float *out) {
     const int64_t blocks = p->inputs / BLOCK, block_bytes = tile_block_bytes(bits);
@@ -62,7 +80,7 @@ INLINE void dot_tile(const hgca_linear_rows *p, const char *tile, int bits, floa
     UNROLL
     for (int part = 0; part < PARTS; part++) sum[part] = vzero();
     for (int64_t b = 0; b < blocks; b++) {
-        const char *factor = tile + b * block_bytes, *codes = factor + HGCA_TILE * (bits == 4 ? 4 : 2);
+        const char *factor = tile + b * block_bytes, *codes = factor + HGCA_TILE * factor_bytes(bits);
         const hgca_placed_block *x = &p->placed[b];
         const VF scale = vset1(x->scale), whole = vset1(x->whole);
         prefetch_lines(p, factor + AHEAD_GRID, block_bytes);
@@ -70,7 +88,7 @@ INLINE void dot_tile(const hgca_linear_rows *p, const char *tile, int bits, floa
         if (bits == 4) dot_block4(codes, x->level[0], dots);
         else {
             UNROLL
-            for (int part = 0; part < PARTS; part++) dots[part] = dot_block8(codes + part * 4 * VW, x->level[0], x->sum);
+            for (int part = 0; part < PARTS; part++) dots[part] = dot_block8(codes + part * 4 * VW, x->level[0], x->sum, bits);
         }
         UNROLL
         for (int part = 0; part < PARTS; part++, factor += 2 * VW) {
@@ -96,6 +114,7 @@ INLINE void dot_tiles(const hgca_linear_rows *p, int bits) {
 
 static void linear_grid8(const hgca_linear_rows *p) { dot_tiles(p, 8); }
 static void linear_grid4(const hgca_linear_rows *p) { dot_tiles(p, 4); }
+static void linear_float4(const hgca_linear_rows *p) { dot_tiles(p, FLOAT); }
 
 /* The largest size of a block's numbers, 0 of those whose scale would be no normal float, infinity or NaN if one of them is. */
 INLINE float largest_of(const float *in) {

@@ -1,4 +1,5 @@
 /* NEON, which every 64-bit Arm has: 4 floats. */
+#include "linear.h"
 #include "vocabulary_neon.h"
 
 typedef int32x4_t VI;
@@ -35,6 +36,11 @@ static inline VS vdots4(VS sum, VI a, VI b) {
     return (VS){vmlal_s8(sum.low, vget_low_s8(x), vget_low_s8(y)), vmlal_high_s8(sum.high, x, y)};
 }
 
+static inline VI vfloats(VI x) {
+    static const int8_t table[16] = {HGCA_FLOATS4};
+    return vreinterpretq_s32_s8(vqtbl1q_s8(vld1q_s8(table), vreinterpretq_u8_s32(x)));
+}
+
 static inline VI vcode8(VI x) { return x; }
 static inline VI vdots8(VI sum, VI a, VI b) { return vaddq_s32(sum, vsums(vdots4(vnone(), a, b))); }
 static inline VI vlevels(VI a, VI b) { return vaddq_s32(vshlq_n_s32(a, 7), b); }
@@ -55,6 +61,10 @@ static inline void vpairs8(VI x, VI to[2]) {
     const int16x8_t both = vreinterpretq_s16_s32(x);
     to[0] = vreinterpretq_s32_s16(vshrq_n_s16(vshlq_n_s16(both, 8), 8));
     to[1] = vreinterpretq_s32_s16(vshrq_n_s16(both, 8));
+}
+
+static inline VI vfloat_pairs(VI x) {
+    return vreinterpretq_s32_s16(vshrq_n_s16(vshlq_n_s16(vreinterpretq_s16_s32(vfloats(x)), 8), 8));
 }
 
 static inline VI vpair(const int16_t *p) {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "hgca.h"
+#include "linear.h"
 
 typedef float VF;
 enum { VW = 1 };
@@ -60,6 +61,15 @@ static inline void vhalves(VI x, VI *low, VI *high) {
     *high = x >> 4 & 0x0f0f0f0f;
 }
 
+static inline VI vfloats(VI x) {
+    static const int8_t table[16] = {HGCA_FLOATS4};
+    int8_t byte[4];
+    memcpy(byte, &x, sizeof byte);
+    for (int i = 0; i < 4; i++) byte[i] = table[byte[i] & 15];
+    memcpy(&x, byte, sizeof x);
+    return x;
+}
+
 static inline VI vcode8(VI x) { return x; }
 
 static inline VI vdots8(VI sum, VI a, VI b) {
@@ -90,6 +100,13 @@ static inline void vpairs8(VI x, VI to[2]) {
     memcpy(byte, &x, sizeof byte);
     to[0] = two(byte[0], byte[2]);
     to[1] = two(byte[1], byte[3]);
+}
+
+static inline VI vfloat_pairs(VI x) {
+    int8_t byte[4];
+    const VI found = vfloats(x);
+    memcpy(byte, &found, sizeof byte);
+    return two(byte[0], byte[2]);
 }
 
 static inline VI vpair(const int16_t *p) { return vbytes((const char *)p); }

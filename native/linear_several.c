@@ -102,7 +102,7 @@ static void run_products(hgca_batch *batch, int32_t piece) {
         .out_stride = l->w.outputs,
     };
     const hgca_isa_linear *kernels = hgca_linear_kernels();
-    if (p->few && l->w.kind >= HGCA_GRID8) kernels->few[l->w.kind == HGCA_GRID4](&rows);
+    if (p->few && l->w.kind >= HGCA_GRID8) kernels->few[l->w.kind - HGCA_GRID8](&rows);
     else kernels->several[l->w.kind](&rows);
 }
 

@@ -7,6 +7,7 @@
  *   SEVERAL, TILES            vectors, and tiles of rows, whose sums the registers hold together
  *   vpairs4(bytes, to)        codes of a line of 4 bits: numbers 0 2, 1 3, 4 6, 5 7 of a row's eight, as 16 bits each
  *   vpairs8(bytes, to)        of 8 bits: numbers 0 2, 1 3 of four
+ *   vfloat_pairs(pair)        codes of floats of 4 bits, as 16 bits each, as twice their value
  *   vpair(p)                  two numbers of 16 bits, for every lane;  vheld(x)  x, in a register
  *   vdots2(sum, a, b)         sum + the two products of a lane */
 enum { PAIRS = BLOCK / 2 };
@@ -20,7 +21,7 @@ INLINE const VI *in_memory(const VI *pairs) {
 
 /* The same block of `tiles` tiles, one behind the other in memory: pair [PAIRS][tiles][PARTS]. */
 INLINE void unpack(const char *codes, int64_t tile_bytes, int tiles, int bits, VI *pair) {
-    const int each = bits == 4 ? 4 : 2;
+    const int each = halves(bits) ? 4 : 2;
     for (int line = 0; line < PAIRS / each; line++)
         UNROLL
         for (int at = 0; at < tiles * PARTS; at++) {
@@ -28,8 +29,9 @@ INLINE void unpack(const char *codes, int64_t tile_bytes, int tiles, int bits, V
             const char *from = codes + at / PARTS * tile_bytes + line * LINE + at % PARTS * 4 * VW;
             const VI bytes = vbytes(from);
             if (at % PARTS == 0) __builtin_prefetch(from + tiles * tile_bytes, 0, 2);
-            if (bits == 4) vpairs4(bytes, to);
+            if (halves(bits)) vpairs4(bytes, to);
             else vpairs8(bytes, to);
+            for (int i = 0; i < each && bits == FLOAT; i++) to[i] = vfloat_pairs(to[i]);
             for (int i = 0; i < each; i++) pair[(line * each + i) * tiles * PARTS + at] = to[i];
         }
 }
@@ -82,7 +84,7 @@ INLINE void dot_several_tiles(const hgca_several_rows *p, const char *tile, int 
             scale[part] = vload_rows(factor, HGCA_F16);
             least[part] = bits == 4 ? vload_rows(factor + 2 * HGCA_TILE, HGCA_F16) : vzero();
         }
-        unpack(tile + HGCA_TILE * (bits == 4 ? 4 : 2), tile_bytes, tiles, bits, room);
+        unpack(tile + HGCA_TILE * factor_bytes(bits), tile_bytes, tiles, bits, room);
         const VI *pair = room;
         int64_t v = 0;
         for (; v + SEVERAL <= p->vectors; v += SEVERAL) dot_several(pair, x + v, SEVERAL, tiles, scale, least, bits, out + v * each);
@@ -128,6 +130,7 @@ INLINE void several_grid(const hgca_several_rows *p, int bits) {
 
 static void several_grid8(const hgca_several_rows *p) { several_grid(p, 8); }
 static void several_grid4(const hgca_several_rows *p) { several_grid(p, 4); }
+static void several_float4(const hgca_several_rows *p) { several_grid(p, FLOAT); }
 
 static void place_several(const float *in, int64_t inputs, hgca_numbers *to, int64_t stride) {
     for (int64_t b = 0; b < inputs / BLOCK; b++, in += BLOCK, to += stride) {

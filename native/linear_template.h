@@ -62,9 +62,9 @@ INLINE void dot_rows(const hgca_linear_rows *p, int64_t first, int rows, int dty
 
 #ifdef FEW_VECTORS
 #include "linear_few.h"
-#define OF_FEW {few_grid8, few_grid4}, place_few, FEW_VECTORS
+#define OF_FEW {few_grid8, few_grid4, few_float4}, place_few, FEW_VECTORS
 #else
-#define OF_FEW {NULL, NULL}, NULL, 0
+#define OF_FEW {NULL, NULL, NULL}, NULL, 0
 #endif
 
 #include "linear_pack.h"
@@ -111,9 +111,9 @@ HGCA_LINEAR(linear_f16, dot_rows(p, r, AT_ONCE, HGCA_F16), dot_rows(p, r, 1, HGC
 
 #define HGCA_TEMPLATE_LINEAR                                                     \
     {                                                                            \
-        {linear_f32, linear_bf16, linear_f16, linear_grid8, linear_grid4},       \
+        {linear_f32, linear_bf16, linear_f16, linear_grid8, linear_grid4, linear_float4}, \
         place,                                                                   \
-        {several_f32, several_bf16, several_f16, several_grid8, several_grid4},  \
+        {several_f32, several_bf16, several_f16, several_grid8, several_grid4, several_float4}, \
         place_several,                                                           \
         OF_FEW,                                                                  \
         MOST_VECTORS,                                                            \

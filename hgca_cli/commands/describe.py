@@ -32,7 +32,7 @@ def describe(files: ModelFiles, trust_remote_code: bool) -> Model:
     kinds = {kind for file in check_weights(files.path) for kind in tensor_dtypes(file)}
     model = _model(config, weights_bytes(files.path, 1), packed)
     held = tuple(sorted(in_file(files.path).items()))
-    return replace(model, in_file=held, uniform=kinds == {STORED[model.own_dtype]})
+    return replace(model, in_file=held or model.in_file, uniform=kinds == {STORED[model.own_dtype]})
 
 
 def describe_config(choice: ModelChoice, notify: Callable[[Event], None]) -> Model:
@@ -75,10 +75,13 @@ def count_parameters(config: Any, folder: Path, trust_remote_code: bool) -> int:
 
 def _model(config: Any, parameters: int, packed: dict[str, int]) -> Model:
     from hgca_cli.hardware.memory import Model
+    from hgca_cli.hf.float4 import numbers_by_kind, published_so
     from hgca_cli.hf.published import packs_experts
     from hgca_cli.hf.shape import experts_share, kv_layout, text_config, trained_context
 
-    text = text_config(config)
+    text, in_file = text_config(config), dict[str, int]()
+    if published_so(config):
+        parameters, in_file = numbers_by_kind(config)
     model = Model(
         layout=kv_layout(config),
         parameters=parameters,
@@ -90,6 +93,7 @@ def _model(config: Any, parameters: int, packed: dict[str, int]) -> Model:
         tied=bool(getattr(text, "tie_word_embeddings", getattr(config, "tie_word_embeddings", False))),
         packed=tuple(sorted(packed.items())),
         packs=getattr(config, "model_type", "") not in NOT_LINEAR,
+        in_file=tuple(sorted(in_file.items())),
         quantised=getattr(config, "quantization_config", None) is not None,
     )
     held, chosen = experts_share(text, model.body)

@@ -224,7 +224,7 @@ def _on_cudnn(gpu: GpuRates, choice: Choice, tokens: int) -> bool:
 
 def _of(rates: dict[str, float], dtype: str) -> float:
     """The rate of a dtype, of its like, or of whatever there is."""
-    like = {"fp16": "bf16", "grid4": "grid8", "grid8": "bf16"}.get(dtype, "fp32")
+    like = {"fp16": "bf16", "float4": "grid4", "grid4": "grid8", "grid8": "bf16"}.get(dtype, "fp32")
     return rates.get(dtype) or rates.get(like) or next(iter(rates.values()))
 
 

@@ -33,7 +33,7 @@ class Model:
     in_experts       of the layers' weights, the experts'
     packs            its layers' weights are linear layers' and experts', which is what can be packed; experts on the CPU only
     uniform          all numbers of its files are of own_dtype
-    quantised        its files hold the weights in a quantised model's own way, in which they stay
+    quantised        its files hold the weights in a quantised model's own way, in which they stay (with in_file, on a CPU as there)
     in_file          where a quantised file had fewer bits for them: its matrices' numbers as they can be held, by kind as in packed
     """
 
@@ -67,7 +67,9 @@ class Model:
 
     def packable(self, device: str) -> bool:
         """Whether --quant can be."""
-        return self.packs and not self.quantised and (device == "cpu" or not self.mixture)
+        if device == "cpu":
+            return self.packs and (not self.quantised or bool(self.in_file))
+        return self.packs and not self.quantised and not self.mixture
 
     @property
     def head(self) -> int:

@@ -88,7 +88,7 @@ def check_numbers(quant: str | None, dtype: str | None, device: str) -> None:
 def _check_packing(case: Case, device: str) -> None:
     flag = f"--quant {case.request.quant}"
     check_numbers(case.request.quant, case.request.dtype, device)
-    if case.model.quantised:
+    if case.model.quantised and (case.request.quant != "file" or not case.model.packable(device)):
         raise ModelError(f"{flag}: the weights are quantised already.", "Leave --quant out.")
     if not case.model.packs:
         raise ModelError(

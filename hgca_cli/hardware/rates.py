@@ -11,8 +11,14 @@ from dataclasses import dataclass, field
 HOW = ("dense", "runs", "rows", "scan")  # ways a store's rows are read: all, runs of 64, single ones; scored by codes
 GPU_SHARE = 0.8  # of a GPU's memory rate that reading weights and rows one after another reaches
 WEIGHTS = ("fp32", "bf16", "grid8", "grid4")  # what holds a linear layer's weights for one token (hf/linear.py)
-GRIDS = frozenset({"grid8", "grid4"})
-WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "grid8": 34 / 32, "grid4": 20 / 32}  # of a number, scales of a grid included
+GRIDS = frozenset({"grid8", "grid4", "float4"})
+WEIGHT_BYTES = {
+    "fp32": 4.0,
+    "bf16": 2.0,
+    "grid8": 34 / 32,
+    "grid4": 20 / 32,
+    "float4": 18 / 32,
+}  # of a number, scales of a grid included
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hgca_cli.hf.elsewhere import Elsewhere
 from hgca_cli.hf.experts import FIRST, LAST
 from hgca_cli.hf.gguf_tensors import in_parts, without_memory
 from hgca_cli.hf.mapped import nothing, tensors_of
@@ -31,7 +32,7 @@ class _Place(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Apart:
+class Apart(Elsewhere):
     """The experts of a model's files, by the model's names of what they are put together to.
 
     names   of these tensors

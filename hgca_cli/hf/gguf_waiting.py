@@ -23,6 +23,7 @@ from hgca_cli import durable
 from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.events import Notice
 from hgca_cli.hf.checks import FETCH_AGAIN, reason
+from hgca_cli.hf.elsewhere import Elsewhere
 from hgca_cli.hf.fingerprint import digest_of
 from hgca_cli.hf.gguf_check import check_gguf
 from hgca_cli.hf.gguf_once import DAMAGED
@@ -38,7 +39,7 @@ from hgca_cli.units import format_bytes
 DTYPES = ("bfloat16", "float16", "float32")  # torch's names
 
 
-class Waiting:
+class Waiting(Elsewhere):
     """A model directory's matrices that wait.
 
     names  of them, as model.safetensors calls them

@@ -13,6 +13,9 @@ from hgca_cli import native
 BLOCK = 32  # numbers of a row that share a scale
 TILE = 16  # rows that lie together
 ROWS_AT_ONCE = 4096  # of a matrix, whole tiles, while it is made floats or halves of: bounds the memory that takes
+FLOATS4 = 5  # in place of a grid's bits: floats of 4 bits (hf/float4.py)
+BYTES = {8: 34, 4: 20, FLOATS4: 18}  # of a row's block
+TWICE = (0, 1, 2, 3, 4, 6, 8, 12)  # what a float of 4 bits is, by its code; from code 8 on it is less than 0
 AT_ONCE = 1 << 19  # numbers of a matrix while its grid is looked for (docs/log.md)
 
 
@@ -21,7 +24,7 @@ class Grid(NamedTuple):
 
     tiles  uint8 [outputs / 16 rounded up, inputs / 32, bytes], as native/hgca.h has them under hgca_linear: 16 rows
            together, of each block their fp16 scales, with 4 bits also their smallest numbers, then their codes
-    bits   8 or 4, of a code
+    bits   8 or 4, of a code; FLOATS4: of 4 bits, which are a float
     """
 
     tiles: Tensor
@@ -68,7 +71,7 @@ def takes(weight: Tensor) -> bool:
 def tiles_shape(weight: Tensor, bits: int) -> tuple[int, int, int]:
     """The shape of a grid's tiles for a weight [outputs, inputs]."""
     outputs, inputs = weight.shape
-    return -(-outputs // TILE), inputs // BLOCK, TILE * (20 if bits == 4 else 34)
+    return -(-outputs // TILE), inputs // BLOCK, TILE * BYTES[bits]
 
 
 def round_to_grid(weight: Tensor, bits: int, tiles: Tensor) -> float:
@@ -96,7 +99,9 @@ def floats(grid: Grid, rows: Tensor) -> Tensor:
         part[tile, :, place].view(torch.float16).float() for part in factors.unflatten(2, (count, TILE, 2)).unbind(2)
     )
     lines = codes.unflatten(2, (-1, TILE, 4))[tile, :, :, place]  # row, block, line, byte
-    numbers = torch.stack([lines & 15, lines >> 4], dim=3) if grid.bits == 4 else lines.view(torch.int8)
+    numbers = lines.view(torch.int8) if grid.bits == 8 else torch.stack([lines & 15, lines >> 4], dim=3)
+    if grid.bits == FLOATS4:
+        numbers = torch.tensor([*TWICE, *(-one for one in TWICE)])[numbers.int()]
     numbers = numbers.flatten(2).float() * scale
     return (numbers + smallest[0] if smallest else numbers).flatten(1)
 
@@ -111,6 +116,11 @@ def find_halves(weight: Tensor) -> Tensor | None:
     return None
 
 
+def float4_tiles(scale: Tensor, codes: Tensor) -> Tensor:
+    """Tiles of floats of 4 bits: scale f32 [outputs, blocks, 1] of twice their values, codes uint8 [outputs, blocks, 32]."""
+    return _tiles([scale], _halves(codes))
+
+
 def _on_grid4(blocks: Tensor) -> Tensor | None:
     """blocks f32 [outputs, blocks, 32] -> tiles."""
     smallest, largest = blocks.aminmax(dim=-1, keepdim=True)
@@ -120,9 +130,13 @@ def _on_grid4(blocks: Tensor) -> Tensor | None:
         return None
     if not torch.equal(smallest.half().float(), smallest):
         return None
-    codes = _by_tiles(numbers.to(torch.uint8)).unflatten(3, (4, 2, 4))  # line, half, byte
-    both = codes[..., 0, :] | codes[..., 1, :] << 4
-    return _tiles([scale, smallest], both.transpose(2, 3))
+    return _tiles([scale, smallest], _halves(numbers.to(torch.uint8)))
+
+
+def _halves(codes: Tensor) -> Tensor:
+    """[outputs, blocks, 32] -> lines of tiles, two codes a byte."""
+    parts = _by_tiles(codes).unflatten(3, (4, 2, 4))  # line, half, byte
+    return (parts[..., 0, :] | parts[..., 1, :] << 4).transpose(2, 3)
 
 
 def _on_grid8(blocks: Tensor) -> Tensor | None:

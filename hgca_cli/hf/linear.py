@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from hgca_cli import native
-from hgca_cli.hf.grid import BLOCK, ROWS_AT_ONCE, Grid, floats, readable
+from hgca_cli.hf.grid import BLOCK, FLOATS4, ROWS_AT_ONCE, Grid, floats, readable
 from hgca_cli.hf.products import linear
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ class Weights:
         to.dtype = native.DTYPES[dtype]
         if isinstance(copy, Grid):
             assert copy.tiles.is_contiguous()
-            to.kind = native.lib.HGCA_GRID4 if copy.bits == 4 else native.lib.HGCA_GRID8
+            kinds = {4: native.lib.HGCA_GRID4, 8: native.lib.HGCA_GRID8, FLOATS4: native.lib.HGCA_FLOAT4}
+            to.kind = kinds[copy.bits]
         else:
             to.kind = native.DTYPES[read.dtype]
         if bias is not None:

@@ -16,11 +16,13 @@ from hgca_cli.errors import DoesNotFitError, HgcaError, ModelError
 from hgca_cli.events import Event
 from hgca_cli.hf.checks import FETCH_AGAIN, check_config, check_size, check_weights, read_json, reason
 from hgca_cli.hf.default_model import recommended
+from hgca_cli.hf.elsewhere import Elsewhere
 from hgca_cli.hf.experts_apart import Apart
 from hgca_cli.hf.fingerprint import fingerprint
+from hgca_cli.hf.float4 import Floats4, as_plain, published_so
 from hgca_cli.hf.gguf_waiting import Waiting
 from hgca_cli.hf.mapped import all_tensors, load, too_large
-from hgca_cli.hf.packed import HALF, Elsewhere, Packing
+from hgca_cli.hf.packed import HALF, Packing
 from hgca_cli.hf.packed_files import PackedFiles
 from hgca_cli.hf.packed_gpu import PackingGpu, packed_layers
 from hgca_cli.hf.published import dtype_of, mostly_linear, only_dtype
@@ -131,6 +133,9 @@ def load_model(
     tokenizer = Tokenizer.load(files.path, trust_remote_code=trust_remote_code)
     waiting = Waiting.of(files.path)
     kind = DTYPES.get(dtype) or (torch.float32 if device == "cpu" else _own_dtype(config))
+    floats4 = quant == "file" and device == "cpu" and published_so(config)
+    if floats4:
+        config = as_plain(config)
     if quant != "none" and getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"--quant {quant}: the weights of {files.name} are quantised already.", "Leave --quant out.")
     from transformers import AutoModelForCausalLM
@@ -151,10 +156,12 @@ def load_model(
             held = dtype_of(shards) if as_published or quant != "none" else kind
             elsewhere: Elsewhere | None = waiting
             packed = quant != "none" or as_published
-            if packed and waiting is None and not trust_remote_code and device == "cpu":
+            if floats4:
+                elsewhere = Floats4(files.path, shards)
+            elif packed and waiting is None and not trust_remote_code and device == "cpu":
                 elsewhere = Apart.of(shards, config, held)
             if elsewhere is not None or (packed and not trust_remote_code and too_large(shards)):
-                state = elsewhere.state() if isinstance(elsewhere, Apart) else all_tensors(shards)
+                state = elsewhere.state() if isinstance(elsewhere, Apart | Floats4) else all_tensors(shards)
                 model, info = load(files.path, config, state, held, **told)
             else:
                 model, info = AutoModelForCausalLM.from_pretrained(files.path, dtype=held, **how)

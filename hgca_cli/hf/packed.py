@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from hgca_cli import native
 from hgca_cli.errors import ModelError
 from hgca_cli.hf.checks import FETCH_AGAIN
+from hgca_cli.hf.elsewhere import Elsewhere
 from hgca_cli.hf.embedded import Embedded
 from hgca_cli.hf.experts import FIRST, LAST, Experts, Matrices, become_experts, biases_of, expert_weights, outputs_first
 from hgca_cli.hf.grid import Grid, find_grid, readable, round_to_grid, takes, tiles_shape
 from hgca_cli.hf.linear import QuickLinear, Weights
+from hgca_cli.hf.mapped import nothing
 from hgca_cli.hf.packed_files import PackedFiles
 from hgca_cli.hf.pages import Pages
 from hgca_cli.hf.published import LEAST_PACKED
@@ -36,15 +38,6 @@ HEAD_BITS = 8  # of the output layer and the embedding, whatever the others have
 SAMPLE = 64  # rows that are tried first
 ON_GRID = 2**-7  # of the norm: rounding to bf16 takes .0017, 4 bits of numbers that lie anywhere .07
 IDS, ROUNDED = 8, 3e-2  # of an embedding that are tried, and what rounding may change of them, of the norm
-
-
-class Elsewhere(Protocol):
-    """Has the numbers of some weights, by the model's names."""
-
-    names: frozenset[str]
-
-    def numbers(self, name: str) -> Tensor:
-        """Of one."""
 
 
 class Packing:
@@ -135,8 +128,11 @@ class Packing:
         for name, bias in zip((FIRST, LAST), biases_of(module), strict=True):
             weight = module._parameters[name]
             assert weight is not None
-            rows = outputs_first(module, name)
-            held = self._made(f"{self._names[id(module)]}.{name}", rows.flatten(0, 1), BITS.get(self._quant, 0))
+            rows, known_as = outputs_first(module, name), f"{self._names[id(module)]}.{name}"
+            count, outputs, inputs = rows.shape
+            apart = self._waiting is not None and known_as in self._waiting.names
+            matrix = nothing(torch.Size((count * outputs, inputs)), weight.dtype) if apart else rows.flatten(0, 1)
+            held = self._made(known_as, matrix, BITS.get(self._quant, 0))
             layers.append(Matrices.held(held, len(rows), bias := None if bias is None else bias.float().clone()))
             where.append(self._weight(held))
             module._parameters[name] = where[-1]
@@ -188,6 +184,9 @@ class Packing:
     def _grid(self, name: str, weight: Tensor, bits: int) -> Grid:
         if (read := self._files.take(name, weight, bits, self._room)) is not None:
             return read
+        if self._waiting and name in self._waiting.names and (held := self._waiting.grid(name, self._room)) is not None:
+            self._files.keep(name, held)
+            return held
         weight = self._numbers(name, weight)
         grid = find_grid(weight)  # as of a GGUF file: nothing is rounded then
         if grid is not None and grid.bits <= bits:

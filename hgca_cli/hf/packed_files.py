@@ -26,6 +26,7 @@ from torch import Tensor
 from hgca_cli.errors import HgcaError
 from hgca_cli.events import Event, Notice
 from hgca_cli.hf import model_cache
+from hgca_cli.hf.grid import BYTES as BYTES_OF
 from hgca_cli.hf.grid import Grid, tiles_shape
 from hgca_cli.hf.registry import ModelFiles, exists
 from hgca_cli.units import format_bytes
@@ -78,7 +79,7 @@ class PackedFiles:
             return None
         held, at = self._index.get(name, (0, 0))
         try:
-            if held not in (4, 8) or held > bits:
+            if held not in BYTES_OF or held > bits:
                 raise ValueError(f"{name} is missing")
             shape = tiles_shape(weight, held)
             tiles = room(shape[0] * shape[1] * shape[2]).view(shape)

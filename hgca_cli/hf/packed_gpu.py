@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from hgca_cli.attention.slots import trouble
 from hgca_cli.events import Notice
+from hgca_cli.hf.elsewhere import Elsewhere
 from hgca_cli.hf.grid import Grid
 from hgca_cli.hf.grid_gpu import GridLinear, hold_on_grid
 from hgca_cli.hf.linear import QuickLinear
-from hgca_cli.hf.packed import Elsewhere, Packing
+from hgca_cli.hf.packed import Packing
 from hgca_cli.hf.packed_files import PackedFiles
 from hgca_cli.hf.registry import Notify
 

@@ -9,10 +9,9 @@ enum { MOST_EXPERTS = 7, FEW = 5 };
 
 /* One half of an expert's first layer, as a layer. */
 static hgca_weights half(const hgca_weights *both, int from) {
-    static const int row_bytes[] = {0, 0, 0, 34, 20};
     hgca_weights one = *both;
     one.outputs = both->outputs / 2;
-    const int64_t bytes = both->kind >= HGCA_GRID8 ? both->inputs / BLOCK * row_bytes[both->kind] : both->row_bytes;
+    const int64_t bytes = both->kind >= HGCA_GRID8 ? both->inputs / BLOCK * hgca_row_bytes[both->kind] : both->row_bytes;
     one.weight = (const char *)both->weight + from * bytes;
     one.bias = both->bias ? (const float *)both->bias + from : NULL;
     return one;
@@ -62,8 +61,8 @@ int check_experts(void) {
     uint64_t state = 99;
     int failures = 0;
     for (int turn = 0; turn < 60; turn++) {
-        const int in = inputs[turn % 5], kind = in % BLOCK ? turn % 3 : turn / 5 % 5, experts = 1 + turn % MOST_EXPERTS;
-        const int few = 1 + turn / 4 % 5, many = FEW + 1 + turn * 7 % 200, last = turn / 3 % 5;
+        const int in = inputs[turn % 5], kind = in % BLOCK ? turn % 3 : turn / 5 % 6, experts = 1 + turn % MOST_EXPERTS;
+        const int few = 1 + turn / 4 % 5, many = FEW + 1 + turn * 7 % 200, last = turn / 3 % 6;
         failures += check_one(in, width[turn % 4], outputs[turn / 2 % 5], kind, last, experts, 1 + turn % 4, few, &state);
         failures += check_one(in, width[turn % 4], outputs[1 + turn / 2 % 4], kind, last, experts, 1 + turn % 4, many, &state);
     }

@@ -86,7 +86,7 @@ static int check_several(int inputs, const int *outputs, int count, int vectors,
     hgca_weights w[HGCA_MOST_LAYERS] = {0};
     int total = 0, failures = 0;
     for (int i = 0; i < count; i++) {
-        l[i] = make_layer(outputs[i], inputs, inputs % BLOCK ? (vectors + i) % 3 : (vectors + i) % 5, i % 2, state);
+        l[i] = make_layer(outputs[i], inputs, inputs % BLOCK ? (vectors + i) % 3 : (vectors + i) % 6, i % 2, state);
         w[i] = l[i].w, total += outputs[i];
     }
     const size_t numbers = (size_t)vectors * (size_t)inputs;
@@ -191,15 +191,15 @@ int check_linear(void) {
     for (int o = 0; o < OUTPUTS; o++)
         for (int i = 0; i < INPUTS; i++, turn++) {
             const int several[] = {outputs[o], outputs[(o + 1) % OUTPUTS], outputs[(o + 4) % OUTPUTS], 5};
-            const int kinds = inputs[i] % BLOCK ? 3 : 5, hidden = inputs[INPUTS - 1 - i];
-            const int kind[] = {turn % kinds, (turn + 1) % kinds, (turn + turn / 3) % (hidden % BLOCK ? 3 : 5), turn / 2 % kinds};
+            const int kinds = inputs[i] % BLOCK ? 3 : 6, hidden = inputs[INPUTS - 1 - i];
+            const int kind[] = {turn % kinds, (turn + 1) % kinds, (turn + turn / 3) % (hidden % BLOCK ? 3 : 6), turn / 2 % kinds};
             const int alike[] = {kind[0], kind[1], (turn + 2) % kinds, kind[3]};
             failures += check_together(inputs[i], several, alike, 1 + turn % HGCA_MOST_LAYERS, &state);
             failures += check_several(inputs[i], several, 1 + turn % HGCA_MOST_LAYERS, 1 + turn * 7 % 140, &own);
             failures += check_company(inputs[i], outputs[o], turn % kinds, &own);
             failures += check_gated(inputs[i], hidden, outputs[o], kind, &state);
-            if (kinds == 5) failures += check_packing(outputs[o], inputs[i], turn % 3, HGCA_GRID8 + turn % 2, 0, &own);
-            if (kinds == 5) failures += check_packing(outputs[o], inputs[i], turn % 3, HGCA_GRID4, 1, &own);
+            if (kinds == 6) failures += check_packing(outputs[o], inputs[i], turn % 3, HGCA_GRID8 + turn % 2, 0, &own);
+            if (kinds == 6) failures += check_packing(outputs[o], inputs[i], turn % 3, HGCA_GRID4, 1, &own);
         }
     hgca_weights none = {0};
     if (hgca_linear(&none, 1, 8, 8) != HGCA_BAD_ARGUMENT || hgca_linear(NULL, 1, 8, 8) != HGCA_BAD_ARGUMENT) failures++;
