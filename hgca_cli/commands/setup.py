@@ -146,5 +146,6 @@ def check_template(
             raise UsageError(
                 f"this model's chat template has no option {name!r}.", "Drop it of --chat-template-kwargs."
             )
-    if "reasoning_budget" in sampling and not any(map(tokenizer.template_knows, (SWITCH, BEGIN))):
+    thinks = tokenizer.in_channels or any(map(tokenizer.template_knows, (SWITCH, BEGIN)))
+    if "reasoning_budget" in sampling and not thinks:
         raise UsageError("this model's chat template knows no thoughts.", "Leave --reasoning-budget out.")

@@ -72,4 +72,4 @@ class Chooser:
     def _end_thought(self) -> None:
         used_up = self._budget is not None and self._thought >= self._budget
         if used_up and self._thoughts.thinking and not (self._forced or self._thoughts.within_mark):
-            self._forced = self._tokenizer.encode(CLOSED, special=True)
+            self._forced = self._tokenizer.encode_answer(CLOSED, special=True)

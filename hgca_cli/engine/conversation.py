@@ -183,7 +183,7 @@ class Conversation:
             prompt = self._wording.question(asked)
             place = not tokenizer.ends_with(prompt, END)  # for a thought: a switch may have put an empty one there
             opened = tokenizer.ends_with(prompt, BEGIN)
-            prompt = prompt + tokenizer.encode(written_out(thought if place else "", text, open=opened))
+            prompt = prompt + tokenizer.encode_answer(written_out(thought if place else "", text, open=opened))
         return self._answer(asked, prompt, sampling, stop, began, self._documents, said=(thought, text))
 
     def undo(self) -> tuple[str, list[Document]]:

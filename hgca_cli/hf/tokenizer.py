@@ -12,6 +12,7 @@ from typing import Any
 from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.hf import template
 from hgca_cli.hf.checks import FETCH_AGAIN, reason
+from hgca_cli.hf.harmony import as_channels, as_marks, in_channels
 from hgca_cli.hf.quiet import quiet
 from hgca_cli.hf.token_bytes import token_bytes
 
@@ -97,8 +98,17 @@ class Tokenizer:
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids  # written there, and added
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids, without control tokens."""
-        return self._decode(ids, control=False)
+        """Text of ids, without control tokens; of a model that answers in channels, thoughts stand in marks (hf/harmony.py)."""
+        return as_marks(self._decode(ids, control=True)) if self.in_channels else self._decode(ids, control=False)
+
+    def encode_answer(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of what a model wrote: a text as `decode` gives it. special: as of encode."""
+        return self.encode(as_channels(text), special=True) if self.in_channels else self.encode(text, special=special)
+
+    @property
+    def in_channels(self) -> bool:
+        """Whether the model tells its thoughts from its answers by control tokens of its own."""
+        return in_channels(str(self.hf.chat_template or ""))
 
     def bytes_of(self, token: int) -> bytes | None:
         """The bytes a token stands for; None: nobody knows."""
