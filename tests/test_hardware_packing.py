@@ -57,6 +57,28 @@ def test_what_a_file_holds_in_fewer_bits_is_counted_so() -> None:
     assert made.memory[0].weights == pytest.approx(model.body * 20 / 32 + model.head * 34 / 32, rel=0.1)
 
 
+def test_experts_are_packed_on_the_cpu() -> None:
+    mixture = replace(BIG, in_experts=0.9, active_share=0.2)
+    small = replace(HOST, gpus=(replace(GPU, free=8 * GIB),))
+    assert plan(mixture, small).device == "cpu", "16 bits do not fit on the GPU, and experts are not packed there"
+    asked = plan(mixture, small, quant="q4")
+    assert asked.device == "cpu" and asked.reasons["device"] == "experts are packed on the CPU only"
+    assert any("running there" in one for one in asked.notices)
+    with pytest.raises(ModelError, match="experts are packed on the CPU only"):
+        plan(mixture, small, quant="q4", device="cuda:0")
+    published = replace(mixture, quantised=True, in_file=(("float4", BIG.body), ("grid8", BIG.head)))
+    assert plan(published, small).quant == "file" and plan(published, small).device == "cpu"
+    with pytest.raises(ModelError, match="quantised already"):
+        plan(published, small, quant="q8", device="cpu")
+
+
+def test_what_is_quantised_already_is_not_told_to_be_packed() -> None:
+    published = replace(BIG, quantised=True, in_experts=0.9, active_share=0.2, in_file=(("float4", BIG.body),))
+    with pytest.raises(DoesNotFitError) as refused:
+        plan(published, replace(HOST, memory_free=4 * GIB), quant="file")
+    assert "--quant" not in str(refused.value.hint)
+
+
 def test_a_quantised_files_weights_stay_so() -> None:
     model = replace(BIG, in_file=(("grid4", 6_000_000_000), ("grid8", BIG.body + BIG.head - 6_000_000_000)))
     made = plan(model, TINY, context=4096)

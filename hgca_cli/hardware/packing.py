@@ -74,6 +74,11 @@ def suits_cpu(case: Case) -> bool:
     return case.request.quant in (None, "none") or case.request.dtype in (None, "fp32")
 
 
+def only_on_cpu(case: Case, device: str) -> bool:
+    """Whether the weights can be packed, but not on this device."""
+    return case.model.packable("cpu") and not case.model.packable(device)
+
+
 def check_numbers(quant: str | None, dtype: str | None, device: str) -> None:
     """Raises UsageError for packed weights and a dtype that they are not multiplied with on a device."""
     if quant in (None, "none") or dtype is None or (dtype == "fp32") == (device == "cpu"):

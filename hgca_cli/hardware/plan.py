@@ -14,7 +14,7 @@ from hgca_cli.hardware.assumed import assume
 from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.machine import Machine, choose_device
 from hgca_cli.hardware.memory import Choice, Model
-from hgca_cli.hardware.packing import choose_packing, suits_cpu
+from hgca_cli.hardware.packing import choose_packing, only_on_cpu, suits_cpu
 from hgca_cli.hardware.place import Case, Place, largest
 from hgca_cli.hardware.rates import Profile
 from hgca_cli.hardware.refusal import does_not_fit
@@ -125,6 +125,10 @@ def place_model(case: Case, reasons: dict[str, str], notices: list[str]) -> str:
         reasons["device"] = "given"
     elif device == "cpu":
         reasons["device"] = "no CUDA device"
+    elif case.request.quant not in (None, "none") and only_on_cpu(case, device):
+        reasons["device"] = "experts are packed on the CPU only"
+        notices.append("packed experts are the CPU's: running there.")
+        return "cpu"
     elif draw_up(case.asking(device=device)).fits:
         several = len(case.machine.gpus) > 1
         reasons["device"] = "the GPU with most free memory" if several else "a CUDA device is there"

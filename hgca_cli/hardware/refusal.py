@@ -92,7 +92,8 @@ def _packings(here: Case, plan: Plan, draw_up: DrawUp, context: int) -> list[tup
     if plan.fits or not here.model.packable(plan.device) or here.request.dtype not in plain:
         return []
     held = plan.memory[0].weights
-    tighter = [quant for quant in QUANTS[1:] if quant != "file" or here.model.in_file]
+    kinds = ("file",) if here.model.quantised else QUANTS[1:]
+    tighter = [quant for quant in kinds if quant != "file" or here.model.in_file]
     tighter = [quant for quant in tighter if draw_up(here.asking(quant=quant)).memory[0].weights < held]
     for rows in ("", " --kv-dtype int8") if ITEMSIZE[plan.kv_dtype] > 1 and plan.stored_rows else ("",):
         for quant in tighter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from dataclasses import replace
 from typing import Any
 
 from hgca_cli.hardware.memory import Model
@@ -38,8 +39,9 @@ def _shapes() -> dict[str, Any]:
 
 def _model(shape: dict[str, Any]) -> Model:
     layer = LayerLayout(shape["heads"], shape["kv_heads"], shape["head_dim"], shape["head_dim"])
-    return Model(
-        layout=KVLayout((layer,) * shape["layers"]),
+    slides = replace(layer, sliding=shape.get("sliding"))  # every second one, the first too
+    model = Model(
+        layout=KVLayout(tuple(layer if at % 2 else slides for at in range(shape["layers"]))),
         parameters=shape["parameters"],
         trained_context=shape["context"],
         hidden=shape["hidden"],
@@ -49,4 +51,9 @@ def _model(shape: dict[str, Any]) -> Model:
         tied=shape.get("tied", False),
         packed=tuple(sorted(shape.get("packed", {}).items())),
         in_file=tuple(sorted(shape.get("in_file", {}).items())),
+        quantised=shape.get("quantised", False),
     )
+    if (experts := shape.get("experts")) is None:
+        return model
+    held = 3 * model.hidden * experts["width"] * experts["count"] * shape["layers"] / model.body
+    return replace(model, in_experts=held, active_share=1.0 - held * (1.0 - experts["chosen"] / experts["count"]))
