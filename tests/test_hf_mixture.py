@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from transformers import MixtralConfig, Qwen3MoeConfig
 
 from hgca_cli.config import CacheSettings
+from hgca_cli.engine import together
+from hgca_cli.engine.batch import Batch
+from hgca_cli.engine.engine import Engine
 from hgca_cli.hf.cache import HybridCache
 from hgca_cli.hf.decoder import QuickDecoder
 from hgca_cli.hf.mixture import Mixed
@@ -17,6 +21,8 @@ from hgca_cli.hf.quicken import quicken
 from hgca_cli.hf.stack import stack_of
 from tests.mixtures import CHOSEN, EXPERTS, INNER, LAYERS, SHAPE, tiny_mixture
 from tests.test_hf_families import logits_of
+from tests.tiny_batch import alone, prompts, requests, run
+from tests.tiny_engine import tiny_loaded
 
 TOKENS = 60
 FAMILIES = {
@@ -121,3 +127,14 @@ def test_numbers_that_are_none_choose_some() -> None:
     with torch.inference_mode():
         out = model.model.layers[0].mlp(torch.full((1, 3, 64), float("nan")))
     assert bool(out.isnan().all())
+
+
+@pytest.mark.parametrize("slots", [2, 5])
+def test_sequences_together_are_those_alone(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "pays_from", lambda loaded: 2)
+    loaded = replace(tiny_loaded(), model=tiny_mixture())
+    engine = Engine(loaded, CacheSettings(window=16, sinks=2, context=512, select="exact"), prefill_chunk=8)
+    asked = requests(prompts(10, longest=60))
+    answers = run(batch := Batch(engine, slots), asked)
+    assert batch.peak == slots and all(isinstance(layer, QuickDecoder) for layer in loaded.model.model.layers)
+    assert [answers[one.key].text for one in asked] == [alone(engine, one).text for one in asked]
