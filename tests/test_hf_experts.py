@@ -139,6 +139,18 @@ def test_a_token_does_not_depend_on_the_others(count: int) -> None:
             assert apart(together[i : i + 1], alone) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["Qwen3Moe", TURNED])
+def test_called_by_name(name: str, tmp_path: Path) -> None:
+    files = ModelFiles("tiny", write_model(tmp_path, model=tiny_mixture(config(name), torch.bfloat16)))
+    held = quick(load_model(files).model)[0]
+    x, chosen, shares = torch.randn(3, 64), torch.tensor([[0, 1], [3, 2], [1, 2]]), torch.rand(3, 2)
+    names = ("router_indices", "routing_weights") if name == TURNED else ("top_k_index", "top_k_weights")
+    with torch.inference_mode():
+        want = held(x, chosen, shares)
+        assert torch.equal(held(x, **{names[1]: shares, names[0]: chosen}), want)
+        assert torch.equal(held(x, chosen.int(), **{names[1]: shares}), want)
+
+
 def test_many_tokens_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_mixture()
     quicken(model)

@@ -9,6 +9,7 @@ gates, each expert is multiplied once with all vectors that have it.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,9 +27,7 @@ BIASES = (f"{FIRST}_bias", f"{LAST}_bias")
 TOLERANCE = 1e-5  # of the norm, float32
 MANY = 1 << 15  # tokens of a call
 AT_ONCE = 1 << 25  # numbers of vectors between an expert's layers: tokens beyond are taken in turns
-SHARED = (
-    64  # vectors of an expert, on the average, up to which weights that are no grid's are not torch's (docs/log.md)
-)
+SHARED = 64  # vectors of an expert, on the average, beyond which weights that are no grid's are torch's (docs/log.md)
 TRIED, CHOSEN, WIDTH, INNER, TOKENS = 3, 2, 64, 32, 5  # experts of a trial, and what they are given
 
 
@@ -39,7 +38,7 @@ class QuickExperts(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **named: Any) -> Tensor:
         """[tokens, width], the experts of each token [tokens, count] and their shares -> [tokens, width]."""
-        told = (*args, *named.values())
+        told = (*args, *(named[name] for name in self.experts.told[len(args) :] if name in named))
         if len(told) == 2 and self.experts.serves(self, hidden_states, *told):
             return self.experts.product(self, hidden_states, *told)
         out: Tensor = super().forward(hidden_states, *args, **named)
@@ -96,11 +95,13 @@ class Experts:
 
     where   the tensors that stand for the two layers' weights, as the module has them
     at_once  whether a few tokens may be one call of the library
+    told     how the module's class calls a token's experts and their shares
     """
 
     def __init__(self, first: Matrices, last: Matrices, where: Sequence[Tensor]) -> None:
         self.first, self.last = first, last
         self.at_once = False
+        self.told: list[str] = []
         self._count = len(first.ones)
         self._where = [one.data_ptr() for one in where]
         self._alone = first._weight is None
@@ -121,7 +122,7 @@ class Experts:
         """[tokens, width], i64 [tokens, count], [tokens, count] -> [tokens, width]."""
         with torch.no_grad():
             given = vectors.float().contiguous()
-            chosen, shares = chosen.contiguous(), shares.float().contiguous()
+            chosen, shares = chosen.long().contiguous(), shares.float().contiguous()
             if self.at_once and len(given) <= self.most(chosen.shape[1]):
                 return self._at_once(given, chosen, shares).to(vectors.dtype)
             each = max(1, AT_ONCE // (chosen.shape[1] * (2 * self.first.inputs + self.first.outputs)))
@@ -208,6 +209,7 @@ def expert_weights(module: nn.Module, held: Callable[[Tensor], bool] = readable)
 def become_experts(module: nn.Module, experts: Experts) -> None:
     """Let a module that `are_experts` be multiplied so."""
     experts.at_once = experts.last.inputs % BLOCK == 0 and _tried(module, at_once=True)
+    experts.told = list(inspect.signature(module.forward).parameters)[1:3]
     put_before(module, QuickExperts)
     assert isinstance(module, QuickExperts)
     module.experts = experts
