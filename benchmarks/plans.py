@@ -16,7 +16,7 @@ from hgca_cli.hardware.shapes import known_model
 from hgca_cli.units import format_bytes, format_seconds
 
 PAGE = Path(__file__).parent.parent / "docs" / "plans.md"
-MODELS = ("Llama-3.1-8B-Instruct", "Qwen3-8B", "Qwen3-0.6B")
+MODELS = ("Llama-3.1-8B-Instruct", "Qwen3-8B", "Qwen3-0.6B", "gpt-oss-20b")
 LENGTHS = (32768, 131072, 1 << 20)
 MACHINES = ("laptop-cpu-only", "rtx-4060-8gb", "rtx-3060-12gb", "rtx-4090-24gb", "h200")
 TOP = """\

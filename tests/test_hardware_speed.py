@@ -168,6 +168,8 @@ def test_known_models() -> None:
         default.parameters, rel=0.01
     )
     for name, model in known_models().items():
+        if model.mixture:  # held to their configs in test_hardware_shapes.py
+            continue
         body = model.hidden * (
             2 * model.layout.layers[0].heads * model.layout.layers[0].key_dim + 3 * model.intermediate
         )
@@ -182,7 +184,7 @@ def test_the_page_of_plans_is_what_the_planner_says() -> None:
     spec.loader.exec_module(plans)
     assert plans.PAGE.read_text(encoding="utf-8") == plans.page(), "run python benchmarks/plans.py"
     rows = [line for line in plans.page().splitlines() if line.startswith("| ") and not line.startswith("| model")]
-    assert len(rows) == 45
+    assert len(rows) == 60
     for line in rows:
         if "does not fit" in line:
             assert "needs" in line and "and has" in line and ("GPU 0" in line or "host memory" in line)
