@@ -1,14 +1,12 @@
 /* Experts of a token (hgca_experts), or of so few that each thread would have little to do: the gated blocks that a router chose for each of
  * them, in one job of the pool. */
-#include <sched.h>
-
 #include "experts.h"
 #include "hgca.h"
 #include "linear_one.h"
 #include "pool.h"
 #include "tickets.h"
 
-enum { PATIENCE = 2000, MOST_PAIRS = 1 << 24, EACH = 4 };
+enum { MOST_PAIRS = 1 << 24, EACH = 4 };
 
 /* A token and an expert it has. What an expert is read for comes one behind the other, so that it is in a cache for the second token. */
 typedef struct {
@@ -51,8 +49,7 @@ static void run(hgca_batch *batch, int32_t piece) {
     job *all = (job *)(void *)batch;
     if (piece >= all->hidden.count) {
         const int32_t *cut = &all->last.first[piece - all->hidden.count];
-        for (int turn = 0; atomic_load_explicit(&all->left, memory_order_acquire) > 0; turn++) /* others are at work on them */
-            if (turn > PATIENCE) sched_yield();
+        hgca_await(&all->left);
         run_last(all, (int64_t)cut[0] * HGCA_GRID_BLOCK, (int64_t)(cut[1] - cut[0]) * HGCA_GRID_BLOCK);
         return;
     }
@@ -78,10 +75,6 @@ static hgca_one half(const hgca_weights *both, int64_t from) {
     l.w.weight = (const char *)both->weight + from * l.row_bytes;
     l.bias = both->bias ? (const float *)both->bias + from : NULL;
     return l;
-}
-
-static hgca_placed_block *take_blocks(int64_t inputs, hgca_layout *own) {
-    return hgca_take(own, sizeof(hgca_placed_block) * (size_t)(inputs / HGCA_GRID_BLOCK));
 }
 
 /* Pairs in the order of their experts, those of one as they come. */
@@ -116,11 +109,11 @@ int hgca_experts(const hgca_weights *first, const hgca_weights *last, int32_t ex
         if (pass && (own = (hgca_layout){hgca_take_memory(own.used), 0}).base == NULL) return HGCA_NO_MEMORY;
         all.pairs = hgca_take(&own, sizeof(pair) * (size_t)pairs);
         int32_t *by_expert = hgca_take(&own, sizeof(int32_t) * (size_t)pairs), *place = hgca_take(&own, sizeof(int32_t) * (size_t)pairs);
-        hgca_placed_block *placed = grid ? take_blocks(inputs * tokens, &own) : NULL;
+        hgca_placed_block *placed = grid ? hgca_take_blocks(inputs * tokens, &own) : NULL;
         if (pass) order(chosen, pairs, by_expert, place);
         all.place = place;
         for (int32_t i = 0; i < pairs; i++) {
-            hgca_placed_block *hidden = grid_last ? take_blocks(width, &own) : NULL;
+            hgca_placed_block *hidden = grid_last ? hgca_take_blocks(width, &own) : NULL;
             float *both = hgca_take(&own, sizeof(float) * (size_t)(2 * width)), *to = hgca_take(&own, sizeof(float) * (size_t)outputs);
             if (!pass) continue;
             const int32_t token = by_expert[i] / count;

@@ -1,5 +1,4 @@
 /* Linear layers with one vector (hgca_linear, hgca_gated): rows are cut into pieces for the pool. */
-#include <sched.h>
 #include <string.h>
 
 #include "convert.h"
@@ -8,7 +7,7 @@
 #include "pool.h"
 #include "tickets.h"
 
-enum { PIECE_BYTES = 16 << 10, MOST = 1 << 28, PATIENCE = 2000 };
+enum { PIECE_BYTES = 16 << 10, MOST = 1 << 28 };
 
 int hgca_weights_fit(const hgca_weights *w) {
     static const int32_t bytes[] = {[HGCA_F32] = 4, [HGCA_BF16] = 2, [HGCA_F16] = 2};
@@ -80,10 +79,6 @@ static void take_bias(hgca_one *l, hgca_layout *own) {
     l->bias = floats;
 }
 
-static hgca_placed_block *take_blocks(const hgca_one *l, hgca_layout *own) {
-    return hgca_take(own, sizeof(hgca_placed_block) * (size_t)(l->w.inputs / HGCA_GRID_BLOCK));
-}
-
 int64_t hgca_run_rows(const hgca_one *l, int64_t first, int64_t most) {
     const int64_t left = l->w.outputs - first;
     hgca_linear_rows rows = {
@@ -145,7 +140,7 @@ int hgca_linear(const hgca_weights *weights, int32_t count, uintptr_t in, uintpt
     hgca_placed_block *placed = NULL;
     for (int pass = 0; pass < 2; pass++) {
         if (pass && own.used && (own = (hgca_layout){hgca_take_memory(own.used), 0}).base == NULL) return HGCA_NO_MEMORY;
-        if (grid) placed = take_blocks(grid, &own);
+        if (grid) placed = hgca_take_blocks(grid->w.inputs, &own);
         if (!is_wide(first)) in_floats = hgca_take(&own, sizeof(float) * (size_t)first->w.inputs);
         if (!is_wide(first)) out_floats = hgca_take(&own, sizeof(float) * (size_t)outputs);
         for (int32_t i = 0; i < count; i++) take_bias(&all.layer[i], &own);
@@ -191,8 +186,7 @@ static void run_block(hgca_batch *batch, int32_t piece) {
         atomic_fetch_sub_explicit(&all->left, 1, memory_order_release);
         return;
     }
-    for (int turn = 0; atomic_load_explicit(&all->left, memory_order_acquire) > 0; turn++) /* others are at work on them */
-        if (turn > PATIENCE) sched_yield();
+    hgca_await(&all->left);
     hgca_run_rows(&all->down, first, rows);
 }
 
@@ -215,8 +209,8 @@ int hgca_gated(const hgca_weights *weights, uintptr_t in, uintptr_t out) {
     float *in_floats = NULL;
     for (int pass = 0; pass < 2; pass++) {
         if (pass && (own = (hgca_layout){hgca_take_memory(own.used), 0}).base == NULL) return HGCA_NO_MEMORY;
-        if (grid) placed = take_blocks(grid, &own);
-        if (hgca_on_grid(down)) down->placed = take_blocks(down, &own);
+        if (grid) placed = hgca_take_blocks(grid->w.inputs, &own);
+        if (hgca_on_grid(down)) down->placed = hgca_take_blocks(down->w.inputs, &own);
         gate->out = hgca_take(&own, sizeof(float) * (size_t)width);
         up->out = hgca_take(&own, sizeof(float) * (size_t)width);
         down->out = is_wide(down) ? (float *)out : hgca_take(&own, sizeof(float) * (size_t)down->w.outputs);

@@ -2,7 +2,11 @@
 #ifndef HGCA_LINEAR_ONE_H
 #define HGCA_LINEAR_ONE_H
 
+#include <sched.h>
+#include <stdatomic.h>
+
 #include "linear.h"
+#include "tickets.h"
 
 enum { HGCA_GRID_BLOCK = 32 }; /* rows of which pieces are multiples: a block of the layer that follows */
 enum { HGCA_MOST_PIECES = 256 };
@@ -35,6 +39,18 @@ void hgca_cut(int32_t blocks, int64_t bytes, hgca_pieces *to);
 
 /* Numbers first .. of a layer's vector, as grids are multiplied with. */
 void hgca_place(const hgca_one *l, const float *in, int64_t first, int64_t count);
+
+/* Room for a vector of a grid. */
+static inline hgca_placed_block *hgca_take_blocks(int64_t inputs, hgca_layout *own) {
+    return hgca_take(own, sizeof(hgca_placed_block) * (size_t)(inputs / HGCA_GRID_BLOCK));
+}
+
+/* Until none of the pieces is left that others are at work on. */
+static inline void hgca_await(_Atomic int32_t *left) {
+    enum { PATIENCE = 2000 };
+    for (int turn = 0; atomic_load_explicit(left, memory_order_acquire) > 0; turn++)
+        if (turn > PATIENCE) sched_yield();
+}
 
 /* Rows first .. of a piece, with their bias; returns how many. */
 int64_t hgca_run_rows(const hgca_one *l, int64_t first, int64_t most);

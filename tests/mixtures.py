@@ -9,7 +9,7 @@ import gguf
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig
 
-from tests.models import add_tokenizer
+from tests.models import add_shape, add_tokenizer, finish
 from tests.tiny_engine import tiny_tokenizer
 
 LAYERS, EXPERTS, CHOSEN, INNER = 2, 8, 2, 32
@@ -57,20 +57,12 @@ def write_mixture(
     """
     model = tiny_mixture()
     config, writer = model.config, gguf.GGUFWriter(path, "qwen3moe")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(config.intermediate_size)
+    add_shape(writer, config)
     writer.add_expert_feed_forward_length(INNER)
     writer.add_expert_count(EXPERTS)
     writer.add_expert_used_count(CHOSEN)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
     add_tokenizer(writer, tiny_tokenizer().hf, config.vocab_size)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3MOE, LAYERS)
 
@@ -88,8 +80,5 @@ def write_mixture(
         whole = ("gate_up",) if together and len(parts) > 1 else parts
         for part, numbers in zip(whole, tensor.chunk(len(whole), dim=1), strict=True):
             add(f"blk.{block}.ffn_{part}_exps.weight", numbers)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path

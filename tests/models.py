@@ -101,16 +101,8 @@ def write_gguf(
     model, fast = tiny_model(), tiny_tokenizer().hf
     writer = gguf.GGUFWriter(path, arch, split_max_tensors=each)
     config = model.config
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    add_shape(writer, config)
     writer.add_rope_dimension_count(config.hidden_size // HEADS)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
     if tokenizer:
         add_tokenizer(writer, fast, config.vocab_size)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
@@ -124,11 +116,29 @@ def write_gguf(
         kind = quant if fits else gguf.GGMLQuantizationType.F32
         packed = data if kind == gguf.GGMLQuantizationType.F32 else gguf.quants.quantize(data, kind)
         writer.add_tensor(names.get_name(name, (".weight", ".bias")), packed, raw_dtype=kind)
+    finish(writer)
+    return min(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if each else path
+
+
+def add_shape(writer: gguf.GGUFWriter, config: Any) -> None:
+    """The keys that files of all families have."""
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Everything was added."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return min(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if each else path
 
 
 def gguf_bytes(

@@ -17,6 +17,10 @@ class Elsewhere:
 
     names: frozenset[str]
 
+    def state(self) -> dict[str, Tensor]:
+        """What is to be loaded in place of the files' tensors."""
+        raise NotImplementedError
+
     def numbers(self, name: str) -> Tensor:
         """Of one."""
         raise NotImplementedError

@@ -39,7 +39,7 @@ class QuickExperts(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **named: Any) -> Tensor:
         """[tokens, width], the experts of each token [tokens, count] and their shares -> [tokens, width]."""
         told = (*args, *(named[name] for name in self.experts.told[len(args) :] if name in named))
-        if len(told) == 2 and self.experts.serves(self, hidden_states, *told):
+        if len(told) == 2 and self.experts.serves(self, hidden_states):
             return self.experts.product(self, hidden_states, *told)
         out: Tensor = super().forward(hidden_states, *args, **named)
         return out
@@ -106,7 +106,7 @@ class Experts:
         self._where = [one.data_ptr() for one in where]
         self._alone = first._weight is None
 
-    def serves(self, module: nn.Module, vectors: Tensor, chosen: Tensor, shares: Tensor) -> bool:
+    def serves(self, module: nn.Module, vectors: Tensor) -> bool:
         """Whether `product` may stand for what the module's own class does. If the weights are held in other ways alone, it has to."""
         if self._alone:
             return True

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from hgca_cli.hf.elsewhere import Elsewhere
 from hgca_cli.hf.experts import FIRST, LAST
-from hgca_cli.hf.gguf_tensors import in_parts, without_memory
+from hgca_cli.hf.gguf_tensors import LAYER, one_behind_the_other, without_memory
 from hgca_cli.hf.mapped import nothing, tensors_of
 from hgca_cli.hf.published import KINDS
 
 NAME = re.compile(r"(?P<at>.*\.layers\.(?P<layer>\d+)\..*experts)\.(?P<expert>\d+)\.(?P<part>\w+)\.weight$")
-LAYER = re.compile(r"\.layers\.(\d+)\.")
 PARTS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))  # what families call gate, up and down
 
 
@@ -77,19 +76,10 @@ class Apart(Elsewhere):
     def numbers(self, name: str) -> Tensor:
         """All experts of a layer, [experts, outputs, inputs], in memory of their own."""
         parts = self._found[name]
-        out = torch.empty(_shape(parts), dtype=self._dtype)
         files = {file: tensors_of(file) for file in {place.file for places in parts for place in places}}
-
-        def fill(experts: slice) -> None:
-            for expert in range(experts.start, experts.stop):
-                first = 0
-                for place in parts[expert]:
-                    rows = place.shape[0]
-                    out[expert, first : first + rows] = files[place.file][place.name]
-                    first += rows
-
-        in_parts(fill, len(parts), 1)
-        return out
+        return one_behind_the_other(
+            _shape(parts), self._dtype, lambda expert: (files[place.file][place.name] for place in parts[expert])
+        )
 
 
 def _shape(parts: list[list[_Place]]) -> torch.Size:

@@ -21,8 +21,8 @@ from hgca_cli.errors import ModelError
 from hgca_cli.hf.elsewhere import Elsewhere
 from hgca_cli.hf.experts import FIRST, LAST, expert_weights
 from hgca_cli.hf.gguf_tensors import without_memory
-from hgca_cli.hf.grid import FLOATS4, TILE, Grid, float4_tiles, floats
-from hgca_cli.hf.mapped import nothing, tensors_of
+from hgca_cli.hf.grid import BLOCK, BYTES, FLOATS4, TILE, Grid, float4_tiles, floats
+from hgca_cli.hf.mapped import all_tensors, nothing
 
 METHOD = "mxfp4"
 BLOCKS, SCALES = "_blocks", "_scales"
@@ -59,7 +59,7 @@ class Floats4(Elsewhere):
 
     def __init__(self, path: Path, files: Iterable[Path]) -> None:
         self._path = path
-        self._tensors = {name: tensor for file in files for name, tensor in tensors_of(file).items()}
+        self._tensors = all_tensors(files)
         found = {name.removesuffix(BLOCKS) for name in self._tensors if name.endswith(BLOCKS)}
         self.names = frozenset(name for name in found if self._sound(name))
         if not found or found != self.names:
@@ -82,7 +82,7 @@ class Floats4(Elsewhere):
         state = {name: one for name, one in self._tensors.items() if not name.endswith((BLOCKS, SCALES))}
         for name in self.names:
             experts, outputs, blocks, _ = self._tensors[name + BLOCKS].shape
-            state[name] = nothing(torch.Size((experts, 32 * blocks, outputs)), torch.bfloat16)
+            state[name] = nothing(torch.Size((experts, BLOCK * blocks, outputs)), torch.bfloat16)
         return state
 
     def grid(self, name: str, room: Callable[[int], Tensor]) -> Grid | None:
@@ -93,7 +93,7 @@ class Floats4(Elsewhere):
             raise ModelError(
                 f"{self._path}: {name} has scales beyond 2^{LEAST - 127} .. 2^{MOST - 127}.", "Fetch the model again."
             )
-        shape = len(blocks) // TILE, blocks.shape[1], TILE * 18
+        shape = len(blocks) // TILE, blocks.shape[1], TILE * BYTES[FLOATS4]
         tiles = room(shape[0] * shape[1] * shape[2]).view(shape)
         each = max(TILE, (1 << 20) // blocks.shape[1] // TILE * TILE)  # rows at once: bounds what is copied on the way
         for first in range(0, len(blocks), each):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import Any
@@ -75,7 +75,9 @@ class Tensors:
         Raises what the libraries raise.
         """
         if (parts := self._experts.get(name)) is not None:
-            return _one_behind_the_other(parts, dtype)
+            return one_behind_the_other(
+                _stacked(parts), dtype, lambda expert: (_rows_of(part, expert) for part in parts)
+            )
         tensor = self.stored()[name]
         out = torch.empty((min(rows or tensor.shape[0], tensor.shape[0]), tensor.shape[1]), dtype=dtype)
         apart = tensor.name in HEADS or type(self._processor).process is self._plainly  # nothing is done to their rows
@@ -152,22 +154,27 @@ def _stacked(parts: Sequence[Stored]) -> tuple[int, ...]:
     return experts, sum(one.shape[1] for one in parts), inputs
 
 
-def _one_behind_the_other(parts: Sequence[Stored], dtype: torch.dtype) -> Tensor:
-    out = torch.empty(_stacked(parts), dtype=dtype)
+def one_behind_the_other(
+    shape: tuple[int, ...], dtype: torch.dtype, rows_of: Callable[[int], Iterable[Tensor]]
+) -> Tensor:
+    """[experts, outputs, inputs] of what `rows_of` an expert gives, whose rows are one behind the other; several threads ask it."""
+    out = torch.empty(shape, dtype=dtype)
 
     def fill(experts: slice) -> None:
         for expert in range(experts.start, experts.stop):
             first = 0
-            for one in parts:
-                rows = one.shape[1]
-                numbers = _floats(
-                    one._replace(shape=(len(out) * rows, one.shape[2])), slice(expert * rows, (expert + 1) * rows)
-                )
-                out[expert, first : first + rows] = torch.from_numpy(numbers)
-                first += rows
+            for rows in rows_of(expert):
+                out[expert, first : first + len(rows)] = rows
+                first += len(rows)
 
     in_parts(fill, len(out), 1)
     return out
+
+
+def _rows_of(part: Stored, expert: int) -> Tensor:
+    experts, rows, inputs = part.shape
+    whole = part._replace(shape=(experts * rows, inputs))
+    return torch.from_numpy(_floats(whole, slice(expert * rows, (expert + 1) * rows)))
 
 
 def in_parts(fill: Callable[[slice], None], count: int, each: int) -> None:

@@ -29,6 +29,7 @@ from hgca_cli.hf.gguf_check import check_gguf
 from hgca_cli.hf.gguf_once import DAMAGED
 from hgca_cli.hf.gguf_stream import WEIGHTS, WeightsFile
 from hgca_cli.hf.gguf_tensors import Tensors, without_memory
+from hgca_cli.hf.mapped import tensors_of
 from hgca_cli.hf.model_cache import require_room
 from hgca_cli.hf.packing import TYPES_FILE, told_of
 from hgca_cli.hf.quiet import quiet
@@ -64,6 +65,10 @@ class Waiting(Elsewhere):
         if not known or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ModelError(f"{folder / TYPES_FILE} does not tell where the weights are.", FETCH_AGAIN)
         return cls(folder, told)
+
+    def state(self) -> dict[str, Tensor]:
+        """The file's tensors, of which those that wait are holes."""
+        return tensors_of(self._folder / WEIGHTS)
 
     def numbers(self, name: str) -> Tensor:
         """A matrix, as it would be in safetensors. Raises ModelError if the GGUF file is not what it was."""

@@ -161,7 +161,7 @@ def load_model(
             elif packed and waiting is None and not trust_remote_code and device == "cpu":
                 elsewhere = Apart.of(shards, config, held)
             if elsewhere is not None or (packed and not trust_remote_code and too_large(shards)):
-                state = elsewhere.state() if isinstance(elsewhere, Apart | Floats4) else all_tensors(shards)
+                state = all_tensors(shards) if elsewhere is None else elsewhere.state()
                 model, info = load(files.path, config, state, held, **told)
             else:
                 model, info = AutoModelForCausalLM.from_pretrained(files.path, dtype=held, **how)

@@ -110,9 +110,12 @@ class Packing:
 
     def _numbers(self, name: str, weight: Tensor) -> Tensor:
         """Those of a weight, wherever they are."""
-        return (
-            self._waiting.numbers(name).view(weight.shape) if self._waiting and name in self._waiting.names else weight
-        )
+        elsewhere = self._elsewhere(name)
+        return weight if elsewhere is None else elsewhere.numbers(name).view(weight.shape)
+
+    def _elsewhere(self, name: str) -> Elsewhere | None:
+        """Who has the numbers of a weight, if the model has not."""
+        return self._waiting if self._waiting is not None and name in self._waiting.names else None
 
     def _linear(self, module: nn.Linear) -> None:
         weight = module.weight.detach()
@@ -130,7 +133,7 @@ class Packing:
             assert weight is not None
             rows, known_as = outputs_first(module, name), f"{self._names[id(module)]}.{name}"
             count, outputs, inputs = rows.shape
-            apart = self._waiting is not None and known_as in self._waiting.names
+            apart = self._elsewhere(known_as) is not None
             matrix = nothing(torch.Size((count * outputs, inputs)), weight.dtype) if apart else rows.flatten(0, 1)
             held = self._made(known_as, matrix, BITS.get(self._quant, 0))
             layers.append(Matrices.held(held, len(rows), bias := None if bias is None else bias.float().clone()))
@@ -184,7 +187,8 @@ class Packing:
     def _grid(self, name: str, weight: Tensor, bits: int) -> Grid:
         if (read := self._files.take(name, weight, bits, self._room)) is not None:
             return read
-        if self._waiting and name in self._waiting.names and (held := self._waiting.grid(name, self._room)) is not None:
+        elsewhere = self._elsewhere(name)
+        if elsewhere is not None and (held := elsewhere.grid(name, self._room)) is not None:
             self._files.keep(name, held)
             return held
         weight = self._numbers(name, weight)
