@@ -189,17 +189,20 @@ int64_t hgca_page_bytes(int32_t dim, int32_t kind); /* of a block */
 /* Attention over the rows that matter for this query, chosen per KV head from approximate scores.
  *   rows      as for hgca_start: one token, no lists; rows `indexed` and later have no codes and are all read
  *   codes     4-bit codes of the keys by position (hgca_codes); rows are read exactly, codes only choose
- *   mass      share of a KV head's attention mass to be kept, pooled over its group: rows are taken in order of their mean
- *             weight until what is left holds less than 1 - mass of everything
+ *   mass      share of a KV head's attention mass to be kept. A row's weight is the largest that a query head of its group gives it,
+ *             and rows are taken in order of it until what is left holds no more than 1 - mass of everything. With block_mean
+ *             what is left is estimated, and may hold more the more rows hold it: until the sum S and the sum of squares Q of
+ *             its weights have 50 Q + (S / 8)^2 <= (1 - mass)^2
  *   near      more rows that are all read, for the same query: dense or lists of KV heads, with any dtype and as many KV heads
  *             and numbers; out and lse are over these too. null: none. Its query, out and lse are not looked at
  *   beside    f32 [heads], natural log-sum-exp of rows attended elsewhere. What they and `near` hold counts as kept; null:
  *             nothing
  *   block_mean    bf16 [kv_heads], mean value of each block of 128 positions, block b of head h starts block_mean_head_stride * h
  *             + 2 value_dim b bytes after it: positions that were scored and are not read enter with the weight their code
- *             gives them and the mean value of their block; null: they leave no trace
- *   least, most   rows a KV head chooses at least and at most, `most` ahead of mass (rows whose weight
- *             is below half of (1 - mass) / indexed are never chosen; with a score that is no number all are read). Rows behind the index come on top; HGCA_GATE_READ looks at neither
+ *             gives them and the mean value of their block, but half of it with the values of rows just heavy enough to be
+ *             read; null: they leave no trace
+ *   least, most   rows a KV head chooses at least and at most, `most` ahead of mass (rows so light that
+ *             all of them would be half of what may be left are never chosen; with a score that is no number all are read). Rows behind the index come on top; HGCA_GATE_READ looks at neither
  * Positions 0 .. clustered - 1 stand in groups of 16 that were clustered; null pointers if clustered is 0:
  *   order     i32 [kv_heads], row of a position;  positions from `clustered` on are rows in their order
  *   group_codes   codes of the groups' mean keys
@@ -208,8 +211,8 @@ int64_t hgca_page_bytes(int32_t dim, int32_t kind); /* of a block */
  *   mean      mean key and mean value of a group, dtype mean_dtype, group g of head h starts mean_head_stride * h +
  *             mean_row_stride * g bytes after it (the mean value behind the mean key)
  *   apart     u8, 1: a group of rows that fit nowhere, always scanned
- *   gate      HGCA_GATE_NONE: every code is read. HGCA_GATE_SCAN: groups are taken by the mass of their mean keys until
- *             gate_mass is held (at most gate_most groups, beside those apart), and only their codes are read. HGCA_GATE_READ: and all rows
+ *   gate      HGCA_GATE_NONE: every code is read. HGCA_GATE_SCAN: groups are taken by what their mean keys say they may hold, as rows are by mass
+ *             and block_mean, with 8 Q + (S / 4)^2 <= (1 - gate_mass)^2, or with block_codes S <= 1 - gate_mass (at most gate_most groups, beside those apart), and only their codes are read. HGCA_GATE_READ: and all rows
  *             of these are read, without codes. The groups not taken enter as an estimate: 16 rows with the mean key and the
  *             mean value (RetroInfer, arXiv:2505.02922); those of little weight, with block_mean, by their mean key's code and their
  *             block's mean value

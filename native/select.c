@@ -3,7 +3,7 @@
  *     blocks   the mean keys of its blocks of 128 are scored        -> which blocks are opened       (with codes of them)
  *     groups   the mean keys of the groups in these are scored      -> which groups are taken        (with a gate)
  *     scan     the codes of the groups taken are scored             -> log-sum-exp of each query
- *     weigh    scores become weights, pooled over the head's group  -> the least weight that is read
+ *     weigh    scores become weights, the largest of the head's group  -> the least weight that is read
  *     read     rows are read exactly, groups not taken enter as an estimate -> merged
  *
  * and what stands behind an arrow is found by whoever finishes a stage's last unit of the head, from sums over the units in
@@ -107,7 +107,7 @@ static void weigh_rows(hgca_unit *u) {
     if (!hgca_scans(h) || u->taken_count == 0) return;
     prefetch_looked_up(u);
     float share[HGCA_UNIT * HGCA_LANES];
-    for (int32_t q = 0; q < h->queries; q++) share[q] = hgca_share(u->max[q], h->total[q]) / (float)h->queries;
+    for (int32_t q = 0; q < h->queries; q++) share[q] = hgca_share(u->max[q], h->total[q]);
     hgca_weighing weighing = {
         .score = u->score,
         .count = u->taken_count * HGCA_LANES,

@@ -65,7 +65,7 @@ typedef struct {
     float *sum;
 } hgca_reaching;
 
-/* weight[i] = sum over queries of share[query] * score[query][i]; those of at least `least` are counted into bins, all are
+/* weight[i] = the largest of share[query] * score[query][i]; those of at least `least` are counted into bins, all are
  * added to *total. */
 typedef struct {
     const uint16_t *score;
@@ -132,13 +132,14 @@ typedef struct {
 
 /* The rows that are read of some groups: those of at least `least`, and of those below `above` the first `room`.
  *   weight   [16 * count], or NULL: all are read
+ *   light    those below this stand behind the others
  *   order    the row of each position below `clustered`; others are their own, and from `end` on there are none
  *   fetched  so many rows are asked for as soon as they are known: key_bytes from `key` and value_bytes from `value` on */
 typedef struct {
     const int32_t *groups; /* ascending */
     int64_t count;
     const float *weight;
-    float least, above;
+    float least, above, light;
     int64_t room;
     const int32_t *order;
     int64_t clustered;
@@ -148,6 +149,8 @@ typedef struct {
     int64_t key_bytes, value_bytes;
     int64_t fetched;
     int32_t *rows;     /* out; written up to [16 * count] */
+    int32_t *behind;   /* [16 * count]: light rows until they get their place */
+    int64_t light_rows; /* out: how many of them there are */
     uint16_t *chosen;  /* out: a bit per position of each group */
     int64_t looked_up; /* out: how many of `order` */
 } hgca_listing;

@@ -6,6 +6,9 @@
 
 static const float LOG2E = 1.44269504088896341f;
 
+/* So much of what positions scored and not read hold counts as more of the light rows (docs/log.md). */
+static const float LIKE_LIGHT = 0.5f;
+
 /* Rows behind the index are read whatever they are. */
 static void read_rest(const hgca_head *h) {
     const hgca_attention *rows = &h->job->rows;
@@ -23,7 +26,7 @@ static float beside(const hgca_head *h, int32_t q) {
 }
 
 /* From the units' bins; each unit gets its part of the room in the last one. */
-static hgca_edge choose_edge(const hgca_head *h, hgca_unit *units, float left, int64_t least, int64_t most, float floor) {
+static hgca_edge choose_edge(const hgca_head *h, hgca_unit *units, const hgca_missing *missing, int64_t least, int64_t most, float floor) {
     hgca_bins bins = {{0}, {0}, 0.0f};
     for (int32_t i = 0; i < h->units; i++) {
         bins.total += units[i].bins->total;
@@ -32,7 +35,7 @@ static hgca_edge choose_edge(const hgca_head *h, hgca_unit *units, float left, i
             bins.mass[b] += units[i].bins->mass[b];
         }
     }
-    const hgca_edge edge = hgca_choose_edge(&bins, left, least, most, floor);
+    const hgca_edge edge = hgca_choose_edge(&bins, missing, least, most, floor);
     int64_t room = edge.room;
     for (int32_t i = 0; i < h->units; i++) {
         int64_t mine = units[i].bins->rows[edge.bin];
@@ -55,7 +58,7 @@ static float closed_mass(const hgca_head *h, const hgca_unit *units, int32_t q) 
 
 static const hgca_scored *scored_of(const hgca_unit *u, int blocks) { return blocks ? &u->block : &u->group; }
 
-/* Pooled weights of what blocks or groups may hold, counted into the units' bins; the share of everything that all may hold. */
+/* Weights of what blocks or groups may hold, counted into the units' bins; the share of everything that all may hold. */
 static float weigh_means(hgca_head *h, hgca_unit *units, int blocks, float least) {
     const float octaves = blocks ? HGCA_BLOCK_OCTAVES : HGCA_GROUP_OCTAVES;
     float held = 0.0f, share[HGCA_UNIT * HGCA_LANES];
@@ -67,7 +70,7 @@ static float weigh_means(hgca_head *h, hgca_unit *units, int blocks, float least
         }
         if (!blocks) rest = hgca_add_log2(rest, closed_mass(h, units, q));
         h->total[q] = hgca_add_log2(own + octaves, rest);
-        held += hgca_share(own + octaves, h->total[q]) / (float)h->queries;
+        held += hgca_share(own + octaves, h->total[q]);
     }
     for (int32_t i = 0; i < h->units; i++) {
         hgca_unit *u = &units[i];
@@ -75,7 +78,7 @@ static float weigh_means(hgca_head *h, hgca_unit *units, int blocks, float least
         const int64_t count = scored_of(u, blocks)->count;
         memset(u->bins, 0, sizeof *u->bins);
         if (count == 0) continue;
-        for (int32_t q = 0; q < h->queries; q++) share[q] = hgca_share(scores->max[q] + octaves, h->total[q]) / (float)h->queries;
+        for (int32_t q = 0; q < h->queries; q++) share[q] = hgca_share(scores->max[q] + octaves, h->total[q]);
         hgca_weighing weighing = {
             .score = scores->score,
             .count = hgca_score_room(count),
@@ -96,25 +99,33 @@ void hgca_choose_blocks(hgca_head *h, hgca_unit *units) {
     const hgca_selection *job = h->job;
     const int64_t blocks = job->clustered / HGCA_BLOCK;
     if (!job->block_codes || blocks == 0) return;
-    const float least = hgca_least_weight(job->open_mass, blocks);
-    const float held = weigh_means(h, units, 1, least);
-    h->open = choose_edge(h, units, 1.0f - job->open_mass, 1, blocks, least);
+    const hgca_missing missing = {1.0f - job->open_mass, 0.0f, 1.0f};
+    const float least = hgca_least_weight(&missing, blocks), held = weigh_means(h, units, 1, least);
+    h->open = choose_edge(h, units, &missing, 1, blocks, least);
     h->open.all = held != held; /* what is no number is not hidden */
 }
 
 void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
     const hgca_selection *job = h->job;
     if (job->gate == HGCA_GATE_NONE || job->clustered == 0) return;
-    const float least = hgca_least_weight(job->gate_mass, hgca_scored_groups(job));
-    const float held = weigh_means(h, units, 0, least);
-    h->gate = choose_edge(h, units, 1.0f - job->gate_mass, 1, job->gate_most, least);
+    const int plain = job->block_codes != NULL || job->pages != NULL;
+    const hgca_missing missing = {1.0f - job->gate_mass, plain ? 0.0f : HGCA_GROUPS_ALIKE, plain ? 1.0f : HGCA_GROUPS_MOST};
+    const float least = hgca_least_weight(&missing, hgca_scored_groups(job)), held = weigh_means(h, units, 0, least);
+    h->gate = choose_edge(h, units, &missing, 1, job->gate_most, least);
     h->gate.all = held != held;
+}
+
+/* What is not estimated is missing altogether. */
+static hgca_missing missing_rows(const hgca_selection *job) {
+    const int guessed = job->block_mean != NULL;
+    return (hgca_missing){1.0f - job->mass, guessed ? HGCA_ROWS_ALIKE : 0.0f, guessed ? HGCA_ROWS_MOST : 1.0f};
 }
 
 void hgca_find_total(hgca_head *h, hgca_unit *units) {
     int64_t scored = 0;
     for (int32_t i = 0; i < h->units; i++) scored += units[i].taken_count * HGCA_LANES;
-    h->least = hgca_least_weight(h->job->mass, scored);
+    const hgca_missing missing = missing_rows(h->job);
+    h->least = hgca_least_weight(&missing, scored);
     h->scanned_mass = 0.0f;
     for (int32_t q = 0; q < h->queries; q++) {
         float scanned = -INFINITY, left = hgca_add_log2(beside(h, q), closed_mass(h, units, q));
@@ -125,14 +136,32 @@ void hgca_find_total(hgca_head *h, hgca_unit *units) {
             if (units[i].group.count) left = hgca_add_log2(left, hgca_mass_log2(mean->max[q] + HGCA_GROUP_OCTAVES, sum[q]));
         }
         h->total[q] = hgca_add_log2(scanned, left);
-        h->scanned_mass += hgca_share(scanned, h->total[q]) / (float)h->queries;
+        h->scanned_mass += hgca_share(scanned, h->total[q]);
     }
 }
 
 void hgca_choose_rows(hgca_head *h, hgca_unit *units) {
     const hgca_selection *job = h->job;
-    h->edge = choose_edge(h, units, 1.0f - job->mass, job->least, job->most, h->least);
+    const hgca_missing missing = missing_rows(job);
+    h->edge = choose_edge(h, units, &missing, job->least, job->most, h->least);
     h->edge.all = h->scanned_mass != h->scanned_mass; /* what is no number is not hidden */
+}
+
+/* log2 of what all units' parts of a kind hold, and of the part behind them. */
+static float held_by(const hgca_head *h, int kind, int behind, int32_t q) {
+    return LOG2E * hgca_merged_lse(&h->partials[kind], HGCA_PARTS * sizeof *h->partials, h->units + behind, q);
+}
+
+/* What is left is no fair sample of its blocks: its weights are high where values are like those of what was read. Rows just heavy
+ * enough to be read are the nearest to it that are known, and their values stand for part of what is left. */
+static void let_light_stand(const hgca_head *h, float light, int32_t q) {
+    const float left = held_by(h, HGCA_LEFT, 0, q);
+    if (!(light > -INFINITY && left > -INFINITY)) return;
+    const float more = log2f(1.0f + LIKE_LIGHT * exp2f(left - light)), less = log2f(1.0f - LIKE_LIGHT);
+    for (int32_t i = 0; i < h->units; i++) {
+        h->partials[HGCA_PARTS * i + HGCA_LIGHT].max[q] += more;
+        h->partials[HGCA_PARTS * i + HGCA_LEFT].max[q] += less;
+    }
 }
 
 void hgca_merge_head(hgca_head *h, hgca_unit *units) {
@@ -141,10 +170,11 @@ void hgca_merge_head(hgca_head *h, hgca_unit *units) {
     read_rest(h);
     hgca_empty(h, h->partials[HGCA_PARTS * h->units + HGCA_NEAR]);
     for (int32_t q = 0; q < h->queries; q++) {
-        int64_t to = (int64_t)h->head * h->queries + q;
+        const int64_t to = (int64_t)h->head * h->queries + q;
+        const float light = held_by(h, HGCA_LIGHT, 0, q);
+        if (job->read_lse) job->read_lse[to] = hgca_add_log2(held_by(h, HGCA_READ, 1, q), light) / LOG2E;
+        let_light_stand(h, light, q);
         hgca_merge(h->partials, sizeof *h->partials, count, q, &job->rows, to);
-        if (job->read_lse) /* of each unit, and the last */
-            job->read_lse[to] = hgca_merged_lse(&h->partials[HGCA_READ], HGCA_PARTS * sizeof *h->partials, h->units + 1, q);
     }
     if (job->rows_read) {
         job->rows_read[h->head] = job->rows.rows - job->indexed;

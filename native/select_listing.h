@@ -30,25 +30,31 @@ INLINE void fetch_rows(const hgca_listing *l, const int32_t *row, int64_t count)
 }
 
 static int64_t list(hgca_listing *l) {
-    int64_t count = 0, fetched = 0, room = l->room;
+    int64_t count = 0, light = 0, fetched = 0, room = l->room;
     for (int64_t i = 0; i < l->count; i++) {
         const int64_t first = (int64_t)l->groups[i] * HGCA_LANES, left = l->end - first;
-        uint32_t bits = left < HGCA_LANES ? (1u << (left > 0 ? left : 0)) - 1 : 0xffff;
+        const int32_t *order = first < l->clustered ? l->order + first : NULL;
+        uint32_t bits = left < HGCA_LANES ? (1u << (left > 0 ? left : 0)) - 1 : 0xffff, heavy = bits;
         if (l->weight) {
-            const uint32_t heavy = lanes_from(l->weight + i * HGCA_LANES, l->least) & bits;
-            const uint32_t sure = heavy & lanes_from(l->weight + i * HGCA_LANES, l->above), some = heavy & ~sure;
-            bits = sure | first_bits(some, room);
-            room -= __builtin_popcount(some);
+            const uint32_t some = lanes_from(l->weight + i * HGCA_LANES, l->least) & bits;
+            const uint32_t sure = some & lanes_from(l->weight + i * HGCA_LANES, l->above), edge = some & ~sure;
+            bits = sure | first_bits(edge, room);
+            room -= __builtin_popcount(edge);
+            heavy = bits & lanes_from(l->weight + i * HGCA_LANES, l->light);
         }
-        const int64_t more = keep_rows(l->rows + count, first < l->clustered ? l->order + first : NULL, (int32_t)first, bits);
+        const int64_t more = keep_rows(l->rows + count, order, (int32_t)first, heavy);
+        light += keep_rows(l->behind + light, order, (int32_t)first, bits & ~heavy);
         l->chosen[i] = (uint16_t)bits;
-        if (first < l->clustered) l->looked_up += more;
+        if (order) l->looked_up += __builtin_popcount(bits);
         count += more;
         if (count - fetched >= AT_ONCE && fetched < l->fetched) { /* a few at a time: no branch more a group */
             fetch_rows(l, l->rows + fetched, AT_ONCE);
             fetched += AT_ONCE;
         }
     }
+    memcpy(l->rows + count, l->behind, sizeof *l->rows * (size_t)light);
+    l->light_rows = light;
+    count += light;
     if (fetched < l->fetched) fetch_rows(l, l->rows + fetched, count < l->fetched ? count - fetched : l->fetched - fetched);
     return count;
 }

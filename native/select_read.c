@@ -16,6 +16,9 @@ static const float ESTIMATE = 2.0f, ESTIMATE_OPENED = 32.0f;
  * this much of what is left out. */
 static const float NEGLIGIBLE = 0.05f;
 
+/* Rows of less than so many times the least weight that is read are light: they tell most of what is not read. */
+static const float LIGHT = 2.0f;
+
 hgca_attention hgca_mean_rows(const hgca_selection *job) {
     hgca_attention mean = job->rows;
     mean.key = job->mean;
@@ -32,9 +35,9 @@ int64_t hgca_row_bytes(const hgca_attention *rows) {
     return (rows->key_dim + rows->value_dim) * hgca_number_bytes(rows->dtype) + (rows->dtype == HGCA_I8 ? 8 : 0);
 }
 
-/* The rows that are read, into u->rows. They are asked for as soon as they are known: a kernel fetches the tile after the one it works
+/* The rows that are read, into u->rows, light ones behind the others. They are asked for as soon as they are known: a kernel fetches the tile after the one it works
  * on, which is late for single rows. */
-static int64_t list_chosen(hgca_unit *u) {
+static int64_t list_chosen(hgca_unit *u, int64_t *light) {
     const hgca_head *h = u->head;
     const hgca_selection *job = h->job;
     const hgca_attention *rows = &job->rows;
@@ -45,6 +48,7 @@ static int64_t list_chosen(hgca_unit *u) {
         .weight = !hgca_scans(h) || h->edge.all ? NULL : u->weight,
         .least = h->edge.least,
         .above = h->edge.above,
+        .light = job->block_mean ? LIGHT * h->edge.least : 0.0f,
         .room = u->room,
         .order = job->order ? job->order + h->head * job->order_head_stride : NULL,
         .clustered = job->clustered,
@@ -57,16 +61,18 @@ static int64_t list_chosen(hgca_unit *u) {
         .value_bytes = rows->value_dim * size,
         .fetched = PREFETCHED / hgca_row_bytes(rows),
         .rows = u->rows,
+        .behind = u->behind,
         .chosen = u->chosen,
     };
     const int64_t count = hgca_selection_kernels()->list(&listing);
     u->stats.bytes += listing.looked_up * (int64_t)sizeof *job->order;
+    *light = listing.light_rows;
     return count;
 }
 
 /* Pages taken, as runs into u->rows and behind their beginnings; neighbours are one run. */
 static int64_t list_pages(hgca_unit *u, hgca_piece *piece) {
-    int32_t *run = u->rows + u->groups;
+    int32_t *run = u->behind;
     const int64_t end = u->head->job->indexed;
     int64_t runs = 0, count = 0;
     for (int64_t i = 0; i < u->taken_count; i++) {
@@ -79,14 +85,21 @@ static int64_t list_pages(hgca_unit *u, hgca_piece *piece) {
     return count;
 }
 
-static void read_chosen(hgca_unit *u, hgca_partial to) {
+static void read_chosen(hgca_unit *u, hgca_partial to, hgca_partial to_light) {
     const hgca_head *h = u->head;
-    hgca_piece piece = hgca_piece_of(h, &h->job->rows, h->query, to);
-    piece.row = u->rows;
-    piece.count = h->job->pages ? list_pages(u, &piece) : list_chosen(u);
-    h->kernel->piece(&piece);
-    u->stats.read = piece.count;
-    u->stats.bytes += piece.count * hgca_row_bytes(&h->job->rows);
+    const hgca_attention *rows = &h->job->rows;
+    int64_t light = 0;
+    hgca_piece heavy = hgca_piece_of(h, rows, h->query, to), rest = hgca_piece_of(h, rows, h->query, to_light);
+    const int64_t count = h->job->pages ? list_pages(u, &heavy) : list_chosen(u, &light);
+    heavy.row = u->rows;
+    heavy.count = count - light;
+    h->kernel->piece(&heavy);
+    rest.row = u->rows + heavy.count;
+    rest.count = light;
+    if (light) h->kernel->piece(&rest);
+    else hgca_empty(h, to_light);
+    u->stats.read = count;
+    u->stats.bytes += count * hgca_row_bytes(rows);
 }
 
 /* Mean values of the head's blocks. */
@@ -122,11 +135,11 @@ static int64_t pass_groups(hgca_unit *u, hgca_partial to) {
     return count;
 }
 
-/* Pooled weights by mean keys, of everything. */
+/* Weights by mean keys, of everything. */
 static void weigh_means(hgca_unit *u, const hgca_scored *of, float octaves) {
     const hgca_head *h = u->head;
     float share[HGCA_UNIT * HGCA_LANES], total = 0.0f;
-    for (int32_t q = 0; q < h->queries; q++) share[q] = hgca_share(of->mean.max[q] + octaves, h->total[q]) / (float)h->queries;
+    for (int32_t q = 0; q < h->queries; q++) share[q] = hgca_share(of->mean.max[q] + octaves, h->total[q]);
     hgca_weighing weighing = {
         .score = of->mean.score,
         .count = hgca_score_room(of->count),
@@ -226,7 +239,7 @@ static void guess_closed(hgca_unit *u, hgca_partial to) {
 
 void hgca_read_rows(hgca_unit *u) {
     hgca_partial *to = u->head->partials + HGCA_PARTS * u->index;
-    read_chosen(u, to[HGCA_READ]);
+    read_chosen(u, to[HGCA_READ], to[HGCA_LIGHT]);
     guess_groups(u, to[HGCA_GUESSED], to[HGCA_PASSED]);
     guess_left(u, to[HGCA_LEFT]);
     guess_closed(u, to[HGCA_CLOSED]);

@@ -149,6 +149,7 @@ static void lay_out_unit(hgca_layout *at, hgca_head *h, hgca_unit *u, const hgca
         .score = take(at, 2 * queries * HGCA_LANES * groups),
         .chosen = take(at, 2 * groups),
         .rows = take(at, 4 * HGCA_LANES * groups),
+        .behind = take(at, 4 * HGCA_LANES * groups),
         .weight = take(at, 4 * HGCA_LANES * groups),
         .max = take(at, 4 * queries),
         .sum = take(at, 4 * queries),

@@ -304,7 +304,7 @@ INLINE void weigh_of(const hgca_weighing *w, int32_t queries) {
         UNROLL
         for (int q = 0; q < queries; q++)
             UNROLL
-            for (int p = 0; p < PARTS; p++) weight[p] += load_bf16(w->score + q * w->count + i + p * LANES) * w->share[q];
+            for (int p = 0; p < PARTS; p++) weight[p] = largest_f(weight[p], load_bf16(w->score + q * w->count + i + p * LANES) * w->share[q]);
         UNROLL
         for (int p = 0; p < PARTS; p++) {
             store_f(w->weight + i + p * LANES, weight[p]);

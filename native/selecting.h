@@ -19,9 +19,9 @@ enum { HGCA_STAGE_BLOCKS, HGCA_STAGE_GROUPS, HGCA_STAGE_CODES, HGCA_STAGE_WEIGHT
 #define HGCA_GROUP_OCTAVES 4.0f
 #define HGCA_BLOCK_OCTAVES 7.0f
 
-/* Partials of a unit: its share of the near rows, rows that are read, groups not taken (those of some weight, and the rest),
- * positions scored and not read, blocks that stay closed. */
-enum { HGCA_NEAR, HGCA_READ, HGCA_GUESSED, HGCA_PASSED, HGCA_LEFT, HGCA_CLOSED, HGCA_PARTS };
+/* Partials of a unit: its share of the near rows, rows that are read, the light ones of them, groups not taken (those of some
+ * weight, and the rest), positions scored and not read, blocks that stay closed. */
+enum { HGCA_NEAR, HGCA_READ, HGCA_LIGHT, HGCA_GUESSED, HGCA_PASSED, HGCA_LEFT, HGCA_CLOSED, HGCA_PARTS };
 
 /* One KV head of one job. */
 typedef struct {
@@ -36,7 +36,7 @@ typedef struct {
     const float *spread_query;       /* its squares, for spreads */
     const float *code_query;         /* [queries][dim rounded up to 8], in base 2 */
     float *total;                    /* [queries] log2 of everything's mass */
-    float scanned_mass;              /* what the positions with scores hold of it, pooled */
+    float scanned_mass;              /* what the positions with scores hold of it, of all queries */
     float least;                     /* weight of a position that is counted */
     hgca_edge open, gate, edge; /* of blocks, groups, rows */
     hgca_partial *partials; /* [units][HGCA_PARTS], and then the rows behind the index */
@@ -45,7 +45,7 @@ typedef struct {
     _Atomic int32_t *heads_left; /* of its job: who brings it to zero sums the statistics up */
 } hgca_head;
 
-/* Scores as hgca_scan leaves them [queries][count, rounded up to 16], and their pooled weights. */
+/* Scores as hgca_scan leaves them [queries][count, rounded up to 16], and their weights. */
 typedef struct {
     uint16_t *score;
     float *max, *sum;
@@ -77,6 +77,7 @@ typedef struct {
     uint16_t *score; /* [queries][16 * taken] */
     uint16_t *chosen; /* a bit per position of each group taken: it is read */
     int32_t *rows;    /* [16 * groups] */
+    int32_t *behind;  /* likewise, for rows until it is known where they stand; of pages: their runs */
     float *weight;   /* [16 * taken] */
     float *max, *sum;
     float *scratch;  /* for hgca_scan */

@@ -83,16 +83,17 @@ class Indexed:
         """Which rows are read, bool [kv_heads, rows]: with the unit vectors as values the output is the rows' weights."""
         kv_heads, rows, _ = self.key.shape
         one = torch.eye(rows).to(self.value.dtype).expand(kv_heads, rows, rows)
-        # closed blocks leave no trace either
+        # nor do blocks, with a mean value of zero: what is estimated is chosen by another rule
         blocks = self.clustering is not None and self.clustering.block_codes is not None
-        means = torch.zeros(kv_heads, self.block_means.shape[1] if blocks else 0, rows, dtype=torch.bfloat16)
+        guessed = blocks or options.get("estimate", False)
+        means = torch.zeros(kv_heads, self.block_means.shape[1] if guessed else 0, rows, dtype=torch.bfloat16)
         probe = replace(self, value=one, block_means=means)
         if self.clustering is not None:  # groups not taken leave no trace: their mean value is zero
             c = self.clustering
             keys = c.means[..., : self.key.shape[2]]
             groups = torch.cat([keys, torch.zeros(kv_heads, keys.shape[1], rows, dtype=keys.dtype)], 2)
             probe = replace(probe, clustering=replace(c, means=groups))
-        out = probe.choose(query, scale, softcap, **(options | {"estimate": blocks, "near": None})).out
+        out = probe.choose(query, scale, softcap, **(options | {"estimate": guessed, "near": None})).out
         return (out.view(kv_heads, -1, rows) != 0).any(1)
 
 

@@ -74,12 +74,12 @@ class Case:
         self.weight = self._weight()
 
     def _weight(self) -> Tensor:
-        """Softmax over the pages' scores, mean of the group: float64 [kv_heads, pages]."""
+        """Softmax over the pages' scores, the largest of the group: float64 [kv_heads, pages]."""
         sides = known(self.pages, self.kind)[:, : self.count].unsqueeze(1)
         query = self.query.double().view(KV_HEADS, GROUP_HEADS, 1, 1, DIM)
         score = (query * sides).amax(3).sum(-1) * self.scale
         score = self.softcap * torch.tanh(score / self.softcap) if self.softcap else score
-        return torch.softmax(score, -1).mean(1)
+        return torch.softmax(score, -1).amax(1)
 
     def read(self, mass: float, most: int) -> tuple[list[Tensor], Tensor, Tensor, Selection]:
         """Pages of each KV head that were read, out and lse."""
@@ -121,8 +121,8 @@ def test_pages_are_read_until_the_mass_is_held(isa: str, mass: float, rng: torch
     seen, _, _, _ = case.read(mass, selection.EVERY)
     for weight, pages in zip(case.weight, seen, strict=True):
         held = weight[pages]
-        assert held.sum() >= mass - 0.01
-        assert held[held > held.min() * BIN * 1.01].sum() < mass + 0.01  # all but the last bin
+        assert weight.sum() - held.sum() <= 1 - mass + 0.01
+        assert weight.sum() - held[held > held.min() * BIN * 1.01].sum() > 1 - mass - 0.01  # all but the last bin
 
 
 def test_equal_pages_keep_to_the_budget(isa: str) -> None:
@@ -208,7 +208,7 @@ def test_what_is_asked_for_is_what_limits(asked: dict[str, float], read: float |
     assert isinstance(job, Selection)
     out, _ = selection.start([Aimed(job, query, DIM**-0.5)]).wait()[0]
     if read is None:
-        assert 0 < job.reads.read < 0.1 * 3200
+        assert 0 < job.reads.read < 0.25 * 3200
         return
     assert job.reads.read == read * 3200
     if read == 1.0:

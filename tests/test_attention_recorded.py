@@ -79,22 +79,27 @@ def test_the_logits_are_those_of_operation_by_operation(family: str, policy: str
     one, other = as_on_a_device(filled(model, settings, tokens)), filled(model, settings, tokens)
     assert GraphStep.serves(other)
     step = GraphStep(model, other)
-    rounds = settings.device_codes and settings.quality != 1.0  # other queries than the C library's, which has 8 bits
+    # the device chooses by means of a group's weights and leaves less to estimates than the C library, and rounds no queries
+    rounds = settings.device_codes and settings.quality != 1.0
     for wanted, got in zip(stepwise(model, one, tokens), recorded(step, other, tokens), strict=True):
         if rounds:
-            assert (wanted - got).pow(2).mean() <= 2e-3 * wanted.pow(2).mean()
+            assert (wanted - got).pow(2).mean() <= 1e-2 * wanted.pow(2).mean()
         else:
             assert (wanted - got).abs().max() <= 2e-5
     assert one.get_seq_length() == other.get_seq_length() == TOKENS
     for mine, its in zip(one.every_row() or [], other.every_row() or [], strict=True):
         for a, b in zip(mine, its, strict=True):
-            assert (a - b).pow(2).mean() <= 2e-3 * a.pow(2).mean() if rounds else (a - b).abs().max() <= 1e-5
-    assert one.rows().read_share == pytest.approx(other.rows().read_share, abs=0.02)
+            assert (a - b).pow(2).mean() <= 1e-2 * a.pow(2).mean() if rounds else (a - b).abs().max() <= 1e-5
+    assert one.rows().read_share == pytest.approx(other.rows().read_share, abs=0.1 if rounds else 0.02)
     for mine, its in zip(one.layers, other.layers, strict=True):
         a, b = mine.states[0].reads, its.states[0].reads
         if a.last is not None and b.last is not None:
-            assert b.last.reads.read == int(b.last.rows_read.sum()) == pytest.approx(a.last.reads.read, abs=8)
-            assert b.share_bytes == pytest.approx(a.share_bytes, rel=0.15)
+            assert (
+                b.last.reads.read
+                == int(b.last.rows_read.sum())
+                == pytest.approx(a.last.reads.read, abs=40 if rounds else 8)
+            )
+            assert b.share_bytes == pytest.approx(a.share_bytes, rel=0.3 if rounds else 0.15)
 
 
 def test_it_starts_with_an_empty_store_and_goes_on_after_rewinding() -> None:

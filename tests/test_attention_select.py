@@ -69,7 +69,7 @@ def test_a_mass_of_one_is_exact_over_segments(policy: str, rng: torch.Generator)
     assert clustered(layer) == (2 * SEGMENT if policy != "scan" else -1)
 
 
-@pytest.mark.parametrize("quality", [0.6, 0.98])
+@pytest.mark.parametrize("quality", [0.9, 0.98])
 def test_a_segment_is_used_from_one_step_on(policy: str, quality: float, rng: torch.Generator) -> None:
     """Every step stays near exact attention, and reads less than everything; a segment is due 256 rows after its end."""
     text = Text(rng, DUE + 40, GQA, 0.0, None)

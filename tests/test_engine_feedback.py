@@ -258,4 +258,4 @@ def test_what_a_real_meter_finds_to_spare_is_given(monkeypatch: pytest.MonkeyPat
     assert moves and moves[0].before == 0.7 > moves[0].after, "the 64 rows that are always read keep more than 70 %"
     assert all(0.4 <= move.after <= 0.7 and "of the attention was kept" in move.reason for move in moves)
     assert aims(sequence) == {moves[-1].after} and isinstance(done, Done)
-    assert done.rows.quality is not None and done.rows.quality > 0.7
+    assert done.rows.quality is not None and done.rows.quality > 0.55, "what is left to estimates counts as not read"

@@ -77,7 +77,10 @@ def test_the_window_is_the_fastest_of_those_tried() -> None:
     for machine in (scanning(1.0), scanning(8.0), scanning(0.1)):
         said = plan(machine=machine).reasons["window"]
         own, *others = (float(one) for one in re.findall(r"([\d.]+) ms", said))
-        assert said.startswith("the fastest" if own <= min(others) else "a token within 2% of the fastest"), said
+        least = min(others)  # as they are told, rounded: of two that are the same either is the fastest
+        assert own == least or said.startswith("the fastest" if own < least else "a token within 2% of the fastest"), (
+            said
+        )
     dear = replace(machine, host=replace(machine.host, store_us=2000.0))
     assert plan(machine=dear).select == "exact", "choosing that costs so much is not done"
 

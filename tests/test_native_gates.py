@@ -56,7 +56,7 @@ def test_an_open_gate_is_dense_attention(isa: str, dtype: torch.dtype, gate: str
 @pytest.mark.parametrize("means", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("softcap", [0.0, 3.0])
 @pytest.mark.parametrize("gate", ["scan", "read"])
-@pytest.mark.parametrize("mass", [0.2, 0.6])
+@pytest.mark.parametrize("mass", [0.7, 0.9])
 def test_groups_not_taken_are_estimated(isa: str, mass: float, gate: str, softcap: float, means: torch.dtype) -> None:
     made, query = cluster(index(2, 600, 24, 16, torch.float32), 512, 1, means), random_query(6, 24)
     options: dict[str, Any] = {"mass": 1.0, "gate": {"gate": gate, "mass": mass}}
@@ -71,13 +71,13 @@ def test_groups_not_taken_are_estimated(isa: str, mass: float, gate: str, softca
     torch.testing.assert_close(got.out.double(), out, rtol=0, atol=1e-5)
     torch.testing.assert_close(got.lse.double(), lse, rtol=0, atol=1e-5)
     assert got.reads.estimated == (~taken).sum() and torch.equal(got.rows_read, read.sum(1))
-    # the groups taken are those that weigh most by the codes of their mean keys, until these hold the mass
+    # the groups taken are those that weigh most by the codes of their mean keys, until the others may be left out
     c = made.clustering
     assert c is not None
     weight = shares(reference.score_codes(query, c.group_codes, 0.2, softcap)[:, :32], 2)
     for head in range(2):
         inside, outside = weight[head][taken[head]], weight[head][~taken[head]]
-        assert inside.sum() >= mass - 0.001
+        assert reference.left_out(outside, 8.0, 4.0) <= 1.01 * (1 - mass) + 1e-4
         assert outside.max() <= inside[:-1].min() * 1.15 + 1e-9
 
 

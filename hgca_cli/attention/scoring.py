@@ -1,8 +1,8 @@
 """Rows of the store chosen on the device, by its copy of their codes: the CPU is told which rows to read, and scores none.
 
-As `scan` chooses (docs/selection.md): scores by 4-bit codes, weights pooled over a KV head's group, rows by weight until what is
-left holds no more than the mass target allows, and block means for what is left. On a GPU Triton kernels; elsewhere torch does
-the same, for tests and as the definition. Weights are counted in eighths of an octave, each bin's by its middle.
+As `scan` chooses (docs/selection.md), but for two things: scores by 4-bit codes, weights as the mean of a KV head's group, rows by
+weight until what is left holds no more than the mass target allows, and block means alone for what is left. On a GPU Triton kernels;
+elsewhere torch does the same, for tests and as the definition. Weights are counted in eighths of an octave, each bin's by its middle.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ RECENT = 64  # tokens
 class MassTarget:
     """The mass aimed at for one text.
 
-    planned  the quality asked for, in 0 .. 1: the aim is never above it, and what is metered never stays below it
+    planned  the quality asked for, in 0 .. 1: the aim is never above it, and what is metered stays below it only where the plan's own
+             aim leaves more to estimates
     layers   that are metered, one after another, some heads of each: their readings differ, so a judgement takes one of each
     """
 

@@ -16,7 +16,7 @@ static float weight_about(uint64_t *state, float edge) {
 
 static const char *list_one(uint64_t seed) {
     uint64_t state = seed * 2654435761u + 1;
-    int32_t groups[MOST_GROUPS], order[2 * MOST], right[MOST];
+    int32_t groups[MOST_GROUPS], order[2 * MOST], right[MOST], light[MOST];
     const int64_t count = pick(&state, MOST_GROUPS), edge = pick(&state, 3) ? 8 : 1 + pick(&state, 30);
     for (int i = 0; i < 2 * MOST; i++) order[i] = pick(&state, 1 << 20);
     for (int64_t i = 0, group = 0; i < count; i++, group++) {
@@ -25,17 +25,18 @@ static const char *list_one(uint64_t seed) {
     }
     const size_t positions = (size_t)(count * HGCA_LANES);
     float *weight = must(malloc(positions * sizeof *weight + 1));
-    int32_t *rows = must(malloc(positions * sizeof *rows + 1));
+    int32_t *rows = must(malloc(positions * sizeof *rows + 1)), *behind = must(malloc(positions * sizeof *rows + 1));
     uint16_t *chosen = must(malloc((size_t)count * sizeof *chosen + 1));
     for (size_t i = 0; i < positions; i++) weight[i] = weight_about(&state, (float)edge / 1024.0f);
     const int64_t end = (count ? groups[count - 1] : 0) * (int64_t)HGCA_LANES + 1 + pick(&state, HGCA_LANES);
     const char memory[64] = {0};
     hgca_listing l = {.groups = groups, .count = count, .weight = pick(&state, 4) ? weight : NULL, .least = (float)edge / 1024.0f,
                       .above = (float)(edge + pick(&state, 3)) / 1024.0f, .room = pick(&state, 3) ? pick(&state, 40) : MOST,
+                      .light = (float)(edge + pick(&state, 20)) / 1024.0f, .behind = behind,
                       .order = order, .clustered = pick(&state, 2 * MOST_GROUPS) * (int64_t)HGCA_LANES, .end = end,
                       .rows = rows, .chosen = chosen, .key = memory, .value = memory, .key_bytes = 64, .fetched = pick(&state, 300)};
     const int64_t found = hgca_selection_kernels()->list(&l);
-    int64_t wanted = 0, looked_up = 0, room = l.room;
+    int64_t wanted = 0, lighter = 0, looked_up = 0, room = l.room;
     const char *wrong = NULL;
     for (int64_t i = 0; i < count * HGCA_LANES; i++) {
         const int64_t position = groups[i / HGCA_LANES] * (int64_t)HGCA_LANES + i % HGCA_LANES;
@@ -44,12 +45,18 @@ static const char *list_one(uint64_t seed) {
         if ((chosen[i / HGCA_LANES] >> i % HGCA_LANES & 1) != read) wrong = "the bits of what is read";
         if (!read) continue;
         looked_up += position < l.clustered;
-        right[wanted++] = position < l.clustered ? order[position] : (int32_t)position;
+        const int32_t row = position < l.clustered ? order[position] : (int32_t)position;
+        if (l.weight && !(weight[i] >= l.light)) light[lighter++] = row;
+        else right[wanted++] = row;
     }
+    memcpy(right + wanted, light, sizeof *light * (size_t)lighter);
+    wanted += lighter;
+    if (l.light_rows != lighter) wrong = "how many rows are light";
     if (found != wanted || memcmp(rows, right, sizeof *rows * (size_t)wanted)) wrong = "rows that are read";
     if (l.looked_up != looked_up) wrong = "rows looked up";
     free(weight);
     free(rows);
+    free(behind);
     free(chosen);
     return wrong;
 }
@@ -68,14 +75,14 @@ static const char *weigh_one(uint64_t seed) {
                        .weight = weight, .rows = rows, .mass = mass, .total = &total};
     hgca_selection_kernels()->weigh(&w);
     for (int64_t i = 0; i < count; i++) {
-        float sum = 0.0f;
-        for (int q = 0; q < queries; q++) sum += hgca_from_bf16(score[q * count + i]) * share[q];
-        if (memcmp(&sum, &weight[i], sizeof sum)) return "a weight";
-        if (sum < w.least) continue;
+        float most = 0.0f;
+        for (int q = 0; q < queries; q++) most = fmaxf(most, hgca_from_bf16(score[q * count + i]) * share[q]);
+        if (memcmp(&most, &weight[i], sizeof most)) return "a weight";
+        if (most < w.least) continue;
         uint32_t bits;
-        memcpy(&bits, &sum, sizeof bits);
+        memcpy(&bits, &most, sizeof bits);
         const uint32_t bin = bits >= 0x3f800000u ? 0 : (0x3f800000u - bits + 0xfffffu) >> 20;
-        right_rows[bin]++, right_mass[bin] += sum;
+        right_rows[bin]++, right_mass[bin] += most;
     }
     if (memcmp(rows, right_rows, sizeof rows)) return "weights in bins";
     return memcmp(mass, right_mass, sizeof mass) ? "what bins hold" : NULL;

@@ -2,8 +2,9 @@
 
 The set follows the query, so a row that nobody looked at before the question came is found. Keys are quantised per
 channel in blocks of 128 rows, as a few channels of keys are large (KIVI, arXiv:2402.02750); rows are chosen per KV head
-by their mean softmax weight over the head's group (a mass target instead of a fixed number: Twilight, arXiv:2502.02770).
-What is scored and not read enters with the weight its code gives it and the mean value of its block.
+by the largest softmax weight a query head of its group gives them (a mass target instead of a fixed number: Twilight,
+arXiv:2502.02770), and more is left out where more rows hold it. What is scored and not read enters with the weight its
+code gives it, half with the mean value of its block and half with the values of rows just heavy enough to be read.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LEAST = 64  # rows of a KV head that are always read
 class Scan(Unwatching):
     """Reads what a scan of 4-bit keys finds to matter.
 
-    mass    share of the attention mass to be kept per KV head
+    mass    share of the attention mass to be kept per KV head; less where what is left is spread over many rows (docs/selection.md)
     budget  most rows as a share of the store; None: the mass alone decides
     """
 
