@@ -135,7 +135,7 @@ Quality = Annotated[
     str,
     typer.Option(
         "--quality", envvar="HGCA_QUALITY", metavar="SHARE",
-        help="Attention mass each head keeps: 0.98 or 98%; 1 is exact. auto: 0.95 or more.",
+        help="Attention mass each head keeps, or has well estimated: 0.98 or 98%; 1 is exact. auto: 0.95 or more.",
     ),
 ]  # fmt: skip
 Budget = Annotated[
