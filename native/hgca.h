@@ -201,8 +201,9 @@ int64_t hgca_page_bytes(int32_t dim, int32_t kind); /* of a block */
  *             + 2 value_dim b bytes after it: positions that were scored and are not read enter with the weight their code
  *             gives them and the mean value of their block, but half of it with the values of rows just heavy enough to be
  *             read; null: they leave no trace
- *   least, most   rows a KV head chooses at least and at most, `most` ahead of mass (rows so light that
- *             all of them would be half of what may be left are never chosen; with a score that is no number all are read). Rows behind the index come on top; HGCA_GATE_READ looks at neither
+ *   least, most   rows a KV head chooses at least and at most, `most` ahead of mass (rows so light that all of them would be half of
+ *             what may be left are never chosen; with a score that is no number all are read). Rows behind the index come on
+ *             top; HGCA_GATE_READ looks at neither
  * Positions 0 .. clustered - 1 stand in groups of 16 that were clustered; null pointers if clustered is 0:
  *   order     i32 [kv_heads], row of a position;  positions from `clustered` on are rows in their order
  *   group_codes   codes of the groups' mean keys
@@ -211,8 +212,9 @@ int64_t hgca_page_bytes(int32_t dim, int32_t kind); /* of a block */
  *   mean      mean key and mean value of a group, dtype mean_dtype, group g of head h starts mean_head_stride * h +
  *             mean_row_stride * g bytes after it (the mean value behind the mean key)
  *   apart     u8, 1: a group of rows that fit nowhere, always scanned
- *   gate      HGCA_GATE_NONE: every code is read. HGCA_GATE_SCAN: groups are taken by what their mean keys say they may hold, as rows are by mass
- *             and block_mean, with 8 Q + (S / 4)^2 <= (1 - gate_mass)^2, or with block_codes S <= 1 - gate_mass (at most gate_most groups, beside those apart), and only their codes are read. HGCA_GATE_READ: and all rows
+ *   gate      HGCA_GATE_NONE: every code is read. HGCA_GATE_SCAN: groups are taken by what their mean keys say they may hold, until for
+ *             the others 8 Q + (S / 4)^2 <= (1 - gate_mass)^2, with block_codes or pages S <= 1 - gate_mass (at most gate_most
+ *             groups, beside those apart), and only their codes are read. HGCA_GATE_READ: and all rows
  *             of these are read, without codes. The groups not taken enter as an estimate: 16 rows with the mean key and the
  *             mean value (RetroInfer, arXiv:2505.02922); those of little weight, with block_mean, by their mean key's code and their
  *             block's mean value

@@ -35,8 +35,8 @@ int64_t hgca_row_bytes(const hgca_attention *rows) {
     return (rows->key_dim + rows->value_dim) * hgca_number_bytes(rows->dtype) + (rows->dtype == HGCA_I8 ? 8 : 0);
 }
 
-/* The rows that are read, into u->rows, light ones behind the others. They are asked for as soon as they are known: a kernel fetches the tile after the one it works
- * on, which is late for single rows. */
+/* The rows that are read, into u->rows, light ones behind the others. They are asked for as soon as they are known: a kernel fetches the
+ * tile after the one it works on, which is late for single rows. */
 static int64_t list_chosen(hgca_unit *u, int64_t *light) {
     const hgca_head *h = u->head;
     const hgca_selection *job = h->job;
