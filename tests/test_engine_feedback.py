@@ -248,14 +248,14 @@ def test_a_real_gpu_waits() -> None:
 def test_what_a_real_meter_finds_to_spare_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mass, "WORTH", 0.0)  # a tiny model reads next to nothing
     monkeypatch.setattr(mass, "IDLE", 0.0)
-    engine, _ = made(quality=0.7)
+    engine, _ = made(quality=0.4)
     assert engine._feedback is not None
     engine._feedback._balance = Balance(1)
     sequence = engine.new_sequence()
     events = write(engine, replace(DRAWN, max_tokens=300), sequence)
     moves = [event for event in events if isinstance(event, Balanced)]
     done = events[-1]
-    assert moves and moves[0].before == 0.7 > moves[0].after, "the 64 rows that are always read keep more than 70 %"
-    assert all(0.4 <= move.after <= 0.7 and "of the attention was kept" in move.reason for move in moves)
+    assert moves and moves[0].before == 0.4 > moves[0].after, "the 64 rows that are always read keep more than 40 %"
+    assert all(0.0 <= move.after <= 0.4 and "of the attention was kept" in move.reason for move in moves)
     assert aims(sequence) == {moves[-1].after} and isinstance(done, Done)
-    assert done.rows.quality is not None and done.rows.quality > 0.55, "what is left to estimates counts as not read"
+    assert done.rows.quality is not None and done.rows.quality > 0.4

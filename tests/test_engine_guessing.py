@@ -109,9 +109,10 @@ def test_logits_of_one_by_one(
         apart.append(float((got - want).abs().max()))
         assert ours.cached >= len(ours.tokens)
     guessing.close()
-    # of numbers around 1; vectors have 16 bits beside others, so a row's last bit differs, and a row at the border of a choice tips
+    # of numbers around 1; vectors have 16 bits beside others, so a row's last bit differs, and rows at the border of a choice tip, or at
+    # that of light ones, of which there are many where a random model looks everywhere
     apart.sort()
-    assert apart[75] < 0.006 and apart[134] < 0.05
+    assert apart[75] < 0.015 and apart[134] < 0.05
     assert apart[-1] < 0.005 or select not in ("exact", "window") or kv_dtype is not None
     assert facts_of(ours) == facts_of(alone)
     assert lookup.right > 40 and lookup.guessed > lookup.right, "some were right, and some were not"
