@@ -58,7 +58,7 @@ static float closed_mass(const hgca_head *h, const hgca_unit *units, int32_t q) 
 
 static const hgca_scored *scored_of(const hgca_unit *u, int blocks) { return blocks ? &u->block : &u->group; }
 
-/* Weights of what blocks or groups may hold, counted into the units' bins; the share of everything that all may hold. */
+/* Weights of what blocks or groups may hold, counted into the units' bins; the shares of everything that all may hold, added up over queries. */
 static float weigh_means(hgca_head *h, hgca_unit *units, int blocks, float least) {
     const float octaves = blocks ? HGCA_BLOCK_OCTAVES : HGCA_GROUP_OCTAVES;
     float held = 0.0f, share[HGCA_UNIT * HGCA_LANES];
@@ -95,11 +95,16 @@ static float weigh_means(hgca_head *h, hgca_unit *units, int blocks, float least
     return held;
 }
 
+/* By squares, or else no more than is not kept. */
+static hgca_missing missing_of(float kept, int squares, float alike, float most) {
+    return (hgca_missing){1.0f - kept, squares ? alike : 0.0f, squares ? most : 1.0f};
+}
+
 void hgca_choose_blocks(hgca_head *h, hgca_unit *units) {
     const hgca_selection *job = h->job;
     const int64_t blocks = job->clustered / HGCA_BLOCK;
     if (!job->block_codes || blocks == 0) return;
-    const hgca_missing missing = {1.0f - job->open_mass, 0.0f, 1.0f};
+    const hgca_missing missing = missing_of(job->open_mass, 0, 0.0f, 0.0f);
     const float least = hgca_least_weight(&missing, blocks), held = weigh_means(h, units, 1, least);
     h->open = choose_edge(h, units, &missing, 1, blocks, least);
     h->open.all = held != held; /* what is no number is not hidden */
@@ -109,7 +114,7 @@ void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
     const hgca_selection *job = h->job;
     if (job->gate == HGCA_GATE_NONE || job->clustered == 0) return;
     const int plain = job->block_codes != NULL || job->pages != NULL;
-    const hgca_missing missing = {1.0f - job->gate_mass, plain ? 0.0f : HGCA_GROUPS_ALIKE, plain ? 1.0f : HGCA_GROUPS_MOST};
+    const hgca_missing missing = missing_of(job->gate_mass, !plain, HGCA_GROUPS_ALIKE, HGCA_GROUPS_MOST);
     const float least = hgca_least_weight(&missing, hgca_scored_groups(job)), held = weigh_means(h, units, 0, least);
     h->gate = choose_edge(h, units, &missing, 1, job->gate_most, least);
     h->gate.all = held != held;
@@ -117,8 +122,7 @@ void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
 
 /* What is not estimated is missing altogether. */
 static hgca_missing missing_rows(const hgca_selection *job) {
-    const int guessed = job->block_mean != NULL;
-    return (hgca_missing){1.0f - job->mass, guessed ? HGCA_ROWS_ALIKE : 0.0f, guessed ? HGCA_ROWS_MOST : 1.0f};
+    return missing_of(job->mass, job->block_mean != NULL, HGCA_ROWS_ALIKE, HGCA_ROWS_MOST);
 }
 
 void hgca_find_total(hgca_head *h, hgca_unit *units) {
@@ -155,8 +159,9 @@ static float held_by(const hgca_head *h, int kind, int behind, int32_t q) {
 /* What is left is no fair sample of its blocks: its weights are high where values are like those of what was read. Rows just heavy
  * enough to be read are the nearest to it that are known, and their values stand for part of what is left. */
 static void let_light_stand(const hgca_head *h, float light, int32_t q) {
+    if (!(light > -INFINITY)) return;
     const float left = held_by(h, HGCA_LEFT, 0, q);
-    if (!(light > -INFINITY && left > -INFINITY)) return;
+    if (!(left > -INFINITY)) return;
     const float more = log2f(1.0f + LIKE_LIGHT * exp2f(left - light)), less = log2f(1.0f - LIKE_LIGHT);
     for (int32_t i = 0; i < h->units; i++) {
         h->partials[HGCA_PARTS * i + HGCA_LIGHT].max[q] += more;

@@ -42,11 +42,10 @@ static int64_t list(hgca_listing *l) {
             room -= __builtin_popcount(edge);
             heavy = bits & lanes_from(l->weight + i * HGCA_LANES, l->light);
         }
-        const int64_t more = keep_rows(l->rows + count, order, (int32_t)first, heavy);
+        count += keep_rows(l->rows + count, order, (int32_t)first, heavy);
         light += keep_rows(l->behind + light, order, (int32_t)first, bits & ~heavy);
         l->chosen[i] = (uint16_t)bits;
         if (order) l->looked_up += __builtin_popcount(bits);
-        count += more;
         if (count - fetched >= AT_ONCE && fetched < l->fetched) { /* a few at a time: no branch more a group */
             fetch_rows(l, l->rows + fetched, AT_ONCE);
             fetched += AT_ONCE;

@@ -109,8 +109,8 @@ def test_logits_of_one_by_one(
         apart.append(float((got - want).abs().max()))
         assert ours.cached >= len(ours.tokens)
     guessing.close()
-    # of numbers around 1; vectors have 16 bits beside others, so a row's last bit differs, and rows at the border of a choice tip, or at
-    # that of light ones, of which there are many where a random model looks everywhere
+    # of numbers around 1; vectors have 16 bits beside others, so a row's last bit differs, and rows at the border of a choice tip, or
+    # at that of light ones, of which there are many where a random model looks everywhere
     apart.sort()
     assert apart[75] < 0.015 and apart[134] < 0.05
     assert apart[-1] < 0.005 or select not in ("exact", "window") or kv_dtype is not None

@@ -37,7 +37,7 @@ def rows_read(
         wanted = DEVICE_AT_90 * (0.1 / (LEFT_AHEAD * left)) ** DEVICE_HARDER * (max(rows, 1) / 3836) ** DEVICE_LONGER
     else:
         wanted = AT_90 * (0.1 / left) ** HARDER
-    return min(most, rows, max(LEAST, round(wanted)))
+    return min(most, max(LEAST, round(wanted)))
 
 
 def scored_rows(select: str, rows: int) -> float:
