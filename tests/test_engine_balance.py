@@ -129,6 +129,13 @@ def test_an_aim_is_no_lower_than_twice_what_may_be_left_out() -> None:
     assert made.mass is not None and least <= made.mass < least + 0.005
 
 
+def test_a_low_quality_still_aims_at_something() -> None:
+    """Twice what may be left out would be more than everything."""
+    aim = MassTarget(0.4, 1)
+    moves = [aim.sample(Sample(0.01, 100 + at, 0.005, 0.005, 0.3, 0.9), True) for at in range(400)]
+    assert min(move.after for move in moves if move) == aim.mass == pytest.approx(0.1)
+
+
 def test_quality_that_falls_raises_the_aim_before_the_round_is_over() -> None:
     machine = Machine(balance())
     machine.write(2000)

@@ -16,7 +16,7 @@ from hgca_cli.engine.sample import Sample
 from hgca_cli.events import Balanced
 
 WORTH, IDLE = 0.10, 0.02  # of a token's time: what a lower aim must be able to save; what is too little to save
-FURTHEST = 2.0  # the mass left out is at most so many times the plan's
+FURTHEST, ALMOST_ALL = 2.0, 0.9  # the mass left out is at most so many times the plan's, and never more than this
 STRIDE = 1.25  # and grows by so much at once
 MARGIN = 0.95  # of what may be missed is aimed at
 LEAST = 1.05  # smaller changes are not worth a move
@@ -36,7 +36,8 @@ class MassTarget:
         assert 0.0 < planned < 1.0
         self.mass = planned
         self._planned = planned
-        self._most = FURTHEST * (1.0 - planned)  # mass left out; less once that was found to be too much
+        allowed = 1.0 - planned
+        self._most = max(allowed, min(FURTHEST * allowed, ALMOST_ALL))  # mass left out; less once that was too much
         self._round = max(ENOUGH, layers)
         self._patience = 1  # rounds until a move by time; twice as many whenever it turns back
         self._lowered: bool | None = None  # the last move's direction
