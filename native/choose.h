@@ -29,7 +29,7 @@ typedef struct {
     float left, alike, most;
 } hgca_missing;
 
-/* Of rows with the mean value of their block, and of groups with their own mean key and value; measured (docs/log.md). */
+/* Of rows with the mean value of their block, and of groups and blocks with their own mean key and value; measured (docs/log.md). */
 #define HGCA_ROWS_ALIKE 50.0f
 #define HGCA_ROWS_MOST 8.0f
 #define HGCA_GROUPS_ALIKE 8.0f

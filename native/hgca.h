@@ -121,6 +121,7 @@ typedef struct {
  * with zeros.
  *   order    i32, position p of head h is row order[order_head_stride * h + p]; null: position p is row p
  *   codes    block b of head h starts codes_head_stride * h + b * hgca_block_bytes(dim) bytes after it
+ *   shared   from `first` on so many blocks at a time have the same scales and zeros, in each of them; 0: each has its own
  * Returns when all is written; large jobs use the worker threads. */
 typedef struct {
     hgca_span of;
@@ -128,6 +129,7 @@ typedef struct {
     int64_t order_head_stride;
     void *codes;
     int64_t codes_head_stride;
+    int32_t shared;
 } hgca_codes;
 
 int hgca_encode(const hgca_codes *job);
@@ -212,15 +214,17 @@ int64_t hgca_page_bytes(int32_t dim, int32_t kind); /* of a block */
  *   mean      mean key and mean value of a group, dtype mean_dtype, group g of head h starts mean_head_stride * h +
  *             mean_row_stride * g bytes after it (the mean value behind the mean key)
  *   apart     u8, 1: a group of rows that fit nowhere, always scanned
+ *   span, shared  every `span` blocks of their codes, a power of two, begin with `shared` that have the same scales (hgca_codes), which
+ *             are looked up once; 0: each has its own
  *   gate      HGCA_GATE_NONE: every code is read. HGCA_GATE_SCAN: groups are taken by what their mean keys say they may hold, until for
- *             the others 8 Q + (S / 4)^2 <= (1 - gate_mass)^2, with block_codes or pages S <= 1 - gate_mass (at most gate_most
+ *             the others 8 Q + (S / 4)^2 <= (1 - gate_mass)^2, with pages S <= 1 - gate_mass (at most gate_most
  *             groups, beside those apart), and only their codes are read. HGCA_GATE_READ: and all rows
  *             of these are read, without codes. The groups not taken enter as an estimate: 16 rows with the mean key and the
  *             mean value (RetroInfer, arXiv:2505.02922); those of little weight, with block_mean, by their mean key's code and their
  *             block's mean value
  *   block_codes   codes of the mean keys of blocks of 128 positions, i.e. of 8 groups, position b of these codes block b; and
- *             block_spread_codes of the variances of their keys: only the groups of blocks that may hold open_mass of everything are
- *             looked at; the other blocks enter as 128 rows with their mean key and block_mean, but for those that hold next to
+ *             block_spread_codes of the variances of their keys: blocks are opened until for those that stay closed 8 Q + (S / 4)^2 <=
+ *             (1 - open_mass)^2, and only an open block's groups are looked at; the other blocks enter as 128 rows with their mean key and block_mean, but for those that hold next to
  *             nothing together. Groups stand apart block by block then (that of a block's first group counts). null: all groups
  *             are looked at
  *   pages     groups are pages of page_kind, rows in their own order: there are no codes, no order, no means, and no estimate;
@@ -232,8 +236,8 @@ int64_t hgca_page_bytes(int32_t dim, int32_t kind); /* of a block */
 enum { HGCA_GATE_NONE = 0, HGCA_GATE_SCAN = 1, HGCA_GATE_READ = 2 };
 
 /* Sums over KV heads: positions scored by code, groups scored, rows read, groups that entered as an estimate, bytes of the store
- * and of its index that were touched for all that (rows with their int8 scales, codes with the scales of every block
- * looked into, means, and order where a row's number was looked up there; not `near` rows), and nanoseconds of threads: scoring groups, scoring codes,
+ * and of its index that were touched for all that (rows with their int8 scales, codes with the scales looked
+ * up for them, means, and order where a row's number was looked up there; not `near` rows), and nanoseconds of threads: scoring groups, scoring codes,
  * choosing, attending. */
 typedef struct {
     int64_t scanned;
@@ -272,6 +276,8 @@ typedef struct {
     int32_t mean_dtype;
     const uint8_t *apart;
     int64_t apart_head_stride;
+    int32_t span;
+    int32_t shared;
     int32_t gate;
     float gate_mass;
     int64_t gate_most;

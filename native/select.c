@@ -67,6 +67,9 @@ static void scan_codes(hgca_unit *u) {
         .first = u->first,
         .count = u->taken_count,
         .end = job->indexed,
+        .spanned = job->span ? job->clustered / HGCA_BLOCK : 0,
+        .span = job->span,
+        .shared = job->shared,
         .query = h->code_query,
         .softcap = job->rows.softcap,
         .scratch = u->scratch,
@@ -78,11 +81,11 @@ static void scan_codes(hgca_unit *u) {
     const int64_t behind = (u->taken[u->taken_count - 1] + 1) * (int64_t)HGCA_LANES - job->indexed; /* the last group's */
     u->stats.scanned = u->taken_count * HGCA_LANES - (behind > 0 ? behind : 0);
     u->stats.bytes += u->taken_count * hgca_lanes_bytes(scan.dim);
-    for (int64_t i = 0, block = -1; i < u->taken_count; i++)
-        if (u->taken[i] / HGCA_GROUPS != block) {
-            block = u->taken[i] / HGCA_GROUPS;
-            u->stats.bytes += hgca_scales_bytes(scan.dim);
-        }
+    for (int64_t i = 0, last = -1; i < u->taken_count; i++) {
+        const int64_t block = hgca_scales_of(&scan, u->taken[i] / HGCA_GROUPS);
+        if (block != last) u->stats.bytes += hgca_scales_bytes(scan.dim);
+        last = block;
+    }
 }
 
 /* What the last stage looks up here and there, while weights are computed from what is in cache: which rows the groups taken are, and

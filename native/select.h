@@ -19,6 +19,7 @@ enum { HGCA_QUERIES = 4 };
  *   codes    block 0 of the head;  dim  numbers of a row
  *   groups   which: position 16 g .. 16 g + 15;  count of them;  NULL: first, first + 1, ...
  *   end      positions from here on do not exist
+ *   spanned  of the first so many blocks every `span` (a power of two) begin with `shared` that have the scales of the first of them
  *   sides    0: codes. Else they are pages' boxes with so many sides (hgca_pages), 16 pages taking the place of 16 positions
  *   query    f32 [queries][dim rounded up to 8], zeros behind; brings scores into base 2 (with a softcap: natural)
  *   raw      out, if not NULL: f32 [queries][16 * count], the scores themselves, and nothing else is written; NaN where the
@@ -34,6 +35,9 @@ typedef struct {
     int64_t first;
     int64_t count;
     int64_t end;
+    int64_t spanned;
+    int32_t span;
+    int32_t shared;
     int32_t sides;
     const float *query;
     float softcap;
@@ -43,6 +47,12 @@ typedef struct {
     float *max;
     float *sum;
 } hgca_scan;
+
+/* The block that holds the scales of a block's codes. */
+static inline int64_t hgca_scales_of(const hgca_scan *scan, int64_t block) {
+    const int64_t in = block & (scan->span - 1);
+    return block < scan->spanned && in < scan->shared ? block - in : block;
+}
 
 /* By how much the log of the mass of n rows is above what their mean key says: v / 2 of scores that spread by the variance v, as
  * of normal ones; where they spread far it is about the largest that counts, and no more: from the variance `from` on

@@ -104,7 +104,7 @@ void hgca_choose_blocks(hgca_head *h, hgca_unit *units) {
     const hgca_selection *job = h->job;
     const int64_t blocks = job->clustered / HGCA_BLOCK;
     if (!job->block_codes || blocks == 0) return;
-    const hgca_missing missing = missing_of(job->open_mass, 0, 0.0f, 0.0f);
+    const hgca_missing missing = missing_of(job->open_mass, 1, HGCA_GROUPS_ALIKE, HGCA_GROUPS_MOST);
     const float least = hgca_least_weight(&missing, blocks), held = weigh_means(h, units, 1, least);
     h->open = choose_edge(h, units, &missing, 1, blocks, least);
     h->open.all = held != held; /* what is no number is not hidden */
@@ -113,8 +113,7 @@ void hgca_choose_blocks(hgca_head *h, hgca_unit *units) {
 void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
     const hgca_selection *job = h->job;
     if (job->gate == HGCA_GATE_NONE || job->clustered == 0) return;
-    const int plain = job->block_codes != NULL || job->pages != NULL;
-    const hgca_missing missing = missing_of(job->gate_mass, !plain, HGCA_GROUPS_ALIKE, HGCA_GROUPS_MOST);
+    const hgca_missing missing = missing_of(job->gate_mass, job->pages == NULL, HGCA_GROUPS_ALIKE, HGCA_GROUPS_MOST);
     const float least = hgca_least_weight(&missing, hgca_scored_groups(job)), held = weigh_means(h, units, 0, least);
     h->gate = choose_edge(h, units, &missing, 1, job->gate_most, least);
     h->gate.all = held != held;

@@ -22,7 +22,8 @@ static int check_clustered(const hgca_selection *job) {
     if (job->clustered < 0 || job->clustered % CLUSTER_STEP || job->clustered > job->indexed) return HGCA_BAD_ARGUMENT;
     if (job->gate < HGCA_GATE_NONE || job->gate > HGCA_GATE_READ) return HGCA_BAD_ARGUMENT;
     if (job->clustered == 0) return HGCA_OK;
-    if (!job->order) return HGCA_BAD_ARGUMENT;
+    if (!job->order || job->span < 0 || (job->span & (job->span - 1)) || job->shared < 0 || job->shared > job->span)
+        return HGCA_BAD_ARGUMENT;
     if (job->gate == HGCA_GATE_NONE) return job->block_codes ? HGCA_BAD_ARGUMENT : HGCA_OK;
     if (job->block_codes && (!job->block_spread_codes || !job->block_mean || !(job->open_mass > 0.0f && job->open_mass <= 1.0f)))
         return HGCA_BAD_ARGUMENT;

@@ -16,7 +16,7 @@ enum { AT_ONCE = 8 };
 
 #include "select_dots.h"
 
-/* A block's scales enter `queries` (a constant) queries, which are then rounded to 8 bits: step makes scores of dot products, base is
+/* Scales, as a block begins with them, enter `queries` (a constant) queries, which are then rounded to 8 bits: step makes scores of dot products, base is
  * the part of the score that all positions of the block share. One largest number a query, or there are not registers enough. */
 INLINE void place_queries(const float *query, int queries, const char *block, int64_t width, int8_t *query8, float *step, float *base) {
     const uint16_t *scale = (const uint16_t *)(const void *)block, *zero = scale + width;
@@ -89,10 +89,13 @@ INLINE void score_boxes(const hgca_scan *s, int64_t block, const float *query, l
             score[p] += load_bf16(box + (query[d] > 0.0f ? each - HGCA_LANES : 0) + p * LANES) * query[d];
 }
 
-/* The scales of a block that begins with the i-th group. */
+/* The block with the scales of the i-th group. */
+INLINE int64_t scales_at(const hgca_scan *s, int64_t i) { return hgca_scales_of(s, group_at(s, i) / HGCA_GROUPS); }
+
+/* The scales of the i-th group, if those of the one before it are others. */
 INLINE void prefetch_scales(const hgca_scan *s, int64_t i) {
-    const int64_t block = group_at(s, i) / HGCA_GROUPS;
-    if (i > 0 && group_at(s, i - 1) / HGCA_GROUPS == block) return;
+    const int64_t block = scales_at(s, i);
+    if (i > 0 && scales_at(s, i - 1) == block) return;
     for (int64_t b = 0; b < hgca_scales_bytes(s->dim); b += 64) __builtin_prefetch(s->codes + block * block_bytes(s->dim) + b, 0, 2);
 }
 
@@ -182,15 +185,15 @@ INLINE void scan_boxes(const hgca_scan *s, int first_query, int queries, float *
         }
 }
 
-/* Codes: two groups of a block at once. */
+/* Codes: two groups with the same scales at once. */
 INLINE void scan_codes(const hgca_scan *s, int first_query, int queries, float *raw, scanning *at) {
     const int64_t width = hgca_code_width(s->dim), n = s->count * HGCA_LANES;
     const int64_t ahead_by = AHEAD_BYTES / hgca_lanes_bytes(s->dim) + 1;
     int64_t placed = -1;
     prefetch_first(s, ahead_by);
     for (int64_t i = 0, both; i < s->count; i += 1 + both) {
-        const int64_t group = group_at(s, i), block = group / HGCA_GROUPS;
-        both = i + 1 < s->count && group_at(s, i + 1) / HGCA_GROUPS == block;
+        const int64_t group = group_at(s, i), block = scales_at(s, i);
+        both = i + 1 < s->count && scales_at(s, i + 1) == block;
         const int64_t other = both ? group_at(s, i + 1) : group;
         const uint8_t *const codes[2] = {codes_at(s, group), codes_at(s, other)}, *ahead[2] = {codes[0], codes[1]};
         for (int k = 0; k <= both; k++) {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hgca_cli import native, selection
+from hgca_cli import indexing, native, selection
 from hgca_cli.selection import Aimed, Reads, Selection
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -39,6 +39,7 @@ class Clustering:
     means: Tensor
     apart: Tensor
     block_codes: tuple[Tensor, Tensor] | None = None
+    shared: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Indexed:
         if self.clustering is not None:
             c = self.clustering
             gate = {"block_codes": c.block_codes, **gate} if gate else {"gate": "none", "mass": 1.0}
-            made.cluster(c.rows, c.order, c.group_codes, c.means, c.apart, **gate)
+            made.cluster(c.rows, c.order, c.group_codes, c.means, c.apart, shared=c.shared, **gate)
         return made
 
     def choose(self, query: Tensor, scale: float, softcap: float = 0.0, **options: Any) -> Result:
@@ -123,12 +124,12 @@ def index(
 
 def reindex(key: Tensor, value: Tensor, scales: Tensor | None, indexed: int) -> Indexed:
     """Codes of the first `indexed` rows."""
-    blocks = -(-indexed // selection.BLOCK)
-    codes = torch.empty(key.shape[0], blocks, selection.block_bytes(key.shape[2]), dtype=torch.uint8)
+    blocks = -(-indexed // indexing.BLOCK)
+    codes = torch.empty(key.shape[0], blocks, indexing.block_bytes(key.shape[2]), dtype=torch.uint8)
     means = torch.empty(key.shape[0], blocks, value.shape[2], dtype=torch.bfloat16)
     key_scale, value_scale = (None, None) if scales is None else scales[:, :indexed].unbind(-1)
-    selection.encode(key[:, :indexed], codes, 0, scale=key_scale)
-    selection.average(value[:, :indexed], means, 0, each=selection.BLOCK, scale=value_scale)
+    indexing.encode(key[:, :indexed], codes, 0, scale=key_scale)
+    indexing.average(value[:, :indexed], means, 0, each=indexing.BLOCK, scale=value_scale)
     return Indexed(key, value, scales, codes, means, indexed)
 
 
@@ -137,36 +138,47 @@ def cluster(plain: Indexed, clustered: int, apart: int, means_dtype: torch.dtype
     kv_heads, _, key_dim = plain.key.shape
     order = torch.empty(kv_heads, clustered, dtype=torch.int32)
     key_scale, value_scale = (None, None) if plain.scales is None else plain.scales.unbind(-1)
-    selection.cluster(plain.key, order, 0, apart=apart, scale=key_scale)
+    indexing.cluster(plain.key, order, 0, apart=apart, scale=key_scale)
     codes, block_means = plain.codes.clone(), plain.block_means.clone()
     whole = torch.cat([order, torch.arange(clustered, plain.indexed, dtype=torch.int32).expand(kv_heads, -1)], 1)
-    selection.encode(plain.key, codes, 0, scale=key_scale, order=whole)
-    selection.average(plain.value, block_means, 0, each=selection.BLOCK, scale=value_scale, order=whole)
-    groups = clustered // selection.GROUP
+    indexing.encode(plain.key, codes, 0, scale=key_scale, order=whole)
+    indexing.average(plain.value, block_means, 0, each=indexing.BLOCK, scale=value_scale, order=whole)
+    groups = clustered // indexing.GROUP
     means = torch.empty(kv_heads, groups, key_dim + plain.value.shape[2], dtype=torch.bfloat16)
-    selection.average(plain.key, means[..., :key_dim], 0, each=selection.GROUP, scale=key_scale, order=order)
-    selection.average(plain.value, means[..., key_dim:], 0, each=selection.GROUP, scale=value_scale, order=order)
-    group_codes = torch.empty(kv_heads, -(-groups // selection.BLOCK), codes.shape[2], dtype=torch.uint8)
-    selection.encode(means[..., :key_dim], group_codes, 0)
+    indexing.average(plain.key, means[..., :key_dim], 0, each=indexing.GROUP, scale=key_scale, order=order)
+    indexing.average(plain.value, means[..., key_dim:], 0, each=indexing.GROUP, scale=value_scale, order=order)
+    group_codes = torch.empty(kv_heads, -(-groups // indexing.BLOCK), codes.shape[2], dtype=torch.uint8)
+    indexing.encode(means[..., :key_dim], group_codes, 0)
     flags = torch.zeros(kv_heads, groups, dtype=torch.uint8)
     flags[:, groups - apart :] = 1
     made = Clustering(clustered, order, group_codes, means.to(means_dtype), flags)
     return replace(plain, codes=codes, block_means=block_means, clustering=made)
 
 
+def with_shared_scales(made: Indexed, span: int, shared: int) -> Indexed:
+    """Every `span` blocks of the clustering begin with so many that share their scales."""
+    c = made.clustering
+    assert c is not None
+    scale, codes = None if made.scales is None else made.scales[..., 0], made.codes.clone()
+    for first in range(0, c.rows, span * indexing.BLOCK):
+        end = min(c.rows, first + shared * indexing.BLOCK)
+        indexing.encode(made.key, codes, first, scale=scale, order=c.order[:, :end], shared=span)
+    return replace(made, codes=codes, clustering=replace(c, shared=(span, shared)))
+
+
 def with_blocks(made: Indexed) -> Indexed:
     """Codes of the mean keys of blocks and of the variances about them, beside those of groups."""
     c = made.clustering
     assert c is not None
-    blocks, (heads, _, dim) = c.rows // selection.BLOCK, made.key.shape
+    blocks, (heads, _, dim) = c.rows // indexing.BLOCK, made.key.shape
     scale = None if made.scales is None else made.scales[..., 0]
     keys = torch.empty(2, heads, blocks, dim, dtype=torch.bfloat16)
-    codes = torch.empty(2, heads, -(-blocks // selection.BLOCK), selection.block_bytes(dim), dtype=torch.uint8)
+    codes = torch.empty(2, heads, -(-blocks // indexing.BLOCK), indexing.block_bytes(dim), dtype=torch.uint8)
     for spread in (0, 1):
-        selection.average(
-            made.key, keys[spread], 0, each=selection.BLOCK, scale=scale, order=c.order, spread=bool(spread)
+        indexing.average(
+            made.key, keys[spread], 0, each=indexing.BLOCK, scale=scale, order=c.order, spread=bool(spread)
         )
-        selection.encode(keys[spread], codes[spread], 0)
+        indexing.encode(keys[spread], codes[spread], 0)
     return replace(made, clustering=replace(c, block_codes=(codes[0], codes[1])))
 
 

@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from hgca_cli import selection
+from hgca_cli import indexing, selection
 from hgca_cli.attention.select import make_selector
 from hgca_cli.attention.select.exact import Exact
 from hgca_cli.attention.select.page import Page
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import NativeError, UsageError
+from hgca_cli.indexing import GROUP
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.kv.store import Store
-from hgca_cli.selection import GROUP, Aimed, Selection
+from hgca_cli.selection import Aimed, Selection
 from tests import reference
 
 KV_HEADS, GROUP_HEADS, DIM = 2, 3, 20
@@ -31,8 +32,8 @@ def known(pages: Tensor, kind: str) -> Tensor:
 
 def written(keys: Tensor, kind: str, scale: Tensor | None = None) -> Tensor:
     blocks = -(-keys.shape[1] // GROUP**2)
-    pages = torch.zeros(keys.shape[0], blocks, selection.page_bytes(keys.shape[2], kind), dtype=torch.uint8)
-    selection.write_pages(keys, pages, 0, kind=kind, scale=scale)
+    pages = torch.zeros(keys.shape[0], blocks, indexing.page_bytes(keys.shape[2], kind), dtype=torch.uint8)
+    indexing.write_pages(keys, pages, 0, kind=kind, scale=scale)
     return pages
 
 
@@ -111,7 +112,7 @@ def test_the_pages_that_weigh_most_are_read(
     assert (out - wanted).abs().max() <= 1e-5 and (lse - wanted_lse).abs().max() <= 1e-5
     read = sum(len(one) for one in lists)
     assert job.rows_read.tolist() == [len(one) for one in lists] and job.reads.read == read
-    blocks = -(-rows // GROUP**2) * selection.page_bytes(DIM, kind) * KV_HEADS
+    blocks = -(-rows // GROUP**2) * indexing.page_bytes(DIM, kind) * KV_HEADS
     assert job.reads.bytes == blocks + read * (DIM + case.count) * 4
 
 
@@ -147,9 +148,9 @@ def test_what_is_no_number_is_not_hidden(isa: str, odd: float, kind: str, rng: t
 def test_refusals(rng: torch.Generator) -> None:
     keys = torch.randn(2, 40, 8, generator=rng)
     with pytest.raises(NativeError, match="cannot be those"):
-        selection.write_pages(keys, torch.zeros(2, 1, 5, dtype=torch.uint8), 0, kind="box")
+        indexing.write_pages(keys, torch.zeros(2, 1, 5, dtype=torch.uint8), 0, kind="box")
     with pytest.raises(NativeError):
-        selection.write_pages(keys, written(keys, "box"), 3, kind="box")
+        indexing.write_pages(keys, written(keys, "box"), 3, kind="box")
     case = Case(rng, 100, "box", 0.0)
     job = Selection(6, case.keys, case.values, None, mass=0.9)
     job.hold(100, 100)

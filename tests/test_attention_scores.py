@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hgca_cli import selection
+from hgca_cli import indexing
 from hgca_cli.attention.scoring import decoded
 from hgca_cli.attention.select.mirror import Coded
 from hgca_cli.attention.tables import Places, placed
@@ -29,8 +29,8 @@ ROOM = 2 * EACH
 
 def made_up(layout: LayerLayout, rng: torch.Generator, sharp: float = 1.0) -> Tensor:
     """Codes u8 [kv_heads, blocks, bytes]. Every eighth number is large."""
-    dim, blocks = layout.key_dim, ROOM // selection.BLOCK
-    width = selection.block_bytes(dim)
+    dim, blocks = layout.key_dim, ROOM // indexing.BLOCK
+    width = indexing.block_bytes(dim)
     codes = torch.randint(0, 256, (layout.kv_heads, blocks, width), dtype=torch.uint8, generator=rng)
     step = sharp * (0.1 + torch.rand(layout.kv_heads, blocks, dim, generator=rng))
     step[..., ::8] *= 10
@@ -49,7 +49,7 @@ class Made:
 
         self.scores = Scores(layout, len(rows), ROOM, DEVICE)
         there = [one.to(DEVICE) for one in codes]
-        means = torch.zeros(layout.kv_heads, ROOM // selection.BLOCK, 32, dtype=torch.bfloat16, device=DEVICE)
+        means = torch.zeros(layout.kv_heads, ROOM // indexing.BLOCK, 32, dtype=torch.bfloat16, device=DEVICE)
         window = torch.zeros(2, layout.kv_heads, 1, 64, device=DEVICE).unbind()
         places: Places = placed([window] * len(rows), [Coded(one, means) for one in there], looked_up=True)
         limits = torch.tensor([[count, 0, 0, 0, 0] for count in rows], device=DEVICE)
@@ -75,7 +75,7 @@ def test_scores_are_those_of_the_codes(shape: tuple[int, ...], softcap: float, r
         size = (asked.abs() @ decoded(codes[index], layout.key_dim)[:, :count].double().abs().mT).flatten(0, 1)
         steps = codes[index][..., : 2 * layout.key_dim].contiguous().view(torch.bfloat16).double()
         large = (asked.unsqueeze(2) * steps.unsqueeze(1)).abs().amax(-1).flatten(0, 1)  # heads, blocks
-        rounded = large.repeat_interleave(selection.BLOCK, 1)[:, :count] / (127 * 256 + 127) / 2 * 15 * layout.key_dim
+        rounded = large.repeat_interleave(indexing.BLOCK, 1)[:, :count] / (127 * 256 + 127) / 2 * 15 * layout.key_dim
         score = softcap * torch.tanh(score / softcap) if softcap else score
         off = (got.made[index, :, :count].double() - score).abs()
         assert (off <= 0.1 * (rounded + 4e-6 * size) + 4e-6 * (softcap + score.abs())).all()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hgca_cli import selection
+from hgca_cli import indexing, selection
 from hgca_cli.attention.scoring import BINS, WHOLE, Guessed, Scoring, decoded, merged
 from hgca_cli.attention.select.codes import Codes
 from hgca_cli.attention.select.mirror import Mirror
@@ -159,7 +159,7 @@ def test_the_copy_follows_rows_that_come_and_go(rng: torch.Generator) -> None:
             case.store.append(*torch.randn(2, 2, more, 64, generator=rng))
             case.codes.extend(case.store)
         mirror.follow(codes)
-        blocks = -(-cases[0].store.rows // selection.BLOCK)
+        blocks = -(-cases[0].store.rows // indexing.BLOCK)
         for coded, of in zip(mirror.layers, codes, strict=True):
             assert torch.equal(coded.codes[:, :blocks], of.whole[:, :blocks])
             assert torch.equal(coded.means[:, :blocks], of.means[:, :blocks])

@@ -72,7 +72,7 @@ def test_closed_blocks_are_estimated(isa: str, threads: int, gate: str, mass: fl
     pairs, opened = weight.view(2, -1, 2), taken.view(2, -1, 2)[..., 0]
     for head in range(2):
         closed = pairs[head][~opened[head]]
-        assert closed.sum() <= 1.01 * (1 - mass) + 0.01
+        assert reference.left_out(closed.flatten(), 8.0, 4.0) <= 1.01 * (1 - mass) + 0.01
         assert closed.max() <= pairs[head][opened[head]].amax(1)[:-1].min() * 1.15 + 1e-9
     # what is closed enters with the mean value of its block
     got = made.choose(query, scale, **options)
@@ -103,7 +103,7 @@ def test_what_does_not_enter_is_next_to_nothing(isa: str) -> None:
     """Estimates below a twentieth of their share of what is left out are dropped: the result stays near the one with all."""
     made, query = alike(16384, 16384, 8), random_query(6, 24)
     want, lse = reference.attend(query, *made.rows, 0.25)
-    got = made.choose(query, 0.25, mass=0.97, estimate=True, gate=opening(0.995, groups=0.95))
+    got = made.choose(query, 0.25, mass=0.97, estimate=True, gate=opening(0.99, groups=0.99))
     assert got.rows_read.max() < 6000
     assert (got.out - want).norm() < 0.05 * want.norm() and (got.lse - lse).abs().max() < 0.05
 

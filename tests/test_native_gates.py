@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hgca_cli.errors import NativeError
 from hgca_cli.native import ffi, lib
 from hgca_cli.selection import Aimed
 from tests import reference
-from tests.indexed import DTYPES, Indexed, cluster, index, near_rows, random_query, row_bytes
+from tests.indexed import DTYPES, Indexed, cluster, index, near_rows, random_query, row_bytes, with_shared_scales
 from tests.test_native_selection import assert_dense, code_scores, shares, true_scores
 
 GROUP = 16
@@ -139,6 +140,37 @@ def test_bytes_behind_a_gate_are_counted(dtype: torch.dtype, gate: str) -> None:
     listed = reads.bytes - wanted - codes
     blocks = {listed - 4 * n for n in range(reads.read - 44, reads.read + 1)} & {96 * n for n in (2, 3)}
     assert blocks  # 4 bytes for a row of the clustering, 96 for a block's scales
+
+
+@pytest.mark.parametrize("gate", ["none", "scan"])
+@pytest.mark.parametrize(("span", "shared"), [(2, 2), (4, 3), (16, 16)])
+def test_scales_that_blocks_share_are_looked_up_once(isa: str, span: int, shared: int, gate: str) -> None:
+    rows = 2 * span * 128 + 300
+    made, query = (
+        with_shared_scales(cluster(index(2, rows, 20, 12, torch.float32), rows - 300, 8), span, shared),
+        random_query(8, 20),
+    )
+    assert made.clustering is not None
+    each_its_own = replace(made, clustering=replace(made.clustering, shared=(0, 0)))
+    options: dict[str, Any] = {"mass": 0.9, "gate": {"gate": gate, "mass": 0.8}}
+    before = native.threads()
+    try:
+        native.set_threads(1)
+        got, other = (one.choose(query, 0.2, **options) for one in (made, each_its_own))
+    finally:
+        native.set_threads(before)
+    assert torch.equal(got.out, other.out) and torch.equal(got.lse, other.lse)
+    assert torch.equal(got.rows_read, other.rows_read) and got.reads.scanned == other.reads.scanned
+    saved = other.reads.bytes - got.reads.bytes
+    assert 0 < saved <= 2 * 2 * (shared - 1) * 96  # once for each unit that looks into a span
+
+
+@pytest.mark.parametrize("shared", [(3, 1), (4, 5), (-4, 0), (0, 1)])
+def test_no_such_shares_of_scales(shared: tuple[int, int]) -> None:
+    made = cluster(index(2, 600, 20, 12, torch.float32), 512, 1)
+    assert made.clustering is not None
+    with pytest.raises(NativeError):
+        replace(made, clustering=replace(made.clustering, shared=shared)).choose(random_query(6, 20), 0.2, mass=0.9)
 
 
 def test_nothing_of_a_group_that_is_no_number_is_hidden(isa: str) -> None:

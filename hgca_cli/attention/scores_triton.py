@@ -16,7 +16,7 @@ import triton  # type: ignore[import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
-from hgca_cli import selection
+from hgca_cli import indexing
 from hgca_cli.attention.products_triton import multiply
 from hgca_cli.attention.scoring import decoded
 from hgca_cli.attention.select.mirror import Coded
@@ -158,7 +158,7 @@ class Scores:
         self._group = layout.heads // layout.kv_heads
         self._sets = min(MOST_SETS, triton.cdiv(self._group, 4))
         self._batches = triton.cdiv(self._group, 4 * self._sets)
-        self._layout, self._blocks, self._room = layout, room // selection.BLOCK, room
+        self._layout, self._blocks, self._room = layout, room // indexing.BLOCK, room
         self._padded = max(64, triton.next_power_of_2(layout.key_dim))
         count = sequences, layout.kv_heads, self._batches, self._blocks, self._sets
         self._folded = torch.empty(*count, 8 * self._padded, dtype=torch.int8, device=device)
@@ -188,7 +188,7 @@ class Scores:
         folded, lines, heads = self._folded[part], self._lines[part], self._layout.kv_heads * self._batches
         shape = {
             "GROUPED": self._group, "BATCHES": self._batches, "SETS": self._sets, "KEY": self._layout.key_dim,
-            "PADDED": self._padded, "AT_ONCE": AT_ONCE, "BLOCK": selection.BLOCK,
+            "PADDED": self._padded, "AT_ONCE": AT_ONCE, "BLOCK": indexing.BLOCK,
             "CODES": CODES, "FIELDS": FIELDS, "UNIT": UNIT, "num_warps": AT_ONCE,
         }  # fmt: skip
         after, count = limits.stride(0), len(limits)
@@ -206,8 +206,8 @@ def matrix_units(group: int, dim: int, device: torch.device) -> bool:
     """Whether a GPU has the matrix units and Triton lays out what they are to multiply as they want it, found by trying."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return False
-    rng, rows = torch.Generator().manual_seed(0), AT_ONCE * selection.BLOCK
-    codes = torch.randint(256, (1, AT_ONCE, selection.block_bytes(dim)), dtype=torch.uint8, generator=rng)
+    rng, rows = torch.Generator().manual_seed(0), AT_ONCE * indexing.BLOCK
+    codes = torch.randint(256, (1, AT_ONCE, indexing.block_bytes(dim)), dtype=torch.uint8, generator=rng)
     codes[..., : 4 * dim] = torch.rand(1, AT_ONCE, 2 * dim, generator=rng).bfloat16().view(torch.uint8)
     query = torch.randn(1, group, dim, generator=rng)
     wanted = query[0] @ decoded(codes, dim)[0].mT

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hgca_cli import native, selection
+from hgca_cli import indexing, native
 from hgca_cli.attention.merge import Partial
 from hgca_cli.attention.select.mirror import Coded
 from hgca_cli.attention.tables import Places
@@ -49,7 +49,7 @@ class Scoring:
 
     def __init__(self, layout: LayerLayout, rows: int, limits: Tensor, *, ahead: bool = False) -> None:
         self.layout, self.limits, self._ahead = layout, limits, ahead
-        self.rows = max(1, -(-rows // selection.BLOCK)) * selection.BLOCK
+        self.rows = max(1, -(-rows // indexing.BLOCK)) * indexing.BLOCK
         device = limits.device
         with torch.inference_mode(False):
             self.row = torch.zeros(
@@ -58,7 +58,7 @@ class Scoring:
             shape = len(limits), layout.heads, 1
             self._guessed = Guessed(torch.zeros(*shape, layout.value_dim), torch.zeros(shape))
         self.named = [[native.address(own, "int32_t *") for own in turn] for turn in self.row]
-        self._block = layout.kv_heads * (selection.block_bytes(layout.key_dim) + 2 * layout.value_dim)
+        self._block = layout.kv_heads * (indexing.block_bytes(layout.key_dim) + 2 * layout.value_dim)
         self._kernels = None
         if device.type == "cuda":
             from hgca_cli.attention import scoring_triton
@@ -79,7 +79,7 @@ class Scoring:
 
     def bytes_scored(self, rows: int) -> int:
         """Bytes of codes and means of so many rows that a token of a layer reads on the device."""
-        return -(-rows // selection.BLOCK) * self._block
+        return -(-rows // indexing.BLOCK) * self._block
 
     def choose(
         self,
@@ -142,8 +142,8 @@ class Scoring:
         named = taken.nonzero()[:, 1].int()
         row[: len(named)] = named
         rest = weight.masked_fill(taken.unsqueeze(1), 0.0)
-        blocks = -(-rows // selection.BLOCK)
-        rest = torch.nn.functional.pad(rest, (0, blocks * selection.BLOCK - rows)).unflatten(-1, (blocks, -1)).sum(-1)
+        blocks = -(-rows // indexing.BLOCK)
+        rest = torch.nn.functional.pad(rest, (0, blocks * indexing.BLOCK - rows)).unflatten(-1, (blocks, -1)).sum(-1)
         held = rest.sum(-1, keepdim=True)
         out = torch.where(held > 0, rest @ coded.means[:, :blocks].float() / held, 0.0)
         lse = torch.where(held > 0, held.log() + whole.unsqueeze(-1), float("-inf"))
@@ -173,7 +173,7 @@ def decoded(codes: Tensor, dim: int) -> Tensor:
     )
     packed = codes[..., 4 * wide :].reshape(heads, blocks, 8, wide // 8, 16, 4)  # lanes, chunks, positions, numbers
     both = torch.stack([packed & 15, packed >> 4], dim=-2)  # of a chunk: 4 low halves, 4 high ones
-    whole = both.permute(0, 1, 2, 4, 3, 5, 6).reshape(heads, blocks, selection.BLOCK, wide)
+    whole = both.permute(0, 1, 2, 4, 3, 5, 6).reshape(heads, blocks, indexing.BLOCK, wide)
     return (whole * step + zero).reshape(heads, -1, wide)[..., :dim]
 
 

@@ -14,7 +14,7 @@ import triton  # type: ignore[import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
-from hgca_cli import selection
+from hgca_cli import indexing
 from hgca_cli.attention import scores_triton, scoring
 from hgca_cli.attention.tables import FIELDS, MEANS, UNIT, Places
 
@@ -173,11 +173,11 @@ class Kernels:
         shape, device = of.layout, of.limits.device
         # not `of`, which holds this
         self.layout, self.limits, self.group = shape, of.limits, shape.heads // shape.kv_heads
-        self.each = -(-max(PART, -(-of.rows // MOST_PARTS)) // selection.BLOCK) * selection.BLOCK
+        self.each = -(-max(PART, -(-of.rows // MOST_PARTS)) // indexing.BLOCK) * indexing.BLOCK
         self.parts = -(-of.rows // self.each)
         room = self.parts * self.each
         self.scorer = scores_triton.Scores(shape, len(of.limits), room, device)
-        once, most = scores_triton.AT_ONCE * selection.BLOCK, max(32, SCORED // triton.next_power_of_2(self.group))
+        once, most = scores_triton.AT_ONCE * indexing.BLOCK, max(32, SCORED // triton.next_power_of_2(self.group))
         self.scored_each = triton.cdiv(of.rows, once * most) * once
 
         def memory(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -219,7 +219,7 @@ class Kernels:
         )
         heads, group, count, after = shape.kv_heads, self.group, len(limits), limits.stride(0)
         grid, padded = (heads, parts, count), triton.next_power_of_2(group)
-        means, block, most = places.codes.view(torch.bfloat16), selection.BLOCK, scoring.BINS
+        means, block, most = places.codes.view(torch.bfloat16), indexing.BLOCK, scoring.BINS
         self.scorer.make(
             query, places.codes, table, limits, scores, tops, sums,
             each=self.scored_each, scale=scale, softcap=softcap, part=part,

@@ -12,6 +12,18 @@ enum { BLOCK = HGCA_BLOCK, GROUP = HGCA_LANES };
 
 static int64_t up(int64_t n, int64_t each) { return (n + each - 1) / each; }
 
+/* Spans of some clusterings begin with blocks whose scales are the same. */
+static int share_scales(hgca_selection *job, hgca_codes encode, int64_t clustered) {
+    int bad = 0;
+    job->span = (int32_t)(clustered / 256 % 3 * 2), job->shared = job->span - (int32_t)(clustered / 512 % 2) * (job->span > 0);
+    for (int64_t first = 0; job->span && first < clustered; first += job->span * BLOCK) {
+        const int64_t shared = job->shared * BLOCK, left = clustered - first;
+        encode.of.first = first, encode.of.count = left < shared ? left : shared, encode.shared = job->span;
+        bad |= hgca_encode(&encode);
+    }
+    return bad;
+}
+
 static void *room(int64_t bytes) { return must(malloc((size_t)(bytes ? bytes : 1))); }
 
 /* An index of the first rows of a problem, as the description takes it. */
@@ -53,6 +65,7 @@ static void make_index(hgca_selection *job, const problem *p, int64_t indexed, i
                                  .heads = rows->kv_heads, .dim = rows->key_dim, .dtype = HGCA_BF16},
                           .codes = group_codes, .codes_head_stride = up(groups, BLOCK) * bytes};
     bad |= hgca_encode(&encode) | hgca_average(&keys) | hgca_average(&values) | hgca_average(&whole) | hgca_encode(&grouped);
+    bad |= share_scales(job, encode, clustered);
     const int64_t held = clustered / BLOCK, bytes_of_codes = up(held, BLOCK) * bytes;
     uint16_t *block_key = room(4 * heads * held * rows->key_dim);
     char *block_codes = room(2 * heads * bytes_of_codes);
@@ -278,6 +291,9 @@ static const char *one(uint64_t seed) {
     if (!wrong) wrong = bounds(&job, p.job.out, p.job.lse, largest);
     memcpy(before, p.job.out, 4 * (size_t)numbers);
     if (!wrong && (run(&job) || memcmp(before, p.job.out, 4 * (size_t)numbers))) wrong = "the same call again";
+    hgca_selection own_scales = job;
+    own_scales.span = own_scales.shared = 0;
+    if (!wrong && (run(&own_scales) || memcmp(before, p.job.out, 4 * (size_t)numbers))) wrong = "scales that each block has";
     job.near = NULL;
     if (!wrong && s.rows > 0) wrong = relayed(&job, largest);
     drop_index(&job, block_mean, block_codes);

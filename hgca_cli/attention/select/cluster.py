@@ -16,8 +16,8 @@ from functools import cached_property
 
 from torch import Tensor
 
-from hgca_cli import selection
-from hgca_cli.attention.select.clusters import Clusters
+from hgca_cli import indexing
+from hgca_cli.attention.select.clusters import BLOCKS, Clusters, shared_blocks
 from hgca_cli.attention.select.exact import Unwatching
 from hgca_cli.attention.select.scan import Scan
 from hgca_cli.kv.layout import LayerLayout
@@ -26,9 +26,8 @@ from hgca_cli.kv.store import Store
 from hgca_cli.selection import Selection
 
 BLOCKS_FROM = 32768  # clustered rows from which blocks of 128 are looked at before groups
-OPEN_MASS = 0.998  # what the blocks that are opened may hold
-GATE_MASS, LONG_GATE_MASS = 0.99, 0.95  # what the groups that are looked at may hold, of all and where there are blocks
-GATE_SHARE, LONG_GATE_SHARE = 0.2, 0.25  # most of the groups
+GATE_MASS = 0.99  # what is looked at may hold about so much: blocks that are opened, and groups
+GATE_SHARE = 0.5  # most of the groups; with a fifth the divergence at 28k is four times as large (docs/log.md)
 
 
 class Cluster(Scan):
@@ -62,7 +61,7 @@ class Cluster(Scan):
         if clusters.rows != self._described_rows:
             self._described_rows = clusters.rows
             gate = self.gate if self.mass < 1.0 or self._budget is not None else "none"
-            mass, most = self._gate(clusters.rows // selection.GROUP)
+            mass, most = self._gate(clusters.rows // indexing.GROUP)
             described.cluster(
                 clusters.rows,
                 clusters.order,
@@ -71,7 +70,8 @@ class Cluster(Scan):
                 clusters.apart,
                 spread_codes=clusters.spread_codes,
                 block_codes=clusters.block_codes if gate != "none" and clusters.rows >= BLOCKS_FROM else None,
-                open_mass=OPEN_MASS,
+                open_mass=GATE_MASS,
+                shared=(BLOCKS, shared_blocks(self.apart)),
                 gate=gate,
                 mass=mass,
                 most=most,
@@ -130,6 +130,4 @@ class TwoLevel(Cluster):
     blocks = True
 
     def _gate(self, groups: int) -> tuple[float, int]:
-        short = groups * selection.GROUP < BLOCKS_FROM
-        mass, share = (GATE_MASS, GATE_SHARE) if short else (LONG_GATE_MASS, LONG_GATE_SHARE)
-        return mass, max(1, round(share * groups))
+        return GATE_MASS, max(1, round(GATE_SHARE * groups))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hgca_cli import native, selection
+from hgca_cli import indexing, native
 from hgca_cli.attention.select.codes import Codes
 from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.layout import LayerLayout
@@ -23,15 +23,15 @@ from hgca_cli.kv.worker import worker
 
 SEGMENT = 2048  # rows clustered together
 PATIENCE = 256  # rows after a segment until it is used
-GROUPS = SEGMENT // selection.GROUP
-BLOCKS = SEGMENT // selection.BLOCK
+GROUPS = SEGMENT // indexing.GROUP
+BLOCKS = SEGMENT // indexing.BLOCK
 
 
 class Segment(NamedTuple):
     """One segment, clustered; positions count from its first row."""
 
     order: Tensor  # i32 [kv_heads, 2048], rows of the store
-    codes: Tensor  # u8 [kv_heads, 16, bytes], of the keys in that order
+    codes: Tensor  # u8 [kv_heads, 16, bytes], of the keys in that order; but for rows like no others they share their scales
     block_means: Tensor  # bf16 [kv_heads, 16, value_dim]
     group_codes: Tensor  # u8 [kv_heads, 1, bytes], of the mean keys
     spread_codes: Tensor  # u8 likewise, of the variances of their keys
@@ -58,13 +58,13 @@ class Clusters:
         heads, width = layout.kv_heads, layout.key_dim + layout.value_dim
         what = "the index of older rows"
         self._order = GrowingArray(heads, segments * SEGMENT, 1, torch.int32, what)
-        self._codes = GrowingArray(heads, segments, selection.block_bytes(layout.key_dim), torch.uint8, what)
-        self._spread = GrowingArray(heads, segments, selection.block_bytes(layout.key_dim), torch.uint8, what)
+        self._codes = GrowingArray(heads, segments, indexing.block_bytes(layout.key_dim), torch.uint8, what)
+        self._spread = GrowingArray(heads, segments, indexing.block_bytes(layout.key_dim), torch.uint8, what)
         self._means = GrowingArray(heads, segments * GROUPS, width, torch.bfloat16, what)
         self.order, self.group_codes, self.means = self._order.whole[..., 0], self._codes.whole, self._means.whole
         self.spread_codes = self._spread.whole
         self._block_keys = GrowingArray(heads, blocks * segments * BLOCKS, 2 * layout.key_dim, torch.bfloat16, what)
-        size = (heads, -(-segments * BLOCKS // selection.BLOCK), selection.block_bytes(layout.key_dim))
+        size = (heads, -(-segments * BLOCKS // indexing.BLOCK), indexing.block_bytes(layout.key_dim))
         self._block_codes = [GrowingArray(*size, torch.uint8, what) for _ in range(2 * blocks)]
         self.block_codes = (self._block_codes[0].whole, self._block_codes[1].whole) if blocks else None
         self.apart = torch.zeros(heads, segments, GROUPS, dtype=torch.uint8)
@@ -84,7 +84,7 @@ class Clusters:
         if self._block_codes:
             blocks = segments * BLOCKS
             arrays.append((self._block_keys, blocks))
-            arrays += [(one, -(-blocks // selection.BLOCK)) for one in self._block_codes]
+            arrays += [(one, -(-blocks // indexing.BLOCK)) for one in self._block_codes]
         return arrays
 
     def share(self, files: SharedFiles) -> None:
@@ -149,12 +149,17 @@ class Clusters:
 
     def _encode_blocks(self) -> None:
         """The last of the blocks' codes anew: 128 blocks, those of eight segments, share their scales."""
-        blocks = self.rows // selection.BLOCK
-        of_which = -(-blocks // selection.BLOCK)
+        blocks = self.rows // indexing.BLOCK
+        of_which = -(-blocks // indexing.BLOCK)
         keys = self._block_keys.whole[:, :blocks].unflatten(2, (2, self._layout.key_dim))
         for which, codes in enumerate(self._block_codes):
             codes.commit(of_which, max(0, of_which - 1))
-            selection.encode(keys[:, :, which], codes.whole, max(0, of_which - 1) * selection.BLOCK)
+            indexing.encode(keys[:, :, which], codes.whole, max(0, of_which - 1) * indexing.BLOCK)
+
+
+def shared_blocks(apart: int) -> int:
+    """A segment's first blocks, whose codes share their scales: those of rows like others. apart: groups of the others."""
+    return (GROUPS - apart) * indexing.GROUP // indexing.BLOCK
 
 
 def _workers() -> ThreadPoolExecutor:
@@ -164,7 +169,7 @@ def _workers() -> ThreadPoolExecutor:
 def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int, apart: int, of_blocks: bool) -> Segment:
     """Cluster rows first .. first + 2047, one KV head after another: so little at once stays off the pool's threads."""
     heads, key_dim, value_dim = keys.shape[0], keys.shape[2], values.shape[2]
-    width = selection.block_bytes(key_dim)
+    width = indexing.block_bytes(key_dim)
     made = Segment(
         torch.empty(heads, SEGMENT, dtype=torch.int32),
         torch.empty(heads, BLOCKS, width, dtype=torch.uint8),
@@ -178,16 +183,18 @@ def _cluster(keys: Tensor, values: Tensor, scales: Tensor | None, first: int, ap
         one = slice(head, head + 1)
         key, value, order = keys[one], values[one], made.order[one]
         key_scale, value_scale = (None, None) if scales is None else scales[one].unbind(-1)
-        selection.cluster(key, order, first, apart=apart, scale=key_scale)
-        selection.encode(key, made.codes[one], 0, scale=key_scale, order=order)
-        selection.average(value, made.block_means[one], 0, each=selection.BLOCK, scale=value_scale, order=order)
+        indexing.cluster(key, order, first, apart=apart, scale=key_scale)
+        alike = shared_blocks(apart) * indexing.BLOCK
+        indexing.encode(key, made.codes[one], 0, scale=key_scale, order=order[:, :alike], shared=BLOCKS)
+        indexing.encode(key, made.codes[one], alike, scale=key_scale, order=order)
+        indexing.average(value, made.block_means[one], 0, each=indexing.BLOCK, scale=value_scale, order=order)
         for spread, of_block in enumerate(made.block_keys[one].unbind(2) if made.block_keys is not None else ()):
-            selection.average(key, of_block, 0, each=selection.BLOCK, scale=key_scale, order=order, spread=bool(spread))
+            indexing.average(key, of_block, 0, each=indexing.BLOCK, scale=key_scale, order=order, spread=bool(spread))
         mean_key, mean_value = made.means[one][..., :key_dim], made.means[one][..., key_dim:]
-        selection.average(key, mean_key, 0, each=selection.GROUP, scale=key_scale, order=order)
-        selection.average(value, mean_value, 0, each=selection.GROUP, scale=value_scale, order=order)
-        selection.encode(mean_key, made.group_codes[one], 0)
+        indexing.average(key, mean_key, 0, each=indexing.GROUP, scale=key_scale, order=order)
+        indexing.average(value, mean_value, 0, each=indexing.GROUP, scale=value_scale, order=order)
+        indexing.encode(mean_key, made.group_codes[one], 0)
         variances = torch.empty_like(mean_key, memory_format=torch.contiguous_format)
-        selection.average(key, variances, 0, each=selection.GROUP, scale=key_scale, order=order, spread=True)
-        selection.encode(variances, made.spread_codes[one], 0)
+        indexing.average(key, variances, 0, each=indexing.GROUP, scale=key_scale, order=order, spread=True)
+        indexing.encode(variances, made.spread_codes[one], 0)
     return made

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hgca_cli import selection
+from hgca_cli import indexing
 from hgca_cli.attention.select.codes import Codes
 from hgca_cli.kv.layout import LayerLayout
 
@@ -35,8 +35,8 @@ class Mirror:
     """Of the layers of one sequence, which are alike, with room for `rows` rows each. layers: on the device."""
 
     def __init__(self, layout: LayerLayout, layers: int, rows: int, device: torch.device) -> None:
-        blocks = -(-rows // selection.BLOCK)
-        sizes = (selection.block_bytes(layout.key_dim), torch.uint8), (layout.value_dim, torch.bfloat16)
+        blocks = -(-rows // indexing.BLOCK)
+        sizes = (indexing.block_bytes(layout.key_dim), torch.uint8), (layout.value_dim, torch.bfloat16)
         with torch.inference_mode(False):
             self._whole = [
                 torch.zeros(layers, layout.kv_heads, blocks, width, dtype=dtype, device=device)
@@ -61,7 +61,7 @@ class Mirror:
         """
         same = len(codes) == len(self._of) and all(a is b for a, b in zip(codes, self._of, strict=True))
         first = min(one.kept for one in codes) if same else 0
-        end = -(-codes[0].rows // selection.BLOCK)
+        end = -(-codes[0].rows // indexing.BLOCK)
         if first >= end:
             return
         ready = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from hgca_cli import selection
+from hgca_cli import indexing
 from hgca_cli.attention.select.exact import Unwatching
 from hgca_cli.kv.growing import GrowingArray
 from hgca_cli.kv.layout import LayerLayout
@@ -18,7 +18,7 @@ from hgca_cli.kv.shared import SharedFiles
 from hgca_cli.kv.store import Store
 from hgca_cli.selection import Selection
 
-BLOCK = selection.GROUP * selection.GROUP  # rows of 16 pages, which lie side by side
+BLOCK = indexing.GROUP * indexing.GROUP  # rows of 16 pages, which lie side by side
 
 
 BUDGET = 0.2  # of the pages, where nothing is asked for: with the bounds a quarter of the store's bytes
@@ -42,7 +42,7 @@ class Page(Unwatching):
         self._budget = BUDGET if mass is None and budget is None else budget
         self._layout = layout
         self._rows = 0
-        width = selection.page_bytes(layout.key_dim, self.kind)
+        width = indexing.page_bytes(layout.key_dim, self.kind)
         blocks = -(-capacity // BLOCK)
         self._memory = GrowingArray(layout.kv_heads, blocks, width, torch.uint8, "the index of older rows")
         self.pages = self._memory.whole
@@ -56,7 +56,7 @@ class Page(Unwatching):
             self._selection = Selection(
                 self._layout.heads, store.keys, store.values, None, scales=store.scales, mass=self._mass
             )
-        pages = -(-store.rows // selection.GROUP)
+        pages = -(-store.rows // indexing.GROUP)
         most = pages if self._budget is None else max(1, round(self._budget * pages))
         self._selection.hold(store.rows, store.rows)
         self._selection.page(self.pages, kind=self.kind, mass=self._mass, most=most)
@@ -64,11 +64,11 @@ class Page(Unwatching):
 
     def stored(self, store: Store) -> None:
         """New rows enter their pages; the one that was not full is written anew."""
-        first = self._rows // selection.GROUP * selection.GROUP
+        first = self._rows // indexing.GROUP * indexing.GROUP
         self._memory.commit(-(-store.rows // BLOCK), first // BLOCK)
         scale = None if store.scales is None else store.scales[:, : store.rows, 0]
         keys = store.keys[:, : store.rows]
-        selection.write_pages(keys, self.pages, first, kind=self.kind, scale=scale)
+        indexing.write_pages(keys, self.pages, first, kind=self.kind, scale=scale)
         self._rows = store.rows
 
     def share(self, files: SharedFiles, store: Store) -> None:
@@ -86,4 +86,4 @@ class Page(Unwatching):
     def truncate(self, store_rows: int, ring_rows: int) -> None:
         """The page that lost rows is written anew when it is read."""
         if store_rows < self._rows:
-            self._rows = store_rows // selection.GROUP * selection.GROUP
+            self._rows = store_rows // indexing.GROUP * indexing.GROUP
