@@ -174,9 +174,9 @@ def test_threads_are_clamped_with_a_notice() -> None:
 
 
 def test_the_chunk_shrinks_before_a_given_context_is_refused() -> None:
-    usual = plan(context=40_000, dtype="bf16")
+    usual = plan(context=40_000, dtype="bf16", select="scan")
     need = usual.memory[0].total
-    tight = plan(context=40_000, dtype="bf16", ram_limit=need - 1)
+    tight = plan(context=40_000, dtype="bf16", select="scan", ram_limit=need - 1)
     assert tight.chunk < usual.chunk == 256 and "tight" in tight.reasons["chunk"]
 
 
@@ -245,7 +245,7 @@ def test_the_policy_follows_the_context() -> None:
     assert short.select == "exact" and short.quality is None and "window" in short.reasons["select"]
     middle = plan(SMALL, context=8192, window=512)
     assert (middle.select, middle.quality, middle.kv_dtype) == ("scan", QUALITY, "bf16")
-    assert plan(SMALL, context=65536, window=512, yarn=True).select == "scan"
+    assert plan(SMALL, context=65536, window=512, yarn=True).select == "two-level", "scoring every row takes longer"
     assert plan(SMALL, context=65536, window=512, select="scan", yarn=True).reasons["select"] == "given"
     assert plan(SMALL, context=8192, window=512, quality=0.9).cache.quality == 0.9
     fixed = plan(SMALL, context=8192, window=512, budget=0.1)

@@ -16,7 +16,6 @@ from hgca_cli.units import counted
 WINDOWS = (256, 512, 1024, 2048, 4096)  # on the CPU, where the window is no scarce memory
 SMALLEST_GPU_WINDOW = 1024  # fewer offloaded rows than this are faster kept on the GPU (HGCA, arXiv:2507.03153)
 SAME = 0.02  # predicted times this near are the same: what is exact, or a scan, or keeps more in the window, goes first
-GATED_ROWS = 8192  # of a store: up to here `two-level` was measured, about as near to exact as a scan (docs/log.md)
 HIGHER = (0.99, 0.98)  # qualities that are worth having where reading more costs no time
 MOST_SEQUENCES = 256
 
@@ -47,6 +46,8 @@ def choose_rows(place: Place, choice: Choice, threads: int, reasons: dict[str, s
     costs = place.costs(place.request.quality or QUALITY)
     found = list(_candidates(place, choice))
     fitting = [one for one in found if place.fits(one)]
+    if place.request.select is None and any(one.device_codes for one in fitting):  # a GPU's own scan goes before groups
+        fitting = [one for one in fitting if one.select != "two-level"]
     if not fitting:
         made = min(found, key=lambda one: _bytes(place, one))
         for name in ("window", "select"):
@@ -124,7 +125,6 @@ def _sized(place: Place, choice: Choice) -> Iterator[Choice]:
             yield replace(sized, select="exact")
         if stored_rows(sized):
             yield replace(sized, select="scan")
-        if choice.device == "cpu" and 0 < stored_rows(sized) <= GATED_ROWS:
             yield replace(sized, select="two-level")
 
 
