@@ -162,6 +162,21 @@ def test_set_get_show_and_path(user: Path) -> None:
     assert paths[0].endswith("hgca.toml (not there)") and paths[1] == str(user)
 
 
+def test_what_was_set_is_unset(user: Path) -> None:
+    user.write_text(
+        "# mine\nmodel = 'a'  # for now\n[defaults]\nwindow = '16k'\n[sampling]\ntop-p = 0.9  # here\ntemp = 0.5\n"
+        "[models.\"org/name\"]\nctx = '128k'\n"
+    )
+    for key in ("top_p", "window", "model", 'models."org/name"'):
+        done = hg(user, "config", "unset", key)
+        assert done.returncode == 0 and b"no longer set" in done.stdout, done.stderr
+    assert user.read_text() == "# mine\n[sampling]\ntemp = 0.5\n"
+    for key in ("top_p", "aliases.big", "models.big.ctx"):
+        done = hg(user, "config", "unset", key)
+        assert done.returncode == 2 and f"{key} is not set there".encode() in done.stderr
+    assert user.read_text() == "# mine\n[sampling]\ntemp = 0.5\n"
+
+
 def test_what_is_no_config_is_not_written(user: Path) -> None:
     user.write_text("# mine\n")
     for key, value in (("sampling.tmp", "1"), ("nonsense.x", "1"), ("a b", "1"), ("aliases.x", "3")):

@@ -23,7 +23,7 @@ from hgca_cli.ui.inert import inert
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
 
-config = typer.Typer(help="What is set in files: path, show, get, set, edit.")
+config = typer.Typer(help="What is set in files: path, show, get, set, unset, edit.")
 Key = Annotated[str, typer.Argument(metavar="KEY", help="Like model, sampling.temp, aliases.NAME, models.NAME.window.")]
 PRIVATE = 0o600  # the user's own
 UNTOLD = ("context", "words", "prompt", "file", "continue_", "reread")
@@ -93,6 +93,29 @@ def set_setting(
     table[path[-1]] = _parsed(value)
     _write(context, file, tomlkit.dumps(document))
     typer.echo(inert(f"{file}: {key} = {value}"))
+
+
+@config.command("unset")
+def unset_setting(context: typer.Context, key: Key, debug: options.Debug = False) -> None:
+    """Take one key, or a table with all that is in it, out of the user's file. Comments and everything else stay as they are."""
+    import tomlkit
+
+    file = user_file()
+    document = _document(file)
+    path = _path_of(key)
+    tables: list[Any] = [document]
+    for part in path[:-1]:
+        inner = tables[-1].get(part)
+        tables.append(inner if isinstance(inner, dict) else {})
+    written = next((one for one in tables[-1] if one.replace("-", "_") == path[-1].replace("-", "_")), None)
+    if written is None:
+        raise UsageError(f"{file}: {key} is not set there.", f"hgca config get {key} tells what it is, and show who set it.")
+    tables[-1].remove(written)
+    for part, outer, inner in reversed(list(zip(path[:-1], tables[:-1], tables[1:], strict=True))):
+        if not inner:  # a table of which nothing is left
+            outer.remove(part)
+    _write(context, file, tomlkit.dumps(document))
+    typer.echo(inert(f"{file}: {key} is no longer set"))
 
 
 @config.command("edit")
