@@ -109,7 +109,9 @@ def unset_setting(context: typer.Context, key: Key, debug: options.Debug = False
         tables.append(inner if isinstance(inner, dict) else {})
     written = next((one for one in tables[-1] if one.replace("-", "_") == path[-1].replace("-", "_")), None)
     if written is None:
-        raise UsageError(f"{file}: {key} is not set there.", f"hgca config get {key} tells what it is, and show who set it.")
+        raise UsageError(
+            f"{file}: {key} is not set there.", f"hgca config get {key} tells what it is, and show who set it."
+        )
     tables[-1].remove(written)
     for part, outer, inner in reversed(list(zip(path[:-1], tables[:-1], tables[1:], strict=True))):
         if not inner:  # a table of which nothing is left
