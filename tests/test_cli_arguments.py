@@ -11,7 +11,7 @@ import typer
 
 from hgca_cli import __version__
 from hgca_cli.app import app, run
-from hgca_cli.commands import aliases, elsewhere, flags
+from hgca_cli.commands import aliases, elsewhere, flag_values, flags
 from hgca_cli.config import DTYPES, KV_DTYPES, NO_LIMIT
 from hgca_cli.errors import UsageError
 from tests.cli_process import environment, hgca, shell
@@ -188,7 +188,7 @@ def test_options_before_the_command_count(capsys: pytest.CaptureFixture[str]) ->
 def test_policy_budget_and_quality(
     select: str, exact: bool, budget: str, quality: str, want: tuple[str | None, float | None, float | None]
 ) -> None:
-    assert flags.policy_of(select, exact, budget, quality) == want
+    assert flag_values.policy_of(select, exact, budget, quality) == want
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch, capsy
      ("none", "none"), ("off", "none")],
 )  # fmt: skip
 def test_packings_by_any_of_their_names(word: str, want: str) -> None:
-    assert flags.quant_of(word) == want
+    assert flag_values.quant_of(word) == want
 
 
 @pytest.mark.parametrize("group", ["sessions", "models"])
@@ -287,7 +287,7 @@ def test_every_alias_is_an_option(other: str, ours: str, capsys: pytest.CaptureF
         (["sessions", "delete", "x"], "hgca sessions rm"),
         (["models", "remove", "x"], "hgca models rm"),
         (["config", "list"], "hgca config show lists"),
-        (["config", "unset", "ctx"], "hgca config edit"),
+        (["config", "rm", "ctx"], "hgca config unset"),
         (["config", "run"], "See hgca config --help."),
         (["help"], "hgca --help"),
         (["version"], "hgca --version"),
@@ -335,10 +335,10 @@ def test_mistakes_are_told_before_the_model_is_looked_for(capsys: pytest.Capture
 
 
 def test_sizes_people_write() -> None:
-    assert flags.count_of("128k", "--ctx") == 131_072 and flags.count_of("1M", "--ctx") == 1 << 20
-    assert flags.count_of("auto", "--ctx") is None and flags.bytes_of("8GiB", "--ram-limit") == 8 << 30
+    assert flag_values.count_of("128k", "--ctx") == 131_072 and flag_values.count_of("1M", "--ctx") == 1 << 20
+    assert flag_values.count_of("auto", "--ctx") is None and flag_values.bytes_of("8GiB", "--ram-limit") == 8 << 30
     with pytest.raises(UsageError, match="--ctx"):
-        flags.count_of("k", "--ctx")
+        flag_values.count_of("k", "--ctx")
 
 
 def test_what_minus_one_and_zero_mean_elsewhere() -> None:
@@ -392,7 +392,7 @@ def test_an_error_nobody_expected_is_one_line(
 
 
 def test_a_margin_of_gpu_memory_is_in_mib_unless_it_says_otherwise() -> None:
-    assert [flags.margin_of(text) for text in (None, "0", "512", "2GiB")] == [None, 0, 512 << 20, 2 << 30]
+    assert [flag_values.margin_of(text) for text in (None, "0", "512", "2GiB")] == [None, 0, 512 << 20, 2 << 30]
 
 
 @pytest.mark.parametrize(
@@ -407,11 +407,11 @@ def test_a_margin_of_gpu_memory_is_in_mib_unless_it_says_otherwise() -> None:
     ],
 )
 def test_dtypes_by_the_names_they_have_elsewhere(text: str, dtype: str) -> None:
-    assert flags.dtype_of(text, "--kv-dtype", KV_DTYPES) == dtype
+    assert flag_values.dtype_of(text, "--kv-dtype", KV_DTYPES) == dtype
 
 
 def test_a_dtype_that_is_not_for_this_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    assert flags.dtype_of("auto", "--dtype", DTYPES) is None
+    assert flag_values.dtype_of("auto", "--dtype", DTYPES) is None
     assert "--dtype: no such choice 'int8'" in refused(capsys, "chat", "--dtype", "int8", "x")
     assert "exclude each other" in refused(capsys, "chat", "--dtype", "bfloat16", "--quant", "q8", "x")
 

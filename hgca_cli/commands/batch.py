@@ -10,18 +10,8 @@ import typer
 
 from hgca_cli.batch.results import FORMATS
 from hgca_cli.commands import answer_options, options
-from hgca_cli.commands.flags import (
-    count_of,
-    dashboard_of,
-    exclude,
-    exclude_prompt_flags,
-    guesses_of,
-    naming_variables,
-    one_of,
-    plan_request,
-    sampling_flags,
-    tokens_of,
-)
+from hgca_cli.commands.flag_values import count_of, dashboard_of, guesses_of, one_of, tokens_of
+from hgca_cli.commands.flags import exclude, exclude_prompt_flags, naming_variables, plan_request, sampling_flags
 from hgca_cli.commands.inputs import prompt_text, read_text, stdin_is_piped
 from hgca_cli.commands.wanted import template_options
 from hgca_cli.errors import UsageError

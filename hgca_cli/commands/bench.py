@@ -13,7 +13,8 @@ import typer
 from hgca_cli.commands import options
 from hgca_cli.commands.bench_cases import cases_of
 from hgca_cli.commands.files import append_line, check_files
-from hgca_cli.commands.flags import MOST_ROWS, count_of, naming_variables
+from hgca_cli.commands.flag_values import MOST_ROWS, count_of
+from hgca_cli.commands.flags import naming_variables
 from hgca_cli.commands.lists import ListCommand
 from hgca_cli.errors import DoesNotFitError, UsageError
 from hgca_cli.measure.case import Case

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hgca_cli.commands.flags import MOST_ROWS, count_of, exclude
+from hgca_cli.commands.flag_values import MOST_ROWS, count_of
+from hgca_cli.commands.flags import exclude
 from hgca_cli.errors import UsageError
 from hgca_cli.measure.case import DTYPES, PATTERNS, Case
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hgca_cli.commands import answer_options, options
-from hgca_cli.commands.flags import balance_of, dashboard_of, guesses_of, guesses_on, naming_variables, sampling_of
+from hgca_cli.commands.flag_values import balance_of, dashboard_of, guesses_of, guesses_on
+from hgca_cli.commands.flags import naming_variables, sampling_of
 from hgca_cli.commands.inputs import read_text
 from hgca_cli.commands.keeping import DISK_LIMIT, Keeper, anywhere, latest_session
 from hgca_cli.commands.origins import setter

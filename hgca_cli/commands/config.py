@@ -222,7 +222,7 @@ def _write(context: typer.Context, file: Path, text: str) -> None:
 
 def _check_chats(context: typer.Context, config: Config) -> None:
     """Raises UsageError for what every chat would refuse, or every chat with one of the models that have options of their own."""
-    from hgca_cli.commands.flags import balance_of, dashboard_of, guesses_of
+    from hgca_cli.commands.flag_values import balance_of, dashboard_of, guesses_of
     from hgca_cli.commands.question import checked, keeping_of
 
     root = context.find_root()

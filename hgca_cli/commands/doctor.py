@@ -11,16 +11,8 @@ import typer
 
 from hgca_cli.commands import answer_options, options
 from hgca_cli.commands.diagnosis import diagnose
-from hgca_cli.commands.flags import (
-    OVERFLOW,
-    balance_of,
-    exclude_prompt_flags,
-    guesses_of,
-    naming_variables,
-    one_of,
-    plan_request,
-    sampling_flags,
-)
+from hgca_cli.commands.flag_values import balance_of, guesses_of, one_of
+from hgca_cli.commands.flags import OVERFLOW, exclude_prompt_flags, naming_variables, plan_request, sampling_flags
 from hgca_cli.commands.wanted import template_options
 from hgca_cli.hf.registry import DEFAULT
 from hgca_cli.ui.doctor_table import doctor_lines, finding_lines

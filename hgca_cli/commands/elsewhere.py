@@ -107,11 +107,11 @@ VERSION = "It is hgca --version."
 SESSION = "hgca sessions rm NAME removes one."
 GONE = "hgca models rm NAME removes one."
 SHOWN = "hgca config show lists every setting."
-OUT = "hgca config edit opens your file: take the line out there."
+OUT = "hgca config unset KEY takes it out of your file."
 INSIDE = {
     "sessions": {"list": "hgca sessions ls lists them.", "delete": SESSION, "remove": SESSION},
     "models": {"list": "hgca models ls lists them.", "delete": GONE, "remove": GONE},
-    "config": {"list": SHOWN, "ls": SHOWN, "unset": OUT, "delete": OUT, "remove": OUT, "rm": OUT},
+    "config": {"list": SHOWN, "ls": SHOWN, "delete": OUT, "remove": OUT, "rm": OUT},
 }  # by group of commands, for a word after it
 EVALS = {
     "fidelity": "Texts are named by --text FILE.",

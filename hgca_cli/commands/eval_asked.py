@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from hgca_cli.commands.eval_texts import check_window, number_of
-from hgca_cli.commands.flags import tokens_of
+from hgca_cli.commands.flag_values import tokens_of
 from hgca_cli.errors import UsageError
 from hgca_cli.measure.recall_cases import TASKS, Case
 from hgca_cli.units import parse_share

@@ -18,7 +18,8 @@ from hgca_cli.commands.eval_policies import Policy, policies_of
 from hgca_cli.commands.eval_run import EvalRun, start_run
 from hgca_cli.commands.eval_texts import one_name_each
 from hgca_cli.commands.files import check_files
-from hgca_cli.commands.flags import naming_variables, tokens_of
+from hgca_cli.commands.flag_values import tokens_of
+from hgca_cli.commands.flags import naming_variables
 from hgca_cli.commands.inputs import read_document
 from hgca_cli.errors import ContextOverflowError, UsageError
 from hgca_cli.hf.registry import DEFAULT

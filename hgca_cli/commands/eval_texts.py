@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hgca_cli.commands.flags import count_of
+from hgca_cli.commands.flag_values import count_of
 from hgca_cli.commands.inputs import Document, read_document
 from hgca_cli.config import CacheSettings
 from hgca_cli.errors import UsageError

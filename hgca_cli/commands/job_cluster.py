@@ -14,7 +14,8 @@ from hgca_cli.batch.cluster import Calls, Cluster
 from hgca_cli.batch.hand import Finished, Given, Ready, Started, Told
 from hgca_cli.batch.rows import Reader, RowError
 from hgca_cli.batch.work import Terms, Work
-from hgca_cli.commands.flags import guesses_on, sampling_of
+from hgca_cli.commands.flag_values import guesses_on
+from hgca_cli.commands.flags import sampling_of
 from hgca_cli.commands.setup import ModelChoice
 from hgca_cli.engine.batch_metrics import together
 from hgca_cli.events import Event, Notice

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hgca_cli.batch.check import Entry
-from hgca_cli.commands.flags import guesses_on
+from hgca_cli.commands.flag_values import guesses_on
 from hgca_cli.events import Event, Notice
 from hgca_cli.units import counted
 

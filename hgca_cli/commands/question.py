@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hgca_cli.commands.flags import OVERFLOW, exclude, exclude_prompt_flags, one_of, plan_request, sampling_flags
+from hgca_cli.commands.flag_values import one_of
+from hgca_cli.commands.flags import OVERFLOW, exclude, exclude_prompt_flags, plan_request, sampling_flags
 from hgca_cli.commands.inputs import meant_by, prompt_text, read_document, read_stdin, read_text, stdin_has_text
 from hgca_cli.commands.keeping import Keeping
 from hgca_cli.errors import ModelError, UsageError

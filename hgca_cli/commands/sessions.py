@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hgca_cli.commands import options
-from hgca_cli.commands.flags import choice_of
+from hgca_cli.commands.flag_values import choice_of
 from hgca_cli.engine.session_files import sessions_dir
 from hgca_cli.engine.sessions import every_session, kept_bytes, messages_of, one_session, remove
 from hgca_cli.engine.transcript import exported

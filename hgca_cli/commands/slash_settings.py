@@ -8,7 +8,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from hgca_cli.commands.aliases import ALIASES
-from hgca_cli.commands.flags import LIMITS, SAMPLING, tokens_of
+from hgca_cli.commands.flag_values import tokens_of
+from hgca_cli.commands.flags import LIMITS, SAMPLING
 from hgca_cli.commands.wanted import schema_of
 from hgca_cli.config import SamplingSettings, minus_one
 from hgca_cli.errors import UsageError
