@@ -27,13 +27,17 @@ RECORDS = Path(__file__).with_name("results") / "fidelity.jsonl"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=Path, default=RECORDS)
-    parser.add_argument("--commit", required=True, help="of the runs")
+    parser.add_argument("--commit", required=True, nargs="+", help="of the runs; a policy's last line of a text counts")
     parser.add_argument("--ctx", type=int, default=4096)
     parser.add_argument("--plot", type=Path, help=".svg or .png")
     options = parser.parse_args()
     lines = [json.loads(line) for line in options.records.read_text().splitlines()]
-    wanted = {"type": "fidelity", "commit": options.commit, "ctx": options.ctx}
-    lines = [one for one in lines if wanted.items() <= one.items() and one["text"] != ALL_TEXTS]
+    wanted = {"type": "fidelity", "ctx": options.ctx}
+    lines = [
+        one
+        for one in lines
+        if wanted.items() <= one.items() and one["commit"] in options.commit and one["text"] != ALL_TEXTS
+    ]
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for one in lines:
         found.setdefault(one["policy"], {})[one["text"]] = one
