@@ -6,7 +6,7 @@ python benchmarks/tuning.py
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ def main() -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for label, (context, window) in CASES.items():
-        points = sorted(settings(records, "scan:quality=", context, window))
+        points = sorted(settings(records, "two-level:quality=", context, window).items())
         left.plot(*zip(*[(100 * quality, 100 * one["perplexity_change"]) for quality, one in points], strict=True),
                   marker="o", label=f"perplexity, {label}")  # fmt: skip
         left.plot(*zip(*[(100 * quality, 100 * one["read_share"]) for quality, one in points], strict=True),
                   marker="s", linestyle="--", label=f"rows read, {label}")  # fmt: skip
-    left.set_xlabel("--quality, % (scan)")
+    left.set_xlabel("--quality, % (two-level)")
     left.set_ylabel("% of perplexity more, % of the store read")
     for name, policy in (
         ("scan, by --quality", "scan:quality="),
@@ -38,7 +38,7 @@ def main() -> None:
         ("moving-average, by --budget", "moving-average:budget="),
     ):
         points = sorted(
-            (one["read_share"], one["perplexity_change"]) for _, one in settings(records, policy, 4096, 256)
+            (one["read_share"], one["perplexity_change"]) for one in settings(records, policy, 4096, 256).values()
         )
         right.plot(*zip(*[(100 * share, 100 * max(change, 1e-4)) for share, change in points], strict=True),
                    marker="o", label=name)  # fmt: skip
@@ -52,15 +52,15 @@ def main() -> None:
     print(f"{PICTURE}: {PICTURE.stat().st_size:,} bytes")
 
 
-def settings(
-    records: list[dict[str, Any]], policy: str, context: int, window: int
-) -> Iterator[tuple[float, Mapping[str, Any]]]:
-    """What was measured over all texts with a policy, by its setting."""
+def settings(records: list[dict[str, Any]], policy: str, context: int, window: int) -> dict[float, Mapping[str, Any]]:
+    """What was measured last over all texts with a policy, by its setting."""
+    found = {}
     for one in records:
         if one.get("type") != "fidelity" or one["text"] != "all texts" or not one["policy"].startswith(policy):
             continue
         if (one["ctx"], one["window"]) == (context, window):
-            yield float(one["policy"].removeprefix(policy)), one
+            found[float(one["policy"].removeprefix(policy))] = one
+    return found
 
 
 if __name__ == "__main__":
