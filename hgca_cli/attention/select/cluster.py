@@ -26,8 +26,9 @@ from hgca_cli.kv.store import Store
 from hgca_cli.selection import Selection
 
 BLOCKS_FROM = 32768  # clustered rows from which blocks of 128 are looked at before groups
-GATE_MASS = 0.99  # what is looked at may hold about so much: blocks that are opened, and groups
+GATE_LEFT = 0.2  # of what rows may leave out, so much may what is not looked at hold: closed blocks, and groups
 GATE_SHARE = 0.5  # most of the groups; with a fifth the divergence at 28k is four times as large (docs/log.md)
+NARROW = 10.0  # but all except so many times what may be left out
 
 
 class Cluster(Scan):
@@ -70,7 +71,7 @@ class Cluster(Scan):
                 clusters.apart,
                 spread_codes=clusters.spread_codes,
                 block_codes=clusters.block_codes if gate != "none" and clusters.rows >= BLOCKS_FROM else None,
-                open_mass=GATE_MASS,
+                open_mass=mass,
                 shared=(BLOCKS, shared_blocks(self.apart)),
                 gate=gate,
                 mass=mass,
@@ -130,4 +131,5 @@ class TwoLevel(Cluster):
     blocks = True
 
     def _gate(self, groups: int) -> tuple[float, int]:
-        return GATE_MASS, max(1, round(GATE_SHARE * groups))
+        left = 1.0 - self.mass
+        return 1.0 - GATE_LEFT * left, max(1, round(max(GATE_SHARE, 1.0 - NARROW * left) * groups))
