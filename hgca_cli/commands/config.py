@@ -97,7 +97,7 @@ def set_setting(
 
 @config.command("unset")
 def unset_setting(context: typer.Context, key: Key, debug: options.Debug = False) -> None:
-    """Take one key, or a table with all that is in it, out of the user's file. Comments and everything else stay as they are."""
+    """Take a key, or a whole table, out of the user's file. Comments and everything else stay as they are."""
     import tomlkit
 
     file = user_file()
