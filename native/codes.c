@@ -58,18 +58,16 @@ static void encode_block(const hgca_codes *job, int64_t head, int64_t first, int
     }
 }
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* Blocks that share their scales, and each begins with them. */
 static void encode_blocks(const hgca_codes *job, int64_t head, int64_t block, int64_t blocks) {
-    const int64_t first = block * HGCA_BLOCK, end = smaller(job->of.first + job->of.count, first + blocks * HGCA_BLOCK);
+    const int64_t first = block * HGCA_BLOCK, end = hgca_smaller(job->of.first + job->of.count, first + blocks * HGCA_BLOCK);
     const int64_t bytes = hgca_block_bytes(job->of.dim), scales = hgca_scales_bytes(job->of.dim);
     char *to = (char *)job->codes + head * job->codes_head_stride + block * bytes;
     float low[MOST_WIDTH], per_step[MOST_WIDTH];
     find_scales(job, head, first, end - first, (uint16_t *)(void *)to, low, per_step);
     for (int64_t i = 0, at = first; at < end; i++, at += HGCA_BLOCK) {
         if (i) memcpy(to + i * bytes, to, (size_t)scales);
-        encode_block(job, head, at, smaller(end - at, HGCA_BLOCK), low, per_step, (uint8_t *)to + i * bytes + scales);
+        encode_block(job, head, at, hgca_smaller(end - at, HGCA_BLOCK), low, per_step, (uint8_t *)to + i * bytes + scales);
     }
 }
 
@@ -85,7 +83,7 @@ typedef struct {
 static void run_blocks(hgca_batch *batch, int32_t piece) {
     const encoding *e = (const encoding *)(const void *)batch;
     const int64_t done = piece % e->pieces * e->shared;
-    encode_blocks(e->job, piece / e->pieces, e->first_block + done, smaller(e->blocks - done, e->shared));
+    encode_blocks(e->job, piece / e->pieces, e->first_block + done, hgca_smaller(e->blocks - done, e->shared));
 }
 
 int hgca_encode(const hgca_codes *job) {

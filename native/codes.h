@@ -11,6 +11,11 @@
 enum { HGCA_MOST_WIDTH = 1024 }; /* numbers of a row an index is made of */
 enum { HGCA_GROUPS = HGCA_BLOCK / HGCA_LANES }; /* of 16 positions in a block */
 
+static inline int64_t hgca_smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* n up to a multiple. */
+static inline int64_t hgca_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
 static inline int64_t hgca_code_width(int64_t dim) { return (dim + 7) / 8 * 8; }
 
 /* Bytes of scales and zeros before the codes of a block, and of the codes of 16 positions. */

@@ -224,8 +224,8 @@ int64_t hgca_page_bytes(int32_t dim, int32_t kind); /* of a block */
  *             block's mean value
  *   block_codes   codes of the mean keys of blocks of 128 positions, i.e. of 8 groups, position b of these codes block b; and
  *             block_spread_codes of the variances of their keys: blocks are opened until for those that stay closed 8 Q + (S / 4)^2 <=
- *             (1 - open_mass)^2, and only an open block's groups are looked at; the other blocks enter as 128 rows with their mean key and block_mean, but for those that hold next to
- *             nothing together. Groups stand apart block by block then (that of a block's first group counts). null: all groups
+ *             (1 - open_mass)^2, and only an open block's groups are looked at; the other blocks enter as 128 rows with their mean
+ *             key and block_mean, but for those that hold next to nothing together. Groups stand apart block by block then (that of a block's first group counts). null: all groups
  *             are looked at
  *   pages     groups are pages of page_kind, rows in their own order: there are no codes, no order, no means, and no estimate;
  *             clustered is `indexed`, any number, and gate HGCA_GATE_READ. Scores of pages are taken for those of their 16

@@ -95,16 +95,15 @@ static float weigh_means(hgca_head *h, hgca_unit *units, int blocks, float least
     return held;
 }
 
-/* By squares, or else no more than is not kept. */
-static hgca_missing missing_of(float kept, int squares, float alike, float most) {
-    return (hgca_missing){1.0f - kept, squares ? alike : 0.0f, squares ? most : 1.0f};
-}
+static hgca_missing missing_sum(float kept) { return (hgca_missing){1.0f - kept, 0.0f, 1.0f}; }
+
+static hgca_missing missing_groups(float kept) { return (hgca_missing){1.0f - kept, HGCA_GROUPS_ALIKE, HGCA_GROUPS_MOST}; }
 
 void hgca_choose_blocks(hgca_head *h, hgca_unit *units) {
     const hgca_selection *job = h->job;
     const int64_t blocks = job->clustered / HGCA_BLOCK;
     if (!job->block_codes || blocks == 0) return;
-    const hgca_missing missing = missing_of(job->open_mass, 1, HGCA_GROUPS_ALIKE, HGCA_GROUPS_MOST);
+    const hgca_missing missing = missing_groups(job->open_mass);
     const float least = hgca_least_weight(&missing, blocks), held = weigh_means(h, units, 1, least);
     h->open = choose_edge(h, units, &missing, 1, blocks, least);
     h->open.all = held != held; /* what is no number is not hidden */
@@ -113,7 +112,7 @@ void hgca_choose_blocks(hgca_head *h, hgca_unit *units) {
 void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
     const hgca_selection *job = h->job;
     if (job->gate == HGCA_GATE_NONE || job->clustered == 0) return;
-    const hgca_missing missing = missing_of(job->gate_mass, job->pages == NULL, HGCA_GROUPS_ALIKE, HGCA_GROUPS_MOST);
+    const hgca_missing missing = job->pages ? missing_sum(job->gate_mass) : missing_groups(job->gate_mass);
     const float least = hgca_least_weight(&missing, hgca_scored_groups(job)), held = weigh_means(h, units, 0, least);
     h->gate = choose_edge(h, units, &missing, 1, job->gate_most, least);
     h->gate.all = held != held;
@@ -121,7 +120,7 @@ void hgca_choose_groups(hgca_head *h, hgca_unit *units) {
 
 /* What is not estimated is missing altogether. */
 static hgca_missing missing_rows(const hgca_selection *job) {
-    return missing_of(job->mass, job->block_mean != NULL, HGCA_ROWS_ALIKE, HGCA_ROWS_MOST);
+    return job->block_mean ? (hgca_missing){1.0f - job->mass, HGCA_ROWS_ALIKE, HGCA_ROWS_MOST} : missing_sum(job->mass);
 }
 
 void hgca_find_total(hgca_head *h, hgca_unit *units) {

@@ -10,10 +10,6 @@ static const float LOG2E = 1.44269504088896341f;
 /* Of 16 and of 128 normal scores that spread far. */
 static const hgca_bend OF_GROUP = {4.0f, 2.35f, 2.7f}, OF_BLOCK = {9.7f, 3.115f, 4.852f};
 
-static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* Scores by mean keys, and with the spread of the keys about them. */
 static void score_means(const hgca_unit *u, const hgca_scored *to, hgca_scan scan, const char *spread_codes, hgca_bend bend) {
     const hgca_head *h = u->head;
@@ -59,7 +55,7 @@ void hgca_score_blocks(hgca_unit *u) {
     };
     const char *spread_codes = (const char *)job->block_spread_codes + h->head * job->block_spread_codes_head_stride;
     score_means(u, &u->block, scan, spread_codes, OF_BLOCK);
-    u->stats.bytes += 2 * (lanes * hgca_lanes_bytes(dim) + up(u->block.count, HGCA_BLOCK) / HGCA_BLOCK * hgca_scales_bytes(dim));
+    u->stats.bytes += 2 * (lanes * hgca_lanes_bytes(dim) + hgca_up(u->block.count, HGCA_BLOCK) / HGCA_BLOCK * hgca_scales_bytes(dim));
 }
 
 /* Bit i: heavy enough, of 16 from number i on; of those in the edge's last bin only so many as there is room for. */
@@ -101,7 +97,7 @@ static void open_blocks(hgca_unit *u) {
     const hgca_head *h = u->head;
     const int64_t room = hgca_score_room(u->block.count);
     for (int64_t i = 0; i < room; i += HGCA_LANES) {
-        const int64_t count = smaller(u->block.count - i, HGCA_LANES);
+        const int64_t count = hgca_smaller(u->block.count - i, HGCA_LANES);
         const uint32_t every = (1u << count) - 1, apart = apart_blocks(u, i, count);
         uint32_t open = heavy_bits(u, &u->block, i, &h->open, every & ~apart);
         open = (open | open >> 1) & 0x5555;
@@ -144,7 +140,7 @@ void hgca_take_groups(hgca_unit *u) {
     const hgca_head *h = u->head;
     const int64_t gated = h->job->gate != HGCA_GATE_NONE ? u->clustered : 0, scored = hgca_score_room(u->group.count);
     for (int64_t i = 0, next = 0; i < gated; i += HGCA_LANES) {
-        const int64_t first = u->first + i, count = smaller(gated - i, HGCA_LANES);
+        const int64_t first = u->first + i, count = hgca_smaller(gated - i, HGCA_LANES);
         const uint32_t every = (1u << count) - 1;
         uint32_t bits = apart_groups(u, first, count);
         if (next < u->open_count && u->open[next] == first / HGCA_LANES) {

@@ -73,8 +73,6 @@ static hgca_partial take_partial(hgca_layout *at, int64_t queries, int64_t width
 
 static int64_t groups_of(const hgca_selection *job) { return (job->indexed + HGCA_LANES - 1) / HGCA_LANES; }
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static int opens_blocks(const hgca_selection *job) { return job->block_codes != NULL && job->clustered > 0; }
 
 /* What a head's first `groups` groups cost, and how many groups cost so much. */
@@ -83,7 +81,7 @@ static int64_t gated_groups(const hgca_selection *job) {
 }
 
 static int64_t work_of(const hgca_selection *job, int64_t groups) {
-    const int64_t gated = smaller(groups, gated_groups(job));
+    const int64_t gated = hgca_smaller(groups, gated_groups(job));
     return GATED_WORK * gated + SCANNED_WORK * (groups - gated);
 }
 
@@ -91,8 +89,6 @@ static int64_t groups_for(const hgca_selection *job, int64_t work) {
     const int64_t gated = gated_groups(job);
     return work <= GATED_WORK * gated ? work / GATED_WORK : gated + (work - GATED_WORK * gated) / SCANNED_WORK;
 }
-
-static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /* Groups of a unit begin and end at whole steps of a clustering. Where most blocks stay closed 16 of these are scored at once. */
 static int64_t unit_step(const hgca_selection *job) { return opens_blocks(job) ? HGCA_GROUPS * HGCA_LANES : LEAST_UNIT; }
@@ -106,16 +102,16 @@ static int64_t unit_work(const hgca_selection *jobs, int32_t count) {
 
 /* Where blocks are opened units may be large, as little of one is looked at. */
 static int32_t units_of(const hgca_selection *job, int64_t each) {
-    const int64_t groups = groups_of(job), steps = up(groups, unit_step(job)) / unit_step(job);
-    each = smaller(each, SCANNED_WORK * (opens_blocks(job) ? HGCA_WIDE_UNIT : HGCA_UNIT));
-    const int64_t units = smaller((work_of(job, groups) + each - 1) / each, steps);
+    const int64_t groups = groups_of(job), steps = hgca_up(groups, unit_step(job)) / unit_step(job);
+    each = hgca_smaller(each, SCANNED_WORK * (opens_blocks(job) ? HGCA_WIDE_UNIT : HGCA_UNIT));
+    const int64_t units = hgca_smaller((work_of(job, groups) + each - 1) / each, steps);
     return units > 0 ? (int32_t)units : 1; /* someone has to finish a head */
 }
 
 /* The group unit i of `units` begins with. */
 static int64_t unit_begins(const hgca_selection *job, int64_t i, int64_t units) {
     const int64_t groups = groups_of(job), at = groups_for(job, work_of(job, groups) * i / units);
-    return smaller(i < units ? up(at, unit_step(job)) : groups, groups);
+    return hgca_smaller(i < units ? hgca_up(at, unit_step(job)) : groups, groups);
 }
 
 static hgca_mean_scores take_scores(hgca_layout *at, int64_t queries, int64_t count) {
@@ -200,7 +196,7 @@ static void lay_out_head(hgca_layout *at, const hgca_selection *job, hgca_head *
     const int64_t clustered = job->gate == HGCA_GATE_NONE ? 0 : hgca_scored_groups(job);
     for (int32_t i = 0; i < count; i++) {
         const int64_t first = unit_begins(job, i, count), groups = unit_begins(job, i + 1, count) - first;
-        const int64_t mine = clustered > first ? smaller(clustered - first, groups) : 0;
+        const int64_t mine = clustered > first ? hgca_smaller(clustered - first, groups) : 0;
         lay_out_unit(at, h, at->base ? &units[i] : NULL, job, groups, mine);
         for (int k = 0; k < HGCA_PARTS; k++) {
             hgca_partial partial = take_partial(at, queries, hgca_padded(job->rows.value_dim));

@@ -16,8 +16,8 @@ enum { AT_ONCE = 8 };
 
 #include "select_dots.h"
 
-/* Scales, as a block begins with them, enter `queries` (a constant) queries, which are then rounded to 8 bits: step makes scores of dot products, base is
- * the part of the score that all positions of the block share. One largest number a query, or there are not registers enough. */
+/* Scales, as a block begins with them, enter `queries` (a constant) queries, which are then rounded to 8 bits: step makes scores of dot
+ * products, base is the part of the score that all positions with these scales share. One largest number a query, or there are not registers enough. */
 INLINE void place_queries(const float *query, int queries, const char *block, int64_t width, int8_t *query8, float *step, float *base) {
     const uint16_t *scale = (const uint16_t *)(const void *)block, *zero = scale + width;
     float scaled[QUERIES][MOST_WIDTH + HGCA_LANES] __attribute__((aligned(64))); /* not a page apart: loads would wait for stores */

@@ -17,7 +17,7 @@ from functools import cached_property
 from torch import Tensor
 
 from hgca_cli import indexing
-from hgca_cli.attention.select.clusters import BLOCKS, Clusters, shared_blocks
+from hgca_cli.attention.select.clusters import Clusters
 from hgca_cli.attention.select.exact import Unwatching
 from hgca_cli.attention.select.scan import Scan
 from hgca_cli.kv.layout import LayerLayout
@@ -72,7 +72,7 @@ class Cluster(Scan):
                 spread_codes=clusters.spread_codes,
                 block_codes=clusters.block_codes if gate != "none" and clusters.rows >= BLOCKS_FROM else None,
                 open_mass=mass,
-                shared=(BLOCKS, shared_blocks(self.apart)),
+                shared=clusters.shared,
                 gate=gate,
                 mass=mass,
                 most=most,

@@ -46,12 +46,14 @@ class Clusters:
 
     order, group_codes, spread_codes, means  as in Segment, for the whole capacity
     apart        u8 [kv_heads, groups]: 1 where rows stand that are like no others, so many groups of each segment
+    shared       every so many blocks of codes begin with so many that share their scales, as of Selection.cluster
     block_codes  u8 [kv_heads, blocks of 128 blocks, bytes], of the mean keys of blocks of 128 rows, and of their variances;
                  None unless there are to be `blocks`
     """
 
     def __init__(self, layout: LayerLayout, capacity: int, apart: int, *, blocks: bool) -> None:
         self.rows = 0
+        self.shared = BLOCKS, shared_blocks(apart)
         self._layout, self._groups_apart = layout, apart
         self._coming: list[tuple[int, Future[Segment]]] = []
         segments = -(-capacity // SEGMENT)
