@@ -177,6 +177,15 @@ def test_what_was_set_is_unset(user: Path) -> None:
     assert user.read_text() == "# mine\n[sampling]\ntemp = 0.5\n"
 
 
+def test_an_option_is_found_with_dashes_and_a_name_as_it_is(user: Path) -> None:
+    user.write_text("[aliases]\nmy-model = 'a'\nmy_model = 'b'\n[sampling]\ntop-p = 0.9\n")
+    assert hg(user, "config", "set", "top_p", "0.5").returncode == 0
+    assert user.read_text().endswith("top-p = 0.5\n"), "not a second time beside it"
+    assert hg(user, "config", "unset", "aliases.my_model").returncode == 0
+    assert "my-model = 'a'" in user.read_text() and "my_model" not in user.read_text()
+    assert hg(user, "config", "unset", "aliases.my_model").returncode == 2
+
+
 def test_what_is_no_config_is_not_written(user: Path) -> None:
     user.write_text("# mine\n")
     for key, value in (("sampling.tmp", "1"), ("nonsense.x", "1"), ("a b", "1"), ("aliases.x", "3")):

@@ -64,7 +64,8 @@ def test_groups_are_looked_at_first_where_that_is_faster() -> None:
     long = plan(machine=machine, context=131_072, yarn=True, **wanted)
     assert long.select == "two-level" and long.predicted.step.selection < 16 * made.predicted.step.selection / 2
     card = replace(machine, gpus=(gpu_rates(),))
-    assert plan(machine=card, device="cuda:0", **wanted).select in ("scan", "two-level")
+    coded = plan(machine=card, device="cuda:0", **wanted)
+    assert coded.select == "scan" and coded.device_codes, "a GPU's own scan goes first"
 
 
 def test_the_window_is_the_fastest_of_those_tried() -> None:

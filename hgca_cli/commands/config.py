@@ -90,7 +90,7 @@ def set_setting(
         table = table.setdefault(part, tomlkit.table())
         if not isinstance(table, dict):
             raise UsageError(f"{file}: {part} is not a table.", "hgca config edit opens it.")
-    table[path[-1]] = _parsed(value)
+    table[_written(table, path)] = _parsed(value)
     _write(context, file, tomlkit.dumps(document))
     typer.echo(inert(f"{file}: {key} = {value}"))
 
@@ -107,8 +107,8 @@ def unset_setting(context: typer.Context, key: Key, debug: options.Debug = False
     for part in path[:-1]:
         inner = tables[-1].get(part)
         tables.append(inner if isinstance(inner, dict) else {})
-    written = next((one for one in tables[-1] if one.replace("-", "_") == path[-1].replace("-", "_")), None)
-    if written is None:
+    written = _written(tables[-1], path)
+    if written not in tables[-1]:
         raise UsageError(
             f"{file}: {key} is not set there.", f"hgca config get {key} tells what it is, and show who set it."
         )
@@ -180,6 +180,14 @@ def _path_of(key: str) -> list[str]:
         )
         return [section, name]
     return parts
+
+
+def _written(table: Any, path: list[str]) -> str:
+    """The last part of a key as it stands in its table: an option may have dashes there, a name that somebody gave is what it is."""
+    name = path[-1]
+    if len(path) == 2 and path[0] in ("aliases", "models"):
+        return name
+    return next((one for one in table if one.replace("-", "_") == name.replace("-", "_")), name)
 
 
 def _parsed(value: str) -> Any:
