@@ -236,7 +236,7 @@ static void lay_out(hgca_layout *at, const hgca_attention *jobs, int32_t count, 
     int64_t most_floats = 0;
     for (int64_t j = 0, of = 0; j < count; j++) {
         const hgca_attention *job = &jobs[j];
-        const hgca_kernel *kernel = w && strands == 0 ? hgca_kernel_for(job) : NULL; /* it looks at the queries */
+        const hgca_kernel *kernel = w && strands == 0 ? hgca_kernel_for(job, 0) : NULL; /* it looks at the queries */
         for (int64_t i = 0; i < list_count(job); i++, of++) /* those of the same rows follow each other, which are in cache then */
             for (int32_t first = 0, each = tokens_of_list(job); first < job->tokens; first += each, index++) {
                 const int32_t left = job->tokens - first, tokens = left < each ? left : each;

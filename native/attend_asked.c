@@ -54,7 +54,7 @@ typedef struct {
 static void attend_to(hgca_work *w, int32_t index, float *query, choice *latest) {
     if (atomic_load_explicit(&w->asked.taken[index], memory_order_relaxed) || atomic_exchange(&w->asked.taken[index], 1)) return;
     const hgca_list *l = &w->lists[w->parts[index].list];
-    if (latest->job != l->job) *latest = (choice){l->job, hgca_kernel_for(l->job)};
+    if (latest->job != l->job) *latest = (choice){l->job, hgca_kernel_for(l->job, 1)};
     hgca_place_queries(l, latest->kernel, query);
     hgca_attend_piece(w, index, latest->kernel, query);
 }

@@ -16,11 +16,17 @@ typedef struct {
     char pairs[2][TILES_AT_ONCE][TILE_LINES * TILE_LINE];
 } tiles_memory;
 
+/* Half-rows from `half` on of the next tile, and of the one after it, in the order of memory and few at a time: see fetch_lines. */
+INLINE void fetch_halves(const hgca_piece *p, const tile_rows *next, int next_rows, const char *otherwise, int half, int count) {
+    for (int h = half; h < half + count; h++) fetch_lines(next, next_rows, h, otherwise, 0, (h % 2 ? p->value_dim : p->key_dim) / TILES_STEP);
+}
+
 /* One step of a key for 16 rows. */
-#define SCORE_STEP(tile, step)                                                                        \
+#define SCORE_STEP(queries, step)                                                                     \
     if ((step) < steps) {                                                                             \
+        fetch_halves(p, next, next_rows, tile->half[0], r + (step) * each, each);                     \
         TILE_LOAD(1, from + (step) * TILE_LINE, stride);                                              \
-        TILE_DOT(0, 1, tile);                                                                         \
+        TILE_DOT(0, 1, queries);                                                                      \
         if (q->rest) {                                                                                \
             TILE_LOAD(2, q->pair[1][step], TILE_LINE);                                                \
             TILE_DOT(0, 1, 2);                                                                        \
@@ -31,6 +37,7 @@ typedef struct {
 INLINE void score_by_tiles(const hgca_piece *p, const tiles_queries *q, const tile_rows *tile, int rows, const tile_rows *next, int next_rows,
                            tiles_memory *m) {
     const int steps = p->key_dim / TILES_STEP, lined_up = p->row == NULL;
+    const int each = (TILE_LINES + steps - 1) / steps; /* half-rows to fetch with a step: as many as there are rows */
     TILES_ORDERED();
     TILE_LOAD(4, q->pair[0][0], TILE_LINE);
     if (steps > 1) TILE_LOAD(5, q->pair[0][1], TILE_LINE);
@@ -39,7 +46,6 @@ INLINE void score_by_tiles(const hgca_piece *p, const tiles_queries *q, const ti
     for (int r = 0; r < rows; r += TILE_LINES) {
         const char *from = tile->half[2 * r];
         int64_t stride = p->key_row_stride;
-        for (int i = r; i < r + TILE_LINES; i++) prefetch_half(p, next, next_rows, 2 * i, 2, 0);
         if (!lined_up || r + TILE_LINES > rows) {
             char *to = m->keys[r / TILE_LINES % 2];
             from = to, stride = steps * TILE_LINE;
@@ -137,9 +143,12 @@ INLINE void weigh_by_tiles(const hgca_piece *p, int head, int heads, int rows, f
     }
 }
 
-/* Values of 32 rows, numbers from `d` on, as pairs of lines: matrices of 16 numbers. */
-INLINE void pair_values(const tile_rows *tile, int rows, int from, int d, int tiles, char to[][TILE_LINES * TILE_LINE]) {
+/* Values of 32 rows, numbers from `d` on, as pairs of lines: matrices of 16 numbers. With each pair `count` half-rows of the next
+ * tile are fetched, from `half` on. */
+INLINE void pair_values(const hgca_piece *p, const tile_rows *tile, int rows, int from, int d, int tiles, const tile_rows *next,
+                        int next_rows, int half, int count, char to[][TILE_LINES * TILE_LINE]) {
     for (int r = 0; r < TILES_STEP; r += 2) {
+        fetch_halves(p, next, next_rows, tile->half[1], half + r / 2 * count, count);
         const int at = from + r;
         const char *even = tile->half[2 * (at < rows ? at : rows - 1) + 1] + 2 * d, *odd = tile->half[2 * (at + 1 < rows ? at + 1 : rows - 1) + 1] + 2 * d;
         UNROLL
@@ -170,16 +179,16 @@ INLINE void pair_values(const tile_rows *tile, int rows, int from, int d, int ti
 #define STORE_SUMS(tile, i) TILE_STORE(tile, m->sum[first + (i)])
 
 INLINE void add_by_tiles(const hgca_piece *p, const tile_rows *tile, int rows, const tile_rows *next, int next_rows, tiles_memory *m) {
-    const int all = p->value_dim / TILE_LINES;
-    int side = 0, half = 0;
+    const int all = p->value_dim / TILE_LINES, count = all > TILES_AT_ONCE ? 1 : 2; /* the other half of the next tile, in all passes */
+    int side = 0, half = rows;
     for (int first = 0; first < all; first += TILES_AT_ONCE) {
         const int tiles = all - first < TILES_AT_ONCE ? all - first : TILES_AT_ONCE;
         TILES_ORDERED();
         FOR_TILES(LOAD_SUMS)
         for (int r = 0; r < rows; r += TILES_STEP, side ^= 1) {
-            for (int i = 0; i < TILES_STEP && half < next_rows; i++, half++) prefetch_half(p, next, next_rows, 2 * half + 1, 2, 0);
             char(*pairs)[TILE_LINES * TILE_LINE] = m->pairs[side];
-            pair_values(tile, rows, r, first * TILE_LINES, tiles, pairs);
+            pair_values(p, tile, rows, r, first * TILE_LINES, tiles, next, next_rows, half, count, pairs);
+            half += TILES_STEP / 2 * count;
             TILES_ORDERED();
             TILE_LOAD(1, m->weight[r / TILES_STEP], TILE_LINE);
             ADD_STEP(4, 0, 2)
@@ -210,21 +219,24 @@ static void heads_by_tiles(const hgca_piece *p, int head, int heads, tiles_memor
     cut_queries(p, p->query + head * hgca_query_width(p->key_dim, HGCA_BF16), heads, &q);
     memset(m->sum, 0, sizeof m->sum[0] * (size_t)(p->value_dim / TILE_LINES));
     memset(m->weight, 0, sizeof m->weight);
-    tile_rows tiles[2];
+    tile_rows tiles[3];
     row_cursor at = {p->row, p->run, p->first};
-    int rows = p->count < TILE ? (int)p->count : TILE;
+    int rows = p->count < TILES_ROWS ? (int)p->count : TILES_ROWS;
     find_rows(p, &at, rows, HGCA_BF16, &tiles[0]);
-    for (int64_t from = 0, turn = 0; from < p->count; from += TILE, turn++) {
-        const tile_rows *tile = &tiles[turn % 2];
-        tile_rows *next = &tiles[(turn + 1) % 2];
-        const int64_t left = p->count - from - rows;
-        const int next_rows = left < TILE ? (int)left : TILE;
-        find_rows(p, &at, next_rows, HGCA_BF16, next);
+    int next_rows = p->count - rows < TILES_ROWS ? (int)(p->count - rows) : TILES_ROWS;
+    find_rows(p, &at, next_rows, HGCA_BF16, &tiles[1]);
+    for (int64_t from = 0, turn = 0; from < p->count; from += TILES_ROWS, turn++) {
+        const tile_rows *tile = &tiles[turn % 3];
+        tile_rows *next = &tiles[(turn + 1) % 3], *then = &tiles[(turn + 2) % 3];
+        const int64_t left = p->count - from - rows - next_rows;
+        const int then_rows = left < TILES_ROWS ? (int)left : TILES_ROWS;
+        find_rows(p, &at, then_rows, HGCA_BF16, then);
+        next->then = then, next->then_rows = then_rows;
         score_by_tiles(p, &q, tile, rows, next, next_rows, m);
         scores_by_head(p, m, rows, heads, score);
         weigh_by_tiles(p, head, heads, rows, score, m);
         add_by_tiles(p, tile, rows, next, next_rows, m);
-        rows = next_rows;
+        rows = next_rows, next_rows = then_rows;
     }
     tell_sums(p, head, heads, m);
 }

@@ -2,7 +2,7 @@
  * first of 8 queries are columns 0 to 7 of one matrix, the second ones 8 to 15, and what is left is another matrix, which queries that
  * are bf16 numbers do not have. */
 
-enum { TILES_HEADS = 8, TILES_STEP = 32 /* bf16 numbers of a line */, TILES_AT_ONCE = 4 /* matrices of 16 numbers of 16 sums */ };
+enum { TILES_ROWS = 32 /* of a tile: with the next one they stay in the first level */, TILES_HEADS = 8, TILES_STEP = 32 /* bf16 numbers of a line */, TILES_AT_ONCE = 4 /* matrices of 16 numbers of 16 sums */ };
 
 /* Of queries: [parts][steps of a key][pairs of numbers][columns]. */
 typedef struct {

@@ -215,14 +215,14 @@ static void lay_out_head(hgca_layout *at, const hgca_selection *job, hgca_head *
 
 static const hgca_kernel *mean_kernel(const hgca_selection *job) {
     const hgca_attention mean = hgca_mean_rows(job);
-    return hgca_kernel_for(&mean);
+    return hgca_kernel_for(&mean, 0);
 }
 
 /* Asked with the query it is for. */
 static const hgca_kernel *near_kernel(const hgca_selection *job) {
     hgca_attention near = *job->near;
     near.query = job->rows.query;
-    return hgca_kernel_for(&near);
+    return hgca_kernel_for(&near, 0);
 }
 
 static void lay_out(hgca_layout *at, const hgca_selection *jobs, int32_t count, hgca_selecting **result) {
@@ -262,7 +262,7 @@ static void lay_out(hgca_layout *at, const hgca_selection *jobs, int32_t count, 
             continue;
         }
         const int gated = job->clustered > 0 && job->gate != HGCA_GATE_NONE && !job->pages;
-        const hgca_kernel *kernel = hgca_kernel_for(&own[j].rows);
+        const hgca_kernel *kernel = hgca_kernel_for(&own[j].rows, 0);
         const hgca_kernel *mean = gated ? mean_kernel(&own[j]) : NULL, *close = job->near ? near_kernel(&own[j]) : NULL;
         atomic_init(&heads_left[j], job->rows.kv_heads);
         for (int32_t i = 0; i < job->rows.kv_heads; i++, head++, unit += each_head) {
