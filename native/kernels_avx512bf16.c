@@ -62,7 +62,7 @@ static double time_piece(const hgca_kernel *kernel, hgca_piece *p, const float *
 }
 
 int hgca_tiles_pay(void) {
-    enum { COUNT = 128, DIM = 128, QUERIES = 4, RESULTS = QUERIES * (DIM + 2) };
+    enum { COUNT = 128, DIM = 128, QUERIES = 8, RESULTS = QUERIES * (DIM + 2) };
     static const hgca_kernel plain = {piece_bf16, place_bf16}, tiles = {piece_tiles, place_tiles};
     uint16_t rows[COUNT * 2 * DIM];
     int32_t list[COUNT];
