@@ -18,6 +18,13 @@ typedef struct {
 
 /* Half-rows from `half` on of the next tile, and of the one after it, in the order of memory and few at a time: see fetch_lines. */
 INLINE void fetch_halves(const hgca_piece *p, const tile_rows *next, int next_rows, const char *otherwise, int half, int count) {
+    enum { USUAL = HGCA_TILES_KEY / TILES_STEP };
+    if (count <= USUAL && p->key_dim == HGCA_TILES_KEY && p->value_dim == HGCA_TILES_KEY) { /* loops whose turns are known are a tenth faster */
+        UNROLL
+        for (int h = 0; h < USUAL; h++)
+            if (h < count) fetch_lines(next, next_rows, half + h, otherwise, 0, USUAL);
+        return;
+    }
     for (int h = half; h < half + count; h++) fetch_lines(next, next_rows, h, otherwise, 0, (h % 2 ? p->value_dim : p->key_dim) / TILES_STEP);
 }
 
