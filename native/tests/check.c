@@ -254,6 +254,13 @@ static void check_random(double seconds) {
     printf("%llu random jobs\n", (unsigned long long)count);
 }
 
+/* Instruction sets share the pool, so watching its threads, which is slow, takes one count of them for each. */
+#if defined(__SANITIZE_THREAD__)
+enum { FEWEST_THREADS = 3 };
+#else
+enum { FEWEST_THREADS = 1 };
+#endif
+
 int main(int argc, char **argv) {
     char names[96], *rest = names, *isa;
     snprintf(names, sizeof names, "%s", hgca_isas());
@@ -262,7 +269,7 @@ int main(int argc, char **argv) {
         check_shapes(isa);
         check_prompts(isa);
         failures += check_listing(300, 1);
-        for (int threads = 1; threads <= 3; threads++) {
+        for (int threads = FEWEST_THREADS; threads <= 3; threads++) {
             expect(hgca_set_threads(threads) == HGCA_OK, "threads", isa);
             failures += check_select(40, (uint64_t)threads * 1000);
             failures += check_serve(20, (uint64_t)threads * 1000);
