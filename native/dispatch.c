@@ -119,6 +119,22 @@ static int dots_pay(void) {
 #endif
 }
 
+#if defined(__x86_64__)
+static int is_intel(void) {
+    unsigned most, name[3]; /* "Genu" "ntel" "ineI" */
+    return __get_cpuid(0, &most, &name[0], &name[1], &name[2]) && memcmp(name, "GenuntelineI", sizeof name) == 0;
+}
+#endif
+
+int hgca_by_line(void) {
+#if defined(__x86_64__)
+    static _Atomic int known;
+    return asked_once(&known, is_intel);
+#else
+    return 0;
+#endif
+}
+
 const hgca_kernel *hgca_kernel_for(const hgca_attention *job, int fetched) {
     if (job->only_read) return hgca_only_read(job->dtype);
     const hgca_isa_kernels *isa = hgca_kernels();

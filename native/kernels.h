@@ -71,6 +71,7 @@ typedef struct {
     int32_t key_dim;
     int32_t value_dim;
     int32_t heads;
+    int32_t by_line; /* hgca_by_line() */
     float softcap;
     float scale; /* for scores, where `place` leaves it to the kernel */
     const float *query;
@@ -102,7 +103,11 @@ extern const hgca_isa_kernels hgca_scalar, hgca_avx2, hgca_avx512, hgca_avx512vn
 
 int hgca_bf16_dots_pay(void);
 
-/* Whether this processor's tiles give the numbers they should, and sooner: a processor that has them was not at hand. */
+/* Whether rows that one or two queries read, which wait for memory alone, are to be fetched line by line as other rows are. A Zen's own
+ * prefetcher brings them sooner if it is left alone; an Intel's leaves a third of the bandwidth unused (Granite Rapids). */
+int hgca_by_line(void);
+
+/* Whether this processor's tiles give the numbers they should, and sooner. */
 int hgca_tiles_pay(void);
 
 #endif

@@ -23,15 +23,16 @@ INLINE void score_tile_bf16(const hgca_piece *p, const float *query, const tile_
                             const tile_rows *next, int next_rows, int heads, int width, float score[][TILE]) {
     const int64_t dim = width, stride = hgca_query_width(dim, HGCA_BF16) * 4;
     const char *q = (const char *)query;
-    const int lines = lines_of_half(heads, width, HGCA_BF16), steps = width / 32;
+    const int lines = lines_of_half(width, HGCA_BF16), steps = width / 32;
     const int share = steps > 2 ? 4 * lines / steps : lines; /* of narrow rows' lines some are asked for around the sums: evenly */
+    const int even = lines && !left_alone(p, heads);
     for (int r = 0; r < rows; r += 4) {
         const char *key[4];
         UNROLL
         for (int j = 0; j < 4; j++) {
             key[j] = tile->half[2 * (r + j < rows ? r + j : rows - 1)];
-            if (!lines) prefetch_half(p, next, next_rows, r + j, 2, 0);
-            if (heads <= 2 && p->heads <= 2) prefetch_value(p, tile, r + j < rows ? r + j : rows - 1, 2);
+            if (!even) prefetch_half(p, next, next_rows, r + j, 2, 0);
+            if (left_alone(p, heads) && p->heads <= 2) prefetch_value(p, tile, r + j < rows ? r + j : rows - 1, 2);
         }
         VF sum[HEADS][4];
         UNROLL
@@ -40,7 +41,7 @@ INLINE void score_tile_bf16(const hgca_piece *p, const float *query, const tile_
             for (int j = 0; j < 4; j++) sum[h][j] = vzero();
         int64_t d = 0;
         for (; d + 32 <= dim; d += 32) {
-            fetch_share(next, next_rows, r, tile->half[0], lines, (int)d / 32 * share, share);
+            if (even) fetch_share(next, next_rows, r, tile->half[0], lines, (int)d / 32 * share, share);
             __m512bh k[4];
             UNROLL
             for (int j = 0; j < 4; j++) k[j] = (__m512bh)_mm512_loadu_si512(key[j] + d * 2);
@@ -57,9 +58,9 @@ INLINE void score_tile_bf16(const hgca_piece *p, const float *query, const tile_
             UNROLL
             for (int j = 0; j < 4; j++) sum[h][j] = _mm512_dpbf16_ps(sum[h][j], load_numbers(key[j] + d * 2, dim - d), n);
         }
-        if (steps * share < 4 * lines) fetch_share(next, next_rows, r, tile->half[0], lines, steps * share, share);
+        if (even && steps * share < 4 * lines) fetch_share(next, next_rows, r, tile->half[0], lines, steps * share, share);
         vsum_heads(sum, heads, score, r);
-        if (steps * share < 4 * lines) fetch_share(next, next_rows, r, tile->half[0], lines, (steps + 1) * share, share);
+        if (even && steps * share < 4 * lines) fetch_share(next, next_rows, r, tile->half[0], lines, (steps + 1) * share, share);
     }
     vsettle(score, rows);
     UNROLL

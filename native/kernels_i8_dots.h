@@ -73,20 +73,21 @@ INLINE void shift_sums(__m512i sum[HEADS][4], int heads, int bits) {
         for (int j = 0; j < 4; j++) sum[h][j] = _mm512_slli_epi32(sum[h][j], (unsigned)bits);
 }
 
-/* Lines of a half-row that are fetched one by one; 0: a width that is not known, or what waits for memory alone. */
-INLINE int lines_ahead_i8(int heads, int64_t dim) { return heads > 2 && KNOWN(dim) % LINE == 0 ? KNOWN(dim) / LINE : 0; }
+/* Lines of a half-row that are fetched one by one; 0: a width that is not known. */
+INLINE int lines_ahead_i8(int64_t dim) { return KNOWN(dim) % LINE == 0 ? KNOWN(dim) / LINE : 0; }
 
 /* Whose lines are fetched, each by itself, between products: asked for in bursts they keep the rows at hand waiting. */
 typedef struct {
     const tile_rows *next;
     int next_rows, half; /* of the half-rows from this one on */
     int lines;           /* a half-row; 0: nothing */
+    int even;            /* 0: nothing, too */
     const char *otherwise;
 } lines_ahead;
 
 /* Lines at and at + 1, both in the same tile. */
 INLINE void fetch_two(const lines_ahead *a, int at) {
-    if (!a->lines) return;
+    if (!a->lines || !a->even) return;
     const int lines = a->lines, first = a->half + at / lines, last = a->half + (at + 1) / lines;
     if (a->next->passes > 1) {
         for (int i = 0; i < 2; i++) fetch_share(a->next, a->next_rows, a->half, a->otherwise, a->lines, at + i, 1);
@@ -128,7 +129,7 @@ INLINE void score_level(const char *const key[4], int64_t dim, const char *q, in
 INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_rows *tile, int rows, const tile_rows *next,
                           int next_rows, int heads, int64_t dim, float score[][TILE]) {
     const int64_t stride = hgca_query_width(dim, HGCA_I8) * 4, level = lines(dim);
-    const int ahead = lines_ahead_i8(heads, dim);
+    const int ahead = lines_ahead_i8(dim), even = ahead && !left_alone(p, heads);
     const char *q = (const char *)query;
     float scale[16] = {0};
     int32_t offset[16] = {0};
@@ -144,9 +145,9 @@ INLINE void score_tile_i8(const hgca_piece *p, const float *query, const tile_ro
         UNROLL
         for (int j = 0; j < 4; j++) {
             key[j] = tile->half[2 * (r + j)];
-            if (!ahead) prefetch_half(p, next, next_rows, r + j, 1, 0);
+            if (!even) prefetch_half(p, next, next_rows, r + j, 1, 0);
         }
-        const lines_ahead fetched = {next, next_rows, r, ahead, tile->half[0]};
+        const lines_ahead fetched = {next, next_rows, r, ahead, even, tile->half[0]};
         __m512i sum[HEADS][4];
         UNROLL
         for (int h = 0; h < heads; h++)
@@ -242,8 +243,8 @@ INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile,
         unit[h] = split_weights(weight[h], rows, level[h]);
         if (!(unit[h] == unit[h])) return 0;
     }
-    const int groups = (rows + 3) / 4, ahead = lines_ahead_i8(heads, dim);
-    const lines_ahead fetched = {next, next_rows, rows, ahead, tile->half[1]};
+    const int groups = (rows + 3) / 4, ahead = lines_ahead_i8(dim), even = ahead && !left_alone(p, heads);
+    const lines_ahead fetched = {next, next_rows, rows, ahead, even, tile->half[1]};
     for (int64_t c = 0; c < dim; c += 64) {
         __m512i value[TILE / 4][4];
         NO_UNROLL
@@ -251,7 +252,7 @@ INLINE int add_values_i8(const hgca_piece *p, float *out, const tile_rows *tile,
             const char *row[4];
             UNROLL
             for (int j = 0; j < 4; j++) row[j] = tile->half[8 * g + 2 * j + 1] + c; /* beyond the last row: weights of zero */
-            if (!ahead && c == 0)
+            if (!even && c == 0)
                 for (int j = 0; j < 4; j++) prefetch_half(p, next, next_rows, rows + 4 * g + j, 1, 0);
             interleave_four(row, dim - c, value[g]);
         }

@@ -79,11 +79,14 @@ INLINE void prefetch_slice(const hgca_piece *p, const tile_rows *next, int next_
 
 /* In loops compiled for a width of whole lines one line at a time, as often as there are lines: a processor has room for some 24
  * that are on their way (Zen 3), and what is asked for in bursts is forgotten, or keeps others waiting. */
-INLINE int lines_of_half(int heads, int dim, int dtype) {
+INLINE int lines_of_half(int dim, int dtype) {
     const int bytes = dim * (int)hgca_number_bytes(dtype);
-    const int waits = heads <= 2; /* for memory alone: the processor's own prefetcher is faster, see prefetch_value */
-    return !waits && KNOWN(dim) > 0 && dtype != HGCA_I8 && bytes % LINE == 0 ? bytes / LINE : 0;
+    return KNOWN(dim) > 0 && dtype != HGCA_I8 && bytes % LINE == 0 ? bytes / LINE : 0;
 }
+
+/* Whether these queries wait for memory alone, on a processor whose own prefetcher is faster then: see prefetch_value. `heads`: of this
+ * pass, a constant. */
+INLINE int left_alone(const hgca_piece *p, int heads) { return heads <= 2 && !p->by_line; }
 
 /* Half-row `half` of the next tile, to be fetched; where there is none, one that is in cache already. */
 INLINE const char *half_ahead(const tile_rows *next, int next_rows, int half, const char *otherwise) {

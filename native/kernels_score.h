@@ -16,15 +16,16 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
         return;
     }
 #endif
-    const int lines = COLUMNS == 4 && VW > 4 ? lines_of_half(heads, dim, dtype) : 0;
+    const int lines = COLUMNS == 4 && VW > 4 ? lines_of_half(dim, dtype) : 0;
     const int mine = lines ? lines * ROWS * (dtype == HGCA_BF16 ? 2 * VW : VW) / dim : 0; /* of them with every vector */
+    const int even = lines && !left_alone(p, heads);
     for (int r = 0; r < rows; r += ROWS) {
         const char *key[ROWS];
         UNROLL
         for (int j = 0; j < ROWS; j++) {
             key[j] = tile->half[2 * (r + j < rows ? r + j : rows - 1)];
-            if (!lines) prefetch_half(p, next, next_rows, r + j, size, 0);
-            if (heads <= 2 && p->heads <= 2) prefetch_value(p, tile, r + j < rows ? r + j : rows - 1, size);
+            if (!even) prefetch_half(p, next, next_rows, r + j, size, 0);
+            if (left_alone(p, heads) && p->heads <= 2) prefetch_value(p, tile, r + j < rows ? r + j : rows - 1, size);
         }
         VF sum[HEADS][ROWS];
         UNROLL
@@ -33,7 +34,7 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
             for (int j = 0; j < ROWS; j++) sum[h][j] = vzero();
         int d = 0;
         for (; dtype == HGCA_BF16 && d + 2 * VW <= dim; d += 2 * VW) {
-            fetch_share(next, next_rows, r, tile->half[0], lines, d / (2 * VW) * mine, mine);
+            if (even) fetch_share(next, next_rows, r, tile->half[0], lines, d / (2 * VW) * mine, mine);
             VF even[ROWS], odd[ROWS];
             UNROLL
             for (int j = 0; j < ROWS; j++) vload_pair(key[j] + d * size, &even[j], &odd[j]);
@@ -47,7 +48,7 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
             }
         }
         for (; d + VW <= dim; d += VW) {
-            if (dtype != HGCA_BF16) fetch_share(next, next_rows, r, tile->half[0], lines, d / VW * mine, mine);
+            if (even && dtype != HGCA_BF16) fetch_share(next, next_rows, r, tile->half[0], lines, d / VW * mine, mine);
             VF k[ROWS];
             UNROLL
             for (int j = 0; j < ROWS; j++) k[j] = vload_rows(key[j] + d * size, dtype);

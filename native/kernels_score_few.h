@@ -41,12 +41,12 @@ INLINE void score_pair(const char *const key[ROWS], int d, const float *query, i
 
 /* All numbers of ROWS keys of a KNOWN width, without a loop, as a line of the next rows is fetched now and then; and only the
  * first bf16 numbers have none before them. */
-INLINE void score_known(const char *const key[ROWS], const char *const ahead[ROWS], int lines, const float *query,
+INLINE void score_known(const char *const key[ROWS], const char *const ahead[ROWS], int even, const float *query,
                         int64_t stride, int heads, int dtype, int dim, VF sum[HEADS][ROWS]) {
     const int step = dtype == HGCA_BF16 ? 2 * VW : VW, line = LINE / ROWS / (int)hgca_number_bytes(dtype);
     UNROLL
     for (int d = 0; d < dim; d += step) {
-        if (lines && d % line == 0) __builtin_prefetch(ahead[ROWS * d / dim] + d % (dim / ROWS) / line * LINE, 0, 2);
+        if (even && d % line == 0) __builtin_prefetch(ahead[ROWS * d / dim] + d % (dim / ROWS) / line * LINE, 0, 2);
         if (dtype == HGCA_BF16) score_pair(key, d, query, stride, heads, d > 0, sum);
         else score_vector(key, d, 0, query, stride, heads, dtype, sum);
     }
@@ -62,7 +62,8 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
     }
 #endif
     const int64_t stride = hgca_query_width(dim, dtype), size = hgca_number_bytes(dtype);
-    const int lines = lines_of_half(heads, dim, dtype);
+    const int lines = lines_of_half(dim, dtype);
+    const int even = lines && !left_alone(p, heads);
     VF kept[8][HEADS]; /* added up two by two they would take more, and stand in another order */
     memset(kept, 0, rows % 8 ? sizeof kept : 0);
     for (int r = 0; r < rows; r += ROWS) {
@@ -71,15 +72,15 @@ INLINE void score_tile(const hgca_piece *p, const float *query, const tile_rows 
         for (int j = 0; j < ROWS; j++) {
             key[j] = tile->half[2 * (r + j < rows ? r + j : rows - 1)];
             ahead[j] = half_ahead(next, next_rows, r + j, key[j]);
-            if (!lines) prefetch_half(p, next, next_rows, r + j, size, KNOWN(dim));
-            if (dtype == HGCA_F32 || (heads <= 2 && p->heads <= 2)) prefetch_value(p, tile, r + j < rows ? r + j : rows - 1, size);
+            if (!even) prefetch_half(p, next, next_rows, r + j, size, KNOWN(dim));
+            if (dtype == HGCA_F32 || (left_alone(p, heads) && p->heads <= 2)) prefetch_value(p, tile, r + j < rows ? r + j : rows - 1, size);
         }
         VF sum[HEADS][ROWS];
         UNROLL
         for (int h = 0; h < heads; h++)
             UNROLL
             for (int j = 0; j < ROWS; j++) sum[h][j] = vzero();
-        if (KNOWN(dim) > 0) score_known(key, ahead, lines, query, stride, heads, dtype, dim, sum);
+        if (KNOWN(dim) > 0) score_known(key, ahead, even, query, stride, heads, dtype, dim, sum);
         else {
             int d = 0;
             for (; dtype == HGCA_BF16 && d + 2 * VW <= dim; d += 2 * VW) score_pair(key, d, query, stride, heads, 0, sum);

@@ -97,12 +97,14 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
     const int64_t stride = hgca_padded(dim), size = hgca_number_bytes(dtype);
 #ifdef FEW_REGISTERS
     /* a pass fetches a line every `step` rows, so a half-row every `turn`: all passes together as many half-rows as there are rows */
-    const int lines = lines_of_half(heads, dim, dtype), step = 4 / (int)size, turn = lines ? step * lines : TILE;
+    const int lines = lines_of_half(dim, dtype), even = lines && !left_alone(p, heads);
+    const int step = 4 / (int)size, turn = even ? step * lines : TILE;
     int half = rows + c / (2 * VW) * ((rows + turn - 1) / turn);
-    if (!lines) prefetch_slice(p, next, next_rows, rows, c / VW, columns, size, KNOWN(dim));
+    if (!even) prefetch_slice(p, next, next_rows, rows, c / VW, columns, size, KNOWN(dim));
 #else
     /* a pass fetches its share of a half-row with every row */
-    const int lines = lines_of_half(heads, dim, dtype), mine = lines ? lines * columns * VW / dim : 0;
+    const int lines = lines_of_half(dim, dtype), even = lines && !left_alone(p, heads);
+    const int mine = lines ? lines * columns * VW / dim : 0;
     const int turn = TILE;
 #endif
     VF sum[HEADS][COLUMNS];
@@ -112,15 +114,15 @@ INLINE void add_columns(const hgca_piece *p, float *out, const tile_rows *tile, 
         for (int j = 0; j < columns; j++) sum[h][j] = vload(out + h * stride + c + j * VW);
     for (int from = 0; from < rows; from += turn) {
 #ifdef FEW_REGISTERS
-        const char *ahead = lines ? half_ahead(next, next_rows, half++, tile->half[1]) : NULL;
+        const char *ahead = even ? half_ahead(next, next_rows, half++, tile->half[1]) : NULL;
 #endif
         for (int r = from; r < rows && r < from + turn; r++) {
             const char *value = tile->half[2 * r + 1] + c * size;
 #ifdef FEW_REGISTERS
-            if (lines && r % step == 0) __builtin_prefetch(ahead + (r - from) / step * LINE, 0, AHEAD_LEVEL);
+            if (even && r % step == 0) __builtin_prefetch(ahead + (r - from) / step * LINE, 0, AHEAD_LEVEL);
 #else
-            fetch_share(next, next_rows, rows, tile->half[1], lines, (c / (columns * VW) * rows + r) * mine, mine);
-            if (!lines && c == 0) prefetch_half(p, next, next_rows, rows + r, size, 0);
+            if (even) fetch_share(next, next_rows, rows, tile->half[1], lines, (c / (columns * VW) * rows + r) * mine, mine);
+            if (!even && c == 0) prefetch_half(p, next, next_rows, rows + r, size, 0);
 #endif
             VF v[COLUMNS];
             if (dtype == HGCA_BF16 && columns % 2 == 0)
@@ -279,7 +281,7 @@ static void in_memory_order(const hgca_piece *p) {
  * large tile needs less. */
 INLINE int rows_of_tile(const hgca_piece *p, int dtype) {
     const int few = p->heads <= 2 * HEADS, scattered = few && AHEAD_LEVEL == 2 && p->row != NULL && p->run == NULL;
-    const int even = USUAL_DIM != 0 && p->heads > 2; /* fetched evenly, three pages are faster */
+    const int even = USUAL_DIM != 0 && (p->heads > 2 || (p->by_line && AHEAD_LEVEL > 2)); /* fetched evenly, three pages are faster */
     const int64_t bytes = (p->key_dim + p->value_dim) * hgca_number_bytes(dtype);
     const int64_t rows = (scattered ? TILE_BYTES / 2 : even ? 3 * TILE_BYTES / 2 : TILE_BYTES) / bytes / 4 * 4;
     const int most = !even || AHEAD_LEVEL == 2 ? TILE : dtype == HGCA_I8 ? 48 : 24;

@@ -23,6 +23,7 @@ hgca_piece hgca_piece_over(const hgca_attention *job, int64_t kv_head, int32_t q
         .key_dim = job->key_dim,
         .value_dim = job->value_dim,
         .heads = queries,
+        .by_line = hgca_by_line(),
         .softcap = job->softcap,
         .scale = hgca_score_scale(job),
         .query = query,
