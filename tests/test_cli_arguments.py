@@ -301,6 +301,12 @@ def test_every_alias_is_an_option(other: str, ours: str, capsys: pytest.CaptureF
         (["chat", "--image", "cat.png", "hi"], "text only"),
         (["chat", "--lora", "x", "hi"], "no adapters"),
         (["chat", "--do_sample", "hi"], "--temp above 0"),
+        (["chat", "--numa", "distribute", "hi"], "--threads"),
+        (["chat", "--port", "8080"], "no server"),
+        (["chat", "--mirostat=2", "hi"], "--min-p"),
+        (["batch", "in.jsonl", "--ignore-eos"], "-n N tokens"),
+        (["chat", "--no-context-shift"], "--overflow"),
+        (["chat", "-mg", "1", "hi"], "--device"),
     ],
 )
 def test_what_other_tools_have_is_answered_with_what_is_here(

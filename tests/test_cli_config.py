@@ -240,7 +240,7 @@ def test_models_on_this_machine(user: Path, model: str, monkeypatch: pytest.Monk
     assert hg(user, "models", "ls", "-q", HGCA_CACHE_DIR=str(cache)).stdout == b"tiny\n"
     refused = hg(user, "models", "rm", "tiny", "other", HGCA_CACHE_DIR=str(cache))
     assert (
-        refused.returncode == 2
+        refused.returncode == 5
         and b"no model 'other' on this machine" in refused.stderr
         and (cache / "models/tiny").exists()
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hgca_cli.errors import UsageError
+from hgca_cli.errors import ModelError
 from hgca_cli.hf import removing
 from hgca_cli.hf.places import CONVERTED, HUB, PACKED
 from hgca_cli.hf.registry import resolve
@@ -64,15 +64,15 @@ def test_a_model_is_found_by_its_names(cache: Path) -> None:
         assert names(of_name(name, packed_only=True)) == packed
     assert names(of_name("../small-model.gguf --quant file")) == packed
     for wrong in ("other", "", "org", "sma", "../models/small-0123"):
-        with pytest.raises(UsageError, match="no model"):
+        with pytest.raises(ModelError, match="no model"):
             of_name(wrong)
-    with pytest.raises(UsageError, match="no packed weights of model 'small'"):
+    with pytest.raises(ModelError, match="no packed weights of model 'small'"):
         of_name("small", packed_only=True)
 
 
 def test_a_file_is_known_by_its_path(cache: Path, tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "tiny.gguf")
-    with pytest.raises(UsageError, match="no model"):
+    with pytest.raises(ModelError, match="no model"):
         of_name(str(file))
     folder = resolve(str(file)).path
     assert names(of_name(str(file))) == [(CONVERTED, folder.name)]

@@ -16,6 +16,10 @@ ATTENTION = "Leave it out: there is one attention here, and --window, --quality,
 MAPPED = "Leave it out: weights are mapped as far as that helps; --plan shows what is where."
 GUESSED = "No second model guesses here: --prompt-lookup N guesses tokens from the text so far."
 ONE = "One process uses one device, which --device names."
+SERVER = "There is no server; hgca chat -p TEXT --json is for programs."
+DRAWN = "What is drawn from is set with --temp, --top-k, --top-p, --min-p and the penalties here."
+FULL = "It is --overflow here: what happens when a conversation fills the context."
+THREADS = "It is --threads here, for prompts and answers alike."
 FLAGS = {
     "-ngl": PLANNED,
     "--n-gpu-layers": PLANNED,
@@ -45,6 +49,9 @@ FLAGS = {
     "--tensor-split": ONE,
     "-sm": ONE,
     "--split-mode": ONE,
+    "-mg": ONE,
+    "--main-gpu": ONE,
+    "--device-map": ONE,
     "-tp": ONE,
     "--tensor-parallel-size": ONE,
     "-md": GUESSED,
@@ -72,6 +79,26 @@ FLAGS = {
     "--do-sample": "Leave it out: --temp above 0 draws, --temp 0 does not.",
     "--format": FREE,
     "--reasoning": "It is --think or --no-think here.",
+    "--numa": "Leave it out: threads keep to their processors; --threads N says how many.",
+    "-tb": THREADS,
+    "--threads-batch": THREADS,
+    "--host": SERVER,
+    "--port": SERVER,
+    "--api-key": SERVER,
+    "--mirostat": DRAWN,
+    "--mirostat-lr": DRAWN,
+    "--mirostat-ent": DRAWN,
+    "--typical": DRAWN,
+    "--typical-p": DRAWN,
+    "--dynatemp-range": DRAWN,
+    "--xtc-probability": DRAWN,
+    "--dry-multiplier": DRAWN,
+    "--samplers": DRAWN,
+    "--logit-bias": DRAWN,
+    "--ignore-eos": "Leave it out: an answer ends where the model ends it, after -n N tokens at most.",
+    "--context-shift": FULL,
+    "--no-context-shift": FULL,
+    "--swap-space": "Leave it out: what is older than the window is in the processor's memory; --ram-limit caps that.",
 }
 CHAT = {
     "-cnv": TALK,
@@ -127,7 +154,7 @@ COMMANDS = {
     "list": "hgca models ls lists models.",
     "ls": "hgca models ls lists models.",
     "show": "hgca models ls lists models; hgca chat -m MODEL --plan shows what one needs.",
-    "serve": "There is no server; hgca chat -p TEXT --json is for programs.",
+    "serve": SERVER,
     "env": "hgca doctor shows the environment.",
     "rm": "hgca models rm removes models, hgca sessions rm sessions.",
     "ps": "Nothing stays loaded: a model is gone when its command ends.",

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hgca_cli.errors import ModelError, UsageError
+from hgca_cli.errors import ModelError
 from hgca_cli.hf.places import CONVERTED, HUB, PACKED, Stored, model_places, packed_models
 from hgca_cli.hf.registry import aliases, resolve
 
@@ -15,7 +15,7 @@ from hgca_cli.hf.registry import aliases, resolve
 def of_name(name: str, *, packed_only: bool = False) -> list[tuple[str, Stored]]:
     """What is on disk of a model, with its kind: of this name as `hgca models ls` tells it, of an alias, or of a GGUF file.
 
-    Packed weights go with their model, or alone. Raises UsageError if there is nothing.
+    Packed weights go with their model, or alone. Raises ModelError if there is nothing.
     """
     wanted = {name, aliases().get(name, name)}
     every = packed_models()
@@ -29,7 +29,7 @@ def of_name(name: str, *, packed_only: bool = False) -> list[tuple[str, Stored]]
     found = packed if packed_only or name in {one.name for one in by_name} else [*models, *packed]
     if not found:
         what = "no packed weights of model" if packed_only else "no model"
-        raise UsageError(f"{what} {name!r} on this machine.", "hgca models ls lists what there is.")
+        raise ModelError(f"{what} {name!r} on this machine.", "hgca models ls lists what there is.")
     return found
 
 
