@@ -48,16 +48,19 @@ def main() -> None:
 
     model = load_model(resolve(options.model), device="cpu", dtype=options.dtype).model
     layers = [module for module in model.modules() if type(module) is nn.Linear]
+    if not layers:
+        parser.error(f"{options.model} has no layer of plain weights; packed ones are measured by quant.py")
     widths = {layer.in_features for layer in layers}
     shared = {width: torch.randn(1, 1, width).to(layers[0].weight.dtype) for width in widths}
     vectors = [shared[layer.in_features] for layer in layers]
     plain = [Weights(layer.weight, layer.bias) for layer in layers]
     size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
     copies = quicken(model)
-    blocks = [module for module in model.modules() if isinstance(module, Gated)]
+    own = set(layers)
+    blocks = [module for module in model.modules() if isinstance(module, Gated) and own & set(module.modules())]
     inside = {layer for block in blocks for layer in block.modules()}
     called = [*blocks, *(layer for layer in layers if layer not in inside)]
-    given = [shared[next(layer.in_features for layer in one.modules() if layer in layers)] for one in called]
+    given = [shared[next(layer.in_features for layer in one.modules() if layer in own)] for one in called]
     probe = ReadProbe(options.threads)
     sides: dict[str, Callable[[], object]] = {
         "torch": lambda: [
