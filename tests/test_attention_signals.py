@@ -116,9 +116,8 @@ def test_rows_that_a_device_names_are_known_before_the_queries_or_after(
                 to.told = native.ffi.addressof(told, layer * 4 + at)
             relays.append(to)
     signals = Signals(torch.zeros(1, dtype=torch.int64), relays, 4, parts)
-    near = (
-        3e-4 if dtype == torch.int8 else 1e-5
-    )  # over int8 rows weights have 16 bits, of the largest of a tile: work may be cut elsewhere
+    # over int8 rows weights have 16 bits, of the largest of a tile, and work may be cut elsewhere
+    near = 3e-4 if dtype == torch.int8 else 1e-5
     wanted = torch.zeros_like(answers)
 
     def name(layer: int, part: int, serial: int) -> None:
