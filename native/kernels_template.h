@@ -207,6 +207,8 @@ INLINE int is_usual(const hgca_piece *p, int dim, int dtype) {
     return USUAL_DIM != 0 && p->key_dim == dim && p->value_dim == dim && dtype != HGCA_F32;
 }
 
+INLINE int has_usual_width(const hgca_piece *p, int dtype) { return is_usual(p, USUAL_DIM, dtype) || is_usual(p, USUAL_DIM / 2, dtype); }
+
 /* `loop` compiled for a width that is usual, or for any. Both loops take their arguments in this order. */
 #define FOR_WIDTH(loop, vector, heads, dtype, dim, scores)                                                              \
     if (is_usual(p, USUAL_DIM, dtype))                                                                                  \
@@ -281,7 +283,8 @@ static void in_memory_order(const hgca_piece *p) {
  * large tile needs less. */
 INLINE int rows_of_tile(const hgca_piece *p, int dtype) {
     const int few = p->heads <= 2 * HEADS, scattered = few && AHEAD_LEVEL == 2 && p->row != NULL && p->run == NULL;
-    const int even = USUAL_DIM != 0 && (p->heads > 2 || (p->by_line && AHEAD_LEVEL > 2)); /* fetched evenly, three pages are faster */
+    const int by_line = AHEAD_LEVEL > 2 && p->by_line && has_usual_width(p, dtype);
+    const int even = USUAL_DIM != 0 && (p->heads > 2 || by_line); /* fetched evenly, three pages are faster */
     const int64_t bytes = (p->key_dim + p->value_dim) * hgca_number_bytes(dtype);
     const int64_t rows = (scattered ? TILE_BYTES / 2 : even ? 3 * TILE_BYTES / 2 : TILE_BYTES) / bytes / 4 * 4;
     const int most = !even || AHEAD_LEVEL == 2 ? TILE : dtype == HGCA_I8 ? 48 : 24;
@@ -290,8 +293,7 @@ INLINE int rows_of_tile(const hgca_piece *p, int dtype) {
 
 /* Whether lines can be fetched evenly over two passes: both ask for them one by one. All in the first, the second waits for nothing. */
 INLINE int in_two_passes(const hgca_piece *p, int dtype) {
-    const int usual = is_usual(p, USUAL_DIM, dtype) || is_usual(p, USUAL_DIM / 2, dtype);
-    return COLUMNS == 4 && VW > 4 && usual && p->heads > HEADS + 2 && p->heads <= 2 * HEADS;
+    return COLUMNS == 4 && VW > 4 && has_usual_width(p, dtype) && p->heads > HEADS + 2 && p->heads <= 2 * HEADS;
 }
 
 INLINE void whole_piece(const hgca_piece *p, const tile_loops loops[], int dtype) {
