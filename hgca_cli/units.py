@@ -6,20 +6,22 @@ import re
 
 from hgca_cli.errors import UsageError
 
-_COUNT = re.compile(r"(\d+)\s*([kKmM]?)")
+_COUNT = re.compile(r"(\d+)\s*([kKmM]?)|(\d+\.\d+)\s*([kKmM])")
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(B|[kKmMgGtT](?:i?[bB])?)?")
 _BINARY = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 FEW_BYTES = 1024  # nobody means fewer bytes of memory
 
 
 def parse_count(text: str, name: str = "value") -> int:
-    """A number of tokens: `8192`, `128k` (= 131,072), `1M` (= 1,048,576).
+    """A number of tokens: `8192`, `128k` (= 131,072), `7.5k` (= 7,680), `1M` (= 1,048,576).
 
     Raises UsageError, naming `name`, for anything else.
     """
     match = _COUNT.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"{name}: {text!r} is not a number of tokens.", "Write it like 8192, 32k or 1M.")
+    if match[3]:
+        return round(float(match[3]) * _BINARY[match[4].lower()])
     return int(match[1]) * _BINARY[match[2].lower()]
 
 

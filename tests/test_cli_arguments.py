@@ -354,7 +354,7 @@ def test_what_minus_one_and_zero_mean_elsewhere() -> None:
     tokens = {"max_tokens": "4k", "reasoning_budget": "2k", "seed": 0}
     want = {"max_tokens": 4096, "reasoning_budget": 2048, "seed": 0}
     assert flags.sampling_flags(tokens) == want
-    for ctx, context in (("0", None), ("auto", None), ("4k", 4096)):
+    for ctx, context in (("0", None), ("auto", None), ("4k", 4096), ("1.5k", 1536)):
         param = typer.main.get_command(app).commands["chat"].make_context("chat", ["--ctx", ctx]).params  # type: ignore[attr-defined]
         assert flags.plan_request(param).context == context
 
