@@ -33,6 +33,7 @@ from hgca_cli.commands.pull import pull
 from hgca_cli.commands.sessions import sessions
 from hgca_cli.errors import HgcaError, HgcaWarning
 from hgca_cli.ui.inert import inert
+from hgca_cli.ui.wrapped import columns_of, wrapped
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "chat": chat,
@@ -195,4 +196,5 @@ def _reader_left(code: int = 0) -> int:
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """One line on stderr for a person, without file and line."""
     kind = "warning" if issubclass(category, HgcaWarning) else f"warning ({category.__name__})"
-    print(f"hgca: {kind}: {inert(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
+    text = f"hgca: {kind}: {inert(' '.join(str(message).split()))}"
+    print(wrapped(text, columns_of(sys.stderr)), file=sys.stderr, flush=True)

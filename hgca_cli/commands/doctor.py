@@ -17,6 +17,7 @@ from hgca_cli.commands.wanted import template_options
 from hgca_cli.hf.registry import DEFAULT
 from hgca_cli.ui.doctor_table import doctor_lines, finding_lines
 from hgca_cli.ui.style import Style, style_of
+from hgca_cli.ui.wrapped import columns_of, wrapped
 
 if TYPE_CHECKING:
     from hgca_cli.hardware.settings import PlanRequest
@@ -92,7 +93,8 @@ def doctor(
         typer.echo(dumps(found.record))
     else:
         shown = [] if quiet else doctor_lines(found.facts, found.settings, verbose=verbose)
-        typer.echo("\n".join([*shown, *finding_lines(found.findings, color=style.color)]), color=style.color)
+        text = "\n".join([*shown, *finding_lines(found.findings, color=style.color)])
+        typer.echo(wrapped(text, columns_of(sys.stdout)), color=style.color)
     raise typer.Exit(found.exit_code)
 
 

@@ -18,6 +18,7 @@ from hgca_cli.errors import HgcaError, UsageError
 from hgca_cli.ui.inert import inert
 from hgca_cli.ui.session_table import session_lines, session_record, sessions_table
 from hgca_cli.ui.style import is_terminal, style_of
+from hgca_cli.ui.wrapped import columns_of, wrapped
 from hgca_cli.units import format_bytes, parse_age, parse_bytes
 
 FORMATS = ("md", "json", "openai")
@@ -44,7 +45,8 @@ def list_sessions(
         typer.echo("no sessions yet: hgca chat --session NAME begins one")
     else:
         begins = [next((m["content"] for m in messages_of(one) if m["role"] == "user"), "") for one in found]
-        typer.echo(sessions_table(found, begins, time.time(), color=style_of(color, plain=False).color))
+        colored = style_of(color, plain=False).color
+        typer.echo(sessions_table(found, begins, time.time(), color=colored, columns=columns_of(sys.stdout)))
         typer.echo(inert(f"{format_bytes(kept_bytes(sessions_dir()))} of rows in {sessions_dir()}"))
 
 
@@ -55,7 +57,8 @@ def show_session(name: Name, json: options.JsonDocument = False, debug: options.
     if json:
         typer.echo(jsons.dumps(session_record(found) | {"messages": len(messages_of(found))}, indent=2))
     else:
-        typer.echo("\n".join(session_lines(found, messages_of(found), time.time())))
+        lines = session_lines(found, messages_of(found), time.time())
+        typer.echo(wrapped("\n".join(lines), columns_of(sys.stdout)))
 
 
 @sessions.command("rm")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields
@@ -25,6 +26,7 @@ from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.ui.board import Board
 from hgca_cli.ui.figures import figures, plan_table
 from hgca_cli.ui.session_table import sessions_table, told_value
+from hgca_cli.ui.wrapped import columns_of
 
 if TYPE_CHECKING:
     from hgca_cli.commands.keeping import Keeper
@@ -140,7 +142,8 @@ def _sessions_like(name: str) -> str:
 def _sessions(talk: Talk, rest: str) -> None:
     found = every_session()
     begins = [next((m["content"] for m in messages_of(one) if m["role"] == "user"), "") for one in found]
-    talk.sink.tell(sessions_table(found, begins, time.time(), color=False) if found else "no sessions yet")
+    table = sessions_table(found, begins, time.time(), color=False, columns=columns_of(sys.stderr))
+    talk.sink.tell(table if found else "no sessions yet")
 
 
 def _dashboard(talk: Talk, rest: str) -> None:

@@ -13,6 +13,7 @@ from hgca_cli.ui.inert import inert
 from hgca_cli.ui.job_dashboard import job_block, job_short, job_words
 from hgca_cli.ui.keyboard import unechoed
 from hgca_cli.ui.style import Style, is_terminal
+from hgca_cli.ui.wrapped import columns_of, wrapped
 from hgca_cli.units import format_seconds
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class JobView:
             self._bar.console.print(text, style="dim", markup=False, highlight=False)
             return
         with self._drawing.printing() if self._drawing is not None else contextlib.nullcontext():
+            text = wrapped(text, columns_of(sys.stderr))
             print(f"\x1b[2m{text}\x1b[0m" if self._style.color else text, file=sys.stderr, flush=True)
 
     def progress(self, tally: Any) -> None:

@@ -13,15 +13,22 @@ from hgca_cli.units import counted, format_age, format_bytes
 BEGINNING = 40  # characters of the first question
 
 
-def sessions_table(sessions: Sequence[Any], begins: Sequence[str], now: float, *, color: bool) -> str:
-    """A line each: name, tokens, bytes, age, model, beginning. begins: the first question of each."""
+def sessions_table(
+    sessions: Sequence[Any], begins: Sequence[str], now: float, *, color: bool, columns: int | None = None
+) -> str:
+    """A line each: name, tokens, bytes, age, model, beginning.
+
+    begins   the first question of each
+    columns  of the terminal: what is asked ends there
+    """
     rows = [("name", "tokens", "size", "used", "model", "begins")]
     for one, begin in zip(sessions, begins, strict=True):
         tokens = f"{one.record.saved.rows:,}" if one.record is not None and one.record.saved is not None else "-"
         model = one.record.model.rstrip("/").rpartition("/")[2] if one.record is not None else "damaged"
         begin = inert(" ".join(begin[:400].split()))[:BEGINNING]
         rows.append((inert(one.name), tokens, format_bytes(one.bytes), format_age(now - one.used), inert(model), begin))
-    wide = [max(len(row[column]) for row in rows) for column in range(6)]
+    wide = [max(len(row[column]) for row in rows) for column in range(5)]
+    room = BEGINNING if columns is None else max(0, columns - sum(wide) - 2 * len(wide))
     lines = []
     for number, (name, tokens, size, used, model, begin) in enumerate(rows):
         cells = (
@@ -30,7 +37,7 @@ def sessions_table(sessions: Sequence[Any], begins: Sequence[str], now: float, *
             size.rjust(wide[2]),
             used.rjust(wide[3]),
             model.ljust(wide[4]),
-            begin,
+            begin[:room],
         )
         line = "  ".join(cells).rstrip()
         damaged = number > 0 and sessions[number - 1].record is None

@@ -9,6 +9,7 @@ from typing import TextIO
 
 NARROWEST = 20  # columns: below them a line is left to the terminal
 COPIED = "  flags: "  # a line that is there to be copied stays one
+_COLOR = re.compile(r"\x1b\[[\d;]*m")  # takes no column
 _BESIDE = re.compile(r"( *)(?:\S.*?  +(?=\S))?")  # an indent, and a name with what is said about it beside it
 
 
@@ -53,6 +54,7 @@ def _broken(line: str, columns: int) -> str:
 
 
 def _width(text: str) -> int:
+    text = _COLOR.sub("", text)
     if text.isascii():
         return len(text)
     return sum(
