@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "hgca.h"
+#include "denormals.h"
 #include "pool_waiting.h"
 #include "processors.h"
 

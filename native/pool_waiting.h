@@ -22,32 +22,6 @@ static struct {
     char rest[124];
 } news;
 
-/* Denormal numbers slow some kernels five-fold and mean nothing here. Returns what to restore. */
-static uint64_t flush_denormals(void) {
-#if defined(__x86_64__)
-    unsigned before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040);
-    return before;
-#elif defined(__aarch64__)
-    uint64_t before;
-    __asm__ __volatile__("mrs %0, fpcr" : "=r"(before));
-    __asm__ __volatile__("msr fpcr, %0" : : "r"(before | 1u << 24));
-    return before;
-#else
-    return 0;
-#endif
-}
-
-static void restore_denormals(uint64_t before) {
-#if defined(__x86_64__)
-    _mm_setcsr((unsigned)before);
-#elif defined(__aarch64__)
-    __asm__ __volatile__("msr fpcr, %0" : : "r"(before));
-#else
-    (void)before;
-#endif
-}
-
 /* Stay awake until `at` is no longer `seen`, but not for long. Returns whether it changed. Whoever else wants this core
  * gets it: without that a caller that waits can keep the very worker it waits for off the core, for milliseconds. */
 static int spin(const _Atomic uint32_t *at, uint32_t seen, int64_t duration) {
