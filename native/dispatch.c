@@ -88,24 +88,32 @@ const hgca_isa_kernels *hgca_kernels(void) {
     return kernels;
 }
 
-#ifdef HGCA_TILES
-/* Queries that read the same rows: for two a matrix is half empty, and a prompt's have a kernel of their own. Up to four wait for
- * memory, unless their rows were fetched before, and FMAs leave it more room (Granite Rapids: .82 of its rate, tiles .74). */
-static int suits_tiles(const hgca_attention *job, int fetched) {
-    enum { MOST = 16, STEP = 32 };
-    const int few = fetched ? 3 : 5;
-    const int64_t queries = (int64_t)job->tokens * (job->heads / (job->lists ? job->lists : job->kv_heads));
-    return job->dtype == HGCA_BF16 && !(job->causal && job->tokens > 1) && queries >= few && queries <= MOST &&
-           job->key_dim % STEP == 0 && job->value_dim % STEP == 0 && job->key_dim <= HGCA_TILES_KEY && job->value_dim <= HGCA_TILES_VALUE;
-}
-#endif
-
 #if defined(__x86_64__)
 /* What is asked of a processor once. */
 static int asked_once(_Atomic int *known, int (*ask)(void)) { /* 0 not known, 1 no, 2 yes */
     int answer = atomic_load_explicit(known, memory_order_relaxed);
     if (answer == 0) atomic_store_explicit(known, answer = ask() ? 2 : 1, memory_order_relaxed);
     return answer == 2;
+}
+#endif
+
+#ifdef HGCA_TILES
+static int in_steps(const hgca_attention *job) { return job->key_dim % HGCA_TILES_STEP == 0 && job->value_dim % HGCA_TILES_STEP == 0; }
+
+/* Only of a processor that has them. */
+static int tiles_pay(void) {
+    static _Atomic int known;
+    return asked_once(&known, hgca_tiles_pay);
+}
+
+/* Queries that read the same rows: for two a matrix is half empty, and a prompt's have a kernel of their own. Up to four wait for
+ * memory, unless their rows were fetched before, and FMAs leave it more room (Granite Rapids: .82 of its rate, tiles .74). */
+static int suits_tiles(const hgca_attention *job, int fetched) {
+    enum { MOST = 16 };
+    const int few = fetched ? 3 : 5;
+    const int64_t queries = (int64_t)job->tokens * (job->heads / (job->lists ? job->lists : job->kv_heads));
+    return job->dtype == HGCA_BF16 && !(job->causal && job->tokens > 1) && queries >= few && queries <= MOST &&
+           in_steps(job) && job->key_dim <= HGCA_TILES_KEY && job->value_dim <= HGCA_TILES_VALUE;
 }
 #endif
 
@@ -140,14 +148,19 @@ const hgca_kernel *hgca_kernel_for(const hgca_attention *job, int fetched) {
     const hgca_isa_kernels *isa = hgca_kernels();
     const hgca_kernel *plain = &isa->kernel[job->dtype];
     const int many = job->tokens > HGCA_FEW_TOKENS && job->key_dim <= HGCA_MANY_DIM && job->value_dim <= HGCA_MANY_DIM;
+#ifdef HGCA_TILES
+    if (many && in_steps(job)) {
+        if (job->dtype == HGCA_BF16 && isa->bf16_many_tiles.piece && tiles_pay()) return &isa->bf16_many_tiles;
+        if (job->dtype == HGCA_I8 && isa->i8_many_tiles.piece && tiles_pay()) return &isa->i8_many_tiles;
+    }
+#endif
     if (many && job->key_dim % 2 == 0 && dots_pay()) {
         if (job->dtype == HGCA_BF16 && isa->bf16_many.piece) return &isa->bf16_many;
         if (job->dtype == HGCA_I8 && isa->i8_pairs.piece) return &isa->i8_pairs;
     }
     if (job->dtype == HGCA_I8 && many && isa->i8_many.piece) return &isa->i8_many;
 #ifdef HGCA_TILES
-    static _Atomic int tiles_pay;
-    if (isa->bf16_tiles.piece && suits_tiles(job, fetched) && asked_once(&tiles_pay, hgca_tiles_pay)) return &isa->bf16_tiles;
+    if (isa->bf16_tiles.piece && suits_tiles(job, fetched) && tiles_pay()) return &isa->bf16_tiles;
 #endif
     (void)fetched;
     if (job->dtype != HGCA_BF16 || isa->bf16_exact.piece == NULL || !dots_pay()) return plain;

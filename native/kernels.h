@@ -94,10 +94,12 @@ typedef struct {
     hgca_kernel bf16_tiles; /* bf16 rows for queries that see all of them and are neither few nor many; no piece: none */
     hgca_kernel bf16_many;  /* bf16 rows as i8_many, keys of an even number of numbers: rounds queries and weights, see kernels_many_pairs.h; no piece: none */
     hgca_kernel i8_pairs;   /* int8 rows, as bf16_many */
+    hgca_kernel bf16_many_tiles; /* as bf16_many, keys and values of a multiple of HGCA_TILES_STEP: kernels_many_tiles.h; no piece: none */
+    hgca_kernel i8_many_tiles;   /* as i8_pairs, the same */
 } hgca_isa_kernels;
 
 /* Most numbers of a key, and of a value, that matrices of AMX are used for. */
-enum { HGCA_TILES_KEY = 128, HGCA_TILES_VALUE = 256 };
+enum { HGCA_TILES_KEY = 128, HGCA_TILES_VALUE = 256, HGCA_TILES_STEP = 32 };
 
 extern const hgca_isa_kernels hgca_scalar, hgca_avx2, hgca_avx512, hgca_avx512vnni, hgca_avx512bf16, hgca_amx, hgca_neon;
 

@@ -5,4 +5,4 @@
 
 #include "kernels_template.h"
 
-const hgca_isa_kernels hgca_avx2 = {"avx2", HGCA_TEMPLATE_KERNELS, {0}, MANY_I8, {0}, {0}, {0}};
+const hgca_isa_kernels hgca_avx2 = {"avx2", HGCA_TEMPLATE_KERNELS, {0}, MANY_I8, {0}, {0}, {0}, {0}, {0}};

@@ -3,4 +3,4 @@
 
 #include "kernels_template.h"
 
-const hgca_isa_kernels hgca_avx512 = {"avx512", HGCA_TEMPLATE_KERNELS, {0}, MANY_I8, {0}, {0}, {0}};
+const hgca_isa_kernels hgca_avx512 = {"avx512", HGCA_TEMPLATE_KERNELS, {0}, MANY_I8, {0}, {0}, {0}, {0}, {0}};

@@ -41,10 +41,11 @@ int hgca_bf16_dots_pay(void) {
     return dots < 1.6 * fma;
 }
 
-const hgca_isa_kernels hgca_avx512bf16 = {"avx512bf16", HGCA_TEMPLATE_KERNELS, {piece_bf16_dots, place_bf16_dots}, MANY_I8, {0}, MANY_PAIRS};
+const hgca_isa_kernels hgca_avx512bf16 = {"avx512bf16", HGCA_TEMPLATE_KERNELS, {piece_bf16_dots, place_bf16_dots}, MANY_I8, {0}, MANY_PAIRS, {0}, {0}};
 
 #ifdef HGCA_TILES
 #include "kernels_tiles.h"
+#include "kernels_many_tiles.h"
 
 /* Seconds of the fastest of a few turns over rows that are in cache; its results stay. */
 static double time_piece(const hgca_kernel *kernel, hgca_piece *p, const float *query, float *placed, float *results) {
@@ -84,5 +85,5 @@ int hgca_tiles_pay(void) {
 #endif
 }
 
-const hgca_isa_kernels hgca_amx = {"avx512amx", HGCA_TEMPLATE_KERNELS, {piece_bf16_dots, place_bf16_dots}, MANY_I8, {piece_tiles, place_tiles}, MANY_PAIRS};
+const hgca_isa_kernels hgca_amx = {"avx512amx", HGCA_TEMPLATE_KERNELS, {piece_bf16_dots, place_bf16_dots}, MANY_I8, {piece_tiles, place_tiles}, MANY_PAIRS, MANY_BY_TILES};
 #endif

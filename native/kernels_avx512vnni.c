@@ -4,4 +4,4 @@
 #define I8_DOTS
 #include "kernels_template.h"
 
-const hgca_isa_kernels hgca_avx512vnni = {"avx512vnni", HGCA_TEMPLATE_KERNELS, {0}, MANY_I8, {0}, {0}, {0}};
+const hgca_isa_kernels hgca_avx512vnni = {"avx512vnni", HGCA_TEMPLATE_KERNELS, {0}, MANY_I8, {0}, {0}, {0}, {0}, {0}};

@@ -73,4 +73,4 @@ static inline VF vtail_rows(const char *p, int dtype, int n) {
 
 #include "kernels_template.h"
 
-const hgca_isa_kernels hgca_scalar = {"scalar", HGCA_TEMPLATE_KERNELS, {0}, MANY_I8, {0}, {0}, {0}};
+const hgca_isa_kernels hgca_scalar = {"scalar", HGCA_TEMPLATE_KERNELS, {0}, MANY_I8, {0}, {0}, {0}, {0}, {0}};

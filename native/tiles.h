@@ -22,7 +22,9 @@ static inline void emulate_load(int tile, const void *from, int64_t stride) {
     for (int i = 0; i < TILE_LINES; i++) memcpy(emulated_tile[tile][i], (const char *)from + i * stride, TILE_LINE);
 }
 
-static inline void emulate_store(int tile, void *to) { memcpy(to, emulated_tile[tile], sizeof emulated_tile[tile]); }
+static inline void emulate_store(int tile, void *to, int64_t stride) {
+    for (int i = 0; i < TILE_LINES; i++) memcpy((char *)to + i * stride, emulated_tile[tile][i], TILE_LINE);
+}
 
 static inline float of_bf16(const char *at) {
     uint16_t bits;
@@ -47,7 +49,7 @@ static inline void emulate_dot(int to, int a, int b) {
 
 #define TILE_ZERO(tile) memset(emulated_tile[tile], 0, sizeof emulated_tile[tile])
 #define TILE_LOAD(tile, from, stride) emulate_load(tile, from, stride)
-#define TILE_STORE(tile, to) emulate_store(tile, to)
+#define TILE_STORE_AT(tile, to, stride) emulate_store(tile, to, stride)
 #define TILE_DOT(to, a, b) emulate_dot(to, a, b)
 
 #else
@@ -61,6 +63,7 @@ static inline void tiles_begin(void) {
         uint8_t lines[16];
     } all = {.palette = 1};
     for (int i = 0; i < 8; i++) all.bytes[i] = TILE_LINE, all.lines[i] = TILE_LINES;
+    __asm__ volatile("" : : "r"(&all) : "memory"); /* GCC believes that only the first 8 bytes are read */
     _tile_loadconfig(&all);
 }
 
@@ -68,9 +71,11 @@ static inline void tiles_end(void) { _tile_release(); }
 
 #define TILE_ZERO(tile) _tile_zero(tile)
 #define TILE_LOAD(tile, from, stride) _tile_loadd(tile, from, stride)
-#define TILE_STORE(tile, to) _tile_stored(tile, to, TILE_LINE)
+#define TILE_STORE_AT(tile, to, stride) _tile_stored(tile, to, stride)
 #define TILE_DOT(to, a, b) _tile_dpbf16ps(to, a, b) /* to[m][n] += sum over k of a[m][k] * b[k / 2][n], pairs of k */
 
 #endif
+
+#define TILE_STORE(tile, to) TILE_STORE_AT(tile, to, TILE_LINE)
 
 #endif

@@ -1,0 +1,178 @@
+/* Many queries over rows of bf16, or int8, by matrices of AMX, beside kernels_many_pairs.h, whose layouts they take as they are: rows of
+ * keys are one matrix, pairs of the numbers of queries the other, and what comes out are rows of scores, a lane a query. For values
+ * a line holds one number of 32 rows, which is why they are turned.
+ *
+ * Queries are cut into two bf16 numbers here, which costs less than to mend pairs; weights are rounded, as there. */
+enum { MANY_STEP = 32 /* bf16 numbers of a line */, MANY_STEPS = (MANY_TILE + MANY_STEP - 1) / MANY_STEP };
+
+typedef struct {
+    many_pairs of;                                                               /* m.query: pairs [pair][lane] of the first numbers */
+    float rest[MANY_DIM / 2 * MANY_LANES] __attribute__((aligned(64)));          /* of the second ones */
+    char value[MANY_DIM / TILE_LINES][MANY_STEPS][TILE_LINES][TILE_LINE] __attribute__((aligned(64)));
+    int two; /* whether any query has a second number that is not 0 */
+} many_by_tiles;
+
+INLINE void place_by_tiles(const hgca_piece *p, many_by_tiles *b, int first, int count, int lanes, int dtype) {
+    place_pairs(p, &b->of, first, count, lanes, dtype);
+    b->two = 0;
+    for (int d = 0; d < p->key_dim; d++) b->two |= b->of.square[d] != 0.0f;
+    for (int d = 0; b->two && d < p->key_dim / 2; d++) lanes_of_pair(b->of.rest, d, lanes, b->rest + d * lanes);
+}
+
+/* Rows of bf16: where they are in memory, or widened, and keys of a list where they lie one behind the other. */
+INLINE void rows_by_tiles(const hgca_piece *p, many_pairs *of, const tile_rows *tile, int rows, int dtype) {
+    many *m = &of->m;
+    for (int r = 0; r < rows; r++) {
+        m->value_row[r] = tile->half[2 * r + 1];
+        if (dtype == HGCA_I8) {
+            widen_i8(tile->half[2 * r], p->key_dim, of->row[2 * r]);
+            widen_i8(tile->half[2 * r + 1], p->value_dim, of->row[2 * r + 1]);
+            m->value_row[r] = (const char *)of->row[2 * r + 1];
+        } else if (p->row != NULL || r >= rows / TILE_LINES * TILE_LINES) /* of the last lines a matrix would read beyond */
+            memcpy(of->row[2 * r], tile->half[2 * r], (size_t)p->key_dim * 2);
+    }
+}
+
+/* Sixteen vectors of sixteen numbers of 32 bits, with lines and columns exchanged. */
+INLINE void turn(__m512i x[16]) {
+    __m512i a[16];
+    UNROLL
+    for (int i = 0; i < 16; i += 2) a[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]), a[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+    UNROLL
+    for (int i = 0; i < 16; i += 4) {
+        x[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]), x[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+        x[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]), x[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        a[i] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0x88), a[i + 4] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0xdd);
+        a[i + 8] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0x88), a[i + 12] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0xdd);
+    }
+    UNROLL
+    for (int i = 0; i < 8; i++) x[i] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0x88), x[i + 8] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd);
+}
+
+/* b->value: numbers of rows as lines; of no row 0. Interleaved within 16 bytes, so that a line's number tells where it belongs. */
+INLINE void turn_values(const hgca_piece *p, many_by_tiles *b, int rows) {
+    const char *const *value = b->of.m.value_row;
+    const __m512i none = _mm512_setzero_si512();
+    for (int step = 0; step * MANY_STEP < rows; step++)
+        for (int d = 0; d < p->value_dim; d += 32)
+            for (int high = 0; high < 2; high++) {
+                __m512i x[16];
+                UNROLL
+                for (int i = 0; i < 16; i++) {
+                    const int r = step * MANY_STEP + 2 * i;
+                    const __m512i even = r < rows ? _mm512_loadu_si512(value[r] + 2 * d) : none;
+                    const __m512i odd = r + 1 < rows ? _mm512_loadu_si512(value[r + 1] + 2 * d) : none;
+                    x[i] = high ? _mm512_unpackhi_epi16(even, odd) : _mm512_unpacklo_epi16(even, odd);
+                }
+                turn(x);
+                UNROLL
+                for (int i = 0; i < 16; i++) {
+                    const int number = i / 4 * 8 + high * 4 + i % 4;
+                    _mm512_store_si512(b->value[(d + number) / TILE_LINES][step][number % TILE_LINES], x[i]);
+                }
+            }
+}
+
+/* What is done with each vector of lanes: the number of a tile is a word for the assembler. */
+#define EACH_VECTOR(what)          \
+    {                              \
+        what(0, 4);                \
+        if (vectors > 1) what(1, 5); \
+        if (vectors > 2) what(2, 6); \
+    }
+#define ZERO_SUM(v, b) TILE_ZERO(v)
+#define ADD_DOT(v, b)                                        \
+    {                                                        \
+        TILE_LOAD(b, from + (v) * TILE_LINE, lanes * 4);     \
+        TILE_DOT(v, 3, b);                                   \
+    }
+#define LOAD_SUM(v, b) TILE_LOAD(v, (const char *)out + (v) * TILE_LINE, lanes * 4)
+#define LEAVE_SUM(v, b) TILE_STORE_AT(v, (char *)out + (v) * TILE_LINE, lanes * 4)
+
+/* weight[row][lane] = the products of all rows and queries. */
+INLINE void score_many_by_tiles(const hgca_piece *p, many_by_tiles *b, const tile_rows *tile, int rows, int vectors, int dtype) {
+    const int lanes = vectors * VW;
+    many *m = &b->of.m;
+    TILES_ORDERED();
+    for (int r = 0; r < rows; r += TILE_LINES) {
+        const int there = dtype == HGCA_BF16 && p->row == NULL && r + TILE_LINES <= rows;
+        const char *key = there ? tile->half[2 * r] : (const char *)b->of.row[2 * r];
+        const int64_t stride = there ? p->key_row_stride : (int64_t)(2 * sizeof b->of.row[0]);
+        float *out = m->weight + r * lanes;
+        EACH_VECTOR(ZERO_SUM)
+        for (int d = 0; d < p->key_dim; d += MANY_STEP) {
+            TILE_LOAD(3, key + 2 * d, stride);
+            const char *from = (const char *)(m->query + d / 2 * lanes);
+            EACH_VECTOR(ADD_DOT)
+            if (!b->two) continue;
+            from = (const char *)(b->rest + d / 2 * lanes);
+            EACH_VECTOR(ADD_DOT)
+        }
+        EACH_VECTOR(LEAVE_SUM)
+    }
+    TILES_ORDERED();
+    for (int r = 0; r < rows; r++) {
+        const VF by = vset1(dtype == HGCA_I8 ? p->scale * tile->key_scale[r] : p->scale);
+        UNROLL
+        for (int v = 0; v < vectors; v++) {
+            float *score = m->weight + r * lanes + v * VW;
+            vstore(score, vmul(vload(score), by));
+        }
+    }
+}
+
+/* out[number][lane] += sum_r value[r][number] * weight[r][lane], while the next tile is fetched. */
+INLINE void add_many_by_tiles(const hgca_piece *p, many_by_tiles *b, int rows, int vectors, line_cursor *next) {
+    const int lanes = vectors * VW, pairs = (rows + 1) / 2, all = (rows + MANY_STEP - 1) / MANY_STEP * TILE_LINES;
+    many *m = &b->of.m;
+    memset(m->weight + pairs * lanes, 0, sizeof(float) * (size_t)((all - pairs) * lanes));
+    const int64_t fetches = (next->halves * (next->bytes[0] + next->bytes[1]) / 2 / LINE * TILE_LINES + p->value_dim - 1) / p->value_dim;
+    TILES_ORDERED();
+    for (int d = 0; d < p->value_dim; d += TILE_LINES) {
+        for (int64_t i = 0; i < fetches; i++) fetch_next_line(next);
+        float *out = m->out + d * lanes;
+        EACH_VECTOR(LOAD_SUM)
+        for (int step = 0; step * MANY_STEP < rows; step++) {
+            TILE_LOAD(3, b->value[d / TILE_LINES][step], TILE_LINE);
+            const char *from = (const char *)(m->weight + step * TILE_LINES * lanes);
+            EACH_VECTOR(ADD_DOT)
+        }
+        EACH_VECTOR(LEAVE_SUM)
+    }
+    TILES_ORDERED();
+}
+
+INLINE void block_by_tiles(const hgca_piece *p, many_by_tiles *b, int first, int count, int vectors, int dtype) {
+    many *m = &b->of.m;
+    const int lanes = vectors * VW;
+    place_by_tiles(p, b, first, count, lanes, dtype);
+    many_tiles t;
+    for (begin_tiles(p, m, count, dtype, &t); next_tile(p, dtype, &t);) {
+        rows_by_tiles(p, &b->of, t.tile, t.rows, dtype);
+        turn_values(p, b, t.rows);
+        score_many_by_tiles(p, b, t.tile, t.rows, vectors, dtype);
+        limit_many(p, m, t.tile, t.rows, lanes);
+        weigh_pairs(p, m, t.tile, t.rows, vectors, dtype);
+        add_many_by_tiles(p, b, t.rows, vectors, &t.lines);
+    }
+    leave_many(p, m, first, count, lanes);
+}
+
+INLINE void piece_many_by_tiles(const hgca_piece *p, int dtype) {
+    many_by_tiles b;
+    tiles_begin();
+    for (int first = 0; first < p->heads; first += MANY_LANES) {
+        const int left = p->heads - first, count = left < MANY_LANES ? left : MANY_LANES;
+        if (count <= VW) block_by_tiles(p, &b, first, count, 1, dtype);
+        else if (count <= 2 * VW) block_by_tiles(p, &b, first, count, 2, dtype);
+        else block_by_tiles(p, &b, first, count, MANY_VECTORS, dtype);
+    }
+    tiles_end();
+}
+
+static void piece_many_tiles_bf16(const hgca_piece *p) { piece_many_by_tiles(p, HGCA_BF16); }
+static void piece_many_tiles_i8(const hgca_piece *p) { piece_many_by_tiles(p, HGCA_I8); }
+#define MANY_BY_TILES {piece_many_tiles_bf16, place_as_it_is}, {piece_many_tiles_i8, place_as_it_is}
