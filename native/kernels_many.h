@@ -5,7 +5,7 @@
  * The vocabulary has besides:
  *   MANY_ROWS, MANY_VECTORS    rows (of a value: numbers) and vectors of queries whose sums the registers hold
  *   vpair_dots(sum, a, b)      where BF16_DOTS: sum + the two products of a lane's bf16 numbers */
-enum { MANY_TILE = 48, MANY_DIM = HGCA_MANY_DIM, MANY_LANES = MANY_VECTORS * VW, MANY_LEAST = 12 };
+enum { MANY_TILE = 48, MANY_MOST = 64 /* rows of any tile */, MANY_DIM = HGCA_MANY_DIM, MANY_LANES = MANY_VECTORS * VW, MANY_LEAST = 12 };
 
 /* What lanes begin with that have seen nothing: finite, so that no difference of two is NaN. No score of a sane model is below. */
 #define NOTHING_SEEN -1e30f
@@ -14,14 +14,18 @@ enum { MANY_TILE = 48, MANY_DIM = HGCA_MANY_DIM, MANY_LANES = MANY_VECTORS * VW,
 typedef struct {
     float query[MANY_DIM * MANY_LANES] __attribute__((aligned(64)));
     float out[MANY_DIM * MANY_LANES] __attribute__((aligned(64)));
-    float weight[MANY_TILE * MANY_LANES] __attribute__((aligned(64)));
-    float key[MANY_TILE * MANY_DIM] __attribute__((aligned(64)));
-    float value[MANY_TILE * MANY_DIM] __attribute__((aligned(64)));
+    float weight[MANY_MOST * MANY_LANES] __attribute__((aligned(64)));
     float max[MANY_LANES] __attribute__((aligned(64)));
     float sum[MANY_LANES] __attribute__((aligned(64)));
     int64_t edge[MANY_LANES]; /* the first position a query does not see */
-    const char *key_row[MANY_TILE + MANY_ROWS], *value_row[MANY_TILE]; /* of floats, or of bf16 pairs */
 } many;
+
+/* A tile's rows as floats, or as pairs of bf16 numbers. */
+typedef struct {
+    float key[MANY_TILE * MANY_DIM] __attribute__((aligned(64)));
+    float value[MANY_TILE * MANY_DIM] __attribute__((aligned(64)));
+    const char *key_row[MANY_TILE + MANY_ROWS], *value_row[MANY_TILE]; /* there, or in memory */
+} many_rows;
 
 /* A number of a row, which may begin anywhere. */
 INLINE float number_of(const char *at) {
@@ -63,7 +67,7 @@ INLINE void row_as_floats(const char *row, int dim, int dtype, float scale, floa
 }
 
 /* Where the tile's rows are as floats: in memory, or here. */
-INLINE void tile_as_floats(const hgca_piece *p, many *m, const tile_rows *tile, int rows, int dtype) {
+INLINE void tile_as_floats(const hgca_piece *p, many_rows *m, const tile_rows *tile, int rows, int dtype) {
     const int64_t key_width = hgca_padded(p->key_dim), value_width = hgca_padded(p->value_dim);
     const int stored = dtype == BF16_QUERY ? HGCA_BF16 : dtype;
     for (int r = 0; r < rows; r++) {
@@ -92,10 +96,10 @@ INLINE VF add_product(VF sum, VF number, VF x, int pairs) {
 }
 
 /* weight[row][lane] = the products of all rows and queries. */
-INLINE void score_many(const hgca_piece *p, many *m, int rows, int vectors, int dtype) {
+INLINE void score_many(const hgca_piece *p, many *m, const many_rows *of, int rows, int vectors, int dtype) {
     const int lanes = vectors * VW, numbers = dtype == BF16_QUERY ? p->key_dim / 2 : p->key_dim;
     for (int r = 0; r < rows; r += MANY_ROWS) {
-        const char *const *key = m->key_row + r;
+        const char *const *key = of->key_row + r;
         VF sum[MANY_ROWS][MANY_VECTORS];
         UNROLL
         for (int j = 0; j < MANY_ROWS; j++) {
@@ -165,7 +169,7 @@ INLINE void weigh_many(many *m, int rows, int64_t value_width, int vectors) {
 
 /* out[number][lane] += sum_r value[r][number] * weight[r][lane], while the next tile is fetched, some lines with a row (two rows, where
  * values and weights are pairs) of every `each`-th numbers: all at once is more than a processor has room for. */
-INLINE void add_many(many *m, int rows, int dim, int vectors, int pairs, line_cursor *next) {
+INLINE void add_many(many *m, const many_rows *of, int rows, int dim, int vectors, int pairs, line_cursor *next) {
     const int lanes = vectors * VW, blocks = (dim + MANY_ROWS - 1) / MANY_ROWS, step = pairs ? 2 : 1;
     const int64_t lines = step * ((next->bytes[0] + next->bytes[1]) / LINE), each = lines && blocks > lines ? blocks / lines : 1;
     const int64_t at_once = pairs ? (lines * each + blocks - 1) / blocks : 1;
@@ -179,7 +183,7 @@ INLINE void add_many(many *m, int rows, int dim, int vectors, int pairs, line_cu
             UNROLL
             for (int v = 0; v < vectors; v++) sum[j][v] = vload(out + j * lanes + v * VW);
         for (int r = 0; r < rows; r += step, weight += lanes) {
-            const char *value = m->value_row[r] + 4 * d;
+            const char *value = of->value_row[r] + 4 * d;
             for (int64_t i = 0; i < fetches; i++) fetch_next_line(next);
             VF x[MANY_VECTORS];
             UNROLL
@@ -224,17 +228,17 @@ typedef struct {
     line_cursor lines; /* of the next one */
     row_cursor at;
     int64_t left;
-    int turn, rows, next_rows;
+    int most, turn, rows, next_rows; /* most: of a tile */
 } many_tiles;
 
-INLINE int some_of_many(int64_t left) { return left < MANY_TILE ? (int)left : MANY_TILE; }
+INLINE int some_of_many(const many_tiles *t) { return t->left < t->most ? (int)t->left : t->most; }
 
 /* A block's rows: such as lie one behind the other end with the last one a query sees. */
-INLINE void begin_tiles(const hgca_piece *p, const many *m, int count, int dtype, many_tiles *t) {
+INLINE void begin_tiles(const hgca_piece *p, const many *m, int count, int dtype, int most, many_tiles *t) {
     const int64_t seen = p->row == NULL && p->unseen != INT64_MAX ? m->edge[count - 1] - p->first : p->count;
     t->at = (row_cursor){p->row, p->run, p->first};
     t->left = seen < p->count ? seen : p->count;
-    t->turn = -1, t->next_rows = some_of_many(t->left);
+    t->most = most, t->turn = -1, t->next_rows = some_of_many(t);
     if (t->next_rows > 0) find_rows(p, &t->at, t->next_rows, dtype, &t->tiles[0]);
 }
 
@@ -245,7 +249,7 @@ INLINE int next_tile(const hgca_piece *p, int dtype, many_tiles *t) {
     if (t->rows <= 0) return 0;
     t->turn++, t->left -= t->rows;
     tile_rows *next = &t->tiles[(t->turn + 1) % 2];
-    t->tile = &t->tiles[t->turn % 2], t->next_rows = some_of_many(t->left);
+    t->tile = &t->tiles[t->turn % 2], t->next_rows = some_of_many(t);
     find_rows(p, &t->at, t->next_rows, dtype, next);
     t->lines = (line_cursor){next, 2 * t->next_rows, 0, 0, {p->key_dim * size, p->value_dim * size}};
     return 1;
@@ -258,27 +262,28 @@ INLINE void limit_many(const hgca_piece *p, many *m, const tile_rows *tile, int 
     if (p->unseen != INT64_MAX && (p->row != NULL || tile->at[rows - 1] >= m->edge[0])) hide_from_many(m, tile, rows, lanes, m->weight);
 }
 
-INLINE void block_of_many(const hgca_piece *p, many *m, int first, int count, int vectors, int dtype) {
+INLINE void block_of_many(const hgca_piece *p, many *m, many_rows *of, int first, int count, int vectors, int dtype) {
     const int lanes = vectors * VW;
     place_many(p, m, first, count, lanes, dtype);
     many_tiles t;
-    for (begin_tiles(p, m, count, dtype, &t); next_tile(p, dtype, &t);) {
-        tile_as_floats(p, m, t.tile, t.rows, dtype);
-        score_many(p, m, t.rows, vectors, dtype);
+    for (begin_tiles(p, m, count, dtype, MANY_TILE, &t); next_tile(p, dtype, &t);) {
+        tile_as_floats(p, of, t.tile, t.rows, dtype);
+        score_many(p, m, of, t.rows, vectors, dtype);
         limit_many(p, m, t.tile, t.rows, lanes);
         weigh_many(m, t.rows, hgca_padded(p->value_dim), vectors);
-        add_many(m, t.rows, p->value_dim, vectors, 0, &t.lines);
+        add_many(m, of, t.rows, p->value_dim, vectors, 0, &t.lines);
     }
     leave_many(p, m, first, count, lanes);
 }
 
 INLINE void piece_of_many(const hgca_piece *p, int dtype) {
     many m;
+    many_rows of;
     for (int first = 0; first < p->heads; first += MANY_LANES) { /* later blocks find the rows in cache */
         const int left = p->heads - first, count = left < MANY_LANES ? left : MANY_LANES;
-        if (MANY_VECTORS > 1 && count <= VW) block_of_many(p, &m, first, count, 1, dtype);
-        else if (MANY_VECTORS > 2 && count <= 2 * VW) block_of_many(p, &m, first, count, 2, dtype);
-        else block_of_many(p, &m, first, count, MANY_VECTORS, dtype);
+        if (MANY_VECTORS > 1 && count <= VW) block_of_many(p, &m, &of, first, count, 1, dtype);
+        else if (MANY_VECTORS > 2 && count <= 2 * VW) block_of_many(p, &m, &of, first, count, 2, dtype);
+        else block_of_many(p, &m, &of, first, count, MANY_VECTORS, dtype);
     }
     if (dtype == HGCA_BF16 || dtype == BF16_QUERY) in_memory_order(p);
 }

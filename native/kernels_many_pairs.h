@@ -7,10 +7,15 @@
 enum { PAIRS_MENDED = 8 /* one of so many */, PAIRS_KEY = MANY_DIM / 2, PAIRS_MOST = PAIRS_KEY / PAIRS_MENDED };
 
 typedef struct {
+    uint16_t near[MANY_LANES][MANY_DIM] __attribute__((aligned(64)));
+    uint16_t rest[MANY_LANES][MANY_DIM] __attribute__((aligned(64))); /* what was rounded off */
+    float square[MANY_DIM] __attribute__((aligned(64)));              /* of that, over all queries */
+} many_cut;
+
+typedef struct {
     many m;                                                               /* whose query is [pair][lane] */
-    uint16_t near[MANY_LANES][MANY_DIM] __attribute__((aligned(64)));     /* queries */
-    uint16_t rest[MANY_LANES][MANY_DIM] __attribute__((aligned(64)));     /* what was rounded off */
-    float square[MANY_DIM] __attribute__((aligned(64)));                  /* of that, over all queries */
+    many_rows rows;                                                       /* value: pairs of two rows' numbers */
+    many_cut query;
     int mended, mend[PAIRS_MOST];                                         /* the pairs for which it counts */
     float mending[PAIRS_MOST * MANY_LANES] __attribute__((aligned(64)));  /* [one of these][lane] */
     uint16_t row[2 * MANY_TILE][MANY_DIM] __attribute__((aligned(64)));   /* keys and values of int8 as bf16 */
@@ -28,7 +33,8 @@ INLINE void lanes_of_pair(const uint16_t from[MANY_LANES][MANY_DIM], int d, int 
     for (int i = 0; i < lanes; i += VW) _mm512_storeu_si512(to + i, _mm512_i32gather_epi32(apart, (const int *)(const void *)from[i] + d, 4));
 }
 
-INLINE void place_pairs(const hgca_piece *p, many_pairs *of, int first, int count, int lanes, int dtype) {
+/* Zeros where there is no query. */
+INLINE void cut_many(const hgca_piece *p, many_cut *of, int first, int count, int lanes, int dtype) {
     const int64_t width = hgca_query_width(p->key_dim, dtype);
     const float *from = p->query + first * width;
     memset(of->square, 0, sizeof of->square);
@@ -43,7 +49,11 @@ INLINE void place_pairs(const hgca_piece *p, many_pairs *of, int first, int coun
             _mm256_storeu_si256((__m256i *)(void *)(of->near[i] + d), near);
             _mm256_storeu_si256((__m256i *)(void *)(of->rest[i] + d), (__m256i)_mm512_cvtneps_pbh(rest));
         }
-    for (int d = 0; d < p->key_dim / 2; d++) lanes_of_pair(of->near, d, lanes, of->m.query + d * lanes);
+}
+
+INLINE void place_pairs(const hgca_piece *p, many_pairs *of, int first, int count, int lanes, int dtype) {
+    cut_many(p, &of->query, first, count, lanes, dtype);
+    for (int d = 0; d < p->key_dim / 2; d++) lanes_of_pair(of->query.near, d, lanes, of->m.query + d * lanes);
     begin_many(p, &of->m, first, count, lanes);
 }
 
@@ -61,7 +71,7 @@ INLINE void tile_as_pairs(const hgca_piece *p, many_pairs *of, const tile_rows *
     const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     const int64_t width = (p->value_dim + 31) / 32 * 32;
-    many *m = &of->m;
+    many_rows *m = &of->rows;
     for (int half = 0; half < 2 * rows; half++) {
         const char *row = tile->half[half];
         if (dtype == HGCA_I8) widen_i8(row, half % 2 ? p->value_dim : p->key_dim, of->row[half]), row = (const char *)of->row[half];
@@ -88,9 +98,9 @@ INLINE void mend_pairs(const hgca_piece *p, many_pairs *of, const tile_rows *til
     for (int r = 0; r < rows; r++)
         for (int d = 0; d < p->key_dim; d += VW) {
             const int left = p->key_dim - d;
-            VF number = left < VW ? vtail_rows(of->m.key_row[r] + 2 * d, HGCA_BF16, left) : vload_rows(of->m.key_row[r] + 2 * d, HGCA_BF16);
+            VF number = left < VW ? vtail_rows(of->rows.key_row[r] + 2 * d, HGCA_BF16, left) : vload_rows(of->rows.key_row[r] + 2 * d, HGCA_BF16);
             if (dtype == HGCA_I8) number = vmul(number, vset1(tile->key_scale[r]));
-            vstore(moved + d, vfma(vmul(number, number), vload(of->square + d), vload(moved + d)));
+            vstore(moved + d, vfma(vmul(number, number), vload(of->query.square + d), vload(moved + d)));
         }
     for (of->mended = 0; of->mended < most; of->mended++) {
         int best = 0;
@@ -99,7 +109,7 @@ INLINE void mend_pairs(const hgca_piece *p, many_pairs *of, const tile_rows *til
         if (!(moved[best] + moved[best + 1] > 0.0f)) break; /* queries that are numbers of bf16 */
         moved[best] = moved[best + 1] = 0.0f;
         of->mend[of->mended] = best / 2;
-        lanes_of_pair(of->rest, best / 2, lanes, of->mending + of->mended * lanes);
+        lanes_of_pair(of->query.rest, best / 2, lanes, of->mending + of->mended * lanes);
     }
 }
 
@@ -107,7 +117,7 @@ INLINE void mend_pairs(const hgca_piece *p, many_pairs *of, const tile_rows *til
 INLINE void score_pairs(const hgca_piece *p, many_pairs *of, const tile_rows *tile, int rows, int vectors, int dtype) {
     const int lanes = vectors * VW, pairs = p->key_dim / 2;
     for (int r = 0; r < rows; r += MANY_ROWS) {
-        const char *const *key = of->m.key_row + r;
+        const char *const *key = of->rows.key_row + r;
         VF sum[MANY_ROWS][MANY_VECTORS];
         UNROLL
         for (int j = 0; j < MANY_ROWS; j++) {
@@ -175,13 +185,13 @@ INLINE void block_of_pairs(const hgca_piece *p, many_pairs *of, int first, int c
     const int lanes = vectors * VW;
     place_pairs(p, of, first, count, lanes, dtype);
     many_tiles t;
-    for (begin_tiles(p, m, count, dtype, &t); next_tile(p, dtype, &t);) {
+    for (begin_tiles(p, m, count, dtype, MANY_TILE, &t); next_tile(p, dtype, &t);) {
         tile_as_pairs(p, of, t.tile, t.rows, dtype);
         if (t.turn == 0) mend_pairs(p, of, t.tile, t.rows, lanes, dtype);
         score_pairs(p, of, t.tile, t.rows, vectors, dtype);
         limit_many(p, m, t.tile, t.rows, lanes);
         weigh_pairs(p, m, t.tile, t.rows, vectors, dtype);
-        add_many(m, t.rows, p->value_dim, vectors, 1, &t.lines);
+        add_many(m, &of->rows, t.rows, p->value_dim, vectors, 1, &t.lines);
     }
     leave_many(p, m, first, count, lanes);
 }

@@ -1,33 +1,44 @@
 /* Many queries over rows of bf16, or int8, by matrices of AMX, beside kernels_many_pairs.h, whose layouts they take as they are: rows of
  * keys are one matrix, pairs of the numbers of queries the other, and what comes out are rows of scores, a lane a query. For values
- * a line holds one number of 32 rows, which is why they are turned.
+ * a line holds one number of 32 rows, which is why they are turned; several blocks of lanes share what that takes, and what is fetched.
  *
  * Queries are cut into two bf16 numbers here, which costs less than to mend pairs; weights are rounded, as there. */
-enum { MANY_STEP = 32 /* bf16 numbers of a line */, MANY_STEPS = (MANY_TILE + MANY_STEP - 1) / MANY_STEP };
+enum { MANY_STEP = 32 /* bf16 numbers of a line */, MANY_STEPS = MANY_MOST / MANY_STEP, MANY_BLOCKS = 6 };
+
+/* Of one block of lanes. */
+typedef struct {
+    many m;                                                             /* query: pairs [pair][lane] of the first numbers */
+    float rest[MANY_DIM / 2 * MANY_LANES] __attribute__((aligned(64))); /* of the second ones */
+    int two; /* whether any query has a second number that is not 0 */
+    int count, vectors;
+} tiles_block;
 
 typedef struct {
-    many_pairs of;                                                               /* m.query: pairs [pair][lane] of the first numbers */
-    float rest[MANY_DIM / 2 * MANY_LANES] __attribute__((aligned(64)));          /* of the second ones */
+    tiles_block block[MANY_BLOCKS];
+    many_cut query;
+    uint16_t row[2 * MANY_MOST][MANY_DIM] __attribute__((aligned(64))); /* rows that do not stand in memory as a matrix wants them */
+    const char *value_row[MANY_MOST];
     char value[MANY_DIM / TILE_LINES][MANY_STEPS][TILE_LINES][TILE_LINE] __attribute__((aligned(64)));
-    int two; /* whether any query has a second number that is not 0 */
 } many_by_tiles;
 
-INLINE void place_by_tiles(const hgca_piece *p, many_by_tiles *b, int first, int count, int lanes, int dtype) {
-    place_pairs(p, &b->of, first, count, lanes, dtype);
+INLINE void place_by_tiles(const hgca_piece *p, many_cut *cut, tiles_block *b, int first, int dtype) {
+    const int lanes = b->vectors * VW;
+    cut_many(p, cut, first, b->count, lanes, dtype);
     b->two = 0;
-    for (int d = 0; d < p->key_dim; d++) b->two |= b->of.square[d] != 0.0f;
-    for (int d = 0; b->two && d < p->key_dim / 2; d++) lanes_of_pair(b->of.rest, d, lanes, b->rest + d * lanes);
+    for (int d = 0; d < p->key_dim; d++) b->two |= cut->square[d] != 0.0f;
+    for (int d = 0; d < p->key_dim / 2; d++) lanes_of_pair(cut->near, d, lanes, b->m.query + d * lanes);
+    for (int d = 0; b->two && d < p->key_dim / 2; d++) lanes_of_pair(cut->rest, d, lanes, b->rest + d * lanes);
+    begin_many(p, &b->m, first, b->count, lanes);
 }
 
 /* Rows of bf16: where they are in memory, or widened, and keys of a list where they lie one behind the other. */
-INLINE void rows_by_tiles(const hgca_piece *p, many_pairs *of, const tile_rows *tile, int rows, int dtype) {
-    many *m = &of->m;
+INLINE void rows_by_tiles(const hgca_piece *p, many_by_tiles *of, const tile_rows *tile, int rows, int dtype) {
     for (int r = 0; r < rows; r++) {
-        m->value_row[r] = tile->half[2 * r + 1];
+        of->value_row[r] = tile->half[2 * r + 1];
         if (dtype == HGCA_I8) {
             widen_i8(tile->half[2 * r], p->key_dim, of->row[2 * r]);
             widen_i8(tile->half[2 * r + 1], p->value_dim, of->row[2 * r + 1]);
-            m->value_row[r] = (const char *)of->row[2 * r + 1];
+            of->value_row[r] = (const char *)of->row[2 * r + 1];
         } else if (p->row != NULL || r >= rows / TILE_LINES * TILE_LINES) /* of the last lines a matrix would read beyond */
             memcpy(of->row[2 * r], tile->half[2 * r], (size_t)p->key_dim * 2);
     }
@@ -52,9 +63,9 @@ INLINE void turn(__m512i x[16]) {
     for (int i = 0; i < 8; i++) x[i] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0x88), x[i + 8] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd);
 }
 
-/* b->value: numbers of rows as lines; of no row 0. Interleaved within 16 bytes, so that a line's number tells where it belongs. */
-INLINE void turn_values(const hgca_piece *p, many_by_tiles *b, int rows) {
-    const char *const *value = b->of.m.value_row;
+/* of->value: numbers of rows as lines; of no row 0. Interleaved within 16 bytes, so that a line's number tells where it belongs. */
+INLINE void turn_values(const hgca_piece *p, many_by_tiles *of, int rows) {
+    const char *const *value = of->value_row;
     const __m512i none = _mm512_setzero_si512();
     for (int step = 0; step * MANY_STEP < rows; step++)
         for (int d = 0; d < p->value_dim; d += 32)
@@ -71,7 +82,7 @@ INLINE void turn_values(const hgca_piece *p, many_by_tiles *b, int rows) {
                 UNROLL
                 for (int i = 0; i < 16; i++) {
                     const int number = i / 4 * 8 + high * 4 + i % 4;
-                    _mm512_store_si512(b->value[(d + number) / TILE_LINES][step][number % TILE_LINES], x[i]);
+                    _mm512_store_si512(of->value[(d + number) / TILE_LINES][step][number % TILE_LINES], x[i]);
                 }
             }
 }
@@ -93,19 +104,18 @@ INLINE void turn_values(const hgca_piece *p, many_by_tiles *b, int rows) {
 #define LEAVE_SUM(v, b) TILE_STORE_AT(v, (char *)out + (v) * TILE_LINE, lanes * 4)
 
 /* weight[row][lane] = the products of all rows and queries. */
-INLINE void score_many_by_tiles(const hgca_piece *p, many_by_tiles *b, const tile_rows *tile, int rows, int vectors, int dtype) {
+INLINE void score_many_by_tiles(const hgca_piece *p, const many_by_tiles *of, tiles_block *b, const tile_rows *tile, int rows, int vectors, int dtype) {
     const int lanes = vectors * VW;
-    many *m = &b->of.m;
     TILES_ORDERED();
     for (int r = 0; r < rows; r += TILE_LINES) {
         const int there = dtype == HGCA_BF16 && p->row == NULL && r + TILE_LINES <= rows;
-        const char *key = there ? tile->half[2 * r] : (const char *)b->of.row[2 * r];
-        const int64_t stride = there ? p->key_row_stride : (int64_t)(2 * sizeof b->of.row[0]);
-        float *out = m->weight + r * lanes;
+        const char *key = there ? tile->half[2 * r] : (const char *)of->row[2 * r];
+        const int64_t stride = there ? p->key_row_stride : (int64_t)(2 * sizeof of->row[0]);
+        float *out = b->m.weight + r * lanes;
         EACH_VECTOR(ZERO_SUM)
         for (int d = 0; d < p->key_dim; d += MANY_STEP) {
             TILE_LOAD(3, key + 2 * d, stride);
-            const char *from = (const char *)(m->query + d / 2 * lanes);
+            const char *from = (const char *)(b->m.query + d / 2 * lanes);
             EACH_VECTOR(ADD_DOT)
             if (!b->two) continue;
             from = (const char *)(b->rest + d / 2 * lanes);
@@ -118,25 +128,23 @@ INLINE void score_many_by_tiles(const hgca_piece *p, many_by_tiles *b, const til
         const VF by = vset1(dtype == HGCA_I8 ? p->scale * tile->key_scale[r] : p->scale);
         UNROLL
         for (int v = 0; v < vectors; v++) {
-            float *score = m->weight + r * lanes + v * VW;
+            float *score = b->m.weight + r * lanes + v * VW;
             vstore(score, vmul(vload(score), by));
         }
     }
 }
 
-/* out[number][lane] += sum_r value[r][number] * weight[r][lane], while the next tile is fetched. */
-INLINE void add_many_by_tiles(const hgca_piece *p, many_by_tiles *b, int rows, int vectors, line_cursor *next) {
+/* out[number][lane] += sum_r value[r][number] * weight[r][lane], while `fetches` lines of the next tile are fetched for 16 numbers each. */
+INLINE void add_many_by_tiles(const hgca_piece *p, const many_by_tiles *of, many *m, int rows, int vectors, int64_t fetches, line_cursor *next) {
     const int lanes = vectors * VW, pairs = (rows + 1) / 2, all = (rows + MANY_STEP - 1) / MANY_STEP * TILE_LINES;
-    many *m = &b->of.m;
     memset(m->weight + pairs * lanes, 0, sizeof(float) * (size_t)((all - pairs) * lanes));
-    const int64_t fetches = (next->halves * (next->bytes[0] + next->bytes[1]) / 2 / LINE * TILE_LINES + p->value_dim - 1) / p->value_dim;
     TILES_ORDERED();
     for (int d = 0; d < p->value_dim; d += TILE_LINES) {
         for (int64_t i = 0; i < fetches; i++) fetch_next_line(next);
         float *out = m->out + d * lanes;
         EACH_VECTOR(LOAD_SUM)
         for (int step = 0; step * MANY_STEP < rows; step++) {
-            TILE_LOAD(3, b->value[d / TILE_LINES][step], TILE_LINE);
+            TILE_LOAD(3, of->value[d / TILE_LINES][step], TILE_LINE);
             const char *from = (const char *)(m->weight + step * TILE_LINES * lanes);
             EACH_VECTOR(ADD_DOT)
         }
@@ -145,30 +153,45 @@ INLINE void add_many_by_tiles(const hgca_piece *p, many_by_tiles *b, int rows, i
     TILES_ORDERED();
 }
 
-INLINE void block_by_tiles(const hgca_piece *p, many_by_tiles *b, int first, int count, int vectors, int dtype) {
-    many *m = &b->of.m;
-    const int lanes = vectors * VW;
-    place_by_tiles(p, b, first, count, lanes, dtype);
-    many_tiles t;
-    for (begin_tiles(p, m, count, dtype, &t); next_tile(p, dtype, &t);) {
-        rows_by_tiles(p, &b->of, t.tile, t.rows, dtype);
-        turn_values(p, b, t.rows);
-        score_many_by_tiles(p, b, t.tile, t.rows, vectors, dtype);
-        limit_many(p, m, t.tile, t.rows, lanes);
-        weigh_pairs(p, m, t.tile, t.rows, vectors, dtype);
-        add_many_by_tiles(p, b, t.rows, vectors, &t.lines);
+INLINE void block_over_tile(const hgca_piece *p, const many_by_tiles *of, tiles_block *b, many_tiles *t, int vectors, int64_t fetches, int dtype) {
+    score_many_by_tiles(p, of, b, t->tile, t->rows, vectors, dtype);
+    limit_many(p, &b->m, t->tile, t->rows, vectors * VW);
+    weigh_pairs(p, &b->m, t->tile, t->rows, vectors, dtype);
+    add_many_by_tiles(p, of, &b->m, t->rows, vectors, fetches, &t->lines);
+}
+
+/* So many blocks from query `first` on. */
+INLINE void blocks_over_rows(const hgca_piece *p, many_by_tiles *of, int first, int blocks, int dtype) {
+    for (int i = 0; i < blocks; i++) {
+        tiles_block *b = &of->block[i];
+        const int from = first + i * MANY_LANES, left = p->heads - from;
+        b->count = left < MANY_LANES ? left : MANY_LANES;
+        b->vectors = (b->count + VW - 1) / VW;
+        place_by_tiles(p, &of->query, b, from, dtype);
     }
-    leave_many(p, m, first, count, lanes);
+    const tiles_block *last = &of->block[blocks - 1];
+    const int passes = blocks * p->value_dim / TILE_LINES;
+    many_tiles t;
+    for (begin_tiles(p, &last->m, last->count, dtype, MANY_MOST, &t); next_tile(p, dtype, &t);) {
+        const int64_t lines = t.lines.halves / 2 * (t.lines.bytes[0] + t.lines.bytes[1]) / LINE, fetches = (lines + passes - 1) / passes;
+        rows_by_tiles(p, of, t.tile, t.rows, dtype);
+        turn_values(p, of, t.rows);
+        for (int i = 0; i < blocks; i++) {
+            tiles_block *b = &of->block[i];
+            if (b->vectors == 1) block_over_tile(p, of, b, &t, 1, fetches, dtype);
+            else if (b->vectors == 2) block_over_tile(p, of, b, &t, 2, fetches, dtype);
+            else block_over_tile(p, of, b, &t, MANY_VECTORS, fetches, dtype);
+        }
+    }
+    for (int i = 0; i < blocks; i++) leave_many(p, &of->block[i].m, first + i * MANY_LANES, of->block[i].count, of->block[i].vectors * VW);
 }
 
 INLINE void piece_many_by_tiles(const hgca_piece *p, int dtype) {
-    many_by_tiles b;
+    many_by_tiles of;
     tiles_begin();
-    for (int first = 0; first < p->heads; first += MANY_LANES) {
-        const int left = p->heads - first, count = left < MANY_LANES ? left : MANY_LANES;
-        if (count <= VW) block_by_tiles(p, &b, first, count, 1, dtype);
-        else if (count <= 2 * VW) block_by_tiles(p, &b, first, count, 2, dtype);
-        else block_by_tiles(p, &b, first, count, MANY_VECTORS, dtype);
+    for (int first = 0; first < p->heads; first += MANY_BLOCKS * MANY_LANES) {
+        const int blocks = (p->heads - first + MANY_LANES - 1) / MANY_LANES;
+        blocks_over_rows(p, &of, first, blocks < MANY_BLOCKS ? blocks : MANY_BLOCKS, dtype);
     }
     tiles_end();
 }
