@@ -5,13 +5,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import MutableMapping
 from typing import NoReturn
-
-from hgca_cli.app import run
-from hgca_cli.commands.starting import search_seldom
 
 STOPPED = 128  # codes above it: by the signal of that number
 SPINS = "1000"  # turns (some 20 us) OpenMP's threads wait awake for each other; else 300,000, on a core that others want (docs/log.md)
@@ -19,6 +17,10 @@ SPINS = "1000"  # turns (some 20 us) OpenMP's threads wait awake for each other;
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run` takes it: nothing is begun that would have to be kept
+    from hgca_cli.app import run
+    from hgca_cli.commands.starting import search_seldom
+
     prepare(os.environ)
     search_seldom()
     code = run(sys.argv[1:])  # which flushed what was written, or told why not

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import re
 import sys
@@ -56,6 +58,7 @@ SHORT = {  # what hgca --help has room for, where a command's own first sentence
     "doctor": "Show every setting with its origin, and what looks wrong.",
     "eval": "Measure how good a policy is, beside reading all rows.",
 }
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)  # nothing can be written there
 TRUE = ("1", "true", "t", "yes", "y", "on")
 
 app = typer.Typer(
@@ -160,6 +163,14 @@ def _explain(error: BaseException, debug: bool, command: str) -> tuple[str, str,
         words = re.sub(r"\s*\(Possible options: (.+)\)", r". Did you mean \1?", _not_a(error) or str(told()))
         words = words if words.endswith((".", "?", "!")) else f"{words}."
         return words, hint_for(words, f"See {command} --help."), "usage", int(getattr(error, "exit_code", 2))
+    if isinstance(error, OSError) and (error.errno in DISK or isinstance(error, io.UnsupportedOperation)):
+        where = error.filename or "the output"
+        return (
+            f"cannot write {where}: {error.strerror or 'it is closed'}.",
+            "Make room, or write elsewhere.",
+            "output",
+            1,
+        )
     what = f"unexpected error: {type(error).__name__}: {str(error)[:300]}".rstrip(": ")
     return what, "" if debug else "(--debug shows the traceback; please report it.)", "unexpected", 1
 
@@ -177,8 +188,8 @@ def _not_a(error: BaseException) -> str:
 
 def _prepare_streams() -> None:
     """Streams that are there and never refuse a character: one that cannot be shown is replaced."""
-    if sys.stdout is None:  # the shell closed it (>&-)
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  (for as long as the process runs)
+    if sys.stdout is None:  # the shell closed it (>&-): nothing can be written there, and nothing else gets its number
+        sys.stdout = open(os.devnull)  # noqa: SIM115, PTH123  (for as long as the process runs)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
     for stream in (sys.stdout, sys.stderr):

@@ -38,7 +38,7 @@ def test_openmp_hears_of_it() -> None:
 LEAVING = """
 import atexit, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from hgca_cli import __main__
+from hgca_cli import __main__, app
 
 def run(words):
     def late(after):
@@ -53,7 +53,7 @@ def run(words):
     sys.modules["kept"] = Last()
     return int(words[0])
 
-__main__.run = run
+app.run = run
 __main__.main()
 """
 

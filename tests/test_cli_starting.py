@@ -13,7 +13,7 @@ from hgca_cli.commands import starting
 
 STARTED = """
 import gc
-from hgca_cli import __main__
+from hgca_cli import __main__, app
 from hgca_cli.commands.starting import SELDOM, search_as_before
 
 def run(words):
@@ -23,7 +23,7 @@ def run(words):
     return 0
 
 usual = gc.get_threshold()
-__main__.run = run
+app.run = run
 __main__.main()
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +21,7 @@ from hgca_cli.hf.registry import DEFAULT
 from hgca_cli.ui.style import style_of
 
 MAX_TOKENS = 512  # of an answer, unless a row or the command line says otherwise
+DESCRIPTOR = re.compile(r"/dev/(stdin|fd/\d+)|/proc/(self|\d+)/fd/\d+")
 SUFFIX = ".out.jsonl"
 ENGINES = ("local", "ray")
 
@@ -234,7 +237,7 @@ def _paths(given: Mapping[str, Any], shard: tuple[int, int] = (1, 1)) -> tuple[P
     """Where answers and errors go: None is standard output, and no file of their own. Raises UsageError."""
     source, output = given["source"], given["output"]
     if output is None:
-        if source == "-":
+        if source == "-" or _is_stream(Path(source).expanduser()):
             output = "-"
         else:
             path = Path(source).expanduser()
@@ -249,25 +252,31 @@ def _paths(given: Mapping[str, Any], shard: tuple[int, int] = (1, 1)) -> tuple[P
     if answers is None and (given["overwrite"] or given["retry_errors"] or errors is not None):
         flag = "--errors" if errors is not None else "--overwrite" if given["overwrite"] else "--retry-errors"
         raise UsageError(f"{flag} needs an output in a file.", "Name one with -o.")
-    there = [one for one in (answers, errors, given["metrics"], given["log_file"]) if one is not None]
-    for flag, one in (
-        ("o", answers),
-        ("-errors", errors),
-        ("-metrics", given["metrics"]),
-        ("-log-file", given["log_file"]),
-    ):
+    named = (("o", answers), ("-errors", errors), ("-metrics", given["metrics"]), ("-log-file", given["log_file"]))
+    there = [one for _, one in named if one is not None]
+    for flag, one in named:
         if (
             one is not None and not one.expanduser().absolute().parent.is_dir()
         ):  # not to be found out when all is read, or done
             raise UsageError(f"cannot write {one}: there is no such directory.", f"Name another file with -{flag}.")
-    for at, one in enumerate(there):
+    for at, (flag, one) in enumerate((flag, one) for flag, one in named if one is not None):
         if one.is_dir():
             raise UsageError(f"cannot write {one}: it is a directory.", "Name a file.")
         if source != "-" and _same(one, Path(source).expanduser()):
-            raise UsageError(f"{one} is the input: it would be lost.", "Name another output with -o.")
+            raise UsageError(f"{one} is the input: it would be lost.", f"Name another file with -{flag}.")
         if any(_same(one, other) for other in there[:at]):
             raise UsageError(f"{one} is named for two things.", "Name another.")
     return answers, errors
+
+
+def _is_stream(source: Path) -> bool:
+    """Whether an input is a pipe, a device or a descriptor, beside which no file of answers belongs."""
+    if DESCRIPTOR.fullmatch(str(source)):
+        return True
+    try:
+        return stat.S_ISFIFO(mode := source.stat().st_mode) or stat.S_ISCHR(mode)
+    except OSError:  # not there, or not to be looked at: told where it is read
+        return False
 
 
 def _same(one: Path, other: Path) -> bool:

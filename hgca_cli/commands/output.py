@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 
@@ -14,5 +15,6 @@ def report(message: str, hint: str, code: str, exit_code: int, as_json: bool) ->
     text = inert(" ".join(f"{message} {hint}".split()))
     if as_json:
         record = {"type": "error", "code": code, "message": text, "exit_code": exit_code}
-        print(json.dumps(record), flush=True)
+        with contextlib.suppress(OSError):  # a full disk: who reads the other stream is told all the same
+            print(json.dumps(record), flush=True)
     print(wrapped(f"hgca: error: {text}", columns_of(sys.stderr)), file=sys.stderr, flush=True)

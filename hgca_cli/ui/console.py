@@ -218,7 +218,10 @@ class HumanSink:
         except BrokenPipeError:
             raise
         except OSError as error:  # a full disk, mostly
-            raise HgcaError(f"cannot write the answer: {error.strerror}.", "Free some space.") from error
+            raise HgcaError(
+                f"cannot write the answer: {error.strerror or 'the output is closed'}.",
+                "Free some space, or write elsewhere.",
+            ) from error
 
     def _progress(self, event: PrefillProgress) -> None:
         if self._quiet:
