@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from hgca_cli.errors import ModelError
+from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.hf.checks import check_config, check_weights, tensor_bytes, weights_bytes
 from hgca_cli.hf.load import load_model, read_config
 from hgca_cli.hf.registry import ModelFiles
@@ -161,6 +161,16 @@ def test_bad_model(name: str, model: Path) -> None:
     assert caught.value.exit_code == 5
     assert caught.value.hint
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(12, "Cannot allocate memory"), ValueError("x (os error 12)")])
+def test_no_memory_for_a_file_is_no_damage(error: Exception, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("safetensors.safe_open", refuse)
+    with pytest.raises(DoesNotFitError, match=r"model\.safetensors cannot be opened: no memory for its .* KiB"):
+        tensor_bytes(model / "model.safetensors")
 
 
 def test_the_undamaged_model_loads(model: Path) -> None:

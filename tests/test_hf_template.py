@@ -55,6 +55,16 @@ def test_bad_templates(name: str) -> None:
     assert caught.value.exit_code == 5 and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("text", "why"), [("{% for %}", "failed: "), (FOR_EVER, "ran for more than")])
+def test_a_template_of_the_users_is_called_so(text: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template.render, "__defaults__", (0.3,))
+    tokenizer = tiny_tokenizer("{{ messages[0].content }}")
+    tokenizer.with_template(text)
+    with pytest.raises(UsageError, match=rf"the template of --chat-template {why}.*Mend it") as caught:
+        tokenizer.render(MESSAGES, add_generation_prompt=True)
+    assert caught.value.exit_code == 2
+
+
 def test_none_is_a_mistake_of_usage() -> None:
     with pytest.raises(UsageError, match=r"no chat template.*--chat-template FILE") as caught:
         tiny_tokenizer(None).render(MESSAGES, add_generation_prompt=True)

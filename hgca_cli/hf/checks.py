@@ -6,13 +6,15 @@ when safetensors are damaged (docs/design.md, "Untrusted files").
 
 from __future__ import annotations
 
+import errno
 import json
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from hgca_cli.errors import ModelError
+from hgca_cli.errors import DoesNotFitError, ModelError
 from hgca_cli.hf.shape import refuse_unsupported_model
+from hgca_cli.units import format_bytes
 
 # What a config may say at most: generous for any model there is, small enough that nothing is built for hours.
 PLAUSIBLE = {
@@ -26,6 +28,7 @@ PLAUSIBLE = {
     "max_position_embeddings": 1 << 30,
 }
 FETCH_AGAIN = "Fetch the model again."
+NO_MEMORY = f"(os error {errno.ENOMEM})"  # as safetensors tells it
 
 
 def reason(error: BaseException, most: int = 160) -> str:
@@ -116,6 +119,11 @@ def tensor_bytes(file: Path) -> dict[str, tuple[int, int]]:
                     count *= size
                 sizes[name] = (count, count * _BITS.get(part.get_dtype(), 32) // 8)
     except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or NO_MEMORY in str(error):
+            raise DoesNotFitError(
+                f"{file} cannot be opened: no memory for its {format_bytes(file.stat().st_size)}.",
+                "Free memory, raise the limit (ulimit -v), or choose a smaller model.",
+            ) from error
         raise ModelError(f"{file} is damaged: {reason(error)}.", FETCH_AGAIN) from error
     return sizes
 

@@ -11,13 +11,14 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-from hgca_cli.errors import ModelError
+from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.hf.checks import reason
 
 SECONDS = 5.0
 # What apply_chat_template, and `render`, take for themselves
 TAKEN = (
-    "tokenizer", "messages", "seconds", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message",
+    "tokenizer", "messages", "seconds", "given", "conversation", "tools", "chat_template", "add_generation_prompt",
+    "continue_final_message",
     "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
     "tokenizer_kwargs",
 )  # fmt: skip
@@ -32,8 +33,18 @@ class _TimeUp(BaseException):
     """Raised inside the rendering thread; no `except Exception` on the way may swallow it."""
 
 
-def render(tokenizer: Any, messages: list[dict[str, Any]], seconds: float = SECONDS, **options: Any) -> str:
-    """The text of a conversation by the tokenizer's chat template. Raises ModelError if it fails or takes too long."""
+def render(
+    tokenizer: Any, messages: list[dict[str, Any]], seconds: float = SECONDS, *, given: bool = False, **options: Any
+) -> str:
+    """The text of a conversation by the tokenizer's chat template.
+
+    given  the template is the user's own
+
+    Raises ModelError (UsageError of one that was given) if it fails or takes too long.
+    """
+    wrong, called = (
+        (UsageError, "the template of --chat-template") if given else (ModelError, "the model's chat template")
+    )
     result: list[str] = []
     failure: list[BaseException] = []
 
@@ -49,9 +60,8 @@ def render(tokenizer: Any, messages: list[dict[str, Any]], seconds: float = SECO
     if thread.is_alive():
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TimeUp))
         thread.join(1.0)
-        raise ModelError(f"the model's chat template ran for more than {seconds:g} s.", "Try --chat-template FILE.")
+        raise wrong(f"{called} ran for more than {seconds:g} s.", "Mend it." if given else "Try --chat-template FILE.")
     if failure:
-        raise ModelError(
-            f"the model's chat template failed: {reason(failure[0])}.", "Try --chat-template FILE, or --raw."
-        )
+        hint = "Mend it, or leave the flag out." if given else "Try --chat-template FILE, or --raw."
+        raise wrong(f"{called} failed: {reason(failure[0])}.", hint)
     return result[0]

@@ -30,6 +30,7 @@ class Tokenizer:
     hf: Any
     named_ends: frozenset[int]
     _template_ends: dict[str, frozenset[int]] = field(default_factory=dict, repr=False, compare=False)
+    _given: list[str] = field(default_factory=list, repr=False, compare=False)  # templates that are not the model's
 
     @classmethod
     def load(cls, path: Path, *, trust_remote_code: bool = False) -> Tokenizer:
@@ -58,6 +59,7 @@ class Tokenizer:
     def with_template(self, text: str) -> Tokenizer:
         """The same tokenizer with another chat template."""
         self.hf.chat_template = text
+        self._given.append(text)
         return self
 
     @property
@@ -118,7 +120,8 @@ class Tokenizer:
         """The text of a conversation. Raises UsageError without a template, ModelError if it fails."""
         if not self.has_template:
             raise UsageError("this model has no chat template.", "Give one with --chat-template FILE, or use --raw.")
-        return template.render(self.hf, messages, add_generation_prompt=add_generation_prompt, **options)
+        options["add_generation_prompt"] = add_generation_prompt
+        return template.render(self.hf, messages, given=bool(self._given), **options)
 
     def encode_chat(self, messages: Messages, *, add_generation_prompt: bool, **options: Any) -> list[int]:
         """Ids of a conversation. Control tokens written by a person are text: they cannot end a turn."""
