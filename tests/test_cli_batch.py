@@ -260,7 +260,7 @@ def test_a_dry_run_counts_and_writes_nothing(tiny: str, tmp_path: Path) -> None:
         (("in.jsonl", "--errors", "in.out.jsonl"), 2, b"two things"), (("in.jsonl", "-o", "-", "--overwrite"), 2, b"--overwrite"),
         (("in.jsonl", "--shard", "3/2"), 2, b"1/2 to 2/2"), (("in.jsonl", "--shard", "2"), 2, b"--shard"),
         (("in.jsonl", "--shard", "0/0"), 2, b"--shard"), (("in.jsonl", "--metrics", "none/m.json"), 2, b"--metrics"),
-        (("in.jsonl", "--limit", "0"), 2, b"equal to 1. See"),
+        (("in.jsonl", "--limit", "0"), 2, b"--limit: that is less than 1. See"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_a_model_is_looked_for(

@@ -139,6 +139,7 @@ def test_set_get_show_and_path(user: Path) -> None:
         ('models."org/name".ctx', "128k"),
         ("ui.markdown", "off"),
         ("sessions.save", "false"),
+        ("sampling.seed", "-1"),
         ("model", "big"),
     ):
         done = hg(user, "config", "set", key, value)

@@ -72,7 +72,7 @@ def get_setting(context: typer.Context, key: Key, debug: options.Debug = False) 
         raise UsageError(f"no setting {key}.", "hgca config show lists them.")
 
 
-@config.command("set")
+@config.command("set", context_settings={"ignore_unknown_options": True})  # a value may begin with a minus
 def set_setting(
     context: typer.Context,
     key: Key,

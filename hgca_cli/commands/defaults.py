@@ -80,5 +80,8 @@ def check_option(context: Any, param: Any, value: Any, origin: str) -> None:
 
 def not_of_its_kind(message: str) -> str:
     """What Typer says of a value that is not of its option's kind, in our words; "" for any other mistake."""
-    wrong = re.match(r"Input should be a valid (\w+)", message)
-    return f"that is not {KINDS.get(wrong[1], wrong[1])}" if wrong else ""
+    if wrong := re.match(r"Input should be a valid (\w+)", message):
+        return f"that is not {KINDS.get(wrong[1], wrong[1])}"
+    if beyond := re.match(r"Input should be (greater|less) than or equal to (\S+)", message):
+        return f"that is {'less' if beyond[1] == 'greater' else 'more'} than {beyond[2].removesuffix('.0')}"
+    return ""

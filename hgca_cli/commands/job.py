@@ -111,9 +111,8 @@ class Job:
             self.view.note(f"{before:,} of {len(checked.entries):,} rows are done already{failed}")
         if not missing:
             output.keep()
-            self.view.tell(
-                f"all {len(checked.entries):,} rows are done" + (f", {failures:,} failed" if failures else "")
-            )
+            tell = self.view.tell if failures else self.view.note
+            tell(f"all {len(checked.entries):,} rows are done" + (f", {failures:,} failed" if failures else ""))
             return FAILED if failures else 0
         code = self._work(lines, reader, output, missing, told)
         return FAILED if code == 0 and failures else code

@@ -11,6 +11,7 @@ from hgca_cli.commands.inputs import Document, meant_by, read_document
 from hgca_cli.engine.transcript import exported
 from hgca_cli.errors import ModelError, UsageError
 from hgca_cli.ui.clipboard import pasted, send_to_clipboard
+from hgca_cli.units import counted
 
 if TYPE_CHECKING:
     from hgca_cli.commands.talk import Talk
@@ -87,7 +88,7 @@ def export_chat(talk: Talk, rest: str) -> None:
         raise UsageError(f"/export: {file} is there already.", "Choose another name.") from error
     except OSError as error:
         raise ModelError(f"/export: cannot write {file}: {error.strerror}.", "Choose another place.") from error
-    talk.sink.tell(f"{len(talk.conversation.messages):,} messages written to {file}")
+    talk.sink.tell(f"{counted(len(talk.conversation.messages), 'message')} written to {file}")
 
 
 def _is_file(path: str) -> bool:

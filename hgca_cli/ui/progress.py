@@ -8,6 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from hgca_cli.events import PrefillProgress
 from hgca_cli.units import format_seconds
 
+WIDE = 72  # columns from which on there is room to say how a bar is stopped
+FIGURES = 52  # of a Bar: what stands beside it at most, 1,048,576/1,048,576 12,345 tok/s, 10:00:00 left
 SPARE = 5  # columns beside a WorkBar's words: the spinner and its blank, the ^C that a terminal shows, and the last one
 
 
@@ -15,13 +17,15 @@ class Bar:
     """A transient bar on stderr; it must be closed, or the cursor stays hidden."""
 
     def __init__(self, event: PrefillProgress, *, color: bool) -> None:
+        console = Console(stderr=True, no_color=not color)
+        self._hint = "  (Ctrl-C stops)" if console.width >= WIDE else ""
+        bar = max(4, min(40, console.width - FIGURES - len(self._hint)))
         columns = (
             TextColumn("reading"),
-            BarColumn(),
+            BarColumn(bar),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
         )
-        console = Console(stderr=True, no_color=not color)
         self._progress = Progress(*columns, console=console, transient=True)
         self._task = self._progress.add_task("", total=event.total, completed=event.cached, rate="")
         self._progress.start()
@@ -30,7 +34,7 @@ class Bar:
         """Move the bar; left: seconds, None if nobody knows yet."""
         new = event.processed - event.cached
         rate = "" if left is None else f"{new / event.seconds:,.0f} tok/s, {format_seconds(left)} left"
-        self._progress.update(self._task, completed=event.processed, rate=f"{rate}  (Ctrl-C stops)")
+        self._progress.update(self._task, completed=event.processed, rate=f"{rate}{self._hint}")
 
     def close(self) -> None:
         """Take the bar away, and show the cursor again."""
