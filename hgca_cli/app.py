@@ -51,6 +51,7 @@ GROUPS: dict[str, typer.Typer] = {
     "models": models,
     "config": config_group,
 }
+ANSWERING = ("chat", "batch", "eval")
 SHORT = {  # what hgca --help has room for, where a command's own first sentence is longer
     "chat": "Talk with a model, over long documents if you like.",
     "profile": "Measure this machine, and show the plan for a model.",
@@ -124,6 +125,11 @@ def run(arguments: list[str]) -> int:
             if isinstance(stop.__context__, BrokenPipeError):
                 return _reader_left()
             return int(stop.code or 0) if isinstance(stop.code, (int, type(None))) else 1
+        except io.UnsupportedOperation as error:  # standard output is closed: who asked for an answer misses it
+            command = next((word for word in words if word in {*COMMANDS, *GROUPS}), "")
+            if command not in ANSWERING or {"--help", "-h"} & {*words}:
+                return _reader_left()
+            return _failed(error, debug, as_json, command)
         except BaseException as error:
             return _failed(error, debug, as_json, next((word for word in words if word in {*COMMANDS, *GROUPS}), ""))
 

@@ -90,7 +90,7 @@ def test_help_is_light() -> None:
 
 @pytest.mark.parametrize("words", ["", "--help", "chat --help", "--version"])
 def test_a_reader_that_leaves_is_no_error(words: str) -> None:
-    for command in (f"hgca {words} | true", f"hgca {words} | head -c 1"):
+    for command in (f"hgca {words} | true", f"hgca {words} | head -c 1", f"hgca {words} >&-"):
         assert shell(f"set -o pipefail; {command} || test $? = 141").stderr == b""
 
 
