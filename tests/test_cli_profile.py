@@ -13,6 +13,7 @@ import pytest
 from hgca_cli.hardware import profile as files
 from hgca_cli.hardware.probes import run as probes
 from hgca_cli.hardware.profiles import THIS
+from hgca_cli.native import usable_processors
 from tests.cli_process import ROOT, Done, environment, here, save_tiny
 from tests.rates import profile
 from tests.test_hardware_probes import shrink
@@ -178,7 +179,7 @@ def test_the_first_chat_measures_and_the_second_does_not(
     shrink(monkeypatch)
     first = [json.loads(line) for line in chatted(model, tmp_path).stdout.splitlines()]
     notices = [one["text"] for one in first if one["type"] == "notice"]
-    assert any("no profile of this machine yet" in text for text in notices), notices
+    assert any("this machine was not measured yet" in text for text in notices), notices
     plan = next(one for one in first if one["type"] == "plan")
     assert plan["predicted"]["origin"] == "measured" and (tmp_path / f"{THIS}.toml").exists()
     second = [json.loads(line) for line in chatted(model, tmp_path).stdout.splitlines()]
@@ -207,11 +208,26 @@ def test_a_stale_or_damaged_profile_is_noticed_and_measured_anew(
         if before is None:
             file.write_text("")
         else:
-            files.write(replace(before, host=replace(before.host, usable=99)), file)
+            files.write(replace(before, host=replace(before.host, usable=usable_processors(), isa="odd")), file)
             told = "out of date"
         lines = [json.loads(line) for line in chatted(model, tmp_path).stdout.splitlines()]
         assert any(told in one.get("text", "") for one in lines if one["type"] == "notice")
-        assert files.read(file).host.usable != 99
+        assert files.read(file).host.isa != "odd"
+
+
+def test_another_number_of_processors_has_a_profile_of_its_own(
+    model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shrink(monkeypatch)
+    file, count = tmp_path / f"{THIS}.toml", usable_processors()
+    files.write(replace(profile(), host=replace(profile().host, usable=count + 1)), file)
+    before = file.read_bytes()
+    lines = [json.loads(line) for line in chatted(model, tmp_path).stdout.splitlines()]
+    assert any(
+        f"not measured with {count} processor" in one.get("text", "") for one in lines if one["type"] == "notice"
+    )
+    assert file.read_bytes() == before and files.read(tmp_path / f"{THIS}-{count}.toml").host.usable == count
+    assert "notice" not in [json.loads(line)["type"] for line in chatted(model, tmp_path).stdout.splitlines()]
 
 
 def test_a_profile_that_cannot_be_kept_or_measured_stops_nobody(

@@ -333,7 +333,8 @@ def test_this_machines_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     profiles.write(replace(MEASURED, host=host, versions=versions), file)
     good = look_at_profile("auto", here, "avx2")
     assert good.state == "good" and good.why == good.refusal == "" and good.profile is not None
-    assert look_at_profile("auto", replace(here, processors=4), "avx2").state == "stale"
+    assert look_at_profile("auto", replace(here, processors=4), "avx2").state == "missing"
+    assert look_at_profile("auto", here, "avx512").state == "stale"
     assert "avx512" in look_at_profile("auto", here, "avx512").why
     assert sorted(tmp_path.iterdir()) == [file]
     monkeypatch.setenv("HGCA_PROFILE_DIR", str(file / "below"))

@@ -129,6 +129,24 @@ def test_an_old_profile_is_noticed(now: Machine, versions: dict[str, str], isa: 
     assert (told in found) if told else found == ""
 
 
+@pytest.mark.parametrize(
+    ("quick", "then", "now", "again"),
+    [
+        (True, 2.0, 0.1, True),
+        (True, 2.0, 1.0, False),
+        (True, 0.3, 0.1, False),
+        (False, 2.0, 0.1, False),
+        (True, 2.0, None, False),
+    ],
+)
+def test_what_was_measured_in_haste_beside_others_is_measured_again_when_they_left(
+    quick: bool, then: float, now: float | None, again: bool
+) -> None:
+    made = replace(profile(), quick=quick, host=replace(profile().host, load=then))
+    assert bool(stale(made, Machine(4, 1, 1), "avx2", made.versions, now)) is again
+    assert any("others used this machine" in odd for odd in oddities(made)) is (then > 0.5)
+
+
 def test_another_gpu_is_noticed() -> None:
     made = profile(gpu_rates())
     assert "GPUs are none, not card" in stale(made, Machine(4, 1, 1), "avx2", made.versions)

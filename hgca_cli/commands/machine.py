@@ -26,6 +26,7 @@ def profile_for(
     from hgca_cli import native
     from hgca_cli.hardware import profile as files
     from hgca_cli.hardware.profiles import find, this_machine
+    from hgca_cli.hardware.rates import BUSY
 
     if name == NONE:
         return None
@@ -35,7 +36,7 @@ def profile_for(
     if found.state == "good":
         return found.profile
     why = {
-        "missing": "there is no profile of this machine yet",
+        "missing": found.why,
         "stale": f"this machine's profile is out of date ({found.why})",
         "damaged": found.why.rstrip("."),
     }[found.state]
@@ -53,4 +54,6 @@ def profile_for(
         files.write(measured, found.path)
     except HgcaError as error:
         notify(Notice(f"{error} The profile is not kept."))
+    if measured.host.load > BUSY:
+        notify(Notice("others use this machine: it will be measured again once they do not"))
     return measured

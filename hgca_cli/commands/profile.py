@@ -113,16 +113,18 @@ def profile(
 def _found(given: Mapping[str, Any], stage: StageSink) -> tuple[Profile, Path | None]:
     """The profile that is shown, and where it was put if it was measured now."""
     from hgca_cli.hardware import profile as files
-    from hgca_cli.hardware.profiles import THIS, find, profile_dir
+    from hgca_cli.hardware.profiles import find, path_of, profile_dir
 
     if given["profile"] is not None:
         return find(given["profile"]), None
-    path = profile_dir() / f"{THIS}.toml"
+    from hgca_cli import native
+
+    path = path_of(native.usable_processors())
     if given["show"]:
         if not path.is_file():
             raise UsageError("this machine was not measured yet.", "Run hgca profile without --show.")
         return files.read(path), None
-    name = given["save"] or THIS
+    name = given["save"] or path.stem
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise UsageError(f"--save: {name!r} is not a plain name.", "Use letters, digits, dots and dashes.")
     path = profile_dir() / f"{name}.toml"

@@ -13,8 +13,9 @@ from hgca_cli import __version__
 from hgca_cli.errors import HgcaError, UsageError
 from hgca_cli.hardware.machine import Gpu, Machine
 from hgca_cli.hardware.profile import read
-from hgca_cli.hardware.rates import Profile
-from hgca_cli.hardware.topology import driver_version
+from hgca_cli.hardware.rates import BUSY, QUIET, Profile
+from hgca_cli.hardware.topology import driver_version, load_now
+from hgca_cli.units import counted
 
 THIS = "this-machine"
 
@@ -69,21 +70,34 @@ class ThisMachine:
 
 def this_machine(machine: Machine, isa: str) -> ThisMachine:
     """Look for it. isa: the instruction set in use, "" if nobody knows."""
-    path = profile_dir() / f"{THIS}.toml"
+    path = path_of(machine.processors)
     if not path.is_file():
-        return ThisMachine(path, "missing", "this machine was not measured yet")
+        so = "" if path.stem == THIS else f" with {counted(machine.processors, 'processor')}"
+        return ThisMachine(path, "missing", f"this machine was not measured{so} yet")
     try:
         found = read(path)
     except HgcaError as error:
         return ThisMachine(path, "damaged", error.message)
-    changed = stale(found, machine, isa, versions_now()) if isa else ""
+    changed = stale(found, machine, isa, versions_now(), load_now()) if isa else ""
     return ThisMachine(path, "stale" if changed else "good", changed, found)
 
 
-def stale(profile: Profile, machine: Machine, isa: str, versions: dict[str, str]) -> str:
+def path_of(processors: int) -> Path:
+    """Where this machine's profile is, for a process that may use so many processors: the number it was measured with first has
+    the plain name, and others do not take it away (an affinity mask, a control group's quota)."""
+    first = profile_dir() / f"{THIS}.toml"
+    try:
+        own = not first.is_file() or read(first).host.usable == processors
+    except HgcaError:
+        own = True
+    return first if own else first.with_stem(f"{THIS}-{processors}")
+
+
+def stale(profile: Profile, machine: Machine, isa: str, versions: dict[str, str], load: float | None = None) -> str:
     """Why this machine's profile no longer tells of it; empty if it does.
 
     versions  what the rates depend on, as they are now
+    load      `load_now`; a quick profile of a busy machine is one until the machine is quiet
     """
     host = profile.host
     changes = []
@@ -97,6 +111,8 @@ def stale(profile: Profile, machine: Machine, isa: str, versions: dict[str, str]
     for name, version in versions.items():
         if profile.versions.get(name) != version:
             changes.append(f"{name} is {version}, not {profile.versions.get(name, 'known')}")
+    if profile.quick and host.load > BUSY and load is not None and load < QUIET:
+        changes.append("others used this machine when it was measured, and do not now")
     return "; ".join(changes)
 
 

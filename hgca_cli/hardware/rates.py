@@ -19,6 +19,7 @@ WEIGHT_BYTES = {
     "grid4": 20 / 32,
     "float4": 18 / 32,
 }  # of a number, scales of a grid included
+BUSY, QUIET = 0.5, 0.25  # runnable threads of a processor: others use the machine, or hardly
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class HostRates:
     layer_us            what a layer costs one token beyond its weights and its rows: Python, small operations, calls
     store_us            beyond that where rows of the store are chosen
     token_us            what a token costs beyond its layers and weights
+    load                threads of others that wanted to run, of each processor, when measuring began
     noise               share by which reading was slower in the median turn than in the best: others used the machine
     """
 
@@ -75,6 +77,7 @@ class HostRates:
     token_us: float
     quota: float | None = None
     noise: float = 0.0
+    load: float = 0.0
     prefill_attention_bf16_tflop_s: float | None = None
     rows: tuple[RowRate, ...] = ()
 

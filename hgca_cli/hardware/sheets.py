@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hgca_cli.hardware.rates import GpuRates, Profile
+from hgca_cli.hardware.rates import BUSY, GpuRates, Profile
 
 READ_LEAST, PRODUCT_LEAST, LINK_LEAST = 0.6, 0.4, 0.6  # of the sheet: what a healthy card reaches in such probes
 NOISY = 0.25  # of the best turn's rate
@@ -58,6 +58,15 @@ def oddities(profile: Profile) -> list[str]:
     """What is odd about a profile, each with what it may mean: a noisy machine, GPUs far below their data sheets."""
     noisy = profile.host.noise > NOISY
     found = [NOISE.format(profile.host.noise)] if noisy else []
+    if profile.host.load > BUSY:
+        again = (
+            "It is measured again once they do not, or now: hgca profile."
+            if profile.quick
+            else "Measure again: hgca profile."
+        )
+        found.append(
+            f"others used this machine when it was measured ({profile.host.load:.1f} threads a processor). {again}"
+        )
     return found + [text for gpu in profile.gpus for text in below_sheet(gpu)]
 
 

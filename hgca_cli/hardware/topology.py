@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -27,6 +28,14 @@ def cores() -> tuple[int, int]:
     """Physical cores and logical processors of the machine, whatever this process may use of them."""
     logical = psutil.cpu_count() or 1
     return psutil.cpu_count(logical=False) or logical, logical
+
+
+def load_now() -> float | None:
+    """Threads that ran or wanted to, over the last minute, of each logical processor; None where the system does not tell."""
+    try:
+        return os.getloadavg()[0] / cores()[1]
+    except (OSError, AttributeError):
+        return None
 
 
 def numa_nodes(root: Path = NODES) -> int:

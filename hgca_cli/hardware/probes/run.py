@@ -30,8 +30,9 @@ def measure_profile(*, quick: bool, threads: int | None = None, tell: Tell = lam
     from hgca_cli import native
     from hgca_cli.hardware.probe import cpu_quota, host_memory, probe_gpus
     from hgca_cli.hardware.probes import bandwidth, gpu, layers, products, rows
-    from hgca_cli.hardware.topology import cores, numa_nodes, processor_name
+    from hgca_cli.hardware.topology import cores, load_now, numa_nodes, processor_name
 
+    load = load_now() or 0.0  # before there is ours
     times = 7 if quick else 15
     usable = min(native.usable_processors(), threads or 1 << 30)
     counts = bandwidth.thread_counts(usable)
@@ -82,6 +83,7 @@ def measure_profile(*, quick: bool, threads: int | None = None, tell: Tell = lam
         token_us=0.0,
         quota=cpu_quota(),
         noise=noise,
+        load=load,
         rows=tuple(rates),
     )
     cost = layers.overhead(24 if quick else 96, taken_off(host))
