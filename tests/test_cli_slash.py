@@ -130,3 +130,32 @@ def test_rows_that_were_taken_back_are_none_of_the_conversations(words: int, tal
     assert talk.meter() == shown and "store 0" not in shown[1]
     rows = talk.conversation.sequence.cache.rows()
     assert shown[1] == f" | window {rows.window:,} store {rows.store:,}"
+
+
+def test_a_question_stopped_before_its_answer_can_be_had_again(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    talk.ask("the first")
+    answer, asked = talk.answer, []
+
+    def stopped(text: str) -> int:
+        asked.append(text)
+        return 130
+
+    monkeypatch.setattr(talk, "answer", stopped)
+    talk.ask("the second")
+    told = [call.args[0] for call in talk.sink.note.call_args_list]  # type: ignore[attr-defined]
+    assert any("the question is taken back (/regen asks it again)" in text for text in told)
+    said(talk, "/regen")
+    assert asked == ["the second", "the second"]
+    monkeypatch.setattr(talk, "answer", answer)
+    said(talk, "/regen")
+    assert [one["content"] for one in talk.conversation.messages if one["role"] == "user"] == [
+        "the first",
+        "the second",
+    ]
+    said(talk, "/regen")  # of an answer there is
+    assert len(talk.conversation.messages) == 4
+    monkeypatch.setattr(talk, "answer", stopped)
+    talk.ask("the third")
+    said(talk, "/undo")
+    said(talk, "/regen")
+    assert asked[2:] == ["the third"], "what was stopped is forgotten with a turn that is taken back"

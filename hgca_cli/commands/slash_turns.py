@@ -38,4 +38,4 @@ def edit_message(talk: Talk, rest: str) -> None:
         return
     if len(text.strip().splitlines()) > 1 or text.strip() != rest:
         talk.sink.tell(text.rstrip())
-    talk.answer(prompt_text(text.strip("\n"), "the message"))
+    talk.ask(prompt_text(text.strip("\n"), "the message"))

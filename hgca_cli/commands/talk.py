@@ -63,6 +63,7 @@ class Talk:
         self.last: Done | None = None
         self.attached: list[tuple[Document, int]] = []
         self._raw, self._unechoed = raw, unechoed
+        self._unasked: str | None = None  # a question that was stopped before a word of its answer
         self._warned = 0  # 1: nearly full, 2: full
         self.keeper = keeper
         if keeper is not None:
@@ -104,8 +105,12 @@ class Talk:
         return code
 
     def regenerate(self) -> None:
-        """Another answer in place of the last one, with another seed than it had. Errors as of Conversation.regenerate."""
+        """Another answer in place of the last one, with another seed than it had, or one to a question that was stopped before
+        there was any. Errors as of Conversation.regenerate."""
         self._check_turns()
+        if self._unasked is not None:
+            self.ask(self._unasked)
+            return
         sampling = self.sampling
         if sampling.seed is not None and self.last is not None:
             sampling = replace(sampling, seed=(self.last.seed + 1) % 2**63)
@@ -121,6 +126,7 @@ class Talk:
     def undo(self) -> str:
         """Take the last turn back; returns what was asked. Errors as of Conversation.undo."""
         self._check_turns()
+        self._unasked = None
         text, documents = self.conversation.undo()
         encode = self.engine.loaded.tokenizer.encode
         again = [(Document(name, body), len(encode(body))) for name, body in documents]
@@ -142,7 +148,7 @@ class Talk:
     def clear(self, system: str | None = None) -> None:
         """Forget everything; the system message stays unless another is given."""
         self.conversation.clear(system)
-        self.attached = []
+        self.attached, self._unasked = [], None
         if self.keeper is not None:
             self.keeper.anew()
 
@@ -252,7 +258,14 @@ class Talk:
             except KeyboardInterrupt:  # while a large file is counted
                 self.sink.tell("stopped")
         elif text.strip():
-            self.answer(prompt_text(text[1:] if text.startswith((" ", "//")) else text, "the message"))
+            self.ask(prompt_text(text[1:] if text.startswith((" ", "//")) else text, "the message"))
+
+    def ask(self, text: str) -> None:
+        """A turn of the conversation; one that is stopped before a word of its answer did not happen, and can be had again."""
+        self._unasked, turns = None, len(self.conversation.messages)
+        if self.answer(text) == 130 and not self._raw and len(self.conversation.messages) == turns:
+            self._unasked = text
+            self.sink.note("stopped before an answer: the question is taken back (/regen asks it again)")
 
     def _messages(self, reader: Reader) -> Iterator[str]:
         while True:
