@@ -106,14 +106,21 @@ static int tiles_pay(void) {
     return asked_once(&known, hgca_tiles_pay);
 }
 
-/* Queries that read the same rows: for two a matrix is half empty, and a prompt's have a kernel of their own. Up to four wait for
- * memory, unless their rows were fetched before, and FMAs leave it more room (Granite Rapids: .82 of its rate, tiles .74). */
+/* Queries that read the same rows. */
+static int64_t queries_of(const hgca_attention *job) { return (int64_t)job->tokens * (job->heads / (job->lists ? job->lists : job->kv_heads)); }
+
+enum { FEW_QUERIES = 8 /* that two parts of each fill the lines of a matrix */ };
+
+/* For two queries a matrix is half empty. Up to four wait for memory, unless their rows were fetched before, and FMAs leave it more room
+ * (Granite Rapids: .82 of its rate, tiles .74). */
 static int suits_tiles(const hgca_attention *job, int fetched) {
-    enum { MOST = 16 };
-    const int few = fetched ? 3 : 5;
-    const int64_t queries = (int64_t)job->tokens * (job->heads / (job->lists ? job->lists : job->kv_heads));
-    return job->dtype == HGCA_BF16 && !(job->causal && job->tokens > 1) && queries >= few && queries <= MOST &&
+    const int64_t queries = queries_of(job);
+    return job->dtype == HGCA_BF16 && !(job->causal && job->tokens > 1) && queries >= (fetched ? 3 : 5) && queries <= FEW_QUERIES &&
            in_steps(job) && job->key_dim <= HGCA_TILES_KEY && job->value_dim <= HGCA_TILES_VALUE;
+}
+
+static int suits_many_tiles(const hgca_attention *job) {
+    return queries_of(job) > FEW_QUERIES && in_steps(job) && job->key_dim <= HGCA_MANY_DIM && job->value_dim <= HGCA_MANY_DIM;
 }
 #endif
 
@@ -149,7 +156,7 @@ const hgca_kernel *hgca_kernel_for(const hgca_attention *job, int fetched) {
     const hgca_kernel *plain = &isa->kernel[job->dtype];
     const int many = job->tokens > HGCA_FEW_TOKENS && job->key_dim <= HGCA_MANY_DIM && job->value_dim <= HGCA_MANY_DIM;
 #ifdef HGCA_TILES
-    if (many && in_steps(job)) {
+    if (suits_many_tiles(job)) {
         if (job->dtype == HGCA_BF16 && isa->bf16_many_tiles.piece && tiles_pay()) return &isa->bf16_many_tiles;
         if (job->dtype == HGCA_I8 && isa->i8_many_tiles.piece && tiles_pay()) return &isa->i8_many_tiles;
     }

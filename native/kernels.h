@@ -91,11 +91,11 @@ typedef struct {
     hgca_kernel kernel[4];  /* by dtype: f32, bf16, f16, i8 */
     hgca_kernel bf16_exact; /* bf16 rows for queries that are bf16 numbers; no piece: none, or none that is faster */
     hgca_kernel i8_many;    /* int8 rows for the queries of more than HGCA_FEW_TOKENS tokens, no row wider than HGCA_MANY_DIM; no piece: none */
-    hgca_kernel bf16_tiles; /* bf16 rows for queries that see all of them and are neither few nor many; no piece: none */
+    hgca_kernel bf16_tiles; /* bf16 rows for 3 to 8 queries that see all of them; no piece: none */
     hgca_kernel bf16_many;  /* bf16 rows as i8_many, keys of an even number of numbers: rounds queries and weights, see kernels_many_pairs.h; no piece: none */
     hgca_kernel i8_pairs;   /* int8 rows, as bf16_many */
-    hgca_kernel bf16_many_tiles; /* as bf16_many, keys and values of a multiple of HGCA_TILES_STEP: kernels_many_tiles.h; no piece: none */
-    hgca_kernel i8_many_tiles;   /* as i8_pairs, the same */
+    hgca_kernel bf16_many_tiles; /* bf16 rows for more queries, no row wider than HGCA_MANY_DIM, of a multiple of HGCA_TILES_STEP; no piece: none */
+    hgca_kernel i8_many_tiles;   /* int8 rows, the same */
 } hgca_isa_kernels;
 
 /* Most numbers of a key, and of a value, that matrices of AMX are used for. */

@@ -2,13 +2,14 @@
  * keys are one matrix, pairs of the numbers of queries the other, and what comes out are rows of scores, a lane a query. For values
  * a line holds one number of 32 rows, which is why they are turned; several blocks of lanes share what that takes, and what is fetched.
  *
- * Queries are cut into two bf16 numbers here, which costs less than to mend pairs; weights are rounded, as there. */
+ * Queries and weights are cut into two bf16 numbers here: for queries that costs less than to mend pairs. */
 enum { MANY_STEP = 32 /* bf16 numbers of a line */, MANY_STEPS = MANY_MOST / MANY_STEP, MANY_BLOCKS = 6 };
 
 /* Of one block of lanes. */
 typedef struct {
     many m;                                                             /* query: pairs [pair][lane] of the first numbers */
     float rest[MANY_DIM / 2 * MANY_LANES] __attribute__((aligned(64))); /* of the second ones */
+    float left[MANY_MOST / 2 * MANY_LANES] __attribute__((aligned(64))); /* pairs of weights' second numbers [pair][lane] */
     int two; /* whether any query has a second number that is not 0 */
     int count, vectors;
 } tiles_block;
@@ -20,29 +21,6 @@ typedef struct {
     const char *value_row[MANY_MOST];
     char value[MANY_DIM / TILE_LINES][MANY_STEPS][TILE_LINES][TILE_LINE] __attribute__((aligned(64)));
 } many_by_tiles;
-
-INLINE void place_by_tiles(const hgca_piece *p, many_cut *cut, tiles_block *b, int first, int dtype) {
-    const int lanes = b->vectors * VW;
-    cut_many(p, cut, first, b->count, lanes, dtype);
-    b->two = 0;
-    for (int d = 0; d < p->key_dim; d++) b->two |= cut->square[d] != 0.0f;
-    for (int d = 0; d < p->key_dim / 2; d++) lanes_of_pair(cut->near, d, lanes, b->m.query + d * lanes);
-    for (int d = 0; b->two && d < p->key_dim / 2; d++) lanes_of_pair(cut->rest, d, lanes, b->rest + d * lanes);
-    begin_many(p, &b->m, first, b->count, lanes);
-}
-
-/* Rows of bf16: where they are in memory, or widened, and keys of a list where they lie one behind the other. */
-INLINE void rows_by_tiles(const hgca_piece *p, many_by_tiles *of, const tile_rows *tile, int rows, int dtype) {
-    for (int r = 0; r < rows; r++) {
-        of->value_row[r] = tile->half[2 * r + 1];
-        if (dtype == HGCA_I8) {
-            widen_i8(tile->half[2 * r], p->key_dim, of->row[2 * r]);
-            widen_i8(tile->half[2 * r + 1], p->value_dim, of->row[2 * r + 1]);
-            of->value_row[r] = (const char *)of->row[2 * r + 1];
-        } else if (p->row != NULL || r >= rows / TILE_LINES * TILE_LINES) /* of the last lines a matrix would read beyond */
-            memcpy(of->row[2 * r], tile->half[2 * r], (size_t)p->key_dim * 2);
-    }
-}
 
 /* Sixteen vectors of sixteen numbers of 32 bits, with lines and columns exchanged. */
 INLINE void turn(__m512i x[16]) {
@@ -61,6 +39,42 @@ INLINE void turn(__m512i x[16]) {
     }
     UNROLL
     for (int i = 0; i < 8; i++) x[i] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0x88), x[i + 8] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd);
+}
+
+/* to[pair][lane] of bf16 numbers of lanes. */
+INLINE void turn_queries(const uint16_t from[MANY_LANES][MANY_DIM], int dim, int lanes, float *to) {
+    for (int lane = 0; lane < lanes; lane += 16)
+        for (int d = 0; d < dim; d += MANY_STEP) {
+            __m512i x[16];
+            UNROLL
+            for (int i = 0; i < 16; i++) x[i] = _mm512_load_si512(from[lane + i] + d);
+            turn(x);
+            UNROLL
+            for (int i = 0; i < 16; i++) _mm512_store_si512(to + (d / 2 + i) * lanes + lane, x[i]);
+        }
+}
+
+INLINE void place_by_tiles(const hgca_piece *p, many_cut *cut, tiles_block *b, int first, int dtype) {
+    const int lanes = b->vectors * VW;
+    cut_many(p, cut, first, b->count, lanes, dtype);
+    b->two = 0;
+    for (int d = 0; d < p->key_dim; d++) b->two |= cut->square[d] != 0.0f;
+    turn_queries(cut->near, p->key_dim, lanes, b->m.query);
+    if (b->two) turn_queries(cut->rest, p->key_dim, lanes, b->rest);
+    begin_many(p, &b->m, first, b->count, lanes);
+}
+
+/* Rows of bf16: where they are in memory, or widened, and keys of a list where they lie one behind the other. */
+INLINE void rows_by_tiles(const hgca_piece *p, many_by_tiles *of, const tile_rows *tile, int rows, int dtype) {
+    for (int r = 0; r < rows; r++) {
+        of->value_row[r] = tile->half[2 * r + 1];
+        if (dtype == HGCA_I8) {
+            widen_i8(tile->half[2 * r], p->key_dim, of->row[2 * r]);
+            widen_i8(tile->half[2 * r + 1], p->value_dim, of->row[2 * r + 1]);
+            of->value_row[r] = (const char *)of->row[2 * r + 1];
+        } else if (p->row != NULL || r >= rows / TILE_LINES * TILE_LINES) /* of the last lines a matrix would read beyond */
+            for (int d = 0; d < p->key_dim; d += MANY_STEP) _mm512_store_si512(of->row[2 * r] + d, _mm512_loadu_si512(tile->half[2 * r] + 2 * d));
+    }
 }
 
 /* of->value: numbers of rows as lines; of no row 0. Interleaved within 16 bytes, so that a line's number tells where it belongs. */
@@ -134,18 +148,51 @@ INLINE void score_many_by_tiles(const hgca_piece *p, const many_by_tiles *of, ti
     }
 }
 
+INLINE __m512i pair_of(__m512i first, __m512i second) { return _mm512_or_si512(_mm512_srli_epi32(first, 16), second); }
+
+/* Scores of rows r and r + 1 become the pair r / 2 of weights, and of what their first numbers leave. */
+INLINE void weigh_in_two(const hgca_piece *p, tiles_block *b, const tile_rows *tile, int rows, int vectors, int dtype) {
+    const int lanes = vectors * VW;
+    many *m = &b->m;
+    VF top[MANY_VECTORS], total[MANY_VECTORS];
+    raise_many(m, rows, hgca_padded(p->value_dim), vectors, top, total);
+    for (int r = 0; r < rows; r += 2)
+        UNROLL
+        for (int v = 0; v < vectors; v++) {
+            const float *at = m->weight + r * lanes + v * VW;
+            VF weight[2];
+            weight[0] = vexp2(vsub(vload(at), top[v]));
+            weight[1] = r + 1 < rows ? vexp2(vsub(vload(at + lanes), top[v])) : vzero();
+            __m512i first[2], second[2];
+            UNROLL
+            for (int k = 0; k < 2; k++) {
+                total[v] = vadd(total[v], weight[k]);
+                if (dtype == HGCA_I8) weight[k] = vmul(weight[k], vset1(tile->value_scale[r + k]));
+                first[k] = rounded(weight[k]);
+                second[k] = rounded(vsub(weight[k], _mm512_castsi512_ps(first[k])));
+            }
+            _mm512_store_si512(m->weight + r / 2 * lanes + v * VW, pair_of(first[0], first[1]));
+            _mm512_store_si512(b->left + r / 2 * lanes + v * VW, pair_of(second[0], second[1]));
+        }
+    UNROLL
+    for (int v = 0; v < vectors; v++) vstore(m->sum + v * VW, total[v]);
+}
+
 /* out[number][lane] += sum_r value[r][number] * weight[r][lane], while `fetches` lines of the next tile are fetched for 16 numbers each. */
-INLINE void add_many_by_tiles(const hgca_piece *p, const many_by_tiles *of, many *m, int rows, int vectors, int64_t fetches, line_cursor *next) {
+INLINE void add_many_by_tiles(const hgca_piece *p, const many_by_tiles *of, tiles_block *b, int rows, int vectors, int64_t fetches, line_cursor *next) {
     const int lanes = vectors * VW, pairs = (rows + 1) / 2, all = (rows + MANY_STEP - 1) / MANY_STEP * TILE_LINES;
-    memset(m->weight + pairs * lanes, 0, sizeof(float) * (size_t)((all - pairs) * lanes));
+    const size_t beyond = sizeof(float) * (size_t)((all - pairs) * lanes);
+    memset(b->m.weight + pairs * lanes, 0, beyond), memset(b->left + pairs * lanes, 0, beyond);
     TILES_ORDERED();
     for (int d = 0; d < p->value_dim; d += TILE_LINES) {
         for (int64_t i = 0; i < fetches; i++) fetch_next_line(next);
-        float *out = m->out + d * lanes;
+        float *out = b->m.out + d * lanes;
         EACH_VECTOR(LOAD_SUM)
         for (int step = 0; step * MANY_STEP < rows; step++) {
             TILE_LOAD(3, of->value[d / TILE_LINES][step], TILE_LINE);
-            const char *from = (const char *)(m->weight + step * TILE_LINES * lanes);
+            const char *from = (const char *)(b->m.weight + step * TILE_LINES * lanes);
+            EACH_VECTOR(ADD_DOT)
+            from = (const char *)(b->left + step * TILE_LINES * lanes);
             EACH_VECTOR(ADD_DOT)
         }
         EACH_VECTOR(LEAVE_SUM)
@@ -156,8 +203,31 @@ INLINE void add_many_by_tiles(const hgca_piece *p, const many_by_tiles *of, many
 INLINE void block_over_tile(const hgca_piece *p, const many_by_tiles *of, tiles_block *b, many_tiles *t, int vectors, int64_t fetches, int dtype) {
     score_many_by_tiles(p, of, b, t->tile, t->rows, vectors, dtype);
     limit_many(p, &b->m, t->tile, t->rows, vectors * VW);
-    weigh_pairs(p, &b->m, t->tile, t->rows, vectors, dtype);
-    add_many_by_tiles(p, of, &b->m, t->rows, vectors, fetches, &t->lines);
+    weigh_in_two(p, b, t->tile, t->rows, vectors, dtype);
+    add_many_by_tiles(p, of, b, t->rows, vectors, fetches, &t->lines);
+}
+
+/* As leave_many. */
+static void leave_by_tiles(const hgca_piece *p, const tiles_block *b, int first) {
+    const many *m = &b->m;
+    const int lanes = b->vectors * VW;
+    const int64_t width = hgca_padded(p->value_dim);
+    for (int lane = 0; lane < b->count; lane += 16)
+        for (int d = 0; d < p->value_dim; d += 16) {
+            __m512i x[16];
+            UNROLL
+            for (int i = 0; i < 16; i++) x[i] = _mm512_load_si512(m->out + (d + i) * lanes + lane);
+            turn(x);
+            UNROLL
+            for (int i = 0; i < 16; i++)
+                if (lane + i < b->count) _mm512_storeu_si512(p->out + (first + lane + i) * width + d, x[i]);
+        }
+    for (int i = 0; i < b->count; i++) {
+        const int none = m->max[i] == NOTHING_SEEN, empty = none && m->sum[i] == m->sum[i];
+        p->max[first + i] = none ? -INFINITY : m->max[i];
+        p->sum[first + i] = empty ? 0.0f : m->sum[i];
+        if (empty) memset(p->out + (first + i) * width, 0, sizeof(float) * (size_t)width);
+    }
 }
 
 /* So many blocks from query `first` on. */
@@ -183,7 +253,7 @@ INLINE void blocks_over_rows(const hgca_piece *p, many_by_tiles *of, int first, 
             else block_over_tile(p, of, b, &t, MANY_VECTORS, fetches, dtype);
         }
     }
-    for (int i = 0; i < blocks; i++) leave_many(p, &of->block[i].m, first + i * MANY_LANES, of->block[i].count, of->block[i].vectors * VW);
+    for (int i = 0; i < blocks; i++) leave_by_tiles(p, &of->block[i], first + i * MANY_LANES);
 }
 
 INLINE void piece_many_by_tiles(const hgca_piece *p, int dtype) {

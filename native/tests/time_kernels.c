@@ -16,10 +16,10 @@
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
-enum { DIM = 128, QUERIES = 16, MOST = 8192, LEAST_READ = 20000, TURNS = 7, MOST_THREADS = 256 };
+enum { DIM = 128, QUERIES = 48, MOST = 8192, LEAST_READ = 20000, TURNS = 7, MOST_THREADS = 256 };
 
 static const int sizes[] = {32, 64, 640, MOST}; /* rows of 512 bytes: in the first level with the next tile's, alone, in the second, beyond */
-static const int queries[] = {1, 4, 8, 16};
+static const int queries[] = {1, 4, 8, 16, 48};
 
 typedef struct {
     const hgca_kernel *kernel;
@@ -117,6 +117,8 @@ int main(int arguments, char **argument) {
             tell(isa, "bf16", &kernels->kernel[HGCA_BF16], threads);
             tell(isa, "exact", &kernels->bf16_exact, threads);
             tell(isa, "tiles", &kernels->bf16_tiles, threads);
+            tell(isa, "pairs", &kernels->bf16_many, threads);
+            tell(isa, "many", &kernels->bf16_many_tiles, threads);
         }
         free(names);
     }
