@@ -12,6 +12,7 @@ import pytest
 
 from hgca_cli.engine.session import Session
 from hgca_cli.engine.session_record import read_record
+from hgca_cli.units import format_bytes
 from tests.cli_process import Done, environment, here, records, save_tiny
 from tests.models import write_model
 
@@ -196,6 +197,34 @@ def test_ls_rm_prune(data: Path, model: str) -> None:
     assert names(data) == ["c", "b"], "all of them, or none"
     assert run(data, "sessions", "rm", "b", "c").stdout.decode().startswith("removed b (")
     assert b"no sessions yet" in run(data, "sessions", "ls").stdout
+
+
+def test_what_sessions_share_counts_once(data: Path, model: str, tmp_path: Path) -> None:
+    """Chats about one document have the files of its rows in common: a limit is about what is on the disk."""
+    (tmp_path / "book.txt").write_text(BOOK)
+    for name in ("a", "b", "c"):
+        chat(data, model, "--session", name, "-f", str(tmp_path / "book.txt"), "-p", f"the {name}")
+    for age, name in enumerate(("c", "b", "a")):  # one whose rows are loaded is of use then
+        used = 1_700_000_000 - age * 86400
+        os.utime(data / "sessions" / name / "session.json", (used, used))
+    told = json.loads(run(data, "sessions", "ls", "--json").stdout)
+    size = max(one["bytes"] for one in told)
+    assert min(one["bytes"] for one in told) > 0.9 * size
+    limit = ("--max-size", str(int(1.5 * size)))
+    assert run(data, "sessions", "prune", *limit).stdout == b"nothing to remove\n" and names(data) == ["c", "b", "a"]
+    before = _on_disk(data)
+    for dry in (True, False):
+        done = run(data, "sessions", "prune", "--keep", "1", "--json", *(["--dry-run"] if dry else []))
+        gone = json.loads(done.stdout)["removed"]
+        assert [one["name"] for one in gone] == ["b", "a"] and all(0 < one["freed"] < size / 4 for one in gone)
+    assert before - _on_disk(data) == sum(one["freed"] for one in gone)
+    shown = json.loads(run(data, "sessions", "show", "c", "--json").stdout)
+    assert run(data, "sessions", "rm", "c").stdout.decode() == f"removed c ({format_bytes(shown['bytes'])} freed)\n"
+
+
+def _on_disk(data: Path) -> int:
+    found = [path.lstat() for path in data.rglob("*") if path.is_file()]
+    return sum({one.st_ino: one.st_size for one in found}.values())
 
 
 @pytest.fixture

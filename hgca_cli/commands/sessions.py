@@ -12,7 +12,7 @@ import typer
 from hgca_cli.commands import options
 from hgca_cli.commands.flag_values import choice_of
 from hgca_cli.engine.session_files import sessions_dir
-from hgca_cli.engine.sessions import every_session, kept_bytes, messages_of, one_session, remove
+from hgca_cli.engine.sessions import File, Links, every_session, kept_bytes, messages_of, one_session, remove
 from hgca_cli.engine.transcript import exported
 from hgca_cli.errors import HgcaError, UsageError
 from hgca_cli.ui.inert import inert
@@ -68,10 +68,12 @@ def remove_sessions(
     debug: options.Debug = False,
 ) -> None:
     """Remove sessions, their text included."""
+    links = Links(every_session())
     for one in [one_session(name) for name in dict.fromkeys(names)]:  # all of them are there, or none is removed
         remove(one)
+        freed = links.take(one)
         if not quiet:
-            typer.echo(inert(f"removed {one.name} ({format_bytes(one.bytes)})"))
+            typer.echo(inert(f"removed {one.name} ({format_bytes(freed)} freed)"))
 
 
 @sessions.command("export")
@@ -106,7 +108,7 @@ def prune_sessions(
     ] = None,
     max_size: Annotated[
         str | None,
-        typer.Option("--max-size", metavar="SIZE", help="The latest stay, as long as all have no more bytes."),
+        typer.Option("--max-size", metavar="SIZE", help="The latest stay, as long as these have no more bytes."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing: show what would go.")] = False,
     json: options.JsonDocument = False,
@@ -118,25 +120,29 @@ def prune_sessions(
         raise UsageError("prune: nothing says what goes.", "Give --keep, --older-than or --max-size.")
     age = None if older_than is None else parse_age(older_than, "--older-than")
     most = None if max_size is None else parse_bytes(max_size, "--max-size")
-    gone, stay, total = [], [], 0
-    for place, one in enumerate(every_session()):
-        total += one.bytes
+    found = every_session()
+    links, gone, stay = Links(found), [], []
+    held: dict[File, int] = {}  # what stays, by file: sessions that begin alike have some in common
+    for place, one in enumerate(found):
         too_old = age is not None and time.time() - one.used > age
-        if not ((keep is not None and place >= keep) or too_old or (most is not None and total > most)):
+        too_much = most is not None and sum((held | one.files).values()) > most
+        if not ((keep is not None and place >= keep) or too_old or too_much):
+            held |= one.files
             continue
         try:
             if not dry_run:
                 remove(one)
-            gone.append(one)
+            gone.append((one, links.take(one)))
         except HgcaError as error:
+            held |= one.files
             stay.append({"name": one.name, "why": str(error)})
             typer.echo(inert(f"hgca: warning: {error}"), err=True)
     if json:
-        typer.echo(
-            jsons.dumps({"removed": [session_record(one) for one in gone], "kept": stay, "dry_run": dry_run}, indent=2)
-        )
+        removed = [session_record(one) | {"freed": freed} for one, freed in gone]
+        typer.echo(jsons.dumps({"removed": removed, "kept": stay, "dry_run": dry_run}, indent=2))
     elif not quiet:
-        for one in gone:
-            typer.echo(inert(f"{'would remove' if dry_run else 'removed'} {one.name} ({format_bytes(one.bytes)})"))
+        for one, freed in gone:
+            done = "would remove" if dry_run else "removed"
+            typer.echo(inert(f"{done} {one.name} ({format_bytes(freed)} freed)"))
         if not gone:
             typer.echo("nothing to remove")

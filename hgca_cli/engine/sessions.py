@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,13 +18,15 @@ from hgca_cli.engine.turns import Messages
 from hgca_cli.errors import HgcaError, ModelError, UsageError
 from hgca_cli.events import Notice
 
+File = tuple[int, int]  # device and inode: what is one file under whatever names
+
 
 @dataclass(frozen=True)
 class Listed:
     """A session as a listing shows it.
 
     record  None if it cannot be read: `wrong` says why
-    used    when it was last of use, seconds since 1970; bytes: of its files, those it shares with others included
+    used    when it was last of use, seconds since 1970; files: bytes of each
     """
 
     name: str
@@ -31,7 +34,12 @@ class Listed:
     record: Record | None
     wrong: str
     used: float
-    bytes: int
+    files: dict[File, int]
+
+    @property
+    def bytes(self) -> int:
+        """Of its files, those it shares with others included."""
+        return sum(self.files.values())
 
 
 def every_session() -> list[Listed]:
@@ -78,6 +86,18 @@ def remove(session: Listed) -> None:
         lock.free()
 
 
+class Links:
+    """How many of these sessions have each file: sessions that begin alike share the files of their rows."""
+
+    def __init__(self, sessions: Iterable[Listed]) -> None:
+        self._count = Counter(file for one in sessions for file in one.files)
+
+    def take(self, session: Listed) -> int:
+        """One of them goes; returns the bytes of its files that no other one has: what is free then."""
+        self._count.subtract(session.files.keys())
+        return sum(size for file, size in session.files.items() if self._count[file] <= 0)
+
+
 def drop_rows(session: Listed) -> bool:
     """Delete the rows of a session and keep its text; False if it has none, is open or cannot be written."""
     if session.record is None or session.record.saved is None:
@@ -118,7 +138,7 @@ def make_room(keep: Path, limit: int, needed: int) -> list[Notice]:
 
 def kept_bytes(root: Path, but: Path | None = None) -> int:
     """Bytes of the rows of all sessions on the disk; files that several share count once."""
-    sizes: dict[tuple[int, int], int] = {}
+    sizes: dict[File, int] = {}
     for path in _rows_files(root):
         if but is None or but not in path.parents:
             with contextlib.suppress(OSError):
@@ -146,11 +166,13 @@ def _look(folder: Path) -> Listed | None:
     """A session's folder as it is; None if nothing was saved in it."""
     record: Record | None = None
     wrong = ""
-    size = 0
+    files: dict[File, int] = {}
     try:
         for path in (*folder.iterdir(), *(folder / "kv").glob("*")):
             with contextlib.suppress(OSError):
-                size += path.lstat().st_size if path.is_file() else 0
+                if path.is_file():
+                    found = path.lstat()
+                    files[found.st_dev, found.st_ino] = found.st_size
         record = read_record(folder)
     except FileNotFoundError:
         if not transcript.rescue(folder):
@@ -164,7 +186,7 @@ def _look(folder: Path) -> Listed | None:
         used = (folder / FILE).lstat().st_mtime
     except OSError:
         used = 0.0
-    return Listed(folder.name, folder, record, wrong, used, size)
+    return Listed(folder.name, folder, record, wrong, used, files)
 
 
 def touch(folder: Path) -> None:
