@@ -105,6 +105,25 @@ def test_shards_are_shared_and_counted_once(data: Path) -> None:
     assert resumed("two", engine)[0].sequence.cached > 500, "its shards are its own, too"
 
 
+def test_a_limit_counts_shared_shards_once(data: Path) -> None:
+    engine = engine_of()
+    one_turn("other", engine=engine)
+    os.utime(data / "other" / "session.json", (1000, 1000))
+    first, _ = asked(engine, "who?")
+    save("one", first)
+    second, _ = asked(engine, "where is it?")
+    session, limit = Session("two"), int(1.2 * kept_bytes(data))
+    assert session.save(second, ABOUT, rows=True, limit=limit) == [] and kept_bytes(data) <= limit
+    session.close()
+    assert all(one.record is not None and one.record.saved is not None for one in every_session())
+    ask(second, "and?" * 30)
+    session, limit = Session("two"), kept_bytes(data)
+    notices = session.save(second, ABOUT, rows=True, limit=limit)
+    session.close()
+    assert [notice.text.split()[4] for notice in notices] == ["other"] and kept_bytes(data) <= limit
+    assert resumed("one", engine)[0].sequence.cached == first.sequence.cached
+
+
 @pytest.mark.parametrize(
     "other", [{"fingerprint": "another"}, {"kv_dtype": "fp16"}, {"select": "moving-average"}, {"context": 500}]
 )

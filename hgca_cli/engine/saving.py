@@ -58,7 +58,7 @@ def save_rows(
             for path in made:
                 path.unlink(missing_ok=True)
             return old, [notice]
-        notices = make_room(folder, limit, needed + sum(shard.bytes for shard in kept))
+        notices = make_room(folder, limit, needed, [folder / shard.file for shard in kept])
         shards = list(kept)
         for begin, end, pieces in new_shards(sequence, first, per_shard):
             shards.append(write_shard(next(paths), begin, end, pieces, sequence))

@@ -121,29 +121,29 @@ def drop_rows(session: Listed) -> bool:
         lock.free()
 
 
-def make_room(keep: Path, limit: int, needed: int) -> list[Notice]:
+def make_room(keep: Path, limit: int, needed: int, kept: Iterable[Path] = ()) -> list[Notice]:
     """Sessions not used for longest lose their rows until those of all, and `needed` bytes, are within the limit.
 
-    keep  the session that needs them, whose own rows do not count
+    keep  the session that needs them; of its own rows only the files `kept` count, once where others have them, too
     """
+    own = [*kept]
     others = [one for one in every_session() if one.folder != keep]
     notices = []
     for one in reversed(others):
-        if kept_bytes(sessions_dir(), keep) + needed <= limit:
+        if kept_bytes(sessions_dir(), keep, own) + needed <= limit:
             break
         if drop_rows(one):
             notices.append(Notice(f"the rows of session {one.name} were dropped (--kv-disk-limit); its text stays."))
     return notices
 
 
-def kept_bytes(root: Path, but: Path | None = None) -> int:
-    """Bytes of the rows of all sessions on the disk; files that several share count once."""
+def kept_bytes(root: Path, but: Path | None = None, besides: Iterable[Path] = ()) -> int:
+    """Bytes of the rows of all sessions on the disk, `but` one, and of the files `besides`; what is there twice counts once."""
     sizes: dict[File, int] = {}
-    for path in _rows_files(root):
-        if but is None or but not in path.parents:
-            with contextlib.suppress(OSError):
-                found = path.lstat()
-                sizes[found.st_dev, found.st_ino] = found.st_size
+    for path in (*(one for one in _rows_files(root) if but is None or but not in one.parents), *besides):
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            sizes[found.st_dev, found.st_ino] = found.st_size
     return sum(sizes.values())
 
 
