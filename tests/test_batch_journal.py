@@ -165,6 +165,61 @@ def test_lines_in_order_wait_for_those_before_them(tmp_path: Path) -> None:
     assert [json.loads(line)["id"] for line in (tmp_path / "out").read_bytes().splitlines()] == ["a", "b", "c"]
 
 
+def test_lines_of_several_runs_are_put_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [Entry(at, 0, name, "d", 5) for at, name in enumerate("abcd")]
+    names = [entry.id for entry in entries]
+
+    def ids(name: str) -> list[str]:
+        return [json.loads(line)["id"] for line in (tmp_path / name).read_bytes().splitlines()]
+
+    output = Output(tmp_path / "out", tmp_path / "bad")
+    output.begin({"model": "m"})
+    for name in "zdbca":
+        output.write(name, record(name, {"code": "x"} if name in "db" else None))
+    output.close()
+    assert ids("bad") == ["d", "b"]
+    output = Output(tmp_path / "out", tmp_path / "bad")
+    output.forget_errors()
+    output.begin({"model": "m"})
+    output.in_order([entry for entry in entries if entry.id not in output.done])
+    for name in "db":
+        output.write(name, record(name, {"code": "x"} if name == "d" else None))
+    assert ids("out") == ["z", "c", "a", "b"]
+    before = (tmp_path / "out").read_bytes()
+    with monkeypatch.context() as broken:  # as if killed, and then gone on with
+        broken.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(5, "broken")))
+        with pytest.raises(ModelError, match="broken"):
+            output.arrange(names)
+    assert (tmp_path / "out").read_bytes() == before
+    output.close()
+    output = Output(tmp_path / "out", tmp_path / "bad")
+    output.keep()
+    output.arrange(names)
+    assert ids("out") == ["a", "b", "c", "z"] and ids("bad") == ["d"], "what the input does not name stays"
+    with pytest.raises(UsageError):  # the lock moved with the file
+        opened(tmp_path / "out")
+    output.write("e", record("e"))
+    output.close()
+    assert ids("out") == ["a", "b", "c", "z", "e"] and {one.name for one in tmp_path.iterdir()} == {
+        "out",
+        "bad",
+        "out.manifest.json",
+    }
+
+
+def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "there" / "far")
+    filled(tmp_path / "out", "b", "a")
+    output = opened(tmp_path / "out")
+    output.keep()
+    output.arrange("ab")
+    output.write("c", record("c"))
+    output.close()
+    found = [json.loads(line)["id"] for line in (tmp_path / "there" / "far").read_bytes().splitlines()]
+    assert found == ["a", "b", "c"] and (tmp_path / "out").is_symlink()
+
+
 def test_an_output_that_was_removed_or_cannot_be_one(tmp_path: Path) -> None:
     output = opened(tmp_path / "out")
     output.write("a", record("a"))

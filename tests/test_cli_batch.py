@@ -162,6 +162,21 @@ def test_order_errors_and_standard_output(tiny: str, tmp_path: Path) -> None:
     assert {json.loads(line)["custom_id"] for line in done.stdout.splitlines()} == {"line-1", "line-2"}
 
 
+def test_rows_that_are_done_again_get_their_places(tiny: str, tmp_path: Path) -> None:
+    rows = [{"id": name, "prompt": "the cat"} for name in "abcde"]
+    source = write_rows(tmp_path / "in.jsonl", rows[0], {"id": "b"}, rows[2])
+    words = ("batch", source, "-m", tiny, "-n", "2")
+    assert here(*words, "--ordered").returncode == 3
+    write_rows(tmp_path / "in.jsonl", *rows[:3])
+    assert here(*words, "--ordered", "--retry-errors").returncode == 0
+    assert [one["id"] for one in rows_in(tmp_path / "in.out.jsonl")] == ["a", "b", "c"]
+    write_rows(tmp_path / "in.jsonl", rows[3], *rows[:3], rows[4])
+    assert here(*words).returncode == 0
+    assert [one["id"] for one in rows_in(tmp_path / "in.out.jsonl")][:3] == ["a", "b", "c"]
+    assert here(*words, "--ordered").returncode == 0, "all are done: they are only put in order"
+    assert [one["id"] for one in rows_in(tmp_path / "in.out.jsonl")] == ["d", "a", "b", "c", "e"]
+
+
 def test_more_errors_than_may_be_and_rows_that_take_too_long(tiny: str, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", "nonsense", "nonsense", '"a"')
     done = here("batch", source, "-m", tiny, "-n", "2", "--max-errors", "1")

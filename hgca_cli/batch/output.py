@@ -87,6 +87,17 @@ class Output:
         """Lines are written in the order of these entries, each once those before it are."""
         self._ordered = _Order([entry.id for entry in entries])
 
+    def arrange(self, names: Iterable[str]) -> None:
+        """Lines that were there before, and those that followed, get the order of these names; lines of others stay behind them.
+
+        Errors as of Journal.
+        """
+        if not self.done:
+            return  # all were written in order
+        place = {name: at for at, name in enumerate(names)}
+        for journal in self._journals:
+            journal.sort(lambda record: place.get(_name_of(record), len(place)))
+
     def write(self, name: str, record: Mapping[str, Any]) -> None:
         """A row is finished. When this returns its line is on the disk, or waits for those before it. Errors as of Journal."""
         line, failed = encoded(record), record.get("error") is not None
@@ -128,9 +139,13 @@ class Output:
         for journal in self._journals:
             self.mended += journal.repair()
             for _, record in journal.records():
-                name = str(record.get("custom_id", record.get("id")))
+                name = _name_of(record)
                 self.done[name] = record.get("error") is not None
                 self._digests[name] = str(record["hgca"].get("input", ""))
+
+
+def _name_of(record: Mapping[str, Any]) -> str:
+    return str(record.get("custom_id", record.get("id")))
 
 
 class _Order:

@@ -66,6 +66,7 @@ class Job:
     shard: tuple[int, int] = (1, 1)
     _open: list[Any] = field(default_factory=list)
     _lost_rows: int = 0
+    _order: list[str] = field(default_factory=list)  # ids of all rows, other shares' too
     told_template: list[str] = field(default_factory=list)  # options, by rows
 
     def __post_init__(self) -> None:
@@ -111,6 +112,8 @@ class Job:
             self.view.note(f"{before:,} of {len(checked.entries):,} rows are done already{failed}")
         if not missing:
             output.keep()
+            if self.given["ordered"]:
+                output.arrange(self._order)
             tell = self.view.tell if failures else self.view.note
             tell(f"all {len(checked.entries):,} rows are done" + (f", {failures:,} failed" if failures else ""))
             return FAILED if failures else 0
@@ -132,6 +135,7 @@ class Job:
         reader = Reader(given["text"], given["raw"], self.system, documents_under(given["root"]))
         checked = check(lines, reader, limit=given["limit"], strict=given["strict"])
         which, of = self.shard
+        self._order = [entry.id for entry in checked.entries]
         checked.entries = checked.entries[which - 1 :: of]
         self.told_template = checked.options
         if checked.unknown:
@@ -208,6 +212,8 @@ class Job:
         if code:
             self.view.tell(f"interrupted; go on with: {again(self, work.begun)}")
             return code
+        if self.given["ordered"]:
+            output.arrange(self._order)
         return FAILED if tally.failed else 0
 
     def _there(
