@@ -15,12 +15,15 @@ from hypothesis import strategies as st
 from hgca_cli.config import QUALITY
 from hgca_cli.errors import DoesNotFitError, ModelError, UsageError
 from hgca_cli.hardware.assumed import assume
+from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.machine import Gpu, Machine
 from hgca_cli.hardware.memory import Model
 from hgca_cli.hardware.place import HOST_SHARE, MARGIN, Case
 from hgca_cli.hardware.plan import draw_up, make_plan
 from hgca_cli.hardware.settings import Plan, PlanRequest
 from hgca_cli.kv.layout import KVLayout, LayerLayout
+from hgca_cli.ui.figures import plan_line
+from hgca_cli.units import format_bytes
 
 GIB = 1 << 30
 LAYOUT = KVLayout(tuple(LayerLayout(32, 8, 128, 128) for _ in range(32)))
@@ -238,6 +241,23 @@ def test_kv_bytes_are_the_layouts() -> None:
     assert clustered.memory[0].store - codes.memory[0].store == groups * (8192 - 516)
     with pytest.raises(UsageError, match="no dtype 'int8'"):
         plan(SMALL, dtype="int8")
+
+
+def test_the_line_tells_keys_and_values_wherever_they_are() -> None:
+    """The index apart: on a disk the store's rows are not in memory, and a GPU's codes are no keys and values."""
+    wanted = {"context": 8192, "window": 512, "sinks": 4, "dtype": "fp32", "kv_dtype": "bf16", "select": "scan"}
+    row, index = 30 * 3 * 128, 30 * 3 * (32 + 2 + 1)
+    rows = row * (516 * 4 + (8192 - 516) * 2)
+    for more in ({}, {"disk": Disk("/data", "ext4", 500 << 30)}, {"disk": Disk("/dev/shm", "tmpfs", 500 << 30)}):
+        for sequences in (1, 3):
+            made = plan(SMALL, sequences=sequences, **wanted | more)
+            assert (made.kv_bytes, made.index_bytes) == (sequences * rows, sequences * index * (8192 - 516))
+    told = f"| KV {format_bytes(3 * rows)} + index {format_bytes(3 * index * (8192 - 516))} when full (store in bf16)"
+    assert told in plan_line(made, "model")
+    beside = plan(BIG, WITH_GPU, context=131_072, dtype="bf16", select="scan", window=1024)
+    assert beside.device_codes and beside.device_bytes["store"] > 0 and beside.kv_bytes == 131_072 * 32 * 8 * 256 * 2
+    whole = plan(SMALL, **wanted | {"select": "exact"})
+    assert f"| KV {format_bytes(rows)} when full" in plan_line(whole, "model")
 
 
 def test_the_policy_follows_the_context() -> None:

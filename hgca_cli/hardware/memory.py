@@ -189,6 +189,13 @@ def stored_rows(choice: Choice) -> int:
     return max(0, choice.context - choice.sinks - choice.window)
 
 
+def full_bytes(model: Model, choice: Choice, sequences: int = 1) -> tuple[int, int]:
+    """Bytes of the keys and values of so many full contexts, wherever they are, and of the index beside those of the store."""
+    layout, stored = layout_of(model, choice), sequences * stored_rows(choice)
+    window = sequences * layout.window_bytes(choice.window, choice.sinks, choice.context)
+    return window + stored * (layout.row_bytes - layout.index_row_bytes), stored * layout.index_row_bytes
+
+
 def folded_bytes(layer: LayerLayout) -> float:
     """Bytes of a row, of a query times steps of codes (attention/scores_triton.py): heads by fours, beyond eight by eights."""
     fours = -(-(layer.heads // layer.kv_heads) // 4)

@@ -13,7 +13,7 @@ from hgca_cli.errors import UsageError
 from hgca_cli.hardware.assumed import assume
 from hgca_cli.hardware.disk import Disk
 from hgca_cli.hardware.machine import Machine, choose_device
-from hgca_cli.hardware.memory import Choice, Model
+from hgca_cli.hardware.memory import Choice, Model, full_bytes
 from hgca_cli.hardware.packing import choose_packing, only_on_cpu, suits_cpu
 from hgca_cli.hardware.place import Case, Place, largest
 from hgca_cli.hardware.rates import Profile
@@ -94,6 +94,7 @@ def draw_up(case: Case) -> Plan:
     disk = request.disk
     if disk is not None:
         tell_disk(place, choice, disk, reasons, notices)
+    kv, index = full_bytes(model, choice, request.sequences)
     return Plan(
         device=choice.device,
         dtype=choice.dtype,
@@ -111,6 +112,8 @@ def draw_up(case: Case) -> Plan:
         yarn_context=choice.context if request.yarn else None,
         store_dir=disk.folder if disk is not None else None,
         memory=tuple(place.needs(choice)),
+        kv_bytes=kv,
+        index_bytes=index,
         predicted=predict(place, choice, quality, threads),
         reasons=reasons,
         notices=tuple(notices),

@@ -75,6 +75,7 @@ class Plan:
     yarn_context  what the positions are stretched to, None if they are not
     store_dir     directory of the files the store's rows are in; None: they are in memory
     memory        what each place must hold: the GPU if there is one, the host, the host while loading, the disk
+    kv_bytes      of keys and values once the context is full, in all places; index_bytes: of the index beside the store's
     predicted     what it will take
     quant         how weights are packed: of config.QUANTS
     reasons       why, by setting; notices: what the user should know
@@ -96,6 +97,8 @@ class Plan:
     yarn_context: int | None
     store_dir: str | None
     memory: tuple[Memory, ...]
+    kv_bytes: int
+    index_bytes: int
     predicted: Prediction
     reasons: dict[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()

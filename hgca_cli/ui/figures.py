@@ -36,10 +36,11 @@ def balanced_line(move: Balanced) -> str:
 
 def plan_line(plan: Any, model: str) -> str:
     """A plan in one line: what runs, with the context resolved."""
+    index = f" + index {format_bytes(plan.index_bytes)}" if plan.index_bytes else ""
     return (
         f"{model} | context {plan.context:,} | window {plan.window:,} + {plan.sinks} sinks | "
         f"{policy(plan)} | {plan.device} {plan.numbers}, {counted(plan.threads, 'thread')} | "
-        f"KV {format_bytes(kv_bytes(plan))} when full (store in {plan.kv_dtype})"
+        f"KV {format_bytes(plan.kv_bytes)}{index} when full (store in {plan.kv_dtype})"
     )
 
 
@@ -88,9 +89,3 @@ def policy(plan: Any) -> str:
     if plan.budget is not None:
         return f"{plan.select}, {plan.budget:.3g} of the store at most"
     return plan.select if plan.quality is None else f"{plan.select}, quality {plan.quality:.3g}"
-
-
-def kv_bytes(plan: Any) -> int:
-    """Bytes of keys and values in all places once the context is full."""
-    places = [plan.device_bytes, plan.host_bytes]
-    return sum(place.get(name, 0) for place in places for name in ("window", "store"))
