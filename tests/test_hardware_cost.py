@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hgca_cli.config import QUALITY, SELECTORS
-from hgca_cli.hardware.cost import GPU_SHARE, SIGNAL_SHARE, Costs
+from hgca_cli.hardware.cost import GPU_SHARE, SIGNAL_SHARE, Costs, _streamed
 from hgca_cli.hardware.expected import LEAST, rows_read, scored_rows
 from hgca_cli.hardware.memory import Choice, Model
 from hgca_cli.hardware.row_rates import between, rate_at, row_ns, thread_factor
@@ -202,6 +202,16 @@ def test_a_prompt_on_a_gpu_waits_for_the_slowest_of_its_parts() -> None:
     hopper, whole = {"name": "NVIDIA H100 80GB HBM3"}, replace(GPU, window=131_068, chunk=4096)
     assert seconds(hopper, whole) < 0.95 * seconds({}, whole), "cuDNN attends there"
     assert seconds(hopper, replace(whole, chunk=1000)) == pytest.approx(seconds({}, replace(whole, chunk=1000)))
+
+
+@given(chunks=st.integers(0, 200), chunk=st.integers(1, 300), held=st.integers(0, 20_000))
+def test_rows_streamed_are_the_plain_sum(chunks: int, chunk: int, held: int) -> None:
+    assert _streamed(chunks, chunk, held) == sum(max(0, k * chunk - held) for k in range(chunks))
+
+
+def test_a_prompts_length_does_not_make_predicting_it_longer() -> None:
+    huge = 1 << 50  # a typing error; chunk by chunk it would take years
+    assert Costs(CARD, MODEL).prefill(replace(GPU, context=huge), huge, 4) > 0
 
 
 def test_rates_between_measured_shapes() -> None:

@@ -110,7 +110,7 @@ class Costs:
             return products + attention + fixed
         full = [layer for layer in layers if layer.sliding is None]
         row = sum(layer.row_elements for layer in full) * ITEMSIZE[choice.kv_dtype]
-        streamed = sum(max(0, chunk * choice.chunk - choice.window - choice.sinks) * row for chunk in range(chunks))
+        streamed = row * _streamed(chunks, choice.chunk, choice.window + choice.sinks)
         # beside the attention to window and store the device reads rows from where they are registered (kv/pinning.py)
         way_gb_s = min(gpu.to_device_gb_s, host.best_read_gb_s)
         return products + fixed + max(attention, streamed / (way_gb_s * 1e9))
@@ -233,3 +233,11 @@ def _pairs(tokens: int, sliding: int | None) -> float:
     if sliding is None or sliding >= tokens:
         return tokens * (tokens + 1) / 2
     return sliding * (sliding + 1) / 2 + (tokens - sliding) * float(sliding)
+
+
+def _streamed(chunks: int, chunk: int, held: int) -> int:
+    """Rows of the store that come to the device, over a prompt: before each chunk, those that `held` has no room for."""
+    first = held // chunk + 1  # chunk that finds rows in the store
+    if chunks <= first:
+        return 0
+    return (chunks - first) * (first + chunks - 1) // 2 * chunk - (chunks - first) * held
