@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hgca_cli.attention import cudnn, dense, in_place
+from hgca_cli.attention import cudnn, dense, in_place, stream
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import Partial, take_in
 from hgca_cli.attention.select import make_selector
@@ -119,6 +119,31 @@ def test_exact_over_two_tiers_is_full_attention(
     assert (got - text.wanted()).abs().max() <= 1e-5
     if layer.store is not None and window + sinks >= 90:
         assert layer.store.rows == 0 and layer.evictor is not None and layer.evictor.pending == 0
+
+
+@pytest.mark.parametrize("rounded", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize(("least", "numbers"), [(1, 1), (4, 60), (1, 1000), (128, 1000)])
+def test_sliding_layers_attend_slice_by_slice(
+    least: int,
+    numbers: int,
+    feed: str,
+    softcap: float,
+    rounded: torch.dtype,
+    rng: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Slices of 1, of 5, of as many as rows are seen, and whole chunks; plain products a few queries at a time."""
+    monkeypatch.setattr(stream, "LEAST_SLICE", least)
+    monkeypatch.setattr(stream, "BIAS_NUMBERS", numbers)
+    monkeypatch.setattr(dense, "SCORE_BYTES", 4 * 2 * 16 * 7)
+    text = Text(rng, 90, SLIDING, softcap, None)
+    text.query, text.key, text.value = (one.to(rounded) for one in (text.query, text.key, text.value))
+    chosen = CacheSettings(window=16, context=90)
+    layer = LayerState(SLIDING, chosen, make_selector(chosen, SLIDING, 0), CPU, rounded, rounded)
+    got = run(text, layer, FEEDS[feed])
+    assert (got - text.wanted()).abs().max() <= (1e-5 if rounded is torch.float32 else 0.02)
 
 
 @pytest.fixture

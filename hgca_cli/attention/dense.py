@@ -29,8 +29,8 @@ def attend(
     """Softmax attention of every query over every row of its head.
 
     query   [heads, queries, key_dim]; key [heads, rows, key_dim]; value [heads, rows, value_dim]
-    bias    added to the scores: [rows], or [queries, rows]; -inf hides a row. Every query must see one:
-            torch's flash kernels answer NaN otherwise
+    bias    added to the scores: [rows], or [n, rows] where the n-th query's is the first one's again, and so on (queries of a
+            group, folded); -inf hides a row. Every query must see one: torch's flash kernels answer NaN otherwise
     causal  query i sees rows 0 .. i only (as many rows as queries)
     planned  where cudnn.pays: so many rows come again and again
     returns out [heads, queries, value_dim], f32 or, on a GPU, in the query's dtype; lse f32 [heads, queries]; zeros and -inf
@@ -84,13 +84,14 @@ def _flash_takes(query: Tensor, key: Tensor, value: Tensor, softcap: float) -> b
 
 
 def _flash_cpu(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None, causal: bool) -> Partial:
-    mask = None
-    if bias is not None:
-        mask = bias.to(query.dtype).expand(1, 1, query.shape[1], key.shape[1])
+    again = 1 if bias is None or bias.dim() == 1 else query.shape[1] // bias.shape[0]
+    mask = None if bias is None else bias.to(query.dtype).expand(1, 1, query.shape[1] // again, key.shape[1])
+    # heads are a batch of the kernel's, whose heads share rows and mask
+    shared = (rows.unsqueeze(1).expand(-1, again, -1, -1) for rows in (key, value))
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query[None], key[None], value[None], 0.0, causal, attn_mask=mask, scale=scale
+        query.unflatten(1, (again, -1)), *shared, 0.0, causal, attn_mask=mask, scale=scale
     )
-    return Partial(out[0].float(), lse[0].float())
+    return Partial(out.flatten(1, 2).float(), lse.flatten(1, 2).float())
 
 
 def _cuda_flash_takes(query: Tensor) -> bool:
@@ -121,7 +122,8 @@ def _plain(
         part = slice(first, min(first + step, queries))
         score = scores(query[:, part], key, scale=scale, softcap=softcap)
         if bias is not None:
-            score += bias if bias.dim() == 1 else bias[part]
+            its = torch.arange(part.start, part.stop, device=bias.device) % len(bias)
+            score += bias if bias.dim() == 1 else bias[its]
         if causal:
             seen = torch.arange(part.start, part.stop, device=query.device)[:, None]
             score.masked_fill_(torch.arange(rows, device=query.device) > seen, float("-inf"))

@@ -17,6 +17,10 @@ from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.merge import Partial, absorb_sink, take_in
 from hgca_cli.attention.select.contract import Turn
 
+# Queries of a sliding layer that are attended to at once: as many as rows that one of them sees, but fewer where what hides other
+# rows from them would have more numbers than about this, down to the least.
+LEAST_SLICE, BIAS_NUMBERS = 128, 1 << 19
+
 
 def prompt_attention(
     query: Tensor,
@@ -108,17 +112,32 @@ def _sliding_attention(
     query: Tensor, key: Tensor, value: Tensor, layer: LayerState, sliding: int, scale: float, softcap: float
 ) -> Partial:
     """The chunk over the ring and itself, each query over its newest `sliding` rows."""
-    window = layer.window
-    rows = torch.arange(window.start, window.end + key.shape[1], device=query.device)
-    distance = rows[window.ring_rows :, None] - rows
-    hidden = (distance < 0) | (distance >= sliding)
-    bias = torch.zeros(hidden.shape, device=query.device).masked_fill_(hidden, float("-inf"))
-    pieces = window.oldest(window.ring_rows)
-    whole_key = torch.cat([*(piece for piece, _ in pieces), key], dim=1)
-    whole_value = torch.cat([*(piece for _, piece in pieces), value], dim=1)
-    folded = query.reshape(key.shape[0], -1, query.shape[-1])
-    bias = bias.repeat(query.shape[0] // key.shape[0], 1)
-    return _unfold(dense.attend(folded, whole_key, whole_value, scale=scale, softcap=softcap, bias=bias), query)
+    window, n = layer.window, query.shape[1]
+    before = window.ring_rows
+    pieces = window.oldest(before)
+    keys = torch.cat([*(piece for piece, _ in pieces), key], dim=1)
+    values = torch.cat([*(piece for _, piece in pieces), value], dim=1)
+    out = torch.empty(*query.shape[:2], value.shape[-1], device=query.device)
+    whole = Partial(out, torch.empty(query.shape[:2], device=query.device))
+    step, bias = max(LEAST_SLICE, min(sliding, BIAS_NUMBERS // sliding)), None
+    for first in range(0, n, step):  # each slice over the rows that one of its queries sees
+        part = slice(first, min(first + step, n))
+        rows = slice(max(0, before + first - sliding + 1), before + part.stop)
+        shape = part.stop - first, rows.stop - rows.start
+        if bias is None or bias.shape != shape:  # most slices are alike
+            bias = _sliding_bias(*shape, sliding, query.device)
+        asked = query[:, part]
+        folded = asked.reshape(key.shape[0], -1, query.shape[-1])
+        found = dense.attend(folded, keys[:, rows], values[:, rows], scale=scale, softcap=softcap, bias=bias)
+        whole.out[:, part], whole.lse[:, part] = _unfold(found, asked)
+    return whole
+
+
+def _sliding_bias(queries: int, rows: int, sliding: int, device: torch.device) -> Tensor:
+    """f32 [queries, rows]: -inf where the last `queries` of the rows do not see one."""
+    hidden = torch.full((queries, rows), float("-inf"), device=device)
+    itself = rows - queries  # of the first query
+    return hidden.triu(itself + 1).add_(hidden.tril_(itself - sliding))
 
 
 def _unfold(part: Partial, query: Tensor) -> Partial:
