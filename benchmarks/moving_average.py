@@ -41,14 +41,24 @@ class Watching(Unwatching):
 
     def see_chunk(self, turn: Turn, store: Store) -> None:
         """All variants see it; its weights are computed once."""
-        weights = moving_average._weights
-        known = list(weights(turn, turn.key))
-        moving_average._weights = lambda turn, key: known if key is turn.key else weights(turn, key)
+        weight = moving_average._weight
+        known: dict[tuple[int, int, int], Tensor] = {}
+        places = {key.untyped_storage().data_ptr() for key in turn.keys}
+
+        def once(turn: Turn, head: int, key: Tensor, asked: slice) -> Tensor:
+            if key.untyped_storage().data_ptr() not in places:  # the store's rows
+                return weight(turn, head, key, asked)
+            at = key.data_ptr(), head, asked.start
+            if at not in known:
+                known[at] = weight(turn, head, key, asked)
+            return known[at].clone()
+
+        moving_average._weight = once
         try:
             for variant in self.variants:
                 variant.see_chunk(turn, store)
         finally:
-            moving_average._weights = weights
+            moving_average._weight = weight
 
     def leave(self, count: int, length: int) -> None:
         """All variants judge."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,8 +37,12 @@ class _Live(TorchDispatchMode):
         weakref.finalize(memory, gone)
 
 
-def most_bytes(do: Callable[[], Any]) -> int:
-    """The most bytes that tensors made meanwhile take at once; what they are views of counts if it is first seen there."""
+def most_bytes(do: Callable[[], Any], there: Sequence[torch.Tensor] = ()) -> int:
+    """The most bytes that tensors made meanwhile take at once.
+
+    there  tensors that views may be made of: they were there before
+    """
     with _Live() as live:
+        live._known.update(one.untyped_storage()._cdata for one in there)
         do()
     return live.most

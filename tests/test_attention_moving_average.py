@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hgca_cli.attention.layer import LayerState
+from hgca_cli.attention.select import moving_average
 from hgca_cli.attention.select.contract import EVERY as EVERY_ROW
 from hgca_cli.attention.select.moving_average import MovingAverage
 from hgca_cli.config import CacheSettings
@@ -58,8 +59,12 @@ def watch_only(layer: LayerState) -> None:
     layer.selector.choose = lambda query, store: EVERY_ROW  # type: ignore[method-assign]
 
 
+@pytest.mark.parametrize("weighed", [1, 400, 1 << 22])
 @pytest.mark.parametrize("feed", [[60], [13, 20, 27], [2, 1, 57], [60 - 9] + [1] * 9])
-def test_chunks_and_steps_give_the_same_averages(feed: list[int], rng: torch.Generator) -> None:
+def test_chunks_and_steps_give_the_same_averages(
+    feed: list[int], weighed: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving_average, "WEIGHED", weighed)  # row by row, a few rows at a time, all at once
     text = Text(rng, 60, LAYOUT, 0.0, None)
     text.query *= 3
     by_token, by_chunk = make(), make()
@@ -102,7 +107,11 @@ def test_decoding_builds_the_sets_of_the_definition(pool: str, beta: float, rng:
     assert 0 < sum(map(len, got)) < len(got) * layer.store.rows
 
 
-def test_an_appended_turn_judges_every_stored_row_again(rng: torch.Generator) -> None:
+@pytest.mark.parametrize("weighed", [1, 100, 1 << 22])
+def test_an_appended_turn_judges_every_stored_row_again(
+    weighed: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving_average, "WEIGHED", weighed)
     text = Text(rng, 60, LAYOUT, 0.0, None)
     text.query *= 3
     layer = make(beta=1.0)

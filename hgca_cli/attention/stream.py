@@ -155,7 +155,7 @@ def _account(query: Tensor, key: Tensor, layer: LayerState, lse: Tensor, scale: 
     into_sinks = max(0, min(n, window.sinks - window.end))
     turn = Turn(
         query=query,
-        key=torch.cat([*(piece for piece, _ in window.oldest(window.ring_rows)), key[:, into_sinks:]], dim=1),
+        keys=[*(piece for piece, _ in window.oldest(window.ring_rows)), key[:, into_sinks:]],
         lse=lse,
         scale=scale,
         softcap=softcap,

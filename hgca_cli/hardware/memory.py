@@ -17,6 +17,7 @@ DISK_SHARE = 0.95  # of what is free on the disk the store is on: others write t
 CODED_MORE = 256  # rows: a block on its way out of the window, and what the last block of codes lacks
 SCORED = 6  # bytes of a row and query head while rows are scored: the score, and a share of bins and lists
 SCORES = 192 << 20  # plain attention, where flash kernels do not apply, holds at most 64 MiB of scores three times
+WEIGHED = 64 << 20  # moving averages of a chunk hold 16 MiB of weights at most four times, once attention is done
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,11 @@ def work_bytes(model: Model, choice: Choice) -> int:
     flash = (
         choice.device == "cpu" and layer.key_dim == layer.value_dim
     )  # but for softcap, which the host's share covers
+    averages = averages_bytes(model, choice)
     return (
         choice.chunk * per_token
-        + (0 if flash else SCORES)
+        + max(0 if flash else SCORES, WEIGHED if any(averages) else 0)
+        + max(averages, default=0)
         + widened
         + 3 * 4 * model.vocabulary
         + pieces_bytes(model, choice)[0]
@@ -171,6 +174,14 @@ def pieces_bytes(model: Model, choice: Choice) -> tuple[int, int]:
         copied = 2 * copied if choice.device != "cpu" else 0
         there, pinned = max(there, converted + copied), max(pinned, copied)
     return there, pinned
+
+
+def averages_bytes(model: Model, choice: Choice) -> list[int]:
+    """Bytes of every layer's moving averages on the device (attention/select/moving_average.py), of one sequence, where rows are
+    chosen by them: a float32 for each row in reach of a chunk's end, and query head. While they are renewed a layer has them twice.
+    """
+    full = [layer for layer in model.layout.layers if layer.sliding is None and choice.select == "moving-average"]
+    return [4 * layer.heads * min(choice.context, choice.window + choice.chunk) for layer in full]
 
 
 def layout_of(model: Model, choice: Choice) -> KVLayout:
@@ -232,15 +243,16 @@ def needs(
     """
     layout = layout_of(model, choice)
     weights = weights_bytes(model, choice)
-    window = sequences * layout.window_bytes(choice.window, choice.sinks, choice.context)
+    rows = layout.window_bytes(choice.window, choice.sinks, choice.context)
+    window = sequences * (rows + sum(averages_bytes(model, choice)))
     store = sequences * layout.store_bytes(choice.context, choice.window, choice.sinks)
     staging = layout.staging_bytes(choice.chunk) + pieces_bytes(model, choice)[1] if store else 0
     work = work_bytes(model, choice)
     on_disk = []
     if disk is not None:
-        rows = sequences * stored_rows(choice) * (layout.row_bytes - layout.index_row_bytes)
-        on_disk = [Memory(f"disk {disk.name}", 0, 0, rows, 0, 0, int(disk.free * DISK_SHARE))]
-        store -= 0 if disk.in_memory else rows
+        files = sequences * stored_rows(choice) * (layout.row_bytes - layout.index_row_bytes)
+        on_disk = [Memory(f"disk {disk.name}", 0, 0, files, 0, 0, int(disk.free * DISK_SHARE))]
+        store -= 0 if disk.in_memory else files
     if choice.device == "cpu":
         return [Memory("host memory", weights, window, store, work + staging, RUNTIME, host_limit), *on_disk]
     place = f"GPU {choice.device.removeprefix('cuda:')}" + (f" ({gpu_name})" if gpu_name else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,14 +33,14 @@ class Turn:
     """What a prompt chunk showed: its queries against everything, for policies that watch attention weights.
 
     query   [heads, queries, key_dim]; lse f32 [heads, queries], over all rows the queries saw
-    key     [kv_heads, rows, key_dim]: ring rows before the chunk, oldest first, then the chunk's own
+    keys    [kv_heads, rows, key_dim] each: ring rows before the chunk, oldest first, and last the chunk's own
     length  rows of the sequence, the chunk's included
     last    the turn ends with this chunk
     first   the store was empty when the turn began
     """
 
     query: Tensor
-    key: Tensor
+    keys: Sequence[Tensor]
     lse: Tensor
     scale: float
     softcap: float
@@ -72,7 +73,7 @@ class Selector(Protocol):
         ...
 
     def see_chunk(self, turn: Turn, store: Store) -> None:
-        """A prompt chunk was attended to. The ring's rows are now `turn.key`'s, and the oldest leave by `leave`."""
+        """A prompt chunk was attended to. The ring's rows are now `turn.keys`, and the oldest leave by `leave`."""
         ...
 
     def leave(self, count: int, length: int) -> None:

@@ -19,7 +19,6 @@ docs/moving-average.md):
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -30,7 +29,10 @@ from hgca_cli.attention.select.contract import Chosen, Turn
 from hgca_cli.kv.layout import LayerLayout
 from hgca_cli.kv.store import Store
 
-JUDGE_ROWS = 2048  # rows of the store weighed at once
+JUDGE_ROWS = 2048  # rows of the store that are fetched at once
+WEIGHED = (
+    1 << 22
+)  # numbers, weights of a KV head's group that are there at once: 16 MiB (as hardware/memory.py counts them)
 
 Pool = Literal["mean", "max", "none"]
 Known = tuple[Tensor, int, list[Tensor], list[Tensor], Chosen | None]
@@ -109,17 +111,36 @@ class MovingAverage:
         """A chunk's weights enter the averages; at the end of an appended turn the store is judged again."""
         if turn.last and not turn.first:
             self._judge_again(turn, store)
-        queries, rows = turn.query.shape[1], turn.key.shape[1]
-        device = turn.query.device
-        query_at = torch.arange(queries, device=device)[:, None]
+        queries, rows = turn.query.shape[1], sum(key.shape[1] for key in turn.keys)
+        device, first = turn.query.device, 0
+        average = torch.zeros(self._heads, rows, device=device)
+        average[:, : self.average.shape[1]] = self.average
         row_at = torch.arange(rows, device=device) - (rows - queries)  # ring rows have negative ones
         last_at = torch.clamp(row_at + self._window - 1, max=queries - 1)  # the last query that finds the row there
-        counts = (query_at >= row_at) & (query_at <= last_at)
-        share = torch.where(counts, self.alpha * (1.0 - self.alpha) ** (last_at - query_at).clamp(min=0), 0.0)
-        gained = torch.cat([(share * weight).sum(dim=1) for weight in _weights(turn, turn.key)])
-        old = torch.zeros(self._heads, rows, device=device)
-        old[:, : self.average.shape[1]] = self.average
-        self.average = old * (1.0 - self.alpha) ** (last_at + 1).clamp(min=0) + gained
+        average *= (1.0 - self.alpha) ** (last_at + 1).clamp_(min=0)
+        for key in turn.keys:
+            for part in key.split(_at_once(turn), dim=1):
+                average[:, first : first + part.shape[1]] += self._gained(turn, part, first - (rows - queries))
+                first += part.shape[1]
+        self.average = average
+
+    def _gained(self, turn: Turn, key: Tensor, at: int) -> Tensor:
+        """What the chunk's weights add to the averages of rows `key` [kv_heads, n, key_dim]: f32 [heads, n].
+
+        at  of the first row: 0 is the chunk's first one
+        """
+        queries, rows, device = turn.query.shape[1], key.shape[1], key.device
+        asked = slice(max(0, at), min(queries, at + rows + self._window - 1))  # queries that find one of them there
+        if asked.start >= asked.stop:
+            return torch.zeros(self._heads, rows, device=device)
+        query_at = torch.arange(asked.start, asked.stop, dtype=torch.int32, device=device)[:, None]
+        row_at = torch.arange(at, at + rows, dtype=torch.int32, device=device)
+        later = (row_at + self._window - 1).clamp_(
+            max=queries - 1
+        ) - query_at  # queries that still find it after this one
+        hidden = (later < 0) | (query_at < row_at)
+        share = ((1.0 - self.alpha) ** later.clamp_(min=0)).mul_(self.alpha).masked_fill_(hidden, 0.0)
+        return torch.cat([_weight(turn, head, key, asked).mul_(share).sum(dim=1) for head in range(len(key))])
 
     def leave(self, count: int, length: int) -> None:
         """The oldest rows are judged by their average and join the sets, or not."""
@@ -195,19 +216,27 @@ class MovingAverage:
         """Every row of the store against the threshold, by its mean weight over the turn's queries."""
         self._rows = [rows[:0] for rows in self._rows]
         self._worth = [worth[:0] for worth in self._worth]
-        first = 0
+        every, first = slice(0, turn.query.shape[1]), 0
         for key, _ in store.blocks(JUDGE_ROWS, turn.query.device, turn.query.dtype):
-            self._add(torch.cat([weight.mean(dim=1) for weight in _weights(turn, key)]), first, self.beta / turn.length)
+            parts = key.split(_at_once(turn), dim=1)
+            means = [[_weight(turn, head, one, every).mean(dim=1) for head in range(len(one))] for one in parts]
+            average = torch.cat([torch.cat(heads) for heads in means], dim=1)
+            self._add(average, first, self.beta / turn.length)
             first += key.shape[1]
 
 
-def _weights(turn: Turn, key: Tensor) -> Iterator[Tensor]:
-    """Softmax weights the turn's queries gave rows `key` [kv_heads, n, key_dim], per KV head: f32 [group, queries, n].
+def _at_once(turn: Turn) -> int:
+    """Rows that are weighed at once."""
+    heads, queries = turn.query.shape[:2]
+    return max(1, WEIGHED // (heads // turn.keys[-1].shape[0] * queries))
+
+
+def _weight(turn: Turn, head: int, key: Tensor, asked: slice) -> Tensor:
+    """Softmax weights the turn's queries `asked` gave a KV head's rows of `key` [kv_heads, n, key_dim]: f32 [group, asked, n].
 
     Rows later than a query get a weight too (at most 1); the caller hides them.
     """
     group = turn.query.shape[0] // key.shape[0]
-    for head, rows in enumerate(key):
-        mine = slice(head * group, (head + 1) * group)
-        score = scores(turn.query[mine], rows, scale=turn.scale, softcap=turn.softcap)
-        yield score.sub_(turn.lse[mine].unsqueeze(-1)).clamp_(max=0.0).exp_()
+    mine = slice(head * group, (head + 1) * group)
+    score = scores(turn.query[mine, asked], key[head], scale=turn.scale, softcap=turn.softcap)
+    return score.sub_(turn.lse[mine, asked].unsqueeze(-1)).clamp_(max=0.0).exp_()
