@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -205,6 +207,32 @@ def test_a_file_that_cannot_be_made_is_an_error_with_figures(tmp_path: Path) -> 
     with pytest.raises(DoesNotFitError, match=r"no file for .*iB of older rows") as caught:
         Store(LAYOUT, 10, torch.bfloat16, str(tmp_path / "not there"))
     assert caught.value.exit_code == 4
+
+
+def test_stores_in_files_may_be_more_than_files_are_open_usually(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {int(one.name) for one in Path("/dev/fd").iterdir()}
+    free = [number for number in range(4096) if number not in taken]
+    if hard != resource.RLIM_INFINITY and hard < free[60]:
+        pytest.skip("the system has no more")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[10], hard))
+    try:
+        stores = [Store(LAYOUT, 100, torch.int8, str(tmp_path)) for _ in range(20)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(stores) == 20
+
+
+def test_too_many_open_files_are_an_error_that_names_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(DoesNotFitError, match=r"Too many open files.*Lower --concurrency, or .*ulimit -n"):
+        Store(LAYOUT, 10, torch.bfloat16, str(tmp_path))
 
 
 def test_a_descriptor_that_is_no_file_is_refused() -> None:

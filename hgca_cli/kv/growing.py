@@ -6,6 +6,7 @@ Memory, or a file without a name that is gone with the process, however that end
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import shutil
 import tempfile
@@ -20,6 +21,11 @@ from hgca_cli.kv.pinning import Pinning, Registered
 from hgca_cli.kv.reservation import HUGE_PAGE, Reservation, round_up
 from hgca_cli.kv.shared import Part, SharedFiles
 from hgca_cli.units import format_bytes
+
+try:
+    import resource
+except ImportError:  # it is Unix's
+    resource = None  # type: ignore[assignment]
 
 COMMIT_BYTES = 1 << 20  # per KV head and growth step; only touched pages take memory
 # A huge page is given whole when it is first touched, so a head's first rows have small ones, and so has what
@@ -203,6 +209,7 @@ class GrowingArray:
         self._memory.advise(in_order)
 
     def _from_file(self, folder: str) -> Reservation:
+        _allow_many_files()
         try:
             file: IO[bytes] = tempfile.TemporaryFile(dir=folder, prefix="hgca-store-")  # noqa: SIM115 (open as long as it is used)
             return Reservation(self._heads * self._head_bytes, file)
@@ -210,7 +217,9 @@ class GrowingArray:
             raise DoesNotFitError(
                 f"--store-dir {folder}: no file for {format_bytes(self._heads * self._head_bytes)} of {self._what} in one "
                 f"layer ({error.strerror}).",
-                "Choose another directory, or lower --ctx.",
+                "Lower --concurrency, or raise the limit of open files (ulimit -n)."
+                if error.errno in (errno.EMFILE, errno.ENFILE)
+                else "Choose another directory, or lower --ctx.",
             ) from error
 
     def _no_space(self, grown: int, head: int) -> DoesNotFitError:
@@ -221,3 +230,13 @@ class GrowingArray:
             f"{format_bytes(free)} free.",
             "Free some space, lower --ctx, or choose --kv-dtype bf16 or int8.",
         )
+
+
+def _allow_many_files() -> None:
+    """This process may have as many open files as the system lets it: each layer of each sequence has one, or two of int8 rows, and
+    1,024 is the usual limit until one asks for more.
+    """
+    if resource is not None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(OSError, ValueError):  # it goes on with what it has
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
