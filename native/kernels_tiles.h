@@ -1,4 +1,4 @@
-/* bf16 rows with AMX (Sapphire Rapids and later), for 3 to 16 queries that read the same rows of at most 128 numbers a key. Included
+/* bf16 rows with AMX (Sapphire Rapids and later), for 3 to 8 queries that read the same rows of at most 128 numbers a key. Included
  * after the template, in its words.
  *
  * Scores: 16 keys, which lie one behind the other or are copied to where they do, times the queries (kernels_tiles_queries.h).
