@@ -81,7 +81,7 @@ typedef struct {
 
 /* Queries over int8 rows are rounded to 15 bits, but for those of more than HGCA_FEW_TOKENS tokens over rows of at most HGCA_MANY_DIM
  * numbers. These, over rows of int8 or bf16, are rounded to bf16 where a processor is faster with it, as are weights: a result moves
- * by less than rounding its rows to bf16 did (kernels_many_pairs.h). */
+ * by less than rounding its rows to bf16 did (kernels_many_pairs.h); with AMX they are two numbers of bf16 each. */
 enum { HGCA_FEW_TOKENS = 64, HGCA_MANY_DIM = 256 };
 
 /* Hand `count` jobs to the worker threads and return at once; hgca_wait(ticket) returns when all are done, the caller
