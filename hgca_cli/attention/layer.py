@@ -147,7 +147,7 @@ class LayerState:
         if self.evictor is not None and self._evicted is not None:
             at, count = self._evicted
             if length == at - 1 == self.length - 1 and self.evictor.pending == count:
-                self.evictor.give_up()
+                self.evictor.cut(0)
                 self.window.start -= count
                 self._evicted = None
 
@@ -165,8 +165,12 @@ class LayerState:
             self.evictor.stay()
 
     def expect(self, tokens: int) -> None:
-        """A turn of so many prompt tokens begins."""
-        self.settle()
+        """A turn of so many prompt tokens begins; of none: it has ended, also where there is no memory for rows on their way."""
+        if tokens:
+            self.settle()
+        else:
+            with contextlib.suppress(DoesNotFitError):
+                self.settle()
         self.stay()
         self.prompt_left = tokens
         self.first_turn = self.store is None or self.store.rows == 0
@@ -314,16 +318,15 @@ class LayerState:
 
     def rewind(self, length: int) -> None:
         """Forget tokens `length` and later. Only if `can_rewind`."""
-        self.stay()
-        if self.store is not None and length < self.window.start:
-            self.settle()
-        else:  # nothing of the store goes, so this succeeds where there is no memory for more of it
-            self._arrive()
+        self._arrive()  # nothing is stored for this, so it succeeds where there is no memory for more rows
         self._return(length)
         self.window.rewind(length)
         if self.store is not None and self.evictor is not None:
-            self.store.truncate(max(0, length - self.window.sinks))
-            self.selector.truncate(self.store.rows + self.evictor.pending, self.window.ring_rows)
+            left = self.window.start - self.window.sinks
+            self.store.truncate(left)
+            self.evictor.cut(left - self.store.rows)
+            self._untold &= self.store.rows > 0
+            self.selector.truncate(left, self.window.ring_rows)
 
 
 def evict_overflow(layers: Sequence[LayerState], free: int = 0) -> bool:

@@ -34,11 +34,11 @@ def prefill(
     if cached == total:
         raise UsageError("the prompt is empty.", "Write something.")
     ids = torch.tensor([sequence.tokens], device=loaded.device)
-    sequence.cache.expect(total - cached)
     growth = sequence.cache.layout.pair_operations / loaded.token_operations
     logits: Tensor | None = None
     halved = False
     try:
+        sequence.cache.expect(total - cached)
         yield PrefillProgress(total, cached, cached, 0.0, growth)
         while sequence.cached < total:
             if stop.is_set():

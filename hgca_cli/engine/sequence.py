@@ -125,9 +125,14 @@ class Sequence:
             ) from error
 
     def rewind(self, length: int) -> bool:
-        """Back to the first `length` tokens; False if rows needed for that are gone."""
-        if self.cached > length and not self.cache.rewind(length):
-            return False
+        """Back to the first `length` tokens; False if rows needed for that are gone. After an error everything is read again."""
+        if self.cached > length:
+            try:
+                if not self.cache.rewind(length):
+                    return False
+            except BaseException:
+                self.on_disk = None
+                raise
         del self.tokens[length:]
         if self.on_disk is not None and self.on_disk.rows > length:
             self.on_disk = replace(self.on_disk, rows=length)
@@ -192,11 +197,17 @@ class Sequence:
         """Layers that had taken rows of a forward pass give them back, and policies forget what they saw of it; if one cannot,
         everything is read again.
         """
-        if self.cache.rewind(mark.length):
-            know(self.cache, mark.known)
-        else:
-            self.cache.close()  # all tokens are waiting now
-            self.on_disk = None
+        back = False
+        try:
+            if back := self.cache.rewind(mark.length):
+                know(self.cache, mark.known)
+        except Exception as error:  # whoever undoes a pass has an error to tell already
+            if not is_refusal(error):
+                raise
+        finally:
+            if not back:
+                self.cache.close()  # all tokens are waiting now
+                self.on_disk = None
 
 
 def memory_ran_out(error: BaseException) -> bool:

@@ -71,12 +71,18 @@ class HybridCache(Cache):
         return all(state.can_rewind(length) for layer in self.layers for state in layer.states)
 
     def rewind(self, length: int) -> bool:
-        """Forget tokens `length` and later; False, and nothing happened, if rows needed for that are gone."""
+        """Forget tokens `length` and later; False, and nothing happened, if rows needed for that are gone. After an error it is empty,
+        as some layers would be longer than others.
+        """
         if not self.can_rewind(length):
             return False
-        for layer in self.layers:
-            for state in layer.states:
-                state.rewind(length)
+        try:
+            for layer in self.layers:
+                for state in layer.states:
+                    state.rewind(length)
+        except BaseException:
+            self.close()
+            raise
         return True
 
     def rows(self) -> Rows:

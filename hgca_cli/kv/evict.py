@@ -119,11 +119,17 @@ class Evictor:
             self._staged.pop(0)
         return True
 
-    def give_up(self) -> None:
-        """What is on its way stays where it came from."""
+    def cut(self, rows: int) -> None:
+        """Of what is on its way only the first so many rows go on."""
+        if self.pending <= rows:
+            return
         self.drop()
         self._wait()
-        self._staged.clear()
+        staged, self._staged = self._staged, []
+        for key, value in staged:
+            if rows > 0:
+                self._staged.append((key[:, :rows], value[:, :rows]))
+            rows -= key.shape[1]
 
     def _wait(self) -> None:
         """The device is done with the copies."""
