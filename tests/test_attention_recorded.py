@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.recorded import Recorder
 from hgca_cli.attention.slots import SlotAttention, trouble
 from hgca_cli.attention.tables import placed
@@ -67,6 +68,44 @@ def recorded(step: GraphStep, cache: HybridCache, tokens: Tensor) -> Iterator[Te
         with torch.inference_mode():
             logits = step.step(tokens[:, at : at + 1])[0]
         yield logits
+
+
+def test_layers_are_alike_after_a_chunk_that_only_one_of_them_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = tiny("llama"), ids()
+    model.set_attn_implementation("hgca")
+    append = LayerState.append_chunk
+
+    def cut_short() -> HybridCache:
+        cache = filled(model, SETTINGS, tokens)
+
+        def refuse(state: LayerState, key: Tensor, value: Tensor) -> None:
+            if state is not cache.layers[0].states[0]:
+                raise torch.OutOfMemoryError
+            append(state, key, value)
+
+        with monkeypatch.context() as broken, pytest.raises(torch.OutOfMemoryError), torch.inference_mode():
+            broken.setattr(LayerState, "append_chunk", refuse)
+            forward(model, tokens[:, PROMPT : PROMPT + 16], cache)
+        assert cache.rewind(PROMPT)
+        return cache
+
+    layerwise, cache = cut_short(), cut_short()
+    assert GraphStep.serves(cache)
+    for one, other in zip(
+        stepwise(model, as_on_a_device(layerwise), tokens),
+        recorded(GraphStep(model, cache), cache, tokens),
+        strict=True,
+    ):
+        assert (one - other).abs().max() <= 1e-4
+
+
+def test_layers_that_are_not_alike_are_not_recorded() -> None:
+    model, tokens = tiny("llama"), ids()
+    model.set_attn_implementation("hgca")
+    cache = filled(model, SETTINGS, tokens)
+    assert GraphStep.serves(cache)
+    cache.layers[1].states[0].window.drop_oldest(1)
+    assert not GraphStep.serves(cache)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hgca_cli import native
+from hgca_cli.attention.layer import LayerState
 from hgca_cli.config import CacheSettings
 from hgca_cli.engine.batch import Batch
 from hgca_cli.engine.engine import Engine
@@ -159,3 +160,32 @@ def test_a_batch_stops_between_passes(loaded: LoadedModel, passes: list[list[int
     next(event for event in events if not isinstance(event, Answer))
     stop.set()
     assert list(events) == [] and len(passes) < 4
+
+
+def test_a_pass_that_is_undone_gives_back_the_rows_it_let_go(
+    loaded: LoadedModel, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = CacheSettings(window=64, sinks=2, context=300)
+    one, other = (Sequence(HybridCache(loaded.model.config, settings)) for _ in range(2))
+    text = torch.randint(0, 300, (66,), generator=rng).tolist()  # as many as there is room for
+    for sequence in (one, other):
+        sequence.forward(loaded, torch.tensor([text[:20]]))
+    evict, mark = LayerState.evict_overflow, one.mark()
+
+    def refuse(state: LayerState, *tokens: int) -> None:
+        if state is one.cache.layers[1].states[0]:
+            raise torch.OutOfMemoryError
+        evict(state, *tokens)
+
+    reader = Prompts(loaded)
+    assert reader.take(one.cache, 46)
+    with monkeypatch.context() as broken, pytest.raises(torch.OutOfMemoryError):
+        broken.setattr(LayerState, "evict_overflow", refuse)
+        reader.read([one.cache], [text[20:]])
+    first = one.cache.layers[0].states[0]
+    assert first.evictor is not None and first.evictor.pending
+    one.forget_beyond(mark)
+    windows = [layer.states[0].window for layer in one.cache.layers]
+    assert {(window.start, window.end) for window in windows} == {(2, 20)} and not first.evictor.pending
+    got, want = (sequence.forward(loaded, torch.tensor([text[20:]])) for sequence in (one, other))
+    assert torch.equal(got, want)

@@ -141,3 +141,70 @@ def test_everything_is_read_again_where_a_layer_cannot_go_back(
             sequence.forward(engine.loaded, torch.tensor([PROMPT[:9]]))
         assert sequence.cached == 0 and sequence.waiting == tokens
     assert answer(engine, sequence, PROMPT[:9]) == answer(engine, engine.new_sequence(), tokens + PROMPT[:9])
+
+
+def refused(engine: Engine, sequence: Sequence, new: list[int], layer: int, *, settled: bool = False) -> None:
+    """A pass of these tokens for whose rows one layer has no memory. settled: what the first layer has let go is in its store then."""
+    append, settle = LayerState.append_chunk, LayerState.settle
+    calls = [0]
+
+    def full(state: LayerState, *rows: torch.Tensor) -> None:
+        calls[0] += 1
+        if calls[0] > layer:
+            if settled:
+                settle(states(sequence)[0])
+            raise torch.OutOfMemoryError
+        append(state, *rows)
+
+    with pytest.MonkeyPatch.context() as broken, pytest.raises(DeviceFullError):
+        broken.setattr(LayerState, "append_chunk", full)
+        sequence.forward(engine.loaded, torch.tensor([new]))
+
+
+def rows_of(sequence: Sequence) -> list[tuple[Any, ...]]:
+    """Of each layer: where its ring begins and ends, and what is where."""
+    found = []
+    for state in states(sequence):
+        window, store = state.window, state.store
+        assert store is not None and state.evictor is not None
+        ring = [rows.clone() for piece in window.oldest(window.ring_rows) for rows in piece]
+        found.append(
+            (
+                window.start,
+                window.end,
+                store.rows + state.evictor.pending,
+                window.keys[:, : min(window.end, 2)].clone(),
+                *ring,
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("kv_dtype", ["fp32", "int8"])
+@pytest.mark.parametrize("read", [1, 7, 40])
+@pytest.mark.parametrize("more", [7, 12, 16, 17, 60])
+def test_an_undone_chunk_gives_back_the_rows_it_let_go(kv_dtype: str, read: int, more: int) -> None:
+    engine = engine_of(kv_dtype=kv_dtype)
+    one, other = engine.new_sequence(), engine.new_sequence()
+    for sequence in (one, other):
+        sequence.forward(engine.loaded, torch.tensor([PROMPT[:read]]))
+    before = rows_of(one)
+    refused(engine, one, PROMPT[read : read + more], 1)
+    for mine, theirs in zip(rows_of(one), before, strict=True):
+        assert mine[:3] == theirs[:3] and all(torch.equal(a, b) for a, b in zip(mine[3:], theirs[3:], strict=True))
+    for first, end in ((read, read + more), *((at, at + 1) for at in range(read + more, read + more + 12))):
+        got, wanted = (each.forward(engine.loaded, torch.tensor([PROMPT[first:end]])) for each in (one, other))
+        assert torch.equal(got, wanted), (first, end)
+
+
+@pytest.mark.parametrize("kv_dtype", ["fp32", "int8"])
+def test_rows_come_back_from_the_store_where_they_had_arrived(kv_dtype: str) -> None:
+    engine = engine_of(kv_dtype=kv_dtype, select="scan", quality=1.0)
+    one, other = engine.new_sequence(), engine.new_sequence()
+    for sequence in (one, other):
+        sequence.forward(engine.loaded, torch.tensor([PROMPT[:40]]))
+    refused(engine, one, PROMPT[40:70], 1, settled=True)
+    assert [mine[:3] for mine in rows_of(one)] == [theirs[:3] for theirs in rows_of(other)]
+    for first in range(40, 90):
+        got, wanted = (each.forward(engine.loaded, torch.tensor([[PROMPT[first]]])) for each in (one, other))
+        assert (got - wanted).abs().max() <= (1e-5 if kv_dtype == "fp32" else 0.1), first

@@ -75,7 +75,8 @@ class LayerState:
         self._reads = ReadCounters()
         self.late: Late | None = None  # steps that are added up before they are told
         self._settling: Future[None] | None = None
-        self._evicted: tuple[int, int] | None = None  # the length at which rows left last, and how many
+        # of the pass in which rows left last: the length before and after it, and where the ring began before
+        self._before: tuple[int, int, int] | None = None
         self._untold = False  # rows are in the store, or will be, that the policy has not heard of
         self.reading: Reading | None = None  # made at the first token that is one call
         self.mirror: Mirror | None = None  # of a sequence's first layer: the codes of all of them, on the device
@@ -142,14 +143,18 @@ class LayerState:
         """The window is where it was, with the rows it had. Errors as of Window.bring_back."""
         self.window.bring_back()
 
+    def _leaving(self, length: int, tokens: int) -> None:
+        """Rows are about to leave, in a pass of so many tokens that come after `length` others."""
+        if self._before is None or self._before[0] != length:
+            self._before = length, length + tokens, self.window.start
+
     def _return(self, length: int) -> None:
-        """Rows that left because of tokens that never were are in the window again: whoever computes these anew finds them there."""
-        if self.evictor is not None and self._evicted is not None:
-            at, count = self._evicted
-            if length == at - 1 == self.length - 1 and self.evictor.pending == count:
-                self.evictor.cut(0)
-                self.window.start -= count
-                self._evicted = None
+        """Rows that left because of tokens that never were are in the window again: whoever computes these anew finds them there, and
+        all layers are alike, whether they had come to these tokens or not.
+        """
+        before, self._before = self._before, None
+        if self.evictor is not None and before is not None and before[0] == length and self.length <= before[1]:
+            self.evictor.take_back(self.window, before[2], length)
 
     def _arrive(self) -> None:
         """Nobody else is at the store; rows it has no memory for at present are still on their way."""
@@ -229,13 +234,13 @@ class LayerState:
             self.window.hold_as(self._round_to)
             self._round_to = self.reading = None
 
-    def evict_overflow(self) -> None:
-        """The last part of a step: with the ring full, its oldest block starts on its way to the store.
+    def evict_overflow(self, tokens: int = 1) -> None:
+        """The last part of a pass of so many tokens: with the ring full, its oldest block starts on its way to the store.
 
         It arrives before the layer is used again (`settle`), so the copy has a whole token's time.
         """
         if self.overflow():
-            evict_overflow([self])
+            evict_overflow([self], tokens=tokens)
 
     def overflow(self, free: int = 0, early: int = 0) -> int:
         """Rows that are to leave the ring at the end of a step, once no more than so many slots, of many, are free; or so many tokens
@@ -249,11 +254,13 @@ class LayerState:
 
     def append_chunk(self, key: Tensor, value: Tensor) -> None:
         """Take the rows of a prompt chunk [kv_heads, n, dim]: the newest stay in the window, older ones go on."""
-        window = self.window
-        first = max(0, min(key.shape[1], window.sinks - window.end))
+        window, tokens = self.window, key.shape[1]
+        first = max(0, min(tokens, window.sinks - window.end))
+        excess = max(0, window.ring_rows + tokens - first - window.ring)
+        if excess:
+            self._leaving(self.length, tokens)
         window.append(key[:, :first], value[:, :first])
         key, value = key[:, first:], value[:, first:]
-        excess = max(0, window.ring_rows + key.shape[1] - window.ring)
         from_ring = min(excess, window.ring_rows)
         straight = excess - from_ring
         if self.evictor is not None:
@@ -268,7 +275,7 @@ class LayerState:
         if straight:
             window.skip(straight)
         window.append(key[:, straight:], value[:, straight:])
-        self.evict_overflow()
+        self.evict_overflow(tokens)
         if self.evictor is not None and self.evictor.pending and key.is_cuda:  # beside what the GPU has still to do
             self._settling = worker("evict").submit(self._take_in_aside)
 
@@ -329,7 +336,7 @@ class LayerState:
             self.selector.truncate(left, self.window.ring_rows)
 
 
-def evict_overflow(layers: Sequence[LayerState], free: int = 0) -> bool:
+def evict_overflow(layers: Sequence[LayerState], free: int = 0, tokens: int = 1) -> bool:
     """As LayerState.evict_overflow, of the layers of one sequence, which are alike, once no more than so many slots are free; whether
     rows left.
     """
@@ -338,9 +345,8 @@ def evict_overflow(layers: Sequence[LayerState], free: int = 0) -> bool:
         return False
     evictors = [layer.evictor for layer in layers if layer.evictor is not None]
     for layer in layers:
+        layer._leaving(layer.length - tokens, tokens)
         layer.round_window()
         layer.selector.leave(count, layer.length)
     evict_oldest_together([layer.window for layer in layers], evictors, count)
-    for layer in layers:
-        layer._evicted = layer.length, count
     return True

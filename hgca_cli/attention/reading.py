@@ -101,9 +101,10 @@ class Reading:
 
     def end_tokens(self, layer: LayerState) -> None:
         """As `end`, of these."""
-        layer.read_on(self._described.tokens)
+        tokens = self._described.tokens
+        layer.read_on(tokens)
         self._described.tokens = 1
-        layer.evict_overflow()
+        layer.evict_overflow(tokens)
 
     def _read_window(self, layer: LayerState) -> None:
         rows, self._lists = slots_in_use(layer)

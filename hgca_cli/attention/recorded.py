@@ -91,9 +91,15 @@ class Recorder:
 
     @staticmethod
     def serves(layers: Sequence[LayerState]) -> bool:
-        """Whether a sequence's attention can be recorded: layers are alike, see everything, and no policy looks at weights."""
-        shape, on_cpu = layers[0].layout, layers[0].window.keys.is_cpu
-        return all(Relay.serves(layer) and layer.layout == shape for layer in layers) and (on_cpu or shape.in_graph)
+        """Whether a sequence's attention can be recorded: layers are alike, also in what is in their windows, see everything, and no
+        policy looks at weights.
+        """
+        shape, window, on_cpu = layers[0].layout, layers[0].window, layers[0].window.keys.is_cpu
+        alike = all(
+            layer.layout == shape and (layer.window.start, layer.window.end) == (window.start, window.end)
+            for layer in layers
+        )
+        return alike and all(Relay.serves(layer) for layer in layers) and (on_cpu or shape.in_graph)
 
     def takes(self, sequences: Sequence[Sequence[LayerState]]) -> bool:
         """Whether there is a place, and room, for each of these."""

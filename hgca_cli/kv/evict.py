@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hgca_cli.kv.store import Store
+from hgca_cli.kv.store import Store, unscaled
 from hgca_cli.kv.window import Window
 
 Pieces = list[tuple[Tensor, Tensor]]  # keys, values [kv_heads, n, dim]
@@ -118,6 +118,24 @@ class Evictor:
             self._store.append(*self._staged[0])
             self._staged.pop(0)
         return True
+
+    def take_back(self, window: Window, start: int, end: int) -> None:
+        """Rows at positions start .. end - 1, as far as they left the window, are its oldest again, and neither on their way nor in the
+        store; nor are later ones. Where they are stored already the window gets them as they are there.
+        """
+        self.drop()
+        self._wait()
+        store, first, end = self._store, start - window.sinks, min(end, window.start)
+        stored = slice(first, store.rows)
+        scales = None if store.scales is None else store.scales[:, stored]
+        at = window.sinks + min(first, store.rows)
+        for key, value in [unscaled(store.keys[:, stored], store.values[:, stored], scales), *self._staged]:
+            rows = slice(max(0, start - at), max(0, end - at))
+            window.put_back(at + rows.start, key[:, rows], value[:, rows])
+            at += key.shape[1]
+        store.truncate(first)
+        self.cut(first - store.rows)
+        window.start = min(start, window.start)
 
     def cut(self, rows: int) -> None:
         """Of what is on its way only the first so many rows go on."""

@@ -131,6 +131,14 @@ class Window:
         """Views of the oldest `count` ring rows, in order, as at most two pieces (keys, values) [kv_heads, n, dim]."""
         return [(self.keys[:, piece], self.values[:, piece]) for piece in self.slices(self.start, count)]
 
+    def put_back(self, position: int, key: Tensor, value: Tensor) -> None:
+        """Rows [kv_heads, n, dim] that left the ring are in the slots of positions position .. position + n - 1 again."""
+        done = 0
+        for slots in self.slices(position, key.shape[1]):
+            run = slice(done, done + slots.stop - slots.start)
+            self.keys[:, slots], self.values[:, slots] = key[:, run], value[:, run]
+            done = run.stop
+
     def drop_oldest(self, count: int) -> None:
         """Forget the oldest `count` ring rows; their slots are free."""
         self.start += count

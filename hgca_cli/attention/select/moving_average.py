@@ -149,9 +149,10 @@ class MovingAverage:
         self._left += count
 
     def truncate(self, store_rows: int, ring_rows: int) -> None:
-        """Rewound: rows no longer stored leave the sets."""
+        """Rewound: rows no longer stored leave the sets; of those that are in the ring again nothing is known."""
+        back = self.average.new_zeros(self._heads, min(self._left - store_rows, ring_rows))
         self._left = store_rows
-        self.average = self.average[:, :ring_rows]
+        self.average = torch.cat([back, self.average], dim=1)[:, :ring_rows]
         for index, rows in enumerate(self._rows):
             stay = rows < store_rows
             self._rows[index], self._worth[index] = rows[stay], self._worth[index][stay]
