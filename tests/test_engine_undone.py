@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from hgca_cli.attention.layer import LayerState
+from hgca_cli.attention.select.moving_average import MovingAverage
 from hgca_cli.config import CacheSettings, SamplingSettings
 from hgca_cli.engine.engine import Engine
 from hgca_cli.engine.sequence import DeviceFullError, Sequence
 from hgca_cli.errors import DoesNotFitError
+from hgca_cli.kv.evict import evict_oldest
 from hgca_cli.kv.growing import GrowingArray
+from hgca_cli.kv.layout import LayerLayout
 from tests.tiny_engine import tiny_loaded
 
 GREEDY = SamplingSettings(temperature=0, max_tokens=8)
@@ -208,3 +211,48 @@ def test_rows_come_back_from_the_store_where_they_had_arrived(kv_dtype: str) -> 
     for first in range(40, 90):
         got, wanted = (each.forward(engine.loaded, torch.tensor([[PROMPT[first]]])) for each in (one, other))
         assert (got - wanted).abs().max() <= (1e-5 if kv_dtype == "fp32" else 0.1), first
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("more", [16, 40])
+def test_a_policy_that_watches_goes_on_as_if_an_undone_chunk_had_not_been(layer: int, more: int) -> None:
+    engine = engine_of(select="moving-average", budget=1.0)
+    one, other = engine.new_sequence(), engine.new_sequence()
+    for sequence in (one, other):
+        sequence.tokens += PROMPT[:60]
+        sequence.forward(engine.loaded, torch.tensor([PROMPT[:60]]))
+    one.cache.expect(more)
+    refused(engine, one, PROMPT[60 : 60 + more], layer)
+    other.cache.expect(more)
+    one.cache.expect(more)
+    for first, end in ((60, 60 + more), *((at, at + 1) for at in range(60 + more, 140))):
+        got, wanted = (each.forward(engine.loaded, torch.tensor([PROMPT[first:end]])) for each in (one, other))
+        assert torch.equal(got, wanted), (first, end)
+    for state in states(one):
+        assert state.store is not None and isinstance(state.selector, MovingAverage)
+        rows = state.selector.learned()["rows"].view(2, -1)
+        assert rows.shape[1] >= state.store.rows and all(len(set(each.tolist())) == len(each) for each in rows)
+
+
+def test_a_policy_that_watched_is_read_to_again_where_other_rows_are_in_the_window() -> None:
+    engine = engine_of(select="moving-average")
+    sequence = engine.new_sequence()
+    sequence.tokens += PROMPT[:60]
+    sequence.forward(engine.loaded, torch.tensor([PROMPT[:60]]))
+    mark = sequence.mark()
+    state = states(sequence)[0]
+    assert state.evictor is not None
+    state.selector.leave(1, state.length)
+    evict_oldest(state.window, state.evictor, 1)
+    sequence.forget_beyond(mark)
+    assert sequence.cached == 0 and sequence.waiting == PROMPT[:60]
+
+
+def test_averages_stay_with_their_rows_where_some_come_back(rng: torch.Generator) -> None:
+    policy = MovingAverage(LayerLayout(2, 1, 8, 8), 8)
+    policy.see_step(torch.rand(2, 8, generator=rng))
+    before = policy.average.clone()
+    policy.leave(3, 8)
+    policy.truncate(1, 6)  # two of the three are in the window again, and the newest token is gone
+    assert policy.average.shape == (2, 6) and not policy.average[:, :2].any()
+    assert torch.equal(policy.average[:, 2:], before[:, 3:7])

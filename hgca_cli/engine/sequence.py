@@ -199,8 +199,7 @@ class Sequence:
         """
         back = False
         try:
-            if back := self.cache.rewind(mark.length):
-                know(self.cache, mark.known)
+            back = self.cache.rewind(mark.length) and know(self.cache, mark.known)
         except Exception as error:  # whoever undoes a pass has an error to tell already
             if not is_refusal(error):
                 raise

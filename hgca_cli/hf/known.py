@@ -16,10 +16,10 @@ def known(cache: HybridCache) -> Known:
     return [one.known() for one in _watchers(cache)]
 
 
-def know(cache: HybridCache, before: Known) -> None:
-    """They know what they knew."""
-    for one, what in zip(_watchers(cache), before, strict=False):  # layers that had no token yet are new again
-        one.know(what)
+def know(cache: HybridCache, before: Known) -> bool:
+    """They know what they knew; False if that was of rows elsewhere."""
+    watchers = zip(_watchers(cache), before, strict=False)  # layers that had no token yet are new again
+    return all(one.know(what) for one, what in watchers)
 
 
 def _watchers(cache: HybridCache) -> Iterator[MovingAverage]:

@@ -93,10 +93,13 @@ class MovingAverage:
         """What it knows of the rows at present. Cheap: later steps put other tensors in their places, and change none."""
         return self.average, self._left, list(self._rows), list(self._worth), self._chosen
 
-    def know(self, before: Known) -> None:
-        """It knows what it knew then. Only where the rows are those there were."""
+    def know(self, before: Known) -> bool:
+        """It knows what it knew then, of a sequence as long as then; False, and nothing happened, if other rows are in the window."""
+        if before[1] != self._left:
+            return False
         self.average, self._left, rows, worth, self._chosen = before
         self._rows, self._worth = list(rows), list(worth)
+        return True
 
     def stored(self, store: Store) -> None:
         """Rows were judged when they left."""
