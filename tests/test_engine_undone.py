@@ -183,7 +183,7 @@ def rows_of(sequence: Sequence) -> list[tuple[Any, ...]]:
     return found
 
 
-@pytest.mark.parametrize("kv_dtype", ["fp32", "int8"])
+@pytest.mark.parametrize("kv_dtype", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("read", [1, 7, 40])
 @pytest.mark.parametrize("more", [7, 12, 16, 17, 60])
 def test_an_undone_chunk_gives_back_the_rows_it_let_go(kv_dtype: str, read: int, more: int) -> None:
@@ -191,6 +191,8 @@ def test_an_undone_chunk_gives_back_the_rows_it_let_go(kv_dtype: str, read: int,
     one, other = engine.new_sequence(), engine.new_sequence()
     for sequence in (one, other):
         sequence.forward(engine.loaded, torch.tensor([PROMPT[:read]]))
+        for state in states(sequence):
+            state.settle()  # as the next pass does first of all
     before = rows_of(one)
     refused(engine, one, PROMPT[read : read + more], 1)
     for mine, theirs in zip(rows_of(one), before, strict=True):
@@ -256,3 +258,32 @@ def test_averages_stay_with_their_rows_where_some_come_back(rng: torch.Generator
     policy.truncate(1, 6)  # two of the three are in the window again, and the newest token is gone
     assert policy.average.shape == (2, 6) and not policy.average[:, :2].any()
     assert torch.equal(policy.average[:, 2:], before[:, 3:7])
+
+
+@pytest.mark.parametrize("select", ["exact", "moving-average"])
+@pytest.mark.parametrize("kv_dtype", ["bf16", "fp16"])
+def test_an_undone_token_leaves_a_window_unrounded_that_rows_were_to_leave(kv_dtype: str, select: str) -> None:
+    engine = engine_of(kv_dtype=kv_dtype, select=select)
+    one, other = engine.new_sequence(), engine.new_sequence()
+    for sequence in (one, other):
+        sequence.forward(engine.loaded, torch.tensor([PROMPT[:17]]))
+    evict = LayerState.evict_overflow
+
+    def full(state: Any, *tokens: int) -> None:
+        if state is states(one)[1] or not isinstance(state, LayerState):
+            raise torch.OutOfMemoryError
+        evict(state, *tokens)
+
+    with pytest.MonkeyPatch.context() as broken, pytest.raises(DeviceFullError):
+        broken.setattr(LayerState, "evict_overflow", full)
+        one.forward(engine.loaded, torch.tensor([[PROMPT[17]]]))
+    assert {state.window.keys.dtype for state in states(one)} == {torch.float32}
+    for first in range(17, 40):
+        if first == 18:  # now they are rounded
+            with pytest.MonkeyPatch.context() as broken, pytest.raises(DeviceFullError):
+                broken.setattr(states(one)[1].window, "hold_as", full)
+                one.forward(engine.loaded, torch.tensor([[PROMPT[first]]]))
+            assert len({state.window.keys.dtype for state in states(one)}) == 2
+        got, wanted = (each.forward(engine.loaded, torch.tensor([[PROMPT[first]]])) for each in (one, other))
+        assert torch.equal(got, wanted), first
+    assert torch.float32 not in {state.window.keys.dtype for state in states(one)}

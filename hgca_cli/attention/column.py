@@ -88,6 +88,9 @@ class Column:
                 layer.window.end += 1
         else:
             self._goes_on = None
+            for layer in self._layers:
+                if layer.unsettled:
+                    layer.round_window()
             if self._moved():
                 self._place(self._layers)
             news, leaving = [relay.know() for relay in self.relays], codes_on_way(self._layers)

@@ -74,7 +74,7 @@ class Following:
             state.window.rewind(length)
 
     def _now(self) -> list[Any]:
-        return [(facts_of(state), state.window.start, state.unsettled) for _, state in self._layers]
+        return [(facts_of(state), state.window.start, state.window.made, state.unsettled) for _, state in self._layers]
 
     def _describe(self) -> bool:
         """What a layer reads has changed: a block left, a turn began, another share is aimed at."""

@@ -121,7 +121,9 @@ class LayerState:
     def _take_in(self) -> None:
         if self.evictor is None or self.store is None:
             return
-        self._untold |= self.evictor.pending > 0
+        if self.evictor.pending > 0:
+            self.round_window()  # no sooner: until now the pass in which they left might have been undone
+            self._untold = True
         self.evictor.settle()
         if self._untold:
             self.selector.stored(self.store)
@@ -229,10 +231,12 @@ class LayerState:
             self.window.drop_oldest(1)
 
     def round_window(self) -> None:
-        """Rows begin to leave: on the CPU the window is of the store's dtype from now on. Raises DoesNotFitError."""
+        """Rows have left: on the CPU the window is of the store's dtype from now on. Raises DoesNotFitError."""
         if self._round_to is not None:
             self.window.hold_as(self._round_to)
-            self._round_to = self.reading = None
+            self._round_to = None
+            if self.reading is not None:
+                self.reading.look_at(self.window)
 
     def evict_overflow(self, tokens: int = 1) -> None:
         """The last part of a pass of so many tokens: with the ring full, its oldest block starts on its way to the store.
@@ -265,7 +269,6 @@ class LayerState:
         straight = excess - from_ring
         if self.evictor is not None:
             if excess:
-                self.round_window()
                 self.selector.leave(excess, self.length + key.shape[1])
             evict_oldest(window, self.evictor, from_ring)
             if straight:
@@ -346,7 +349,6 @@ def evict_overflow(layers: Sequence[LayerState], free: int = 0, tokens: int = 1)
     evictors = [layer.evictor for layer in layers if layer.evictor is not None]
     for layer in layers:
         layer._leaving(layer.length - tokens, tokens)
-        layer.round_window()
         layer.selector.leave(count, layer.length)
     evict_oldest_together([layer.window for layer in layers], evictors, count)
     return True

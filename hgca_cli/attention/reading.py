@@ -14,6 +14,7 @@ from hgca_cli import native
 from hgca_cli.attention.layer import LayerState
 from hgca_cli.attention.select.contract import Chosen
 from hgca_cli.attention.sparse import Exact, count_read, slots_in_use
+from hgca_cli.kv.window import Window
 from hgca_cli.selection import Selection
 
 UNKNOWN = torch.empty(0)  # the query, before the layer has computed it
@@ -23,7 +24,7 @@ class Reading:
     """For a layer whose window the C library reads, and whose policy looks at no weights."""
 
     def __init__(self, layer: LayerState, scale: float, softcap: float) -> None:
-        assert self.serves(layer) and layer.window.read is not None
+        assert self.serves(layer)
         self._scale, self._softcap = scale, softcap
         self._query = torch.empty(layer.layout.heads, layer.layout.key_dim)
         self.chosen: Chosen | Selection | None = None  # of the store, by the last token
@@ -31,9 +32,15 @@ class Reading:
         self._lists: native.Lists | None = None
         self._metered = False
         to = self._described = native.ffi.new("hgca_reading *")
-        to.window, to.scale, to.softcap = layer.window.read.described, scale, softcap
-        to.near, to.tokens = to.window[0], 1
+        to.scale, to.softcap, to.tokens = scale, softcap, 1
+        self.look_at(layer.window)
         self._took = native.ffi.new("int64_t *")
+
+    def look_at(self, window: Window) -> None:
+        """The layer's window, which the C library reads, is there from now on."""
+        assert window.read is not None
+        self._described.window = window.read.described
+        self._described.near = self._described.window[0]
 
     def watch(self, on: bool) -> None:
         """Whether `took` tells how long attention takes, from the next token on. May be called from any thread."""
