@@ -313,3 +313,20 @@ def test_rows_of_a_job_are_guessed_while_they_run_alone(loaded: LoadedModel, tog
         guessed.append(sum(one.done.guessed for one in told if one.done is not None))
     assert texts[0] == texts[1] == texts[2] and len(texts[0]) == 3
     assert guessed[0] == 0 < guessed[2] < guessed[1] and together
+
+
+def test_what_is_read_is_looked_at_anew_after_a_step_back(loaded: LoadedModel) -> None:
+    text = random.Random(3).choices(range(300), k=80)
+    settings = CacheSettings(window=3, sinks=1, context=100)
+    sequence = Sequence(HybridCache(loaded.model.config, settings))
+    for end in range(1, 27):
+        if end == 18:  # there is no room for two: what they would read is known, and not used
+            assert sequence.forward_following(loaded, text[17:19]) is None
+        sequence.tokens.append(text[end - 1])
+        sequence.forward(loaded, torch.tensor([[text[end - 1]]]))
+    assert sequence.rewind(15)  # the ring begins where it did then, and there are as many rows before it
+    sequence.tokens += text[40:42]
+    got = sequence.forward_following(loaded, text[40:42])
+    other = Sequence(HybridCache(loaded.model.config, settings))
+    wanted = other.forward(loaded, torch.tensor([text[:15] + text[40:41]]))
+    assert got is not None and (got[0] - wanted).norm() < 1e-3 * wanted.norm()

@@ -329,6 +329,7 @@ class LayerState:
     def rewind(self, length: int) -> None:
         """Forget tokens `length` and later. Only if `can_rewind`."""
         self._arrive()  # nothing is stored for this, so it succeeds where there is no memory for more rows
+        stored = 0 if self.store is None else self.store.rows
         self._return(length)
         self.window.rewind(length)
         if self.store is not None and self.evictor is not None:
@@ -336,6 +337,8 @@ class LayerState:
             self.store.truncate(left)
             self.evictor.cut(left - self.store.rows)
             self._untold &= self.store.rows > 0
+            if self.store.rows < stored:
+                self.reading = None  # rows that are read next may be as many as at some time before, and others
             self.selector.truncate(left, self.window.ring_rows)
 
 

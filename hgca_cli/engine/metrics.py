@@ -46,8 +46,8 @@ class Readings:
 def watch(sequence: Sequence, on: bool) -> None:
     """Whether the C library tells how long attention takes, where it does a layer in one call."""
     for state in _states(sequence):
-        if state.reading is not None:
-            state.reading.watch(on)
+        if (reading := state.reading) is not None:  # another thread may be about to forget it
+            reading.watch(on)
 
 
 def read_metrics(sequence: Sequence, *, told: bool = True, heads: bool = True) -> Metrics | None:
@@ -135,7 +135,7 @@ def _spent(states: list[LayerState], *, told: bool) -> Spent:
             reads = last.reads
             choose, read = reads.group_seconds + reads.scan_seconds + reads.choose_seconds, reads.read_seconds
             chosen += 1
-        if told and state.reading is not None and (took := state.reading.took) is not None:
+        if told and (one := state.reading) is not None and (took := one.took) is not None:
             timed += 1
             part = took * choose / (choose + read) if choose + read else 0.0
             selection, attention = selection + part, attention + took - part
