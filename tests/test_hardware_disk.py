@@ -102,3 +102,14 @@ def test_beside_a_gpu() -> None:
     made = plan(LARGE, machine)
     assert made.device == "cuda:0" and [memory.place for memory in made.memory][-1] == "disk /fast (ext4)"
     assert made.host_bytes["store"] < made.memory[-1].store
+
+
+def test_what_was_asked_for_and_is_too_little_is_named_among_the_remedies() -> None:
+    with pytest.raises(DoesNotFitError) as refused:
+        plan(Disk("/small", "tmpfs", 1 << 20), context=131_072)
+    assert "no --store-dir (fits" in refused.value.hint
+    with pytest.raises(DoesNotFitError) as refused:
+        plan(None, context=131_072, ram_limit=1 << 20)
+    (told,) = [word for word in refused.value.hint.split() if word.endswith("MiB")]
+    assert f"--ram-limit {told} (fits)" in refused.value.hint
+    plan(None, context=131_072, ram_limit=int(told.removesuffix("MiB")) << 20)  # which is true

@@ -58,6 +58,15 @@ def _remedies(case: Case, plan: Plan, draw_up: DrawUp) -> list[str]:
         elsewhere = draw_up(moved)
         if elsewhere.fits:
             changes.append((f"--store-dir DIR with {format_bytes(elsewhere.memory[-1].store)} free", moved))
+    if case.request.ram_limit is not None:
+        freed = here.asking(ram_limit=None)
+        if (drawn := draw_up(freed)).fits:
+            enough_mib = -(
+                -max(memory.total for memory in drawn.memory if memory.place.startswith("host")) // (1 << 20)
+            )
+            changes.append((f"--ram-limit {enough_mib}MiB", freed))
+    if case.request.disk is not None and draw_up(in_memory := here.asking(disk=None)).fits:
+        changes.append(("no --store-dir", in_memory))
     if plan.device != "cpu":
         if case.request.window is not None:
             changes.append(("--window auto", here.asking(window=None)))
