@@ -135,6 +135,8 @@ def test_an_open_session_is_nobody_elses(data: Path, model: str, monkeypatch: py
     held = Session("notes")
     failed(chat(data, model, "--session", "notes", "-p", "x"), 2, "session notes is open in another chat")
     failed(run(data, "sessions", "rm", "notes"), 2, "session notes is open in another chat")
+    would = run(data, "sessions", "prune", "--keep", "0", "--dry-run")
+    assert b"warning: session notes is open" in would.stderr and would.stdout == b"nothing to remove\n"
     pruned = run(data, "sessions", "prune", "--keep", "0")
     assert pruned.returncode == 0 and b"warning: session notes is open" in pruned.stderr and names(data) == ["notes"]
     held.close()

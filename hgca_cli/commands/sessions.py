@@ -130,8 +130,7 @@ def prune_sessions(
             held |= one.files
             continue
         try:
-            if not dry_run:
-                remove(one)
+            remove(one, pretend=dry_run)
             gone.append((one, links.take(one)))
         except HgcaError as error:
             held |= one.files

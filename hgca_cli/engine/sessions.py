@@ -75,11 +75,12 @@ def messages_of(session: Listed) -> Messages:
     return transcript.rescue(session.folder)
 
 
-def remove(session: Listed) -> None:
-    """Delete a session. Raises UsageError if it is open, ModelError if it cannot be deleted."""
+def remove(session: Listed, *, pretend: bool = False) -> None:
+    """Delete a session, or see whether it could be. Raises UsageError if it is open, ModelError if it cannot be deleted."""
     lock = Lock(session.folder)
     try:
-        shutil.rmtree(session.folder)
+        if not pretend:
+            shutil.rmtree(session.folder)
     except OSError as error:
         raise ModelError(f"cannot remove {session.folder}: {error.strerror}.", "Check its permissions.") from error
     finally:
