@@ -116,9 +116,11 @@ static int32_t *listed(const hgca_attention *job, int list, int64_t *count) {
     return row;
 }
 
-/* Whether queries and weights may be rounded to bf16: kernels_many_pairs.h. */
+/* Whether queries and weights may be rounded to bf16: kernels_many_pairs.h. With AMX only where its matrices do not serve; elsewhere that
+ * instruction set takes FMAs, as its dots are slow. */
 static int of_pairs(const hgca_attention *job) {
-    const int dots = strcmp(hgca_isa(), "avx512bf16") == 0 || strcmp(hgca_isa(), "avx512amx") == 0;
+    const int amx = strcmp(hgca_isa(), "avx512amx") == 0, dots = strcmp(hgca_isa(), "avx512bf16") == 0 || amx;
+    if (amx && job->key_dim % 32 == 0 && job->value_dim % 32 == 0) return 0;
     return dots && job->tokens > HGCA_FEW_TOKENS && (job->dtype == HGCA_BF16 || job->dtype == HGCA_I8) && job->key_dim % 2 == 0 &&
            job->key_dim <= HGCA_MANY_DIM && job->value_dim <= HGCA_MANY_DIM;
 }
