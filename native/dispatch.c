@@ -125,16 +125,20 @@ static int suits_many_tiles(const hgca_attention *job) {
 #endif
 
 #if defined(__x86_64__)
-static int is_intel(void) {
+static int look_for_intel(void) {
     unsigned most, name[3]; /* "Genu" "ntel" "ineI" */
     return __get_cpuid(0, &most, &name[0], &name[1], &name[2]) && memcmp(name, "GenuntelineI", sizeof name) == 0;
+}
+
+static int is_intel(void) {
+    static _Atomic int known;
+    return asked_once(&known, look_for_intel);
 }
 #endif
 
 int hgca_by_line(void) {
 #if defined(__x86_64__)
-    static _Atomic int known;
-    return asked_once(&known, is_intel);
+    return is_intel();
 #else
     return 0;
 #endif
@@ -143,8 +147,8 @@ int hgca_by_line(void) {
 /* Only of a processor that has them. Of a Zen it is known: prompts are read half as fast again with them (Zen 5). */
 static int dots_pay(void) {
 #if defined(__x86_64__)
-    static _Atomic int known, intel;
-    return has_avx512bf16() && (!asked_once(&intel, is_intel) || asked_once(&known, hgca_bf16_dots_pay));
+    static _Atomic int known;
+    return has_avx512bf16() && (!is_intel() || asked_once(&known, hgca_bf16_dots_pay));
 #else
     return 1;
 #endif

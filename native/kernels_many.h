@@ -209,14 +209,20 @@ static void hide_from_many(const many *m, const tile_rows *tile, int rows, int l
             if (tile->at[r] >= m->edge[i]) score[i] = -INFINITY;
 }
 
-/* A query of which no row was seen has no maximum, and its sums, of weights below 2^-126, are none; NaN stays. */
+/* A query of which no row was seen has no maximum, and its sums, of weights below 2^-126, are none; NaN stays. Returns whether it is
+ * such a one. */
+INLINE int leave_sums(const hgca_piece *p, const many *m, int first, int i) {
+    const int none = m->max[i] == NOTHING_SEEN, empty = none && m->sum[i] == m->sum[i];
+    p->max[first + i] = none ? -INFINITY : m->max[i];
+    p->sum[first + i] = empty ? 0.0f : m->sum[i];
+    return empty;
+}
+
 static void leave_many(const hgca_piece *p, const many *m, int first, int count, int lanes) {
     const int64_t width = hgca_padded(p->value_dim);
     for (int i = 0; i < count; i++) {
-        const int none = m->max[i] == NOTHING_SEEN, empty = none && m->sum[i] == m->sum[i];
+        const int empty = leave_sums(p, m, first, i);
         float *out = p->out + (first + i) * width;
-        p->max[first + i] = none ? -INFINITY : m->max[i];
-        p->sum[first + i] = empty ? 0.0f : m->sum[i];
         for (int64_t d = 0; d < width; d++) out[d] = empty || d >= p->value_dim ? 0.0f : m->out[d * lanes + i];
     }
 }

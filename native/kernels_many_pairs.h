@@ -151,8 +151,11 @@ INLINE __m512i rounded(VF x) {
     return _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000)), _mm512_set1_epi32((int)0xffff0000));
 }
 
-/* Scores of rows r and r + 1 become the pair r / 2 of weights. */
-INLINE void weigh_pairs(const hgca_piece *p, many *m, const tile_rows *tile, int rows, int vectors, int dtype) {
+INLINE __m512i pair_of(const __m512i number[2]) { return _mm512_or_si512(_mm512_srli_epi32(number[0], 16), number[1]); }
+
+/* Scores of rows r and r + 1 become the pair r / 2 of weights, and of `left`, if it is not NULL (a constant), of what rounding those
+ * left. Where nothing is kept of that, those of bf16 rows are added up as rounded. */
+INLINE void weigh_pairs(const hgca_piece *p, many *m, float *left, const tile_rows *tile, int rows, int vectors, int dtype) {
     const int lanes = vectors * VW;
     VF top[MANY_VECTORS], total[MANY_VECTORS];
     raise_many(m, rows, hgca_padded(p->value_dim), vectors, top, total);
@@ -163,18 +166,16 @@ INLINE void weigh_pairs(const hgca_piece *p, many *m, const tile_rows *tile, int
             VF weight[2];
             weight[0] = vexp2(vsub(vload(at), top[v]));
             weight[1] = r + 1 < rows ? vexp2(vsub(vload(at + lanes), top[v])) : vzero();
-            __m512i pair[2];
+            __m512i pair[2], rest[2];
             UNROLL
             for (int k = 0; k < 2; k++) {
-                if (dtype == HGCA_I8) {
-                    total[v] = vadd(total[v], weight[k]);
-                    pair[k] = rounded(vmul(weight[k], vset1(tile->value_scale[r + k])));
-                } else {
-                    pair[k] = rounded(weight[k]);
-                    total[v] = vadd(total[v], _mm512_castsi512_ps(pair[k]));
-                }
+                const VF scaled = dtype == HGCA_I8 ? vmul(weight[k], vset1(tile->value_scale[r + k])) : weight[k];
+                pair[k] = rounded(scaled);
+                total[v] = vadd(total[v], dtype == HGCA_I8 || left ? weight[k] : _mm512_castsi512_ps(pair[k]));
+                if (left) rest[k] = rounded(vsub(scaled, _mm512_castsi512_ps(pair[k])));
             }
-            _mm512_storeu_si512(m->weight + r / 2 * lanes + v * VW, _mm512_or_si512(_mm512_srli_epi32(pair[0], 16), pair[1]));
+            _mm512_storeu_si512(m->weight + r / 2 * lanes + v * VW, pair_of(pair));
+            if (left) _mm512_storeu_si512(left + r / 2 * lanes + v * VW, pair_of(rest));
         }
     UNROLL
     for (int v = 0; v < vectors; v++) vstore(m->sum + v * VW, total[v]);
@@ -190,7 +191,7 @@ INLINE void block_of_pairs(const hgca_piece *p, many_pairs *of, int first, int c
         if (t.turn == 0) mend_pairs(p, of, t.tile, t.rows, lanes, dtype);
         score_pairs(p, of, t.tile, t.rows, vectors, dtype);
         limit_many(p, m, t.tile, t.rows, lanes);
-        weigh_pairs(p, m, t.tile, t.rows, vectors, dtype);
+        weigh_pairs(p, m, NULL, t.tile, t.rows, vectors, dtype);
         add_many(m, &of->rows, t.rows, p->value_dim, vectors, 1, &t.lines);
     }
     leave_many(p, m, first, count, lanes);

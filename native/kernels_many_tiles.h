@@ -148,36 +148,6 @@ INLINE void score_many_by_tiles(const hgca_piece *p, const many_by_tiles *of, ti
     }
 }
 
-INLINE __m512i pair_of(__m512i first, __m512i second) { return _mm512_or_si512(_mm512_srli_epi32(first, 16), second); }
-
-/* Scores of rows r and r + 1 become the pair r / 2 of weights, and of what their first numbers leave. */
-INLINE void weigh_in_two(const hgca_piece *p, tiles_block *b, const tile_rows *tile, int rows, int vectors, int dtype) {
-    const int lanes = vectors * VW;
-    many *m = &b->m;
-    VF top[MANY_VECTORS], total[MANY_VECTORS];
-    raise_many(m, rows, hgca_padded(p->value_dim), vectors, top, total);
-    for (int r = 0; r < rows; r += 2)
-        UNROLL
-        for (int v = 0; v < vectors; v++) {
-            const float *at = m->weight + r * lanes + v * VW;
-            VF weight[2];
-            weight[0] = vexp2(vsub(vload(at), top[v]));
-            weight[1] = r + 1 < rows ? vexp2(vsub(vload(at + lanes), top[v])) : vzero();
-            __m512i first[2], second[2];
-            UNROLL
-            for (int k = 0; k < 2; k++) {
-                total[v] = vadd(total[v], weight[k]);
-                if (dtype == HGCA_I8) weight[k] = vmul(weight[k], vset1(tile->value_scale[r + k]));
-                first[k] = rounded(weight[k]);
-                second[k] = rounded(vsub(weight[k], _mm512_castsi512_ps(first[k])));
-            }
-            _mm512_store_si512(m->weight + r / 2 * lanes + v * VW, pair_of(first[0], first[1]));
-            _mm512_store_si512(b->left + r / 2 * lanes + v * VW, pair_of(second[0], second[1]));
-        }
-    UNROLL
-    for (int v = 0; v < vectors; v++) vstore(m->sum + v * VW, total[v]);
-}
-
 /* out[number][lane] += sum_r value[r][number] * weight[r][lane], while `fetches` lines of the next tile are fetched for 16 numbers each. */
 INLINE void add_many_by_tiles(const hgca_piece *p, const many_by_tiles *of, tiles_block *b, int rows, int vectors, int64_t fetches, line_cursor *next) {
     const int lanes = vectors * VW, pairs = (rows + 1) / 2, all = (rows + MANY_STEP - 1) / MANY_STEP * TILE_LINES;
@@ -203,7 +173,7 @@ INLINE void add_many_by_tiles(const hgca_piece *p, const many_by_tiles *of, tile
 INLINE void block_over_tile(const hgca_piece *p, const many_by_tiles *of, tiles_block *b, many_tiles *t, int vectors, int64_t fetches, int dtype) {
     score_many_by_tiles(p, of, b, t->tile, t->rows, vectors, dtype);
     limit_many(p, &b->m, t->tile, t->rows, vectors * VW);
-    weigh_in_two(p, b, t->tile, t->rows, vectors, dtype);
+    weigh_pairs(p, &b->m, b->left, t->tile, t->rows, vectors, dtype);
     add_many_by_tiles(p, of, b, t->rows, vectors, fetches, &t->lines);
 }
 
@@ -222,12 +192,8 @@ static void leave_by_tiles(const hgca_piece *p, const tiles_block *b, int first)
             for (int i = 0; i < 16; i++)
                 if (lane + i < b->count) _mm512_storeu_si512(p->out + (first + lane + i) * width + d, x[i]);
         }
-    for (int i = 0; i < b->count; i++) {
-        const int none = m->max[i] == NOTHING_SEEN, empty = none && m->sum[i] == m->sum[i];
-        p->max[first + i] = none ? -INFINITY : m->max[i];
-        p->sum[first + i] = empty ? 0.0f : m->sum[i];
-        if (empty) memset(p->out + (first + i) * width, 0, sizeof(float) * (size_t)width);
-    }
+    for (int i = 0; i < b->count; i++)
+        if (leave_sums(p, m, first, i)) memset(p->out + (first + i) * width, 0, sizeof(float) * (size_t)width);
 }
 
 /* So many blocks from query `first` on. */
