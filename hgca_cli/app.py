@@ -112,6 +112,7 @@ def run(arguments: list[str]) -> int:
     as_json = "--json" in words or os.environ.get("HGCA_JSON", "").lower() in TRUE
     _prepare_streams()
     warnings.showwarning = _show_warning
+    command = next((word for word in words if word in {*COMMANDS, *GROUPS}), "")
     with endings():
         try:
             refuse_foreign(words)
@@ -126,12 +127,11 @@ def run(arguments: list[str]) -> int:
                 return _reader_left()
             return int(stop.code or 0) if isinstance(stop.code, (int, type(None))) else 1
         except io.UnsupportedOperation as error:  # standard output is closed: who asked for an answer misses it
-            command = next((word for word in words if word in {*COMMANDS, *GROUPS}), "")
             if command not in ANSWERING or {"--help", "-h"} & {*words}:
                 return _reader_left()
             return _failed(error, debug, as_json, command)
         except BaseException as error:
-            return _failed(error, debug, as_json, next((word for word in words if word in {*COMMANDS, *GROUPS}), ""))
+            return _failed(error, debug, as_json, command)
 
 
 def _with_help(words: list[str]) -> list[str]:

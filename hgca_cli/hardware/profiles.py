@@ -70,14 +70,12 @@ class ThisMachine:
 
 def this_machine(machine: Machine, isa: str) -> ThisMachine:
     """Look for it. isa: the instruction set in use, "" if nobody knows."""
-    path = path_of(machine.processors)
-    if not path.is_file():
+    path, found, wrong = _kept(machine.processors)
+    if wrong:
+        return ThisMachine(path, "damaged", wrong)
+    if found is None:
         so = "" if path.stem == THIS else f" with {counted(machine.processors, 'processor')}"
         return ThisMachine(path, "missing", f"this machine was not measured{so} yet")
-    try:
-        found = read(path)
-    except HgcaError as error:
-        return ThisMachine(path, "damaged", error.message)
     changed = stale(found, machine, isa, versions_now(), load_now()) if isa else ""
     return ThisMachine(path, "stale" if changed else "good", changed, found)
 
@@ -85,12 +83,22 @@ def this_machine(machine: Machine, isa: str) -> ThisMachine:
 def path_of(processors: int) -> Path:
     """Where this machine's profile is, for a process that may use so many processors: the number it was measured with first has
     the plain name, and others do not take it away (an affinity mask, a control group's quota)."""
-    first = profile_dir() / f"{THIS}.toml"
-    try:
-        own = not first.is_file() or read(first).host.usable == processors
-    except HgcaError:
-        own = True
-    return first if own else first.with_stem(f"{THIS}-{processors}")
+    return _kept(processors)[0]
+
+
+def _kept(processors: int) -> tuple[Path, Profile | None, str]:
+    """As `path_of`, with the profile that is there, and what is wrong with one that cannot be read."""
+    first, found = profile_dir() / f"{THIS}.toml", None
+    for path in (first, own := first.with_stem(f"{THIS}-{processors}")):
+        if not path.is_file():
+            return path, None, ""
+        try:
+            found = read(path)
+        except HgcaError as error:
+            return path, None, error.message
+        if found.host.usable == processors:
+            return path, found, ""
+    return own, found, ""
 
 
 def stale(profile: Profile, machine: Machine, isa: str, versions: dict[str, str], load: float | None = None) -> str:

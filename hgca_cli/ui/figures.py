@@ -18,9 +18,8 @@ def figures(done: Done) -> str:
     cached = f" ({done.cached_tokens:,} cached)" if done.cached_tokens else ""
     cut = "" if done.finish_reason == "stop" else f" | {done.finish_reason}"
     guessed = f" ({done.guessed_right:,} guessed)" if done.guessed_right else ""
-    rate = (
-        f"{done.tokens_per_second:.1f} tok/s{guessed}, " if done.tokens_per_second else ""
-    )  # of one token nobody knows
+    known = done.tokens_per_second > 0  # of one token nobody knows
+    rate = f"{done.tokens_per_second:.1f} tok/s{guessed}, " if known else ""
     speed = f"{rate}first after {format_seconds(done.ttft_seconds)}"
     return (
         f"{counted(done.completion_tokens, 'token')}{f', {speed}' if done.completion_tokens else ''} | "
